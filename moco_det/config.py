@@ -1,0 +1,358 @@
+"""Detection configs: detectron2's keys and defaults, as far as the standalone engine honours them.
+
+Nothing is ignored: a key that is not in this tree, a duplicate key and a value that no part of
+the engine implements are refused here, before anything is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from moco_det.errors import InputError
+
+BASE_KEY = "_BASE_"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe yaml that refuses a key given twice: the last one would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise InputError(f"duplicate yaml key {key!r} in line {line}: keep one of the two")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """A yaml file as a dictionary, with its ``_BASE_`` files merged under it.
+
+    Raises InputError for a missing file, broken yaml, a duplicate key or a circle of bases.
+    """
+    return _load_yaml(Path(path), ())
+
+
+def _load_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in above:
+        raise InputError(f"{path}: {BASE_KEY} leads back to itself")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except FileNotFoundError:
+        raise InputError(f"config file {path} does not exist: check --config-file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config file {path} cannot be read: {error}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid yaml: {error}") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a config is a mapping of keys, not a {type(content).__name__}")
+    base = content.pop(BASE_KEY, None)
+    if base is None:
+        return content
+    base_path = Path(base) if Path(base).is_absolute() else path.parent / base
+    return _merge(_load_yaml(base_path, (*above, path.resolve())), content)
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def get_cfg() -> CfgNode:
+    """The defaults: detectron2's own values under detectron2's own names (its defaults.py)."""
+    cfg = CfgNode()
+    cfg.VERSION = 2
+    _add_model_defaults(cfg)
+    cfg.INPUT = CfgNode(
+        {
+            "FORMAT": "BGR",
+            "MASK_FORMAT": "polygon",
+            "MIN_SIZE_TRAIN": (800,),
+            "MIN_SIZE_TRAIN_SAMPLING": "choice",
+            "MAX_SIZE_TRAIN": 1333,
+            "MIN_SIZE_TEST": 800,
+            "MAX_SIZE_TEST": 1333,
+            "RANDOM_FLIP": "horizontal",
+        }
+    )
+    cfg.DATASETS = CfgNode({"TRAIN": (), "TEST": ()})
+    cfg.DATALOADER = CfgNode(
+        {
+            "NUM_WORKERS": 4,
+            "ASPECT_RATIO_GROUPING": True,
+            "FILTER_EMPTY_ANNOTATIONS": True,
+            "SAMPLER_TRAIN": "TrainingSampler",
+        }
+    )
+    cfg.SOLVER = CfgNode(
+        {
+            "AMP": {"ENABLED": False},
+            "BASE_LR": 0.001,
+            "BASE_LR_END": 0.0,
+            "BIAS_LR_FACTOR": 1.0,
+            "CHECKPOINT_PERIOD": 5000,
+            "CLIP_GRADIENTS": {
+                "ENABLED": False,
+                "CLIP_TYPE": "value",
+                "CLIP_VALUE": 1.0,
+                "NORM_TYPE": 2.0,
+            },
+            "GAMMA": 0.1,
+            "IMS_PER_BATCH": 16,
+            "LR_SCHEDULER_NAME": "WarmupMultiStepLR",
+            "MAX_ITER": 40000,
+            "MOMENTUM": 0.9,
+            "NESTEROV": False,
+            "STEPS": (30000,),
+            "WARMUP_FACTOR": 0.001,
+            "WARMUP_ITERS": 1000,
+            "WARMUP_METHOD": "linear",
+            "WEIGHT_DECAY": 0.0001,
+            "WEIGHT_DECAY_BIAS": None,
+            "WEIGHT_DECAY_NORM": 0.0,
+        }
+    )
+    cfg.TEST = CfgNode(
+        {
+            "DETECTIONS_PER_IMAGE": 100,
+            "EVAL_PERIOD": 0,
+            "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
+        }
+    )
+    cfg.OUTPUT_DIR = "./output"
+    cfg.SEED = -1
+    return cfg
+
+
+def _add_model_defaults(cfg: CfgNode) -> None:
+    smooth_l1 = {"BBOX_REG_LOSS_TYPE": "smooth_l1", "BBOX_REG_LOSS_WEIGHT": 1.0}
+    cfg.MODEL = CfgNode(
+        {
+            "META_ARCHITECTURE": "GeneralizedRCNN",
+            "DEVICE": "cuda",
+            "WEIGHTS": "",
+            "MASK_ON": False,
+            "PIXEL_MEAN": [103.53, 116.28, 123.675],
+            "PIXEL_STD": [1.0, 1.0, 1.0],
+            "BACKBONE": {"NAME": "build_resnet_backbone", "FREEZE_AT": 2},
+            "RESNETS": {
+                "DEPTH": 50,
+                "NORM": "FrozenBN",
+                "NUM_GROUPS": 1,
+                "OUT_FEATURES": ["res4"],
+                "RES2_OUT_CHANNELS": 256,
+                "STEM_OUT_CHANNELS": 64,
+                "STRIDE_IN_1X1": True,
+                "WIDTH_PER_GROUP": 64,
+            },
+            "FPN": {"FUSE_TYPE": "sum", "IN_FEATURES": [], "NORM": "", "OUT_CHANNELS": 256},
+            "ANCHOR_GENERATOR": {
+                "NAME": "DefaultAnchorGenerator",
+                "ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
+                "OFFSET": 0.0,
+                "SIZES": [[32, 64, 128, 256, 512]],
+            },
+            "PROPOSAL_GENERATOR": {"NAME": "RPN", "MIN_SIZE": 0},
+            "RPN": {
+                **smooth_l1,
+                "BATCH_SIZE_PER_IMAGE": 256,
+                "BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
+                "HEAD_NAME": "StandardRPNHead",
+                "IN_FEATURES": ["res4"],
+                "IOU_LABELS": [0, -1, 1],
+                "IOU_THRESHOLDS": [0.3, 0.7],
+                "LOSS_WEIGHT": 1.0,
+                "NMS_THRESH": 0.7,
+                "POSITIVE_FRACTION": 0.5,
+                "POST_NMS_TOPK_TEST": 1000,
+                "POST_NMS_TOPK_TRAIN": 2000,
+                "PRE_NMS_TOPK_TEST": 6000,
+                "PRE_NMS_TOPK_TRAIN": 12000,
+                "SMOOTH_L1_BETA": 0.0,
+            },
+            "ROI_HEADS": {
+                "NAME": "Res5ROIHeads",
+                "BATCH_SIZE_PER_IMAGE": 512,
+                "IN_FEATURES": ["res4"],
+                "IOU_LABELS": [0, 1],
+                "IOU_THRESHOLDS": [0.5],
+                "NMS_THRESH_TEST": 0.5,
+                "NUM_CLASSES": 80,
+                "POSITIVE_FRACTION": 0.25,
+                "PROPOSAL_APPEND_GT": True,
+                "SCORE_THRESH_TEST": 0.05,
+            },
+            "ROI_BOX_HEAD": {
+                **smooth_l1,
+                "NAME": "",
+                "BBOX_REG_WEIGHTS": (10.0, 10.0, 5.0, 5.0),
+                "CLS_AGNOSTIC_BBOX_REG": False,
+                "CONV_DIM": 256,
+                "FC_DIM": 1024,
+                "NORM": "",
+                "NUM_CONV": 0,
+                "NUM_FC": 0,
+                "POOLER_RESOLUTION": 14,
+                "POOLER_SAMPLING_RATIO": 0,
+                "POOLER_TYPE": "ROIAlignV2",
+                "SMOOTH_L1_BETA": 0.0,
+            },
+            "ROI_MASK_HEAD": {
+                "NAME": "MaskRCNNConvUpsampleHead",
+                "CLS_AGNOSTIC_MASK": False,
+                "CONV_DIM": 256,
+                "NORM": "",
+                "NUM_CONV": 0,
+                "POOLER_RESOLUTION": 14,
+                "POOLER_SAMPLING_RATIO": 0,
+                "POOLER_TYPE": "ROIAlignV2",
+            },
+        }
+    )
+
+
+# What the standalone engine implements, where the key's type alone would admit more.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "VERSION": (2,),
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
+    "MODEL.BACKBONE.NAME": ("build_resnet_fpn_backbone",),
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.RESNETS.NORM": ("BN", "SyncBN", "FrozenBN"),
+    "MODEL.FPN.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
+    "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
+    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
+    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads",),
+    "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+    "MODEL.ROI_BOX_HEAD.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", "ROIAlign"),
+    "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
+    "MODEL.ROI_MASK_HEAD.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", "ROIAlign"),
+    "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+}
+POSITIVE = (
+    "SOLVER.MAX_ITER",
+    "SOLVER.IMS_PER_BATCH",
+    "SOLVER.BASE_LR",
+    "MODEL.ROI_HEADS.NUM_CLASSES",
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "INPUT.MAX_SIZE_TRAIN",
+)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as one level of dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+    """A config file over the defaults, then ``KEY VALUE`` pairs over both, checked and frozen.
+
+    Raises InputError for whatever the standalone engine would not honour.
+    """
+    cfg = get_cfg()
+    merge(cfg, load_yaml(path), source=str(path))
+    merge_overrides(cfg, overrides)
+    check(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def merge(cfg: CfgNode, tree: dict[str, Any], *, source: str) -> None:
+    """Merge a dictionary into a config; a key or a type that does not fit is an InputError."""
+    known = flatten(cfg)
+    for key in flatten(tree):
+        if key not in known:
+            raise InputError(
+                f"{source}: the standalone engine does not honour the key {key}; take it out, "
+                "correct its spelling, or run with --engine detectron2 if it is detectron2's"
+            )
+    try:
+        cfg.merge_from_other_cfg(CfgNode(tree))
+    except (ValueError, AssertionError, KeyError) as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
+    """Merge ``KEY VALUE KEY VALUE ...`` as given on a command line."""
+    if len(overrides) % 2:
+        raise InputError(f"the options after the config come in pairs KEY VALUE: {overrides[-1]!r}")
+    known = flatten(cfg)
+    for key in overrides[0::2]:
+        if key not in known:
+            raise InputError(f"unknown key {key} on the command line: keys are like SOLVER.BASE_LR")
+    try:
+        cfg.merge_from_list(list(overrides))
+    except (ValueError, AssertionError, KeyError, SyntaxError) as error:
+        raise InputError(f"on the command line: {error}") from None
+
+
+def check(cfg: CfgNode) -> None:
+    """Refuse values and combinations that no part of the engine implements."""
+    flat = flatten(cfg)
+    for key, allowed in CHOICES.items():
+        if flat[key] not in allowed:
+            names = ", ".join(repr(value) for value in allowed)
+            raise InputError(f"{key} is {flat[key]!r}; the standalone engine implements {names}")
+    for key in POSITIVE:
+        if not flat[key] > 0:
+            raise InputError(f"{key} is {flat[key]!r}: it must be above zero")
+    if cfg.MODEL.RESNETS.DEPTH in (18, 34) and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS != 64:
+        raise InputError(
+            "MODEL.RESNETS.RES2_OUT_CHANNELS must be 64 for ResNet-18 and -34, "
+            f"not {cfg.MODEL.RESNETS.RES2_OUT_CHANNELS}"
+        )
+    if cfg.MODEL.BACKBONE.FREEZE_AT > 0 and not cfg.MODEL.WEIGHTS:
+        raise InputError(
+            f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT} would freeze randomly "
+            "initialised stages: give MODEL.WEIGHTS or set FREEZE_AT 0"
+        )
+    if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
+        raise InputError("DATASETS.TRAIN and DATASETS.TEST must each name a data set")
+
+
+def dump(cfg: CfgNode) -> str:
+    """The fully resolved config as yaml text, keys sorted."""
+    return yaml.safe_dump(_plain(cfg), sort_keys=True, default_flow_style=None, width=100)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,114 @@
+"""Convolution with its norm inside, and the norms a detector may ask for.
+
+The norm is a child of the convolution, so that parameters are called
+``res2.0.conv1.weight`` and ``res2.0.conv1.norm.weight`` as detectron2 names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """BatchNorm2d whose statistics and affine parameters are constants (buffers, no gradient)."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.weight: Tensor
+        self.bias: Tensor
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        # var + eps is exactly 1, so that an unloaded layer is the identity
+        self.register_buffer("running_var", torch.ones(num_features) - eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}"
+
+
+NORMS: dict[str, Callable[[int], nn.Module] | None] = {
+    "": None,
+    "BN": nn.BatchNorm2d,
+    "SyncBN": nn.SyncBatchNorm,
+    "FrozenBN": FrozenBatchNorm2d,
+    "GN": lambda channels: nn.GroupNorm(32, channels),
+}
+
+
+def make_norm(name: str, channels: int) -> nn.Module | None:
+    """A norm layer by detectron2's name; ``""`` is none."""
+    if name not in NORMS:
+        known = ", ".join(repr(k) for k in NORMS)
+        raise ValueError(f"unknown norm {name!r}; known: {known}")
+    maker = NORMS[name]
+    return None if maker is None else maker(channels)
+
+
+class Conv2d(nn.Conv2d):
+    """Convolution, then its norm if any, then ReLU if asked for."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        norm: str = "",
+        bias: bool | None = None,
+        relu: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=(norm == "") if bias is None else bias,
+        )
+        layer = make_norm(norm, out_channels)
+        if layer is not None:
+            self.norm = layer
+        self.has_norm = layer is not None
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        if self.has_norm:
+            x = self.norm(x)
+        return F.relu_(x) if self.relu else x
+
+
+def msra_fill(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """He et al. 2015 normal initialisation over the fan out, zero bias."""
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def xavier_fill(layer: nn.Conv2d | nn.Linear) -> None:
+    """Uniform initialisation over the fan in, bound sqrt(3 / fan_in), zero bias.
+
+    This is what Caffe2 called Xavier and what detectron2's FPN and fc layers start from.
+    """
+    nn.init.kaiming_uniform_(layer.weight, a=1.0)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,265 @@
+"""ResNet (He et al. 2016) in detectron2's parameter names.
+
+Stages are called ``stem``, ``res2`` .. ``res5``. With ``stride_in_1x1=False`` the stride of a
+bottleneck sits in its 3x3 convolution, as in torchvision and in every encoder trained here;
+``True`` is the original MSRA placement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moco_det.resnet.layers import Conv2d, FrozenBatchNorm2d, msra_fill
+
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+STAGES = ("res2", "res3", "res4", "res5")
+FEATURES = ("stem", *STAGES)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The numbers that fix every tensor's shape in a ResNet."""
+
+    depth: int
+    num_groups: int = 1
+    width_per_group: int = 64
+    stem_out_channels: int = 64
+    res2_out_channels: int = 256
+
+    @property
+    def is_basic(self) -> bool:
+        """Two 3x3 convolutions a block (18, 34) instead of a bottleneck."""
+        return self.depth in (18, 34)
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "resnet18": Architecture(18, res2_out_channels=64),
+    "resnet34": Architecture(34, res2_out_channels=64),
+    "resnet50": Architecture(50),
+    "resnet101": Architecture(101),
+    "resnet152": Architecture(152),
+    "resnext50_32x4d": Architecture(50, num_groups=32, width_per_group=4),
+    "resnext50_32x8d": Architecture(50, num_groups=32, width_per_group=8),
+    "resnext101_32x8d": Architecture(101, num_groups=32, width_per_group=8),
+    "wide_resnet50_2": Architecture(50, width_per_group=128),
+    "wide_resnet101_2": Architecture(101, width_per_group=128),
+}
+
+
+class Stem(nn.Module):
+    """7x7 convolution of stride 2, then 3x3 max pooling of stride 2: stride 4 in all."""
+
+    def __init__(self, out_channels: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = Conv2d(3, out_channels, 7, stride=2, padding=3, norm=norm, relu=True)
+        msra_fill(self.conv1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: str) -> None:
+        super().__init__()
+        self.shortcut: Conv2d | None = None
+        if in_channels != out_channels:
+            self.shortcut = Conv2d(in_channels, out_channels, 1, stride=stride, norm=norm)
+        self.conv1 = Conv2d(
+            in_channels, out_channels, 3, stride=stride, padding=1, norm=norm, relu=True
+        )
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1, norm=norm)
+        for layer in self.children():
+            if isinstance(layer, nn.Conv2d):
+                msra_fill(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(self.conv1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out + shortcut)
+
+
+class BottleneckBlock(nn.Module):
+    """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50 and deeper, ResNeXt, wide)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bottleneck_channels: int,
+        stride: int,
+        norm: str,
+        num_groups: int,
+        stride_in_1x1: bool,
+        dilation: int,
+    ) -> None:
+        super().__init__()
+        self.shortcut: Conv2d | None = None
+        if in_channels != out_channels:
+            self.shortcut = Conv2d(in_channels, out_channels, 1, stride=stride, norm=norm)
+        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = Conv2d(
+            in_channels, bottleneck_channels, 1, stride=stride_1x1, norm=norm, relu=True
+        )
+        self.conv2 = Conv2d(
+            bottleneck_channels,
+            bottleneck_channels,
+            3,
+            stride=stride_3x3,
+            padding=dilation,
+            dilation=dilation,
+            groups=num_groups,
+            norm=norm,
+            relu=True,
+        )
+        self.conv3 = Conv2d(bottleneck_channels, out_channels, 1, norm=norm)
+        for layer in self.children():
+            if isinstance(layer, nn.Conv2d):
+                msra_fill(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv3(self.conv2(self.conv1(x)))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out + shortcut)
+
+
+def make_stage(
+    stage: str,
+    architecture: Architecture,
+    *,
+    norm: str,
+    stride_in_1x1: bool,
+    dilation: int = 1,
+    first_stride: int | None = None,
+) -> nn.Sequential:
+    """One of ``res2`` .. ``res5`` as a sequence of blocks.
+
+    ``first_stride`` defaults to 1 for ``res2`` and for a dilated stage, 2 otherwise.
+    """
+    index = STAGES.index(stage)
+    out_channels = architecture.res2_out_channels * 2**index
+    in_channels = architecture.stem_out_channels if index == 0 else out_channels // 2
+    if first_stride is None:
+        first_stride = 1 if index == 0 or dilation > 1 else 2
+    if architecture.is_basic and dilation != 1:
+        raise ValueError("a dilated res5 needs bottleneck blocks: ResNet-50 or deeper")
+    blocks: list[nn.Module] = []
+    for block in range(BLOCKS[architecture.depth][index]):
+        stride = first_stride if block == 0 else 1
+        if architecture.is_basic:
+            blocks.append(BasicBlock(in_channels, out_channels, stride=stride, norm=norm))
+        else:
+            width = architecture.num_groups * architecture.width_per_group * 2**index
+            blocks.append(
+                BottleneckBlock(
+                    in_channels,
+                    out_channels,
+                    bottleneck_channels=width,
+                    stride=stride,
+                    norm=norm,
+                    num_groups=architecture.num_groups,
+                    stride_in_1x1=stride_in_1x1,
+                    dilation=dilation,
+                )
+            )
+        in_channels = out_channels
+    return nn.Sequential(*blocks)
+
+
+class ResNet(nn.Module):
+    """The backbone: image batch in, named feature maps out.
+
+    Only the stages up to the last of ``out_features`` exist. ``freeze_at`` counts as in
+    detectron2: 0 freezes nothing, 1 the stem, 2 the stem and ``res2``, and so on.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        norm: str,
+        out_features: Sequence[str],
+        stride_in_1x1: bool = False,
+        res5_dilation: int = 1,
+        freeze_at: int = 0,
+    ) -> None:
+        super().__init__()
+        unknown = [name for name in out_features if name not in FEATURES]
+        if unknown or not out_features:
+            raise ValueError(f"out_features {list(out_features)}: choose from {list(FEATURES)}")
+        last = max(FEATURES.index(name) for name in out_features)
+        self.architecture = architecture
+        self.out_features = tuple(out_features)
+        self.channels = {"stem": architecture.stem_out_channels}
+        self.strides = {"stem": 4}
+        self.stem = Stem(architecture.stem_out_channels, norm)
+        self.stage_names = STAGES[:last]
+        for index, name in enumerate(self.stage_names):
+            dilation = res5_dilation if name == "res5" else 1
+            stage = make_stage(
+                name, architecture, norm=norm, stride_in_1x1=stride_in_1x1, dilation=dilation
+            )
+            self.add_module(name, stage)
+            self.channels[name] = architecture.res2_out_channels * 2**index
+            before = self.strides[FEATURES[index]]
+            self.strides[name] = before * (1 if index == 0 or dilation > 1 else 2)
+        self.freeze(freeze_at)
+
+    @classmethod
+    def from_architecture(
+        cls,
+        architecture: Architecture,
+        *,
+        norm: str = "BN",
+        stride_in_1x1: bool = False,
+        out_features: Sequence[str] = FEATURES,
+    ) -> ResNet:
+        """A whole network with every stage's output, as the conversion's proof needs it."""
+        return cls(
+            architecture, norm=norm, stride_in_1x1=stride_in_1x1, out_features=out_features
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W) normalised images to {name: (N, C, H / stride, W / stride)}."""
+        outputs: dict[str, Tensor] = {}
+        x = self.stem(x)
+        if "stem" in self.out_features:
+            outputs["stem"] = x
+        for name in self.stage_names:
+            x = self.get_submodule(name)(x)
+            if name in self.out_features:
+                outputs[name] = x
+        return outputs
+
+    def freeze(self, freeze_at: int) -> None:
+        """Make the first ``freeze_at`` parts constants; their BN becomes FrozenBN."""
+        for name in FEATURES[:freeze_at]:
+            if name == "stem" or name in self.stage_names:
+                freeze_module(self.get_submodule(name))
+
+
+def freeze_module(module: nn.Module) -> None:
+    """Stop gradients of every parameter below and replace BN by FrozenBN, in place."""
+    for parameter in module.parameters():
+        parameter.requires_grad = False
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+                frozen = FrozenBatchNorm2d(child.num_features, child.eps)
+                with torch.no_grad():
+                    for key in ("weight", "bias", "running_mean", "running_var"):
+                        frozen.get_buffer(key).copy_(child.state_dict()[key])
+                parent.add_module(name, frozen)

@@ -1,0 +1,66 @@
+"""Anchors: boxes of every size and shape at every cell of every feature map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
+    """Anchors (A, 4) around the origin; size is the root of the area, ratio height / width."""
+    rows = []
+    for size in sizes:
+        for ratio in aspect_ratios:
+            width = math.sqrt(size**2.0 / ratio)
+            height = ratio * width
+            rows.append([-width / 2.0, -height / 2.0, width / 2.0, height / 2.0])
+    return torch.tensor(rows)
+
+
+class AnchorGenerator:
+    """Anchors of several feature maps.
+
+    ``sizes`` and ``aspect_ratios`` hold one list a feature map, or one list for all of them.
+    ``offset`` in [0, 1) places the first anchor's centre at ``offset * stride``.
+    """
+
+    def __init__(
+        self,
+        *,
+        sizes: Sequence[Sequence[float]],
+        aspect_ratios: Sequence[Sequence[float]],
+        strides: Sequence[int],
+        offset: float,
+    ) -> None:
+        levels = len(strides)
+        sizes = list(sizes) * levels if len(sizes) == 1 else list(sizes)
+        ratios = list(aspect_ratios) * levels if len(aspect_ratios) == 1 else list(aspect_ratios)
+        if len(sizes) != levels or len(ratios) != levels:
+            raise ValueError(
+                f"{len(sizes)} lists of anchor sizes and {len(ratios)} of aspect ratios "
+                f"for {levels} feature maps"
+            )
+        self.strides = tuple(strides)
+        self.offset = offset
+        self.cells = [cell_anchors(s, r) for s, r in zip(sizes, ratios, strict=True)]
+
+    @property
+    def per_cell(self) -> list[int]:
+        """Number of anchors at one cell of each feature map."""
+        return [len(cell) for cell in self.cells]
+
+    def __call__(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """One (H * W * A, 4) float32 tensor a feature map, rows in the order y, x, anchor."""
+        anchors = []
+        for feature, stride, cell in zip(features, self.strides, self.cells, strict=True):
+            height, width = feature.shape[-2:]
+            start = self.offset * stride
+            x = torch.arange(start, width * stride, stride, dtype=torch.float32)
+            y = torch.arange(start, height * stride, stride, dtype=torch.float32)
+            grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+            shift = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1).reshape(-1, 1, 4)
+            anchors.append((shift + cell).reshape(-1, 4).to(feature.device))
+        return anchors

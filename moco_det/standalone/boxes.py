@@ -1,0 +1,130 @@
+"""Boxes as tensors: coding, overlap, matching and sampling.
+
+Boxes are (..., 4) xyxy in absolute pixels of the network's input, continuous coordinates: a box
+that covers the whole of a W x H image is (0, 0, W, H). M is the number of ground-truth boxes,
+R the number of anchors or proposals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# exp() of a larger log-size would blow a 16-pixel box beyond any image (Faster R-CNN's clamp)
+LOG_SIZE_CLAMP = math.log(1000.0 / 16)
+
+
+@dataclass(frozen=True)
+class BoxCoder:
+    """(dx, dy, dw, dh) between boxes (Girshick et al. 2014, appendix C), scaled by weights."""
+
+    weights: tuple[float, float, float, float]
+
+    def encode(self, source: Tensor, target: Tensor) -> Tensor:
+        """Deltas (R, 4) that turn each source box into its target box; source sizes > 0."""
+        source_size = source[:, 2:] - source[:, :2]
+        target_size = target[:, 2:] - target[:, :2]
+        source_centre = source[:, :2] + 0.5 * source_size
+        target_centre = target[:, :2] + 0.5 * target_size
+        weights = source.new_tensor(self.weights)
+        shift = weights[:2] * (target_centre - source_centre) / source_size
+        scale = weights[2:] * torch.log(target_size / source_size)
+        return torch.cat([shift, scale], dim=1)
+
+    def decode(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """Apply deltas (R, C * 4) to boxes (R, 4): (R, C * 4) boxes, in float32."""
+        rows = deltas.shape[0]
+        shaped = deltas.float().reshape(rows, -1, 4)  # R, C, 4
+        boxes = boxes.float()[:, None]  # R, 1, 4
+        size = boxes[..., 2:] - boxes[..., :2]
+        centre = boxes[..., :2] + 0.5 * size
+        weights = shaped.new_tensor(self.weights)
+        shaped = shaped / weights
+        new_centre = shaped[..., :2] * size + centre
+        new_size = torch.exp(shaped[..., 2:].clamp(max=LOG_SIZE_CLAMP)) * size
+        decoded = torch.cat([new_centre - 0.5 * new_size, new_centre + 0.5 * new_size], dim=-1)
+        return decoded.reshape(rows, -1)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Width times height, (...,)."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def clip(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Boxes (R, 4) moved inside an image."""
+    x = boxes[:, 0::2].clamp(0, width)
+    y = boxes[:, 1::2].clamp(0, height)
+    return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
+
+
+def nonempty(boxes: Tensor, threshold: float = 0.0) -> Tensor:
+    """Mask (R,) of boxes whose both sides are longer than a threshold."""
+    return ((boxes[:, 2:] - boxes[:, :2]) > threshold).all(dim=1)
+
+
+def pairwise_iou(ground_truth: Tensor, boxes: Tensor) -> Tensor:
+    """Intersection over union (M, R) of every ground-truth box with every box."""
+    left_top = torch.max(ground_truth[:, None, :2], boxes[:, :2])
+    right_bottom = torch.min(ground_truth[:, None, 2:], boxes[:, 2:])
+    overlap = (right_bottom - left_top).clamp(min=0).prod(dim=2)
+    union = area(ground_truth)[:, None] + area(boxes) - overlap
+    return torch.where(overlap > 0, overlap / union, overlap.new_zeros(1))
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """Label boxes by their best overlap with the ground truth (Ren et al. 2015, section 3.1.2).
+
+    ``thresholds`` cut [0, 1] into intervals, closed below; ``labels`` name them: 1 positive,
+    0 negative, -1 ignored. With ``allow_low_quality`` the boxes that overlap a ground truth
+    best, ties included, are positive however little they overlap it.
+    """
+
+    thresholds: Sequence[float]
+    labels: Sequence[int]
+    allow_low_quality: bool
+
+    def __call__(self, iou: Tensor) -> tuple[Tensor, Tensor]:
+        """From iou (M, R): index of the matched ground truth (R,) and label (R,) int8."""
+        if iou.shape[0] == 0 or iou.shape[1] == 0:
+            nothing = iou.new_zeros(iou.shape[1], dtype=torch.int64)
+            return nothing, iou.new_full((iou.shape[1],), self.labels[0], dtype=torch.int8)
+        best, index = iou.max(dim=0)
+        cuts = best.new_tensor(list(self.thresholds))
+        names = torch.tensor(list(self.labels), dtype=torch.int8, device=iou.device)
+        labels = names[torch.bucketize(best, cuts, right=True)]
+        if self.allow_low_quality:
+            best_of_each = iou.max(dim=1, keepdim=True).values  # M, 1
+            labels[(iou == best_of_each).any(dim=0)] = 1
+        return index, labels
+
+
+def subsample(
+    labels: Tensor, count: int, positive_fraction: float, background: int
+) -> tuple[Tensor, Tensor]:
+    """Random indices of positives and of negatives, at most ``count`` in all.
+
+    ``labels`` (R,): -1 ignored, ``background`` negative, anything else positive. Positives fill
+    at most ``positive_fraction`` of the sample; negatives fill the rest. The two permutations
+    are drawn in this order from torch's global generator, as detectron2 draws them.
+    """
+    positive = ((labels != -1) & (labels != background)).nonzero(as_tuple=True)[0]
+    negative = (labels == background).nonzero(as_tuple=True)[0]
+    positives = min(positive.numel(), int(count * positive_fraction))
+    negatives = min(negative.numel(), count - positives)
+    chosen = torch.randperm(positive.numel(), device=positive.device)[:positives]
+    others = torch.randperm(negative.numel(), device=negative.device)[:negatives]
+    return positive[chosen], negative[others]
+
+
+def smooth_l1_sum(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
+    """Sum of Huber-like losses; beta 0 is L1 (Girshick 2015, equation 3, for beta 1)."""
+    if beta < 1e-5:
+        return (prediction - target).abs().sum()
+    return F.smooth_l1_loss(prediction, target, reduction="sum", beta=beta)

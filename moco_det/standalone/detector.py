@@ -1,0 +1,85 @@
+"""Generalised R-CNN: images in, losses or detections out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from moco_det.standalone.boxes import nonempty
+from moco_det.standalone.fpn import FPN
+from moco_det.standalone.roi_heads import Detections, StandardROIHeads
+from moco_det.standalone.rpn import RPN, Targets
+
+
+class GeneralizedRCNN(nn.Module):
+    """Backbone, proposals and heads, under detectron2's parameter names.
+
+    Images are (3, H, W) tensors of 0..255 in the channel order of the config's INPUT.FORMAT;
+    ``pixel_mean`` and ``pixel_std`` are in that order and on that scale.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: FPN,
+        proposal_generator: RPN,
+        roi_heads: StandardROIHeads,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        channels_last: bool,
+    ) -> None:
+        super().__init__()
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        self.backbone = backbone
+        self.proposal_generator = proposal_generator
+        self.roi_heads = roi_heads
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Targets] | None = None
+    ) -> dict[str, Tensor] | list[Detections]:
+        """Losses by name in training (targets needed), detections an image otherwise."""
+        batch, sizes = self.batch(images)
+        features = self.backbone(batch)
+        if self.training:
+            if targets is None:
+                raise ValueError("the detector needs targets in training")
+            device = self.pixel_mean.device
+            targets = [
+                Targets(t.boxes.to(device), t.classes.to(device), t.masks) for t in targets
+            ]
+            proposals, losses = self.proposal_generator(features, sizes, targets)
+            return {**self.roi_heads.train_losses(features, proposals, targets), **losses}
+        proposals, _ = self.proposal_generator(features, sizes)
+        return self.roi_heads.detect(features, proposals, sizes)
+
+    def batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Normalise, pad with zeros to one size that the backbone divides, and stack."""
+        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+        step = self.backbone.size_divisibility
+        height = (max(h for h, _ in sizes) + step - 1) // step * step
+        width = (max(w for _, w in sizes) + step - 1) // step * step
+        batch = self.pixel_mean.new_zeros(len(images), 3, height, width)
+        for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
+            slot[:, :h, :w] = (image.to(self.pixel_mean.device) - self.pixel_mean) / self.pixel_std
+        return batch.contiguous(memory_format=self.memory_format), sizes
+
+
+def rescale(
+    found: Detections, size: tuple[int, int], height: int, width: int
+) -> Detections:
+    """Detections of a resized input (its height, width) in the original image's pixels.
+
+    Boxes that clipping leaves empty are dropped.
+    """
+    scale = found.boxes.new_tensor([width / size[1], height / size[0]] * 2)
+    limit = found.boxes.new_tensor([width, height] * 2)
+    boxes = torch.minimum((found.boxes * scale).clamp(min=0), limit)
+    keep = nonempty(boxes)
+    masks = None if found.masks is None else found.masks[keep]
+    return Detections(boxes[keep], found.scores[keep], found.classes[keep], masks)

@@ -1,0 +1,103 @@
+"""The endless stream of training batches, and its place in it.
+
+The stream of indices is shuffle(all) + shuffle(all) + ... of one seeded generator; every sample's
+own randomness is seeded by its position in that stream. So a batch depends on the seed and its
+number alone: not on the workers, and not on whether the run was stopped and resumed before it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from moco_det.data import Record
+from moco_det.standalone.mapper import Mapper, Sample
+
+Place = tuple[int, int]  # position in the stream, index of the record
+
+
+class BatchStream(Sampler[list[Place]]):
+    """Endless batches of (position, index), from batch number ``start`` on.
+
+    With ``group_by_aspect`` a batch holds images that are all wider than high, or none.
+    ``rank`` of ``world_size`` processes takes every ``world_size``-th position.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        *,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        group_by_aspect: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.wide = [record.width > record.height for record in records]
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+        self.group_by_aspect = group_by_aspect
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        return itertools.islice(self.batches(), self.start, None)
+
+    def indices(self) -> Iterator[int]:
+        generator = torch.Generator()
+        generator.manual_seed(self.seed)
+        while True:
+            yield from torch.randperm(len(self.wide), generator=generator).tolist()
+
+    def batches(self) -> Iterator[list[Place]]:
+        waiting: tuple[list[Place], list[Place]] = ([], [])
+        stream = itertools.islice(enumerate(self.indices()), self.rank, None, self.world_size)
+        for position, index in stream:
+            bucket = waiting[0 if self.wide[index] or not self.group_by_aspect else 1]
+            bucket.append((position, index))
+            if len(bucket) == self.batch_size:
+                yield bucket[:]
+                bucket.clear()
+
+
+class TrainingSamples(Dataset[Sample]):
+    """Records by place in the stream, each transformed with the randomness of its place."""
+
+    def __init__(self, records: Sequence[Record], mapper: Mapper, seed: int) -> None:
+        self.records = records
+        self.mapper = mapper
+        self.seed = seed
+
+    def __getitem__(self, place: Place) -> Sample:
+        position, index = place
+        random = np.random.RandomState([self.seed & 0xFFFFFFFF, position & 0xFFFFFFFF])
+        return self.mapper(self.records[index], random)
+
+
+def keep_list(samples: list[Sample]) -> list[Sample]:
+    """A batch stays a list: its images differ in size."""
+    return samples
+
+
+def training_loader(
+    records: Sequence[Record], mapper: Mapper, stream: BatchStream, *, workers: int
+) -> DataLoader[Sample]:
+    """Batches as lists of samples, in the order of the stream."""
+    return DataLoader(
+        TrainingSamples(records, mapper, stream.seed),
+        batch_sampler=stream,
+        num_workers=workers,
+        collate_fn=keep_list,
+        persistent_workers=workers > 0,
+    )
+
+
+def usable(records: Sequence[Record]) -> list[Record]:
+    """Records with at least one object that is not a crowd."""
+    return [r for r in records if any(not a.iscrowd for a in r.annotations)]

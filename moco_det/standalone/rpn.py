@@ -1,0 +1,223 @@
+"""Region proposal network (Ren et al. 2015).
+
+Letters: N images, L feature maps, A anchors a cell, R = sum of H * W * A anchors an image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import batched_nms
+
+from moco_det.resnet import Conv2d
+from moco_det.standalone.anchors import AnchorGenerator
+from moco_det.standalone.boxes import (
+    BoxCoder,
+    Matcher,
+    clip,
+    nonempty,
+    pairwise_iou,
+    smooth_l1_sum,
+    subsample,
+)
+
+
+@dataclass
+class Targets:
+    """Ground truth of one image: boxes (M, 4), classes (M,), and masks where they are trained.
+
+    ``masks`` holds one instance each: a list of polygons (x, y, x, y ... arrays) or a bool array
+    of the input image's size.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    masks: list | None = None
+
+
+@dataclass
+class Proposals:
+    """Candidate boxes (P, 4) of one image, best first, with objectness logits (P,)."""
+
+    boxes: Tensor
+    logits: Tensor
+
+
+class RPNHead(nn.Module):
+    """A 3x3 convolution, then objectness (A) and deltas (4 A) by 1x1 convolutions."""
+
+    def __init__(self, *, in_channels: int, num_anchors: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(in_channels, in_channels, 3, padding=1, relu=True)
+        self.objectness_logits = nn.Conv2d(in_channels, num_anchors, 1)
+        self.anchor_deltas = nn.Conv2d(in_channels, num_anchors * 4, 1)
+        for layer in (self.conv, self.objectness_logits, self.anchor_deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """L maps to L logits (N, H * W * A) and L deltas (N, H * W * A, 4), float32."""
+        logits, deltas = [], []
+        for feature in features:
+            hidden = self.conv(feature)
+            n, _, h, w = feature.shape
+            score = self.objectness_logits(hidden).float()
+            logits.append(score.permute(0, 2, 3, 1).reshape(n, -1))
+            delta = self.anchor_deltas(hidden).float().reshape(n, -1, 4, h, w)
+            deltas.append(delta.permute(0, 3, 4, 1, 2).reshape(n, -1, 4))
+        return logits, deltas
+
+
+class RPN(nn.Module):
+    """Proposals of every image and, in training, the two losses of the proposals' network."""
+
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        head: RPNHead,
+        anchors: AnchorGenerator,
+        matcher: Matcher,
+        coder: BoxCoder,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        pre_nms_topk: tuple[int, int],
+        post_nms_topk: tuple[int, int],
+        nms_threshold: float,
+        min_box_size: float,
+        loss_weight: float,
+        box_loss_weight: float,
+        smooth_l1_beta: float,
+    ) -> None:
+        super().__init__()
+        self.in_features = tuple(in_features)
+        self.rpn_head = head
+        self.anchors = anchors
+        self.matcher = matcher
+        self.coder = coder
+        self.batch_size_per_image = batch_size_per_image
+        self.positive_fraction = positive_fraction
+        self.pre_nms_topk = pre_nms_topk
+        self.post_nms_topk = post_nms_topk
+        self.nms_threshold = nms_threshold
+        self.min_box_size = min_box_size
+        self.loss_weight = loss_weight
+        self.box_loss_weight = box_loss_weight
+        self.smooth_l1_beta = smooth_l1_beta
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+        targets: Sequence[Targets] | None = None,
+    ) -> tuple[list[Proposals], dict[str, Tensor]]:
+        """Feature maps and (height, width) of each image to proposals and losses."""
+        maps = [features[name] for name in self.in_features]
+        anchors = self.anchors(maps)
+        logits, deltas = self.rpn_head(maps)
+        losses: dict[str, Tensor] = {}
+        if self.training:
+            if targets is None:
+                raise ValueError("the RPN needs targets in training")
+            losses = self.losses(anchors, logits, deltas, targets)
+        return self.propose(anchors, logits, deltas, image_sizes), losses
+
+    def losses(
+        self,
+        anchors: Sequence[Tensor],
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        targets: Sequence[Targets],
+    ) -> dict[str, Tensor]:
+        """Objectness (binary cross-entropy) and box (smooth L1) losses over a sample of anchors.
+
+        Both are sums over the sample divided by ``batch_size_per_image * N``.
+        """
+        all_anchors = torch.cat(list(anchors))  # R, 4
+        all_logits = torch.cat(list(logits), dim=1)  # N, R
+        all_deltas = torch.cat(list(deltas), dim=1)  # N, R, 4
+        objectness = all_logits.new_zeros(())
+        localisation = all_logits.new_zeros(())
+        for image, target in enumerate(targets):
+            positive, negative, matched = self.sample(all_anchors, target.boxes)
+            sampled = torch.cat([positive, negative])
+            truth = torch.zeros_like(sampled, dtype=torch.float32)
+            truth[: positive.numel()] = 1.0
+            objectness = objectness + F.binary_cross_entropy_with_logits(
+                all_logits[image, sampled], truth, reduction="sum"
+            )
+            goal = self.coder.encode(all_anchors[positive], target.boxes[matched[positive]])
+            localisation = localisation + smooth_l1_sum(
+                all_deltas[image, positive], goal, self.smooth_l1_beta
+            )
+        scale = self.loss_weight / (self.batch_size_per_image * len(targets))
+        return {
+            "loss_rpn_cls": objectness * scale,
+            "loss_rpn_loc": localisation * scale * self.box_loss_weight,
+        }
+
+    @torch.no_grad()
+    def sample(self, anchors: Tensor, ground_truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices of sampled positives and negatives, and every anchor's matched box."""
+        matched, labels = self.matcher(pairwise_iou(ground_truth, anchors))
+        positive, negative = subsample(
+            labels, self.batch_size_per_image, self.positive_fraction, background=0
+        )
+        return positive, negative, matched
+
+    @torch.no_grad()
+    def propose(
+        self,
+        anchors: Sequence[Tensor],
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[Proposals]:
+        """The best boxes of each map, clipped, without duplicates (NMS within a map)."""
+        pre_topk = self.pre_nms_topk[0 if self.training else 1]
+        post_topk = self.post_nms_topk[0 if self.training else 1]
+        boxes_of, scores_of, level_of = [], [], []
+        for level, (anchor, logit, delta) in enumerate(zip(anchors, logits, deltas, strict=True)):
+            n = logit.shape[0]
+            score, index = logit.topk(min(pre_topk, logit.shape[1]), dim=1)  # N, k
+            # only the best are decoded: the rest would be thrown away
+            best = delta.gather(1, index[..., None].expand(-1, -1, 4))
+            box = self.coder.decode(best.reshape(-1, 4), anchor[index].reshape(-1, 4))
+            boxes_of.append(box.reshape(n, -1, 4))
+            scores_of.append(score)
+            level_of.append(torch.full_like(index[0], level))
+        boxes = torch.cat(boxes_of, dim=1)
+        scores = torch.cat(scores_of, dim=1)
+        levels = torch.cat(level_of)
+
+        proposals = []
+        for image, (height, width) in enumerate(image_sizes):
+            box, score, level_ids = boxes[image], scores[image], levels
+            finite = torch.isfinite(box).all(dim=1) & torch.isfinite(score)
+            if not bool(finite.all()):
+                if self.training:
+                    raise FloatingPointError("proposals hold Inf or NaN: the training diverged")
+                box, score, level_ids = box[finite], score[finite], level_ids[finite]
+            box = clip(box, height, width)
+            keep = nonempty(box, self.min_box_size)
+            if not bool(keep.all()):
+                box, score, level_ids = box[keep], score[keep], level_ids[keep]
+            kept = batched_nms(box, score, level_ids, self.nms_threshold)[:post_topk]
+            proposals.append(Proposals(box[kept], score[kept]))
+        return proposals
+
+
+# Ground truth joins the proposals with the logit of an almost certain object.
+GROUND_TRUTH_LOGIT = math.log((1.0 - 1e-10) / (1 - (1.0 - 1e-10)))
+
+
+def add_ground_truth(proposals: Proposals, boxes: Tensor) -> Proposals:
+    """Proposals followed by the ground-truth boxes."""
+    logits = proposals.logits.new_full((len(boxes),), GROUND_TRUTH_LOGIT)
+    return Proposals(torch.cat([proposals.boxes, boxes]), torch.cat([proposals.logits, logits]))

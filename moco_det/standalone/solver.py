@@ -1,0 +1,109 @@
+"""SGD with detectron2's parameter groups, and the learning rate at every iteration."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    base_lr: float,
+    weight_decay: float,
+    weight_decay_norm: float | None,
+    weight_decay_bias: float | None,
+    bias_lr_factor: float,
+) -> list[dict[str, Any]]:
+    """Trainable parameters grouped by (learning rate, weight decay), in the model's order.
+
+    Norm layers decay by ``weight_decay_norm``; parameters called ``bias`` by
+    ``weight_decay_bias`` (None: as everything else), and learn ``bias_lr_factor`` times as fast.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            rate, decay = base_lr, weight_decay
+            if isinstance(module, NORM_LAYERS) and weight_decay_norm is not None:
+                decay = weight_decay_norm
+            if name == "bias":
+                if bias_lr_factor != 1.0:
+                    rate = base_lr * bias_lr_factor
+                if weight_decay_bias is not None:
+                    decay = weight_decay_bias
+            groups.setdefault((rate, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Factor of the base learning rate at an iteration (0-based).
+
+    Linear or constant warm-up from ``warmup_factor`` to the value the schedule has where the
+    warm-up ends (Goyal et al. 2017, section 2.2), then steps of ``gamma`` or a half cosine.
+    """
+
+    name: str
+    max_iter: int
+    steps: Sequence[int]
+    gamma: float
+    end_factor: float
+    warmup_iters: int
+    warmup_factor: float
+    warmup_method: str
+
+    def __call__(self, iteration: int) -> float:
+        if iteration < self.warmup_iters:
+            start = self.warmup_factor * self.after_warmup(0)
+            if self.warmup_method == "constant":
+                return start
+            end = self.after_warmup(min(self.warmup_iters, self.max_iter))
+            return start + (end - start) * iteration / self.warmup_iters
+        return self.after_warmup(iteration)
+
+    def after_warmup(self, iteration: int) -> float:
+        return SCHEDULES[self.name](self, iteration)
+
+    def multi_step(self, iteration: int) -> float:
+        return self.gamma ** bisect_right(sorted(self.steps), iteration)
+
+    def cosine(self, iteration: int) -> float:
+        half = 0.5 * (1 + math.cos(math.pi * iteration / self.max_iter))
+        return self.end_factor + (1 - self.end_factor) * half
+
+
+SCHEDULES: dict[str, Callable[[Schedule, int], float]] = {
+    "WarmupMultiStepLR": Schedule.multi_step,
+    "WarmupCosineLR": Schedule.cosine,
+}
+
+
+class Solver:
+    """An SGD optimizer whose learning rate is a function of the iteration."""
+
+    def __init__(self, optimizer: torch.optim.SGD, schedule: Schedule) -> None:
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.base_rates = [group["lr"] for group in optimizer.param_groups]
+
+    def set_iteration(self, iteration: int) -> float:
+        """Set the rates for an iteration; returns the base learning rate at it."""
+        factor = self.schedule(iteration)
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * factor
+        return self.base_rates[0] * factor
