@@ -1,0 +1,353 @@
+"""The laws of the house, read from the source with `ast`: nothing is imported.
+
+Every checker is a function from sources to a list of faults, and is shown to find a fault in a
+small bad example before it is turned on the house.
+"""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+# package -> its folder; tools/ is installed as moco_det_tools
+PACKAGES = {"moco_det": "moco_det", "pretrain": "pretrain", "moco_det_tools": "tools"}
+ENGINES = ("moco_det.plugin", "moco_det.standalone")
+WITHOUT_ENGINE = tuple(
+    f"moco_det.{room}" for room in ("weights", "resnet", "data", "scoring", "results", "report")
+)
+# report reads data and scoring, so that a laptop can make it again they stay without torch too
+WITHOUT_TORCH = tuple(f"moco_det.{room}" for room in ("results", "report", "data", "scoring"))
+TORCH = ("torch", "torchvision", "fvcore", "detectron2", "safetensors.torch")
+BAD_NAMES = {"utils", "util", "misc", "common", "helpers", "helper"}
+
+Sources = Mapping[str, str]  # dotted module name -> its text
+
+
+def inside(module: str, packages: Iterable[str]) -> bool:
+    """Whether a dotted name is one of the packages or lies in one."""
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def house_sources() -> dict[str, str]:
+    """Every module of the house; a package's text stands under the package's own name."""
+    sources = {}
+    for package, folder in PACKAGES.items():
+        files = sorted((REPO / folder).rglob("*.py"))
+        assert len(files) > 1, f"{folder}/ holds no modules"
+        for file in files:
+            parts = [package, *file.relative_to(REPO / folder).with_suffix("").parts]
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            sources[name] = file.read_text(encoding="utf-8")
+    return sources
+
+
+HOUSE = house_sources()
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target: `target` is a module of the sources or a foreign name."""
+
+    importer: str
+    target: str
+    line: int
+    at_import: bool  # runs when the importer is imported, not when one of its functions is called
+
+
+def is_type_checking(test: ast.expr) -> bool:
+    return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def read_imports(sources: Sources) -> list[Import]:
+    """All imports of all modules; those under TYPE_CHECKING never run and are left out."""
+    found: list[Import] = []
+    packages = {name.rpartition(".")[0] for name in sources} | {
+        name for name in sources if any(other.startswith(f"{name}.") for other in sources)
+    }
+
+    def targets(node: ast.Import | ast.ImportFrom, module: str) -> list[str]:
+        if isinstance(node, ast.Import):
+            return [alias.name for alias in node.names]
+        base = node.module or ""
+        if node.level:
+            home = module.split(".") if module in packages else module.split(".")[:-1]
+            home = home[: len(home) - node.level + 1]
+            base = ".".join([*home, *([node.module] if node.module else [])])
+        names = [f"{base}.{alias.name}" for alias in node.names]
+        # `from a import b` needs a.b where that is a module, else something written in a.
+        foreign = base.split(".")[0] not in {name.split(".")[0] for name in sources}
+        return names if foreign else [n if n in sources or n in packages else base for n in names]
+
+    def visit(node: ast.AST, module: str, at_import: bool) -> None:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found.extend(
+                Import(module, target, node.lineno, at_import) for target in targets(node, module)
+            )
+        elif isinstance(node, ast.If) and is_type_checking(node.test):
+            for branch in node.orelse:
+                visit(branch, module, at_import)
+        else:
+            lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            for child in ast.iter_child_nodes(node):
+                visit(child, module, at_import and not lazy)
+
+    for name, text in sources.items():
+        visit(ast.parse(text), name, True)
+    return found
+
+
+def forbidden(sources: Sources, who: Iterable[str], what: Iterable[str]) -> list[str]:
+    """Imports written in `who`, lazy ones included, that name something in `what`."""
+    who, what = tuple(who), tuple(what)
+    return [
+        f"{one.importer}:{one.line} imports {one.target}"
+        for one in read_imports(sources)
+        if inside(one.importer, who) and inside(one.target, what)
+    ]
+
+
+def reaches(sources: Sources, who: Iterable[str], what: Iterable[str]) -> list[str]:
+    """Chains of imports, lazy ones included, that lead from `who` to something in `what`."""
+    who, what = tuple(who), tuple(what)
+    edges: dict[str, set[str]] = {}
+    for one in read_imports(sources):
+        edges.setdefault(one.importer, set()).add(one.target)
+    chains = []
+    for start in sorted(name for name in sources if inside(name, who)):
+        queue, seen = [[start]], {start}
+        while queue:
+            chain = queue.pop(0)
+            if inside(chain[-1], what):
+                chains.append(" -> ".join(chain))
+                break
+            # importing a.b.c runs a and a.b first
+            parts = chain[-1].split(".")
+            parents = {".".join(parts[:i]) for i in range(1, len(parts))} & set(sources)
+            for target in sorted(edges.get(chain[-1], set()) | parents):
+                if target not in seen:
+                    seen.add(target)
+                    queue.append([*chain, target])
+    return chains
+
+
+def cycles(sources: Sources) -> list[str]:
+    """Import cycles among the modules, by the imports that run when a module is imported."""
+    edges: dict[str, set[str]] = {name: set() for name in sources}
+    for one in read_imports(sources):
+        if one.at_import and one.target in sources and one.target != one.importer:
+            edges[one.importer].add(one.target)
+    found: list[str] = []
+    done: set[str] = set()
+
+    def walk(node: str, trail: list[str]) -> None:
+        if node in trail:
+            found.append(" -> ".join([*trail[trail.index(node) :], node]))
+        elif node not in done:
+            for target in sorted(edges[node]):
+                walk(target, [*trail, node])
+            done.add(node)
+
+    for name in sorted(sources):
+        walk(name, [])
+    return found
+
+
+def bad_names(sources: Sources) -> list[str]:
+    """Modules whose name says nothing."""
+    return [name for name in sources if BAD_NAMES & {part.strip("_") for part in name.split(".")}]
+
+
+def dynamic_dispatch(sources: Sources) -> list[str]:
+    """Choices made by a computed attribute name, by `__dict__[...]` or by `globals()`."""
+    found = []
+    for name, text in sources.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+                bad = len(node.args) < 2 or not isinstance(node.args[1], ast.Constant)
+            elif isinstance(node, ast.Subscript):
+                table = ast.unparse(node.value)
+                bad = table.endswith(".__dict__") or table in ("globals()", "vars()", "locals()")
+            else:
+                continue
+            if bad:
+                found.append(f"{name}:{node.lineno} {ast.unparse(node)}")
+    return found
+
+
+def kwargs_chains(sources: Sources) -> list[str]:
+    """Calls that hand a function's own `**kwargs` to a function that takes `**kwargs` again."""
+    takers = {
+        node.name
+        for text in sources.values()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and node.args.kwarg
+    }
+    found = []
+    for name, text in sources.items():
+        for function in ast.walk(ast.parse(text)):
+            if not (isinstance(function, ast.FunctionDef) and function.args.kwarg):
+                continue
+            for call in ast.walk(function):
+                if (
+                    isinstance(call, ast.Call)
+                    and ast.unparse(call.func).split(".")[-1] in takers
+                    and any(
+                        word.arg is None and ast.unparse(word.value) == function.args.kwarg.arg
+                        for word in call.keywords
+                    )
+                ):
+                    found.append(f"{name}:{call.lineno} {ast.unparse(call)}")
+    return found
+
+
+def too_long(sources: Sources, limit: int = 400) -> list[str]:
+    return [
+        f"{name}: {lines} lines"
+        for name, text in sources.items()
+        if (lines := len(text.splitlines())) > limit
+    ]
+
+
+def unmarked_detectron2(sources: Sources) -> list[str]:
+    """Test or benchmark files that import detectron2 without being marked and able to skip."""
+    faults = []
+    for name in sorted({one.split(":")[0] for one in forbidden(sources, sources, ["detectron2"])}):
+        text = sources[name]
+        if "mark.detectron2" not in text and 'importorskip("detectron2")' not in text:
+            faults.append(f"{name} imports detectron2 and is not marked for it")
+    return faults
+
+
+def tools_without_main(sources: Sources) -> list[str]:
+    """Tools that lack `def main(argv...)` or do not end in the one way of reporting bad input."""
+    faults = []
+    for name, text in sources.items():
+        functions = {n.name: n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)}
+        if "main" not in functions or functions["main"].args.args[0].arg != "argv":
+            faults.append(f"{name} has no main(argv)")
+        if 'if __name__ == "__main__":' not in text or "raise SystemExit(" not in text:
+            faults.append(f"{name} does not end with raise SystemExit(...)")
+    return faults
+
+
+Checker = Callable[[Sources], list[str]]
+# name -> (checker, sources that break the law, sources that keep it)
+LAWS: dict[str, tuple[Checker, Sources, Sources]] = {
+    "1 pretrain never imports moco_det": (
+        lambda s: forbidden(s, ["pretrain"], ["moco_det", "moco_det_tools"]),
+        {"pretrain": "", "pretrain.train": "def f():\n    from moco_det.data import read"},
+        {"pretrain": "", "pretrain.train": "from pretrain import losses\nimport moco_detector"},
+    ),
+    "1 moco_det never imports pretrain": (
+        lambda s: forbidden(s, ["moco_det"], ["pretrain", "moco_det_tools"]),
+        {"moco_det": "import pretrain.losses as l"},
+        {"moco_det": "import pretrained"},
+    ),
+    "2 detectron2 only in plugin": (
+        lambda s: forbidden(
+            {n: t for n, t in s.items() if not inside(n, ["moco_det.plugin"])}, s, ["detectron2"]
+        ),
+        {"moco_det.plugin": "", "moco_det.data": "try:\n    import detectron2\nexcept E: pass"},
+        {"moco_det.plugin": "", "moco_det.plugin.heads": "from detectron2 import layers"},
+    ),
+    "3 plugin never imports standalone": (
+        lambda s: reaches(s, [ENGINES[0]], [ENGINES[1]]),
+        {
+            "moco_det": "",
+            "moco_det.plugin.heads": "from ..config import a",
+            "moco_det.config": "from moco_det.standalone import b",
+            "moco_det.standalone": "b = 1",
+        },
+        {"moco_det": "", "moco_det.plugin": "from moco_det import config", "moco_det.config": ""},
+    ),
+    "3 standalone never imports plugin": (
+        lambda s: reaches(s, [ENGINES[1]], [ENGINES[0]]),
+        {"moco_det": "", "moco_det.plugin": "", "moco_det.standalone": "from . import plugin"},
+        {"moco_det": "", "moco_det.plugin": "", "moco_det.standalone": "from . import data"},
+    ),
+    "4 the rooms around the engines import neither": (
+        lambda s: reaches(s, WITHOUT_ENGINE, ENGINES),
+        {
+            "moco_det.data": "from moco_det.matched import a",
+            "moco_det.matched": "def a():\n    import moco_det.standalone.train",
+        },
+        {"moco_det.data": "import moco_det.resnet", "moco_det.resnet": "", "moco_det.plugin": ""},
+    ),
+    "4 results and report never reach torch": (
+        lambda s: reaches(s, WITHOUT_TORCH, TORCH),
+        {"moco_det.report.page": "import moco_det.a", "moco_det.a": "from torch.nn import Conv2d"},
+        {"moco_det.report": "if TYPE_CHECKING:\n    import torch", "moco_det.a": "import torch"},
+    ),
+    "5 no import cycle": (
+        cycles,
+        {"moco_det.a": "from moco_det import b", "moco_det.b": "import moco_det.a"},
+        {"moco_det.a": "from moco_det import b", "moco_det.b": "def f():\n    import moco_det.a"},
+    ),
+    "5 no module called utils, misc, common, helpers": (
+        bad_names,
+        {"moco_det.data._utils": ""},
+        {"moco_det.data.records": ""},
+    ),
+    "6 no dispatch by getattr or __dict__": (
+        dynamic_dispatch,
+        {"moco_det.a": "import models\nbuild = models.__dict__[name]()"},
+        {"moco_det.a": "x = getattr(record, 'mask', None)"},
+    ),
+    "6 no **kwargs through more than one call": (
+        kwargs_chains,
+        {"moco_det.a": "def f(**kw):\n    g(**kw)\ndef g(**kw):\n    h(**kw)"},
+        {"moco_det.a": "def f(**kw):\n    h(**kw)\ndef h(a, b): ..."},
+    ),
+    "no file is longer than 400 lines": (
+        too_long,
+        {"moco_det.a": "a = 1\n" * 401},
+        {"moco_det.a": "a = 1\n" * 400},
+    ),
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_house_keeps_the_law(law: str) -> None:
+    checker, _, _ = LAWS[law]
+    assert checker(HOUSE) == []
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_broken_law_is_seen_and_a_kept_one_is_not(law: str) -> None:
+    checker, bad, good = LAWS[law]
+    assert checker({name: textwrap.dedent(text) for name, text in bad.items()})
+    assert checker({name: textwrap.dedent(text) for name, text in good.items()}) == []
+
+
+def test_getattr_with_a_computed_name_is_seen() -> None:
+    assert dynamic_dispatch({"a": "getattr(torchvision.models, arch)()"})
+
+
+@pytest.mark.parametrize("room", [*WITHOUT_ENGINE, "moco_det.standalone", "moco_det.matched"])
+def test_every_room_that_the_laws_name_exists(room: str) -> None:
+    assert room in HOUSE
+
+
+def test_every_tool_has_one_main_and_one_way_to_end() -> None:
+    doors = {
+        name: text
+        for name, text in HOUSE.items()
+        if inside(name, ["moco_det_tools"]) and name.count(".") == 1 and not name.endswith(".entry")
+    }
+    assert len(doors) >= 6
+    assert tools_without_main({"t": "def main():\n    pass"}) != []
+    assert tools_without_main(doors) == []
+
+
+def test_tests_and_benchmarks_that_import_detectron2_are_marked_for_it() -> None:
+    files = [file for folder in ("tests", "benchmarks") for file in (REPO / folder).rglob("*.py")]
+    assert files
+    assert unmarked_detectron2({"t": "import detectron2.config"}) != []
+    sources = {str(file.relative_to(REPO)): file.read_text(encoding="utf-8") for file in files}
+    assert unmarked_detectron2(sources) == []

@@ -1,0 +1,255 @@
+"""What the house promises from outside: metadata, commands, files, harmless imports."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.resources
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import moco_det
+from moco_det.errors import InputError
+from moco_det_tools import cli
+
+REPO = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted(
+    file for file in (REPO / "tools").glob("*.py") if file.stem not in ("__init__", "entry", "cli")
+)
+# name in an import statement -> name on the package index, where the two differ
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow"}
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The keywords that setup.py hands to setuptools."""
+    setuptools = pytest.importorskip("setuptools")
+    caught: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **keywords: caught.update(keywords))
+    monkeypatch.chdir(REPO)
+    runpy.run_path(str(REPO / "setup.py"))
+    return caught
+
+
+def requirement_names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[^\w-]", requirement)[0].lower() for requirement in requirements}
+
+
+def foreign_imports(folder: Path) -> set[str]:
+    """Top-level names of what the modules below a folder import and Python does not bring."""
+    names = set()
+    files = sorted(folder.rglob("*.py"))
+    assert files, f"{folder} holds no modules"
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add((node.module or "").split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"moco_det", "pretrain", "moco_det_tools"}
+
+
+def test_one_version_everywhere(metadata: dict[str, Any]) -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", moco_det.__version__)
+    assert metadata["version"] == moco_det.__version__
+    assert importlib.metadata.version("moco-det") == moco_det.__version__
+
+
+def test_setup_names_every_package_and_its_data(metadata: dict[str, Any]) -> None:
+    assert metadata["name"] == "moco-det"
+    assert metadata["python_requires"] == ">=3.10"
+    assert {"moco_det", "moco_det.report", "pretrain", "moco_det_tools", "moco_det_configs"} <= set(
+        metadata["packages"]
+    )
+    for package, patterns in metadata["package_data"].items():
+        folder = REPO / metadata["package_dir"].get(package, package.replace(".", "/"))
+        assert any(list(folder.glob(pattern)) for pattern in patterns), f"{package}: {patterns}"
+
+
+@pytest.mark.parametrize("folder", ["moco_det", "pretrain", "tools"])
+def test_every_foreign_import_is_a_declared_requirement(
+    folder: str, metadata: dict[str, Any]
+) -> None:
+    declared = requirement_names(metadata["install_requires"])
+    for extra in ("detectron2", "tensorboard"):
+        declared |= requirement_names(metadata["extras_require"][extra])
+    declared.add("detectron2")  # on no index; its own instructions install it
+    used = {DISTRIBUTIONS.get(name, name).lower() for name in foreign_imports(REPO / folder)}
+    assert used - declared == set()
+
+
+def test_configs_are_found_through_the_installed_package() -> None:
+    configs = importlib.resources.files("moco_det_configs")
+    files = sorted(Path(str(configs)).rglob("*.yaml"))
+    assert files
+    assert {file.relative_to(REPO / "configs").parts[0] for file in files} >= {"quick", "pretrain"}
+
+
+def test_readme_names_the_two_commands() -> None:
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    assert "make demo" in readme
+    assert "make test" in readme
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "CHANGELOG.md", "Makefile", ".ci/run"])
+def test_the_house_has_its_papers(name: str) -> None:
+    assert (REPO / name).stat().st_size > 0
+
+
+def test_the_check_script_can_be_run() -> None:
+    assert os.access(REPO / ".ci/run", os.X_OK)
+    assert "make test" in (REPO / ".ci/run").read_text(encoding="utf-8")
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert set(cli.COMMANDS) >= {"pretrain", "convert-weights", "train-net", "report", "quickstart"}
+    for name, (_, line) in cli.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(line)}$", printed, re.MULTILINE)
+
+
+def test_every_command_is_a_tool_and_every_tool_a_command() -> None:
+    modules = {module for module, _ in cli.COMMANDS.values()}
+    assert modules == {f"moco_det_tools.{script.stem}" for script in SCRIPTS}
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"moco-det {moco_det.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["--engine", "auto"]])
+def test_a_missing_or_unknown_command_ends_with_2_and_the_list(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for name in cli.COMMANDS:
+        assert name in captured.err
+
+
+def test_a_command_gets_its_arguments_and_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    class Tool:
+        @staticmethod
+        def main(argv: list[str]) -> int:
+            seen.extend([argv, sys.argv])
+            return 7
+
+    monkeypatch.setitem(sys.modules, "moco_det_tools.report", Tool)
+    before = list(sys.argv)
+    assert cli.main(["report", "a.jsonl", "-o", "out"]) == 7
+    assert seen == [["a.jsonl", "-o", "out"], ["moco-det report", "a.jsonl", "-o", "out"]]
+    assert sys.argv == before
+
+
+def test_bad_input_to_a_command_is_one_line_and_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Tool:
+        @staticmethod
+        def main(argv: list[str]) -> int:
+            raise InputError("no file a.jsonl;\n give one")
+
+    monkeypatch.setitem(sys.modules, "moco_det_tools.report", Tool)
+    assert cli.main(["report"]) == 2
+    assert capsys.readouterr().err == "error: no file a.jsonl; give one\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_every_tool_explains_itself_when_run_as_a_script(script: Path, tmp_path: Path) -> None:
+    """As `python tools/x.py`, where tools/ leads sys.path and pretrain.py is beside the script."""
+    child = subprocess.run(
+        [sys.executable, str(script), "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert child.returncode == 0, child.stderr
+    assert "usage:" in child.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def house_modules(*folders: str) -> list[str]:
+    """Dotted names of the modules below folders of the repository, the plugin's left out."""
+    files = [file for folder in folders for file in sorted((REPO / folder).rglob("*.py"))]
+    files += [REPO / f"{folder}.py" for folder in folders if (REPO / f"{folder}.py").is_file()]
+    assert files
+    parts = [file.relative_to(REPO).with_suffix("").parts for file in files]
+    names = [".".join(part[:-1] if part[-1] == "__init__" else part) for part in parts]
+    return [name for name in names if not name.startswith("moco_det.plugin")]
+
+
+# Imports the named modules one after another and says which of them did more than define things.
+PROBE = """
+import importlib, json, logging, os, pathlib, random, sys
+def state():
+    out = {"files": sorted(str(p) for p in pathlib.Path(".").rglob("*")),
+           "environment": dict(os.environ), "log handlers": len(logging.getLogger().handlers),
+           "random state": hash(random.getstate()), "sys.path": list(sys.path)}
+    if "torch" in sys.modules:
+        import torch
+        out["torch threads"] = torch.get_num_threads()
+        out["torch seed"] = torch.initial_seed()
+        out["torch default dtype"] = str(torch.get_default_dtype())
+    if "cv2" in sys.modules:
+        import cv2
+        out["cv2 threads"] = cv2.getNumThreads()
+    return out
+faults = []
+for foreign in json.loads(sys.argv[1]):
+    importlib.import_module(foreign)
+for module in json.loads(sys.argv[2]):
+    before = state()
+    importlib.import_module(module)
+    after = state()
+    faults += [f"{module} changes {key}" for key in before if before[key] != after[key]]
+print(json.dumps({"faults": faults, "torch": "torch" in sys.modules}))
+"""
+
+
+def import_in_child(modules: list[str], foreign: list[str], folder: Path) -> dict[str, object]:
+    """Import modules in a fresh process whose home and working folder are an empty one.
+
+    Foreign packages come first: what they do to the process is not the house's doing.
+    """
+    child = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps(foreign), json.dumps(modules)],
+        cwd=folder,
+        env={**os.environ, "HOME": str(folder), "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    lines = child.stdout.splitlines()
+    assert len(lines) == 1, f"importing printed {lines[:-1]}"
+    report: dict[str, object] = json.loads(lines[0])
+    return report
+
+
+def test_importing_has_no_side_effect(tmp_path: Path) -> None:
+    modules = house_modules("moco_det", "pretrain")
+    assert len(modules) > 10
+    foreign = ["torch", "torchvision", "fvcore", "cv2", "scipy.stats", "jinja2", "pycocotools"]
+    assert import_in_child(modules, foreign, tmp_path)["faults"] == []
+
+
+def test_a_side_effect_of_an_import_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text("import os\nos.environ['LOUD'] = '1'\nopen('x', 'w')")
+    faults = import_in_child(["loud"], [], tmp_path)["faults"]
+    assert faults == ["loud changes files", "loud changes environment"]
+
+
+def test_results_and_report_are_imported_without_torch(tmp_path: Path) -> None:
+    rooms = [f"moco_det/{room}" for room in ("data", "scoring", "results", "report")]
+    modules = house_modules(*rooms)
+    assert len(modules) >= 4
+    assert import_in_child(modules, [], tmp_path)["torch"] is False

@@ -1,0 +1,75 @@
+"""`moco-det COMMAND ...`: the tools of this folder under one name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from moco_det import __version__
+from moco_det_tools.entry import run
+
+# command -> (module whose main(argv) does the work, its line in --help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": (
+        "moco_det_tools.quickstart",
+        "the whole comparison on procedural scenes or on your own data",
+    ),
+    "pretrain": ("moco_det_tools.pretrain", "learn an encoder from images, write checkpoint.pth"),
+    "convert-weights": (
+        "moco_det_tools.convert_weights",
+        "turn a checkpoint into a detector's backbone.pkl and prove it",
+    ),
+    "train-net": ("moco_det_tools.train_net", "fine-tune and evaluate a detector from a yaml"),
+    "report": ("moco_det_tools.report", "make report.html, .md and .csv from results.jsonl"),
+}
+
+
+def usage() -> str:
+    """What `moco-det --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: moco-det [--help] [--version] COMMAND ...",
+            "",
+            "Does a pretrained ResNet transfer to detection better than supervised pre-training?",
+            "",
+            "commands (moco-det COMMAND --help says more):",
+            *lines,
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; 2 where the command is missing or unknown."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        print(usage(), file=sys.stderr)
+        return 2
+    name, *rest = arguments
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name == "--version":
+        print(f"moco-det {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(
+            f"error: unknown command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr
+        )
+        return 2
+
+    # Imported only now: `moco-det --help` and `moco-det report` must not wait for torch.
+    tool = importlib.import_module(COMMANDS[name][0])
+    before = sys.argv
+    # argparse takes a tool's name from here, and a run records its command from here.
+    sys.argv = [f"moco-det {name}", *rest]
+    try:
+        return run(lambda: tool.main(rest))
+    finally:
+        sys.argv = before
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
