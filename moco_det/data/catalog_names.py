@@ -1,0 +1,72 @@
+"""How a data set is named in a yaml or on a command line.
+
+    voc://DIR?split=train                a folder in VOC layout; &metric=2007 for 11-point AP
+    coco://FILE.json?images=DIR          a COCO instances json and its folder of images
+
+In DIR and FILE the characters % ? & # are written %25 %3F %26 %23; `voc_uri` and `coco_uri` do so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from moco_det.errors import InputError
+
+FORMS = (
+    "voc://DIR?split=train, coco://FILE.json?images=DIR, coco_2017_train, coco_2017_val, "
+    "coco_2014_train, coco_2014_val, voc_2007_trainval, voc_2007_test, voc_2012_trainval, ..."
+)
+
+# name -> (json, images) and name -> (folder, split), below $DETECTRON2_DATASETS
+BUILTIN_COCO = {
+    f"coco_{year}_{split}": (f"coco/annotations/instances_{files}.json", f"coco/{images}")
+    for year, split, files, images in (
+        ("2014", "train", "train2014", "train2014"),
+        ("2014", "val", "val2014", "val2014"),
+        ("2014", "minival", "minival2014", "val2014"),
+        ("2014", "valminusminival", "valminusminival2014", "val2014"),
+        ("2017", "train", "train2017", "train2017"),
+        ("2017", "val", "val2017", "val2017"),
+        ("2017", "val_100", "val2017_100", "val2017"),
+    )
+}
+BUILTIN_VOC = {
+    f"voc_{year}_{split}": (f"VOC{year}", split)
+    for year, splits in (
+        ("2007", ("trainval", "train", "val", "test")),
+        ("2012", ("trainval", "train", "val")),
+    )
+    for split in splits
+}
+
+
+def voc_uri(directory: str | Path, split: str) -> str:
+    """The name of one split of a VOC folder."""
+    return f"voc://{quote(str(directory), safe='/')}?split={quote(split, safe='')}"
+
+
+def coco_uri(json_file: str | Path, images: str | Path) -> str:
+    """The name of a COCO json with its folder of images."""
+    return f"coco://{quote(str(json_file), safe='/')}?images={quote(str(images), safe='/')}"
+
+
+def parse_uri(name: str) -> tuple[str, str, dict[str, str]]:
+    """(scheme, path, options) of a name with "://"; raises InputError on anything unexpected."""
+    scheme, _, rest = name.partition("://")
+    path, _, query = rest.partition("?")
+    allowed = {"voc": ("split", "metric"), "coco": ("images",)}
+    if scheme not in allowed:
+        raise InputError(f"data set {name!r} has unknown scheme {scheme!r}: use one of {FORMS}")
+    options: dict[str, str] = {}
+    for part in filter(None, query.split("&")):
+        key, equals, value = part.partition("=")
+        if key not in allowed[scheme] or not equals or key in options:
+            raise InputError(
+                f"data set {name!r}: option {part!r} is not known or given twice: "
+                f"{scheme}:// takes {' and '.join(allowed[scheme])}"
+            )
+        options[key] = unquote(value)
+    if not path or not options.get(allowed[scheme][0]):
+        raise InputError(f"data set {name!r} is not complete: write it like one of {FORMS}")
+    return scheme, unquote(path), options

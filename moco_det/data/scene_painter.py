@@ -1,0 +1,285 @@
+"""Painting one procedural scene: background, clutter and objects, with each object's visible mask.
+
+Colours never carry the class: every object, distractor and background draws its own. While it is
+painted an image is three float planes (3, H, W), RGB 0..1, in which numpy broadcasts fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from moco_det.data.scene_shapes import CLASSES, FORMS, SURFACES, Plane
+
+# Radii of objects as a share of the image side: a scale change of 3.2.
+RADIUS = (0.08, 0.26)
+# An object that would be seen less than this is not painted, nor one painted over it.
+LEAST_VISIBLE = 0.4
+LEAST_PIXELS = 40
+TRIES = 12
+
+
+@dataclass(frozen=True)
+class Scene:
+    """image (size, size, 3) uint8 RGB; owner (size, size) int16: 1 + index of the object seen at a
+    pixel, 0 for none; labels: class name of each object; truncated: cut by the image's edge."""
+
+    image: npt.NDArray[np.uint8]
+    owner: npt.NDArray[np.int16]
+    labels: tuple[str, ...]
+    truncated: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """Something to paste: its corner in the image, alpha and colour, and its signed distance."""
+
+    x: int
+    y: int
+    alpha: Plane
+    colour: Plane
+    distance: Plane  # pixels
+
+
+def paint_scene(
+    rng: np.random.Generator, size: int, classes: Sequence[str], objects: tuple[int, int]
+) -> Scene:
+    """One scene of objects[0]..objects[1] objects; the generator's state decides everything."""
+    canvas = _background(rng, size)
+    owner = np.zeros((size, size), np.int16)
+    light = _direction(rng)
+    labels: list[str] = []
+    truncated: list[bool] = []
+    full: list[int] = [0]  # pixels of each object were it alone, by owner number
+    places: list[tuple[float, float, float]] = []
+
+    for _ in range(rng.integers(0, 4)):
+        blob = _distractor(rng, size, light)
+        _paste(canvas, blob, light)
+    wanted = int(rng.integers(objects[0], objects[1] + 1))
+    for _ in range(wanted):
+        label = classes[int(rng.integers(len(classes)))]
+        for _attempt in range(TRIES):
+            radius = size * float(np.exp(rng.uniform(np.log(RADIUS[0]), np.log(RADIUS[1]))))
+            x, y = _place(rng, size, radius, places)
+            patch, whole = _object(rng, label, radius, x, y, size, light)
+            solid = patch.alpha > 0.5
+            if not _leaves_enough(owner, patch, solid, whole, full):
+                continue
+            full.append(whole)
+            labels.append(label)
+            truncated.append(int(solid.sum()) < whole)
+            places.append((x, y, radius))
+            _paste(canvas, patch, light)
+            _region(owner, patch)[solid] = len(labels)
+            break
+    if rng.random() < 0.35:  # something in front
+        blob = _distractor(rng, size, light, small=True)
+        solid = blob.alpha > 0.5
+        if _leaves_enough(owner, blob, solid, int(solid.sum()), full):
+            _paste(canvas, blob, light)
+            _region(owner, blob)[solid] = 0
+    return Scene(_develop(rng, canvas), owner, tuple(labels), tuple(truncated))
+
+
+def _background(rng: np.random.Generator, size: int) -> Plane:
+    """Two colours mixed by clouds and a faint pattern, with lines across. (3, size, size)."""
+    clouds = np.zeros((size, size), np.float32)
+    for cells, weight in ((3, 0.5), (9, 0.3), (30, 0.22)):
+        grid = rng.random((cells, cells), dtype=np.float32)
+        clouds += np.float32(weight) * cv2.resize(
+            grid, (size, size), interpolation=cv2.INTER_CUBIC
+        ).astype(np.float32)
+    if rng.random() < 0.6:
+        scale = np.float32(size * rng.uniform(0.08, 0.3))
+        u, v = _turned(*_grid(size), float(rng.uniform(0, 2 * np.pi)))
+        name = ("stripes", "checks", "dots", "zigzag")[int(rng.integers(4))]
+        pattern = SURFACES[name](u / scale, v / scale) * scale
+        clouds += np.float32(rng.uniform(0.1, 0.3)) * np.clip(pattern, -0.5, 0.5)
+    first, second = _colour(rng)[:, None, None], _colour(rng)[:, None, None]
+    canvas = first + np.clip(clouds, 0, 1) * (second - first)
+    # OpenCV draws smooth edges in 8 bit only
+    drawn = np.ascontiguousarray((canvas * 255).astype(np.uint8).transpose(1, 2, 0))
+    for _ in range(rng.integers(0, 7)):
+        x0, y0, x1, y1 = (int(c) for c in rng.integers(-size // 8, size + size // 8, 4))
+        colour = [float(c) * 255 for c in _colour(rng)]
+        cv2.line(drawn, (x0, y0), (x1, y1), colour, int(rng.integers(1, 3)), cv2.LINE_AA)
+    return np.multiply(drawn.transpose(2, 0, 1), np.float32(1 / 255), order="C")
+
+
+def _object(
+    rng: np.random.Generator,
+    label: str,
+    radius: float,
+    x: float,
+    y: float,
+    size: int,
+    light: tuple[float, float],
+) -> tuple[_Patch, int]:
+    """The patch, cut to the image, and the object's whole area in pixels."""
+    form, surface = CLASSES[label]
+    return _piece(rng, form, surface, radius, x, y, size, light)
+
+
+def _distractor(
+    rng: np.random.Generator, size: int, light: tuple[float, float], small: bool = False
+) -> _Patch:
+    """Clutter that is no object: a known form without a surface, or a blob with one."""
+    radius = size * float(rng.uniform(0.05, 0.1 if small else 0.2))
+    x, y = (float(c) for c in rng.uniform(0, size, 2))
+    if rng.random() < 0.35:
+        form, surface = list(FORMS)[int(rng.integers(len(FORMS)))], "plain"
+    else:
+        form, surface = "", list(SURFACES)[int(rng.integers(len(SURFACES)))]
+    return _piece(rng, form, surface, radius, x, y, size, light)[0]
+
+
+def _piece(
+    rng: np.random.Generator,
+    form: str,
+    surface: str,
+    radius: float,
+    x: float,
+    y: float,
+    size: int,
+    light: tuple[float, float],
+) -> tuple[_Patch, int]:
+    reach = int(np.ceil(radius * 1.2)) + 6  # room for the shadow
+    column, row = int(np.floor(x)) - reach, int(np.floor(y)) - reach
+    gx, gy = _grid(2 * reach + 1)
+    # pixel centres lie at half coordinates
+    dx = (gx + np.float32(column + reach + 0.5 - x)) / np.float32(radius)
+    dy = (gy + np.float32(row + reach + 0.5 - y)) / np.float32(radius)
+    u, v = _turned(dx, dy, float(rng.uniform(0, 2 * np.pi)))
+    stretch = np.float32(rng.uniform(0.87, 1.15))
+    u, v = u * stretch, v / stretch
+    if form:
+        distance = FORMS[form](u, v) * np.float32(radius)
+    else:
+        angle, turn = np.arctan2(v, u), rng.uniform(0, 6.28, 2)
+        edge = 0.75 + 0.16 * np.cos(2 * angle + turn[0]) + 0.12 * np.cos(3 * angle + turn[1])
+        distance = ((np.sqrt(u * u + v * v) - edge) * radius).astype(np.float32)
+    alpha = np.clip(np.float32(0.5) - distance, 0, 1)
+    dark, bright = _pair(rng)
+    share = np.clip(np.float32(0.5) + SURFACES[surface](u, v) * np.float32(radius), 0, 1)
+    colour = dark[:, None, None] + share * (bright - dark)[:, None, None]
+    # lit from the side, with a darker rim
+    shade = 1 - np.float32(0.22) * (light[0] * dx + light[1] * dy)
+    shade = shade * np.clip(np.float32(0.72) - distance * np.float32(0.16), 0.72, 1)
+    colour = np.clip(colour * shade, 0, 1)
+    whole = int((alpha > 0.5).sum())
+    left, top = max(-column, 0), max(-row, 0)
+    right = min(2 * reach + 1, size - column)
+    bottom = min(2 * reach + 1, size - row)
+    cut = np.s_[top : max(bottom, top), left : max(right, left)]
+    patch = _Patch(column + left, row + top, alpha[cut], colour[:, cut[0], cut[1]], distance[cut])
+    return patch, whole
+
+
+def _leaves_enough(
+    owner: npt.NDArray[np.int16],
+    patch: _Patch,
+    solid: npt.NDArray[np.bool_],
+    whole: int,
+    full: list[int],
+) -> bool:
+    """Whether the piece itself, and every object that it covers in part, stays well visible."""
+    seen = int(solid.sum())
+    if seen < max(LEAST_VISIBLE * whole, LEAST_PIXELS):
+        return False
+    lost = np.bincount(_region(owner, patch)[solid], minlength=len(full))
+    if not lost[1:].any():
+        return True
+    left = np.bincount(owner.ravel(), minlength=len(full)) - lost
+    return all(left[i] >= max(LEAST_VISIBLE * full[i], LEAST_PIXELS) for i in range(1, len(full)))
+
+
+def _paste(canvas: Plane, patch: _Patch, light: tuple[float, float]) -> None:
+    area = _region(canvas, patch)
+    if area.size == 0:
+        return
+    # the shadow is the same distance field, soft and moved away from the light
+    move = np.array([[1, 0, 3 * light[0]], [0, 1, 3 * light[1]]], np.float32)
+    shadow = np.clip(np.float32(0.5) - patch.distance / np.float32(5), 0, 1)
+    shadow = cv2.warpAffine(shadow, move, (shadow.shape[1], shadow.shape[0]))
+    area *= 1 - np.float32(0.4) * shadow
+    area += patch.alpha * (patch.colour - area)
+
+
+def _region(plane: npt.NDArray, patch: _Patch) -> npt.NDArray:
+    height, width = patch.alpha.shape
+    return plane[..., patch.y : patch.y + height, patch.x : patch.x + width]
+
+
+def _place(
+    rng: np.random.Generator,
+    size: int,
+    radius: float,
+    places: list[tuple[float, float, float]],
+) -> tuple[float, float]:
+    """Anywhere, or close to an object that is there already so that one covers the other."""
+    if places and rng.random() < 0.35:
+        x, y, other = places[int(rng.integers(len(places)))]
+        angle, gap = rng.uniform(0, 2 * np.pi), (radius + other) * rng.uniform(0.55, 0.95)
+        return float(x + gap * np.cos(angle)), float(y + gap * np.sin(angle))
+    x, y = rng.uniform(0.7 * radius, size - 0.7 * radius, 2)
+    return float(x), float(y)
+
+
+def _develop(rng: np.random.Generator, canvas: Plane) -> npt.NDArray[np.uint8]:
+    """Light that falls off to one side, a soft or sharp lens, sensor noise; to 8 bit."""
+    size = canvas.shape[1]
+    gx, gy = _grid(size)
+    angle = rng.uniform(0, 2 * np.pi)
+    x, y = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    slope = (x * gx + y * gy) * np.float32(rng.uniform(0, 0.6) / size)
+    canvas = canvas * (np.float32(rng.uniform(0.85, 1.1)) * (1 + slope))
+    if rng.random() < 0.3:
+        sigma = float(rng.uniform(0.4, 0.9))
+        canvas = np.stack([cv2.GaussianBlur(plane, (0, 0), sigma) for plane in canvas])
+    grain = rng.standard_normal((size, size), dtype=np.float32)
+    levels = canvas * np.float32(255) + (grain * np.float32(rng.uniform(1, 5)) + np.float32(0.5))
+    image = np.empty((size, size, 3), np.uint8)
+    image.transpose(2, 0, 1)[:] = np.clip(levels, 0, 255)
+    return image
+
+
+def _colour(rng: np.random.Generator) -> Plane:
+    """Any hue, (3,) RGB 0..1."""
+    hue, saturation, value = rng.random(), rng.uniform(0.1, 0.75), rng.uniform(0.25, 0.95)
+    # HSV to RGB: each channel is a trapezium over the hue
+    wheel = [min(max(abs((6 * hue + shift) % 6 - 3) - 1, 0.0), 1.0) for shift in (0, 4, 2)]
+    return np.array([value * (1 - saturation + saturation * w) for w in wheel], np.float32)
+
+
+def _pair(rng: np.random.Generator) -> tuple[Plane, Plane]:
+    """Two colours of any hue that differ in brightness, in either order."""
+    dark = _colour(rng)
+    bright = _colour(rng)
+    dark *= np.float32(rng.uniform(0.15, 0.45)) / max(dark.max(), np.float32(0.01))
+    bright *= np.float32(rng.uniform(0.75, 1.0)) / max(bright.max(), np.float32(0.01))
+    return (dark, bright) if rng.random() < 0.5 else (bright, dark)
+
+
+def _direction(rng: np.random.Generator) -> tuple[float, float]:
+    angle = rng.uniform(0, 2 * np.pi)
+    return float(np.cos(angle)), float(np.sin(angle))
+
+
+def _turned(x: Plane, y: Plane, angle: float) -> tuple[Plane, Plane]:
+    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return c * x + s * y, c * y - s * x
+
+
+@lru_cache(maxsize=256)
+def _grid(side: int) -> tuple[Plane, Plane]:
+    """x and y of a square's pixels counted from its middle pixel; read-only."""
+    line = np.arange(side, dtype=np.float32) - np.float32(side // 2)
+    x, y = np.meshgrid(line, line)
+    x.flags.writeable = y.flags.writeable = False
+    return x, y
