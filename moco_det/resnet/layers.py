@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
+import torch.distributed.nn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,10 +41,41 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{self.num_features}, eps={self.eps}"
 
 
+class SyncBatchNorm2d(nn.SyncBatchNorm):
+    """BatchNorm2d over the batches of all processes, on GPUs (torch's own) and on CPUs.
+
+    The statistics are those of all pixels of all processes together, each pixel counting alike.
+    In a single process it is plain BatchNorm2d.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+        if x.is_cuda or alone or not self.training:
+            return super().forward(x)
+        wide = x.float()
+        channels = wide.shape[1]
+        count = wide.new_full((1,), wide.numel() / channels)
+        sums = torch.cat([wide.sum(dim=(0, 2, 3)), wide.square().sum(dim=(0, 2, 3)), count])
+        sums = torch.distributed.nn.functional.all_reduce(sums)
+        total = sums[-1]
+        mean, second = (sums[:-1] / total).split(channels)
+        variance = second - mean.square()
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.momentum is not None and self.num_batches_tracked is not None
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            unbiased = variance * (total / (total - 1))
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
 NORMS: dict[str, Callable[[int], nn.Module] | None] = {
     "": None,
     "BN": nn.BatchNorm2d,
-    "SyncBN": nn.SyncBatchNorm,
+    "SyncBN": SyncBatchNorm2d,
     "FrozenBN": FrozenBatchNorm2d,
     "GN": lambda channels: nn.GroupNorm(32, channels),
 }

@@ -228,9 +228,7 @@ class ResNet(nn.Module):
         out_features: Sequence[str] = FEATURES,
     ) -> ResNet:
         """A whole network with every stage's output, as the conversion's proof needs it."""
-        return cls(
-            architecture, norm=norm, stride_in_1x1=stride_in_1x1, out_features=out_features
-        )
+        return cls(architecture, norm=norm, stride_in_1x1=stride_in_1x1, out_features=out_features)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) normalised images to {name: (N, C, H / stride, W / stride)}."""

@@ -50,9 +50,7 @@ class GeneralizedRCNN(nn.Module):
             if targets is None:
                 raise ValueError("the detector needs targets in training")
             device = self.pixel_mean.device
-            targets = [
-                Targets(t.boxes.to(device), t.classes.to(device), t.masks) for t in targets
-            ]
+            targets = [Targets(t.boxes.to(device), t.classes.to(device), t.masks) for t in targets]
             proposals, losses = self.proposal_generator(features, sizes, targets)
             return {**self.roi_heads.train_losses(features, proposals, targets), **losses}
         proposals, _ = self.proposal_generator(features, sizes)
@@ -70,9 +68,7 @@ class GeneralizedRCNN(nn.Module):
         return batch.contiguous(memory_format=self.memory_format), sizes
 
 
-def rescale(
-    found: Detections, size: tuple[int, int], height: int, width: int
-) -> Detections:
+def rescale(found: Detections, size: tuple[int, int], height: int, width: int) -> Detections:
     """Detections of a resized input (its height, width) in the original image's pixels.
 
     Boxes that clipping leaves empty are dropped.

@@ -77,9 +77,7 @@ class Mapper:
         new_height, new_width = resized_shape(height, width, self.short_edge(random), self.max_size)
         if (new_height, new_width) != (height, width):
             picture = Image.fromarray(np.ascontiguousarray(image))
-            image = np.asarray(
-                picture.resize((new_width, new_height), Image.Resampling.BILINEAR)
-            )
+            image = np.asarray(picture.resize((new_width, new_height), Image.Resampling.BILINEAR))
         flipped = self.train and self.flip != "none" and self.toss(random)
         axis = 1 if self.flip == "horizontal" else 0
         if flipped:

@@ -1,0 +1,201 @@
+"""What a detection run says of itself: the row that goes into results.jsonl, for every engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from moco_det.data import DetectionDataset
+from moco_det.errors import InputError
+from moco_det.results import SCHEMA
+from moco_det.weights import Backbone
+
+
+def version_of(package: str) -> str:
+    """Installed version of a package, or "absent"."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def now() -> str:
+    """Time of day in UTC, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def describe_init(
+    name: str | None, weights: str, backbone: Backbone | None, sha256: str | None
+) -> dict[str, Any]:
+    """The ``init`` of a row. Without a name the arm is called by its weights' method."""
+    if not weights:
+        return {
+            "name": name or "random",
+            "weights": None,
+            "sha256": None,
+            "source": None,
+            "verified": None,
+        }
+    source = dict(backbone.source) if backbone is not None and backbone.source else None
+    verified = dict(backbone.verified) if backbone is not None and backbone.verified else None
+    method = (source or {}).get("method")
+    return {
+        "name": name or method or Path(weights).stem,
+        "weights": Path(weights).name,
+        "sha256": backbone.sha256 if backbone is not None else sha256,
+        "source": source,
+        "verified": verified,
+    }
+
+
+def describe_data(train: DetectionDataset, test: DetectionDataset) -> dict[str, Any]:
+    """The ``dataset`` of a row."""
+    return {
+        "train": train.name,
+        "test": test.name,
+        "train_uri": train.uri,
+        "test_uri": test.uri,
+        "train_fingerprint": train.fingerprint,
+        "test_fingerprint": test.fingerprint,
+        "train_images": len(train),
+        "test_images": len(test),
+        "classes": list(train.classes),
+    }
+
+
+def describe_hardware(device: str) -> dict[str, Any]:
+    """The ``hardware`` of a row."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"device": device, "cores": int(cores or 1)}
+
+
+def cpu_name() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else (platform.processor() or platform.machine())
+
+
+def describe_engine(name: str, version: str) -> dict[str, Any]:
+    """The ``engine`` of a row."""
+    return {
+        "name": name,
+        "version": version,
+        "torch": version_of("torch"),
+        "torchvision": version_of("torchvision"),
+        "python": platform.python_version(),
+    }
+
+
+def make_row(
+    *,
+    run: str,
+    status: str,
+    with_masks: bool,
+    dataset: Mapping[str, Any],
+    config_name: str,
+    config: str,
+    init: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    precision: str,
+    seed: int,
+    iterations: int,
+    batch: int,
+    wall_seconds: float,
+    hardware: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None,
+    output_dir: str,
+    command: str,
+    started: str,
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """One row of results.jsonl (schema 1)."""
+    row: dict[str, Any] = {
+        "schema": SCHEMA,
+        "run": run,
+        "status": status,
+        "task": "box+mask" if with_masks else "box",
+        "dataset": dict(dataset),
+        "config_name": config_name,
+        "config": config,
+        "init": dict(init),
+        "engine": dict(engine),
+        "precision": precision,
+        "seed": seed,
+        "iterations": iterations,
+        "batch": batch,
+        "wall_seconds": round(wall_seconds, 3),
+        "hardware": dict(hardware),
+        "output_dir": output_dir,
+        "command": command,
+        "started": started,
+        "warnings": list(warnings),
+    }
+    if metrics is not None:
+        row["metrics"] = dict(metrics)
+    return row
+
+
+def check_classes_of_config(num_classes: int, dataset: DetectionDataset) -> None:
+    """InputError unless MODEL.ROI_HEADS.NUM_CLASSES is what the data has."""
+    if num_classes != len(dataset.classes):
+        names = ", ".join(dataset.classes[:8]) + (", ..." if len(dataset.classes) > 8 else "")
+        raise InputError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {dataset.name} has "
+            f"{len(dataset.classes)} classes ({names}): set it to {len(dataset.classes)}"
+        )
+
+
+def check_input_of_weights(
+    given: Mapping[str, Any] | None,
+    *,
+    weights: str,
+    image_format: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    stride_in_1x1: bool,
+) -> None:
+    """InputError where a config contradicts what its weights say they were trained on."""
+    if not given:
+        return
+    pairs = {
+        "INPUT.FORMAT": (image_format, given.get("format")),
+        "MODEL.PIXEL_MEAN": (list(mean), given.get("mean")),
+        "MODEL.PIXEL_STD": (list(std), given.get("std")),
+        "MODEL.RESNETS.STRIDE_IN_1X1": (stride_in_1x1, given.get("stride_in_1x1")),
+    }
+    for key, (here, demanded) in pairs.items():
+        if demanded is not None and not same(here, demanded):
+            raise InputError(
+                f"{key} is {here}, but {weights} was trained with {demanded}: "
+                f"set {key} to that, or use weights of this input"
+            )
+
+
+def same(here: Any, demanded: Any) -> bool:
+    if isinstance(here, list):
+        return len(here) == len(demanded) and all(
+            abs(a - b) < 1e-2 for a, b in zip(here, demanded, strict=True)
+        )
+    return bool(here == demanded)
+
+
+def summary(metrics: Mapping[str, Any]) -> list[str]:
+    """The metrics as text lines, one ruler a line."""
+    lines = []
+    for ruler, table in metrics.items():
+        cells = [
+            f"{key} {value:.2f}" if value is not None else f"{key} -"
+            for key, value in table.items()
+            if key != "per_class" and (value is None or isinstance(value, (int, float)))
+        ]
+        lines.append(f"{ruler}: " + "  ".join(cells))
+    return lines

@@ -1,0 +1,8 @@
+"""The R-CNN engine for machines without detectron2: same keys, names and numbers."""
+
+from __future__ import annotations
+
+from moco_det.standalone.build import build_detector
+from moco_det.standalone.run import RunOptions, run
+
+__all__ = ["RunOptions", "build_detector", "run"]

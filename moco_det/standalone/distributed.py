@@ -1,0 +1,103 @@
+"""One process or several: start them, know one's rank, gather what they found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from moco_det.errors import InputError
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather(value: Any) -> list[Any]:
+    """Everybody's value, by rank, in every process."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
+    """The mean of each value over the processes."""
+    if world_size() == 1:
+        return values
+    everybody = gather(values)
+    return {key: sum(v[key] for v in everybody) / len(everybody) for key in values}
+
+
+def launch(
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+    *,
+    processes: int,
+    machines: int,
+    machine_rank: int,
+    url: str,
+    device: str,
+) -> None:
+    """Run ``function(*arguments)`` in ``processes`` processes on each of ``machines`` machines.
+
+    NCCL on GPUs, gloo on CPUs. Under torchrun the processes exist already and are joined.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        join(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "env://", device)
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        function(*arguments)
+        dist.destroy_process_group()
+        return
+    total = processes * machines
+    if device == "cuda" and processes > torch.cuda.device_count():
+        raise InputError(
+            f"--num-gpus {processes}, but this machine has {torch.cuda.device_count()} GPUs"
+        )
+    if total == 1:
+        function(*arguments)
+        return
+    start = machine_rank * processes
+    work = (function, arguments, start, total, url, device)
+    try:
+        mp.spawn(_process, args=work, nprocs=processes)
+    except mp.ProcessRaisedException as error:
+        line = next((x for x in reversed(str(error).splitlines()) if "InputError: " in x), None)
+        if line is None:
+            raise
+        raise InputError(line.split("InputError: ", 1)[1]) from None
+
+
+def join(my_rank: int, total: int, url: str, device: str) -> None:
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=url, rank=my_rank, world_size=total)
+
+
+def _process(
+    local_rank: int,
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+    start: int,
+    total: int,
+    url: str,
+    device: str,
+) -> None:
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // total))
+    join(start + local_rank, total, url, device)
+    try:
+        function(*arguments)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,83 @@
+"""The detector over a test set: predictions as COCO result rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from moco_det.data import DetectionDataset, Record
+from moco_det.standalone import distributed
+from moco_det.standalone.detector import GeneralizedRCNN, rescale
+from moco_det.standalone.mapper import Mapper, Sample
+from moco_det.standalone.masks import encode_mask, paste_mask
+from moco_det.standalone.precision import Precision
+from moco_det.standalone.roi_heads import Detections
+
+BATCH = 8
+
+
+@torch.no_grad()
+def predict(
+    model: GeneralizedRCNN,
+    dataset: DetectionDataset,
+    mapper: Mapper,
+    precision: Precision,
+    *,
+    description: str = "testing",
+) -> list[dict[str, Any]]:
+    """Rows {image_id, category_id, bbox xywh, score, segmentation?} of every detection.
+
+    The images are shared among the processes; every process gets all rows. The model's training
+    mode is put back.
+    """
+    was_training = model.training
+    model.eval()
+    mine = dataset.records[distributed.rank() :: distributed.world_size()]
+    rows: list[dict[str, Any]] = []
+    quiet = distributed.rank() != 0
+    with tqdm(total=len(mine), desc=description, unit="image", disable=quiet, mininterval=1) as bar:
+        for samples in same_size_batches(mine, mapper):
+            with precision.autocast():
+                found = model([sample.image for sample in samples])
+            for sample, detections in zip(samples, found, strict=True):
+                rows.extend(to_rows(sample, detections, dataset.category_ids))
+            bar.update(len(samples))
+    model.train(was_training)
+    return [row for part in distributed.gather(rows) for row in part]
+
+
+def same_size_batches(records: Sequence[Record], mapper: Mapper) -> Iterator[list[Sample]]:
+    """Samples in order, neighbours of the same size together: no padding changes a result."""
+    batch: list[Sample] = []
+    for record in records:
+        sample = mapper(record)
+        if batch and (len(batch) == BATCH or sample.image.shape != batch[0].image.shape):
+            yield batch
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield batch
+
+
+def to_rows(sample: Sample, found: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Detections of one input as rows in the original image's pixels."""
+    size = (int(sample.image.shape[-2]), int(sample.image.shape[-1]))
+    found = rescale(found, size, sample.height, sample.width)
+    boxes = found.boxes.float().cpu()
+    masks = None if found.masks is None else found.masks.float().cpu()
+    rows = []
+    for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        row: dict[str, Any] = {
+            "image_id": sample.image_id,
+            "category_id": category_ids[int(found.classes[i])],
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "score": float(found.scores[i]),
+        }
+        if masks is not None:
+            pasted = paste_mask(masks[i], boxes[i], sample.height, sample.width)
+            row["segmentation"] = encode_mask(pasted)
+        rows.append(row)
+    return rows

@@ -1,0 +1,56 @@
+"""BN statistics over many batches with the weights standing still (Wu & Johnson 2021, section 3).
+
+fvcore's estimator does the work on each process; the processes then agree on one result, which
+fvcore alone leaves different on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+from torch import nn
+
+from moco_det.standalone import distributed
+from moco_det.standalone.mapper import Sample
+from moco_det.standalone.precision import Precision
+
+
+class _Step(nn.Module):
+    """A training forward over a batch of samples, as fvcore's estimator wants to call it."""
+
+    def __init__(self, model: nn.Module, precision: Precision) -> None:
+        super().__init__()
+        self.model = model
+        self.precision = precision
+
+    def forward(self, samples: list[Sample]) -> None:
+        with self.precision.autocast():
+            self.model([s.image for s in samples], [s.targets for s in samples])
+
+
+def update_statistics(
+    model: nn.Module, batches: Iterable[list[Sample]], iterations: int, precision: Precision
+) -> None:
+    """Replace the running statistics of every trained BN layer; random states are kept."""
+    layers = get_bn_modules(model)
+    if not layers:
+        return
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        update_bn_stats(_Step(model, precision), batches, iterations)
+    if distributed.world_size() > 1:
+        for layer in layers:
+            average(layer)
+
+
+def average(layer: nn.Module) -> None:
+    """Mean and variance of the union of the processes' batches, each process counting alike."""
+    mean, variance = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
+    moments = torch.stack([mean, variance + mean**2])
+    dist.all_reduce(moments)
+    moments /= distributed.world_size()
+    mean.copy_(moments[0])
+    variance.copy_(moments[1] - moments[0] ** 2)

@@ -1,0 +1,219 @@
+"""A run of the standalone engine, from a config to one row of results."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from moco_det import __version__
+from moco_det.config import dump
+from moco_det.data import DetectionDataset, check_classes, check_images, load_datasets
+from moco_det.errors import InputError
+from moco_det.results import append_row
+from moco_det.runs import (
+    check_classes_of_config,
+    check_input_of_weights,
+    cpu_name,
+    describe_data,
+    describe_engine,
+    describe_hardware,
+    describe_init,
+    make_row,
+    now,
+)
+from moco_det.standalone import distributed
+from moco_det.standalone.build import build_detector
+from moco_det.standalone.checkpoint import Loaded, load_initial_weights
+from moco_det.standalone.detector import GeneralizedRCNN
+from moco_det.standalone.precision import choose_precision
+from moco_det.standalone.state import resume_model
+from moco_det.standalone.train import evaluate, train
+
+# The room's logger, so that the log file of a run holds what every module says.
+logger = logging.getLogger("moco_det.standalone")
+
+# Below this many images every one is opened before training; above, that would take too long.
+CHECK_LIMIT = 5000
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run needs besides its config.
+
+    ``results`` None means results.jsonl in the output folder. ``init_name`` None calls the arm by
+    its weights. ``strict`` makes a single broken image an error.
+    """
+
+    config_name: str
+    resume: bool = False
+    eval_only: bool = False
+    strict: bool = False
+    results: Path | None = None
+    init_name: str | None = None
+    command: str = ""
+
+
+def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
+    """Train as the config says and score the test set; returns the metrics.
+
+    In several processes every process calls this. Raises InputError for whatever is wrong with
+    the data, the weights or the combination of them, before the first step.
+    """
+    output = Path(cfg.OUTPUT_DIR)
+    leader = distributed.rank() == 0
+    device = check_device(cfg.MODEL.DEVICE)
+    precision = choose_precision(amp=cfg.SOLVER.AMP.ENABLED, device=device)
+    train_set, test_set = load_data(cfg, strict=options.strict, progress=leader)
+    seed = shared_seed(cfg.SEED)
+    torch.manual_seed(seed + distributed.rank())
+
+    model = build_detector(cfg, channels_last=precision.channels_last)
+    loaded = load_weights(cfg, model)
+    warnings = [*train_set.skipped, *(f"test: {line}" for line in test_set.skipped)]
+    if precision.note:
+        warnings.append(precision.note)
+    if leader:
+        prepare_folder(output, cfg, options)
+        logger.info(
+            "engine standalone %s, torch %s, %s on %s, %d process(es), seed %d",
+            __version__,
+            torch.__version__,
+            precision.name,
+            device,
+            distributed.world_size(),
+            seed,
+        )
+        logger.info("%s", loaded.line())
+        for line in warnings:
+            logger.warning("%s", line)
+    model.to(device)
+    if precision.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    if options.eval_only:
+        if options.resume:
+            resume_model(model, output)
+        return evaluate(cfg, model, test_set, precision, output, iteration=None)
+
+    started, clock = now(), time.monotonic()
+    metrics, final = train(
+        cfg, model, train_set, test_set, precision, output, seed, resume=options.resume
+    )
+    wall = time.monotonic() - clock
+    if leader:
+        results = options.results or output / "results.jsonl"
+        row = make_row(
+            run=output.name,
+            status="finished",
+            with_masks=cfg.MODEL.MASK_ON,
+            dataset=describe_data(train_set, test_set),
+            config_name=options.config_name,
+            config=dump(cfg),
+            init=describe_init(options.init_name, cfg.MODEL.WEIGHTS, loaded.backbone, None),
+            engine=describe_engine("standalone", __version__),
+            precision=precision.name,
+            seed=seed,
+            iterations=final,
+            batch=cfg.SOLVER.IMS_PER_BATCH,
+            wall_seconds=wall,
+            hardware=describe_hardware(
+                torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+            ),
+            metrics=metrics,
+            output_dir=relative(output, results.parent),
+            command=options.command or shlex.join(sys.argv),
+            started=started,
+            warnings=warnings,
+        )
+        append_row(results, row)
+        logger.info("one row added to %s", results)
+    return metrics
+
+
+def run_in_process(cfg: CfgNode, options: RunOptions) -> None:
+    """``run`` as the entry of one of several processes, which log on their own."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    run(cfg, options)
+
+
+def check_device(name: str) -> str:
+    """The device's kind, or InputError where the machine lacks it."""
+    kind = name.split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"MODEL.DEVICE is {name!r}: the standalone engine runs on cpu or cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "MODEL.DEVICE is cuda, but this machine has no CUDA device: add MODEL.DEVICE cpu"
+        )
+    return kind
+
+
+def load_data(
+    cfg: CfgNode, *, strict: bool, progress: bool
+) -> tuple[DetectionDataset, DetectionDataset]:
+    """The training and test sets of a config, checked against each other and the config."""
+    train_set = load_datasets(cfg.DATASETS.TRAIN)
+    test_set = load_datasets(cfg.DATASETS.TEST, classes=train_set.classes)
+    check_classes(train_set, test_set)
+    check_classes_of_config(cfg.MODEL.ROI_HEADS.NUM_CLASSES, train_set)
+    if cfg.MODEL.MASK_ON and not (train_set.has_masks and test_set.has_masks):
+        without = train_set if not train_set.has_masks else test_set
+        raise InputError(f"MODEL.MASK_ON is True, but {without.name} has no masks: set it False")
+    return tuple(  # type: ignore[return-value]
+        check_images(part, strict=strict, progress=progress) if len(part) <= CHECK_LIMIT else part
+        for part in (train_set, test_set)
+    )
+
+
+def load_weights(cfg: CfgNode, model: GeneralizedRCNN) -> Loaded:
+    """MODEL.WEIGHTS into the model, after the config was held against the file's own words."""
+    loaded = load_initial_weights(model, cfg.MODEL.WEIGHTS)
+    if loaded.backbone is not None:
+        check_input_of_weights(
+            loaded.backbone.input,
+            weights=cfg.MODEL.WEIGHTS,
+            image_format=cfg.INPUT.FORMAT,
+            mean=cfg.MODEL.PIXEL_MEAN,
+            std=cfg.MODEL.PIXEL_STD,
+            stride_in_1x1=cfg.MODEL.RESNETS.STRIDE_IN_1X1,
+        )
+    return loaded
+
+
+def shared_seed(seed: int) -> int:
+    """The config's seed, or one drawn by the first process for all."""
+    drawn = seed if seed >= 0 else random.SystemRandom().randrange(2**31)
+    return int(distributed.gather(drawn)[0])
+
+
+def prepare_folder(output: Path, cfg: CfgNode, options: RunOptions) -> None:
+    """The run's folder with its resolved config and log; a finished run is not overwritten."""
+    has_run = (output / "model_final.pth").exists()
+    if has_run and not (options.resume or options.eval_only):
+        raise InputError(
+            f"{output} holds a finished run: choose another OUTPUT_DIR, or --resume to keep it"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.yaml").write_text(dump(cfg), encoding="utf-8")
+    handler = logging.FileHandler(output / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for old in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+        logger.removeHandler(old)
+        old.close()
+    logger.addHandler(handler)
+
+
+def relative(path: Path, start: Path) -> str:
+    try:
+        return path.resolve().relative_to(start.resolve()).as_posix() or "."
+    except ValueError:
+        return str(path.resolve())

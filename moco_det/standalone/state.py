@@ -1,0 +1,69 @@
+"""A run's state between two iterations: saved whole, found again, restored exactly."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from moco_det.errors import InputError
+from moco_det.standalone import distributed
+from moco_det.standalone.checkpoint import last_checkpoint, load_model_state, save_checkpoint
+from moco_det.standalone.detector import GeneralizedRCNN
+
+logger = logging.getLogger(__name__)
+
+
+def save(
+    output: Path,
+    name: str,
+    model: GeneralizedRCNN,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    iteration: int,
+) -> None:
+    """A checkpoint from which the run goes on as if never stopped."""
+    states = distributed.gather(torch.get_rng_state())
+    if distributed.rank() == 0:
+        content = {
+            "format": "moco-det-detector/1",
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "iteration": iteration,
+            "random": states,
+        }
+        if torch.cuda.is_available():
+            content["random_cuda"] = torch.cuda.get_rng_state()
+        save_checkpoint(output, name, content)
+
+
+def restore(
+    model: GeneralizedRCNN,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    output: Path,
+) -> int:
+    """Go back to the newest checkpoint, if there is one; returns the next iteration."""
+    found = last_checkpoint(output)
+    if found is None:
+        logger.info("--resume: no checkpoint in %s, starting at iteration 0", output)
+        return 0
+    path, content = found
+    load_model_state(model, content["model"], path)
+    optimizer.load_state_dict(content["optimizer"])
+    scaler.load_state_dict(content["scaler"])
+    states = content["random"]
+    torch.set_rng_state(states[min(distributed.rank(), len(states) - 1)])
+    if torch.cuda.is_available() and "random_cuda" in content:
+        torch.cuda.set_rng_state(content["random_cuda"])
+    logger.info("resumed from %s after iteration %d", path, content["iteration"] + 1)
+    return int(content["iteration"]) + 1
+
+
+def resume_model(model: GeneralizedRCNN, output: Path) -> None:
+    found = last_checkpoint(output)
+    if found is None:
+        raise InputError(f"--resume: {output} holds no whole checkpoint")
+    load_model_state(model, found[1]["model"], found[0])

@@ -1,0 +1,183 @@
+"""The training loop: batches, steps, logs, checkpoints, scores."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from tqdm import tqdm
+
+from moco_det.data import DetectionDataset
+from moco_det.errors import InputError
+from moco_det.runs import summary
+from moco_det.scoring import score, write_predictions
+from moco_det.standalone import distributed
+from moco_det.standalone.build import build_mapper, build_solver
+from moco_det.standalone.detector import GeneralizedRCNN
+from moco_det.standalone.evaluate import predict
+from moco_det.standalone.loader import BatchStream, training_loader, usable
+from moco_det.standalone.mapper import Sample
+from moco_det.standalone.metrics_log import Log
+from moco_det.standalone.precise_bn import update_statistics
+from moco_det.standalone.precision import Precision
+from moco_det.standalone.state import restore, save
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    cfg: CfgNode,
+    model: GeneralizedRCNN,
+    train_set: DetectionDataset,
+    test_set: DetectionDataset,
+    precision: Precision,
+    output: Path,
+    seed: int,
+    *,
+    resume: bool,
+) -> tuple[dict[str, Any], int]:
+    """All iterations and the final score; returns the metrics and the iterations done."""
+    records = usable(train_set.records) if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else None
+    records = list(train_set.records) if records is None else records
+    if not records:
+        raise InputError(f"{train_set.name} has no image with an object to train on")
+    world = distributed.world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % world:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide by {world} processes"
+        )
+    solver = build_solver(cfg, model)
+    scaler = torch.amp.GradScaler(precision.device, enabled=precision.needs_scaler)
+    first = restore(model, solver.optimizer, scaler, output) if resume else 0
+    mapper = build_mapper(cfg, train=True)
+
+    def loader(stream_seed: int, start: int) -> Any:
+        stream = BatchStream(
+            records,
+            batch_size=cfg.SOLVER.IMS_PER_BATCH // world,
+            seed=stream_seed,
+            start=start,
+            group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            rank=distributed.rank(),
+            world_size=world,
+        )
+        return training_loader(records, mapper, stream, workers=cfg.DATALOADER.NUM_WORKERS)
+
+    wrapped: nn.Module = model
+    if world > 1:
+        ids = [torch.cuda.current_device()] if precision.device == "cuda" else None
+        wrapped = nn.parallel.DistributedDataParallel(
+            model, device_ids=ids, broadcast_buffers=False
+        )
+    log = Log(output / "metrics.jsonl", cfg.SOLVER.MAX_ITER, keep_before=first)
+
+    def finish(iteration: int) -> dict[str, Any]:
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            batches = loader(seed + 1, 0)
+            update_statistics(model, batches, cfg.TEST.PRECISE_BN.NUM_ITER, precision)
+        found = evaluate(cfg, model, test_set, precision, output, iteration=iteration)
+        log.write_scores(iteration, found)
+        return found
+
+    metrics: dict[str, Any] | None = None
+    model.train()
+    batches = iter(loader(seed, first)) if first < cfg.SOLVER.MAX_ITER else iter(())
+    title = f"fine-tuning {output.name}"
+    with tqdm(
+        total=cfg.SOLVER.MAX_ITER,
+        initial=first,
+        desc=title,
+        unit="step",
+        mininterval=1,
+        disable=distributed.rank() != 0,
+    ) as bar:
+        for iteration in range(first, cfg.SOLVER.MAX_ITER):
+            clock = time.monotonic()
+            samples: list[Sample] = next(batches)
+            waited = time.monotonic() - clock
+            lr = solver.set_iteration(iteration)
+            losses = step(cfg, wrapped, solver.optimizer, scaler, samples, precision)
+            check_finite(losses, iteration, output)
+            log.write_losses(iteration, losses, lr, time.monotonic() - clock, waited)
+            bar.update()
+            bar.set_postfix(loss=f"{sum(losses.values()):.3f}", refresh=False)
+            done = iteration + 1
+            last = done == cfg.SOLVER.MAX_ITER
+            period = cfg.TEST.EVAL_PERIOD
+            if last or (period > 0 and done % period == 0):
+                metrics = finish(iteration)
+            if last or done % cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+                name = "model_final.pth" if last else f"model_{iteration:07d}.pth"
+                save(output, name, model, solver.optimizer, scaler, iteration)
+    if metrics is None:
+        metrics = finish(cfg.SOLVER.MAX_ITER - 1)
+    return metrics, cfg.SOLVER.MAX_ITER
+
+
+def step(
+    cfg: CfgNode,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    samples: list[Sample],
+    precision: Precision,
+) -> dict[str, float]:
+    """One step of SGD; returns the losses by name, averaged over the processes."""
+    with precision.autocast():
+        losses = model([s.image for s in samples], [s.targets for s in samples])
+        total = sum(losses.values())
+    optimizer.zero_grad()
+    scaler.scale(total).backward()
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED:
+        scaler.unscale_(optimizer)
+        for parameter in (p for p in model.parameters() if p.grad is not None):
+            if clip.CLIP_TYPE == "value":
+                nn.utils.clip_grad_value_(parameter, clip.CLIP_VALUE)
+            else:
+                nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
+    scaler.step(optimizer)
+    scaler.update()
+    names = list(losses)
+    values = torch.stack([losses[name].detach() for name in names]).tolist()
+    return distributed.mean_over_ranks(dict(zip(names, values, strict=True)))
+
+
+def check_finite(losses: dict[str, float], iteration: int, output: Path) -> None:
+    """Stop a diverged run with the way out."""
+    if not math.isfinite(sum(losses.values())):
+        broken = ", ".join(name for name, value in losses.items() if not math.isfinite(value))
+        pointer = output / "last_checkpoint"
+        last = pointer.read_text().strip() if pointer.is_file() else "none was written yet"
+        raise InputError(
+            f"{broken} became Inf or NaN in iteration {iteration}: lower SOLVER.BASE_LR or "
+            f"lengthen SOLVER.WARMUP_ITERS; last good checkpoint: {last}"
+        )
+
+
+def evaluate(
+    cfg: CfgNode,
+    model: GeneralizedRCNN,
+    test_set: DetectionDataset,
+    precision: Precision,
+    output: Path,
+    *,
+    iteration: int | None,
+) -> dict[str, Any]:
+    """Predictions of the test set to predictions.json, and their scores."""
+    mapper = build_mapper(cfg, train=False)
+    rows = predict(model, test_set, mapper, precision, description=f"testing {test_set.name}")
+    metrics: dict[str, Any] = {}
+    if distributed.rank() == 0:
+        write_predictions(output / "predictions.json", rows)
+        metrics = score(test_set, rows, with_masks=cfg.MODEL.MASK_ON)
+        where = "evaluation" if iteration is None else f"iteration {iteration + 1}"
+        for line in summary(metrics):
+            logger.info("%s: %s", where, line)
+    return distributed.gather(metrics)[0]

@@ -1,0 +1,97 @@
+"""Fine-tune and score a detector from a config, on detectron2 or on the standalone engine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moco_det.errors import InputError
+from moco_det_tools.entry import run
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of detectron2's default_argument_parser, and the engine's."""
+    port = 2**15 + 2**14 + (os.getuid() if hasattr(os, "getuid") else 1) % 2**14
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python tools/train_net.py --config-file configs/quick/coco_R18_FPN.yaml "
+        "MODEL.WEIGHTS weights/moco.pkl MODEL.DEVICE cpu",
+    )
+    p.add_argument("--config-file", required=True, metavar="FILE", help="path to the yaml")
+    p.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR's checkpoint")
+    p.add_argument("--eval-only", action="store_true", help="score, do not train")
+    p.add_argument("--num-gpus", type=int, default=1, help="processes (GPUs) on each machine")
+    p.add_argument("--num-machines", type=int, default=1, help="number of machines")
+    p.add_argument("--machine-rank", type=int, default=0, help="this machine's rank")
+    p.add_argument("--dist-url", default=f"tcp://127.0.0.1:{port}", help="where processes meet")
+    p.add_argument("--engine", choices=ENGINES, default="auto", help="auto: detectron2 if it is")
+    p.add_argument("--init-name", help="name of the arm in the results (default: from the weights)")
+    p.add_argument("--results", type=Path, help="results file (default: OUTPUT_DIR/results.jsonl)")
+    p.add_argument("--strict", action="store_true", help="one broken image is an error")
+    p.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    return p
+
+
+ENGINES = ("auto", "detectron2", "standalone")
+
+
+def choose_engine(asked: str) -> str:
+    """``auto`` takes detectron2 where it can be imported; a wish that cannot be met is an error."""
+    present = importlib.util.find_spec("detectron2") is not None
+    if asked == "detectron2" and not present:
+        raise InputError(
+            "--engine detectron2: it cannot be imported; see its installation in README.md, "
+            "or use --engine standalone"
+        )
+    if asked != "auto":
+        return asked
+    return "detectron2" if present else "standalone"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, or score with ``--eval-only``; 0 when done."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    command = shlex.join([Path(sys.argv[0]).name, *(argv if argv is not None else sys.argv[1:])])
+    if args.num_gpus < 1 or not 0 <= args.machine_rank < args.num_machines:
+        raise InputError("--num-gpus must be above 0 and --machine-rank below --num-machines")
+    if choose_engine(args.engine) == "detectron2":
+        from moco_det.plugin.train import launch_detectron2
+
+        launch_detectron2(args, command)
+        return 0
+
+    from moco_det.config import load_config
+    from moco_det.standalone.distributed import launch
+    from moco_det.standalone.run import RunOptions, run_in_process
+
+    cfg = load_config(args.config_file, args.opts)
+    options = RunOptions(
+        config_name=Path(args.config_file).stem,
+        resume=args.resume,
+        eval_only=args.eval_only,
+        strict=args.strict,
+        results=args.results,
+        init_name=args.init_name,
+        command=command,
+    )
+    launch(
+        run_in_process,
+        (cfg, options),
+        processes=args.num_gpus,
+        machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        url=args.dist_url,
+        device=cfg.MODEL.DEVICE.split(":")[0],
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
