@@ -41,6 +41,7 @@ def describe_init(
             "sha256": None,
             "source": None,
             "verified": None,
+            "input": None,
         }
     source = dict(backbone.source) if backbone is not None and backbone.source else None
     verified = dict(backbone.verified) if backbone is not None and backbone.verified else None
@@ -51,6 +52,7 @@ def describe_init(
         "sha256": backbone.sha256 if backbone is not None else sha256,
         "source": source,
         "verified": verified,
+        "input": dict(backbone.input) if backbone is not None and backbone.input else None,
     }
 
 

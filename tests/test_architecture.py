@@ -229,7 +229,7 @@ def tools_without_main(sources: Sources) -> list[str]:
     faults = []
     for name, text in sources.items():
         functions = {n.name: n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)}
-        if "main" not in functions or functions["main"].args.args[0].arg != "argv":
+        if "main" not in functions or [a.arg for a in functions["main"].args.args[:1]] != ["argv"]:
             faults.append(f"{name} has no main(argv)")
         if 'if __name__ == "__main__":' not in text or "raise SystemExit(" not in text:
             faults.append(f"{name} does not end with raise SystemExit(...)")

@@ -1,0 +1,204 @@
+"""Proves that two arms differ in their initialisation and in nothing else.
+
+The arms of a comparison are fully resolved configs. Their weights must differ; the colour order,
+pixel scale and stride placement may differ only where the weights' own metadata demands it;
+everything else must be the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+try:
+    from yaml import CSafeLoader as _SafeLoader
+except ImportError:  # PyYAML was built without libyaml: the same, ten times slower
+    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
+
+from moco_det.errors import InputError
+
+IGNORED_KEYS = ("OUTPUT_DIR", "SEED")
+WEIGHTS_KEY = "MODEL.WEIGHTS"
+
+# config key -> key of the weights file's "input" metadata that may demand its value
+INPUT_KEYS: dict[str, str] = {
+    "MODEL.PIXEL_MEAN": "mean",
+    "MODEL.PIXEL_STD": "std",
+    "INPUT.FORMAT": "format",
+    "MODEL.RESNETS.STRIDE_IN_1X1": "stride_in_1x1",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One config key whose value the arms do not share, or that contradicts the weights."""
+
+    key: str
+    values: Mapping[str, str]
+    reason: str
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{arm}={value}" for arm, value in self.values.items())
+        return f"{self.key}: {values} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The outcome: `ok` means that no forbidden key differs."""
+
+    ok: bool
+    arms: tuple[str, ...]
+    keys_compared: int
+    allowed: tuple[Difference, ...]
+    forbidden: tuple[Difference, ...]
+
+    def lines(self) -> list[str]:
+        """The proof as text, one difference a line."""
+        arms = ", ".join(self.arms)
+        if self.ok:
+            head = f"matched: {arms} agree in all of {self.keys_compared} keys but the allowed ones"
+        else:
+            head = f"NOT matched: {arms} differ in more than their initialisation"
+        lines = [head]
+        lines += [f"forbidden {difference}" for difference in self.forbidden]
+        lines += [f"allowed {difference}" for difference in self.allowed]
+        return lines
+
+
+class _StrictLoader(_SafeLoader):
+    """A safe yaml loader that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise InputError(f"duplicate key {key!r} at line {key_node.start_mark.line + 1}")
+            seen.add(key if isinstance(key, Hashable) else repr(key))
+        return super().construct_mapping(node, deep=deep)
+
+
+def flatten_config(text: str, name: str = "config") -> dict[str, Any]:
+    """A resolved yaml text as {dotted key: value}; InputError names `name` and the fault."""
+    try:
+        tree = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"the config of {name} is not yaml: {error}") from error
+    except InputError as error:
+        raise InputError(f"the config of {name}: {error}") from error
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise InputError(f"the config of {name} is a {type(tree).__name__}, wanted keys and values")
+    flat: dict[str, Any] = {}
+    _flatten(tree, "", flat)
+    return flat
+
+
+def compare_configs(
+    configs: Mapping[str, str], inputs: Mapping[str, Mapping[str, Any] | None]
+) -> Matched:
+    """Compare the resolved yaml texts of the arms, given each arm's weights "input" metadata.
+
+    `inputs` holds, for each arm, the "input" object of its weights file (format, mean, std on the
+    0..255 scale, stride_in_1x1), or None where there are no weights or they say nothing. An input
+    key may differ between arms if every arm with metadata has the value that it demands and the
+    arms without metadata agree with each other. OUTPUT_DIR and SEED are not compared.
+    """
+    if not configs:
+        raise InputError("no configs to compare")
+    flats = {arm: flatten_config(text, arm) for arm, text in configs.items()}
+    demanded_keys = {
+        key for key, field in INPUT_KEYS.items() if any(field in (m or {}) for m in inputs.values())
+    }
+    keys = sorted(demanded_keys.union(*flats.values()) - set(IGNORED_KEYS))
+    allowed: list[Difference] = []
+    forbidden: list[Difference] = []
+    for key in keys:
+        values = {arm: flat.get(key, _ABSENT) for arm, flat in flats.items()}
+        shown = {arm: _show(value) for arm, value in values.items()}
+        differs = not _all_same(list(values.values()))
+        if key == WEIGHTS_KEY:
+            if differs:
+                allowed.append(Difference(key, shown, "the initialisation under comparison"))
+        elif key in INPUT_KEYS:
+            contradicted, demanded = _against_metadata(values, inputs, INPUT_KEYS[key])
+            silent = [values[arm] for arm in values if arm not in demanded]
+            if contradicted:
+                reason = "; ".join(f"{a}'s weights demand {_show(v)}" for a, v in contradicted)
+                forbidden.append(Difference(key, shown, reason))
+            elif differs and not _all_same(silent):
+                forbidden.append(Difference(key, shown, "no weights demand it"))
+            elif differs:
+                reason = f"demanded by the weights of {', '.join(demanded)}"
+                allowed.append(Difference(key, shown, reason))
+        elif differs:
+            forbidden.append(Difference(key, shown, "must be equal"))
+    return Matched(
+        ok=not forbidden,
+        arms=tuple(configs),
+        keys_compared=len(keys),
+        allowed=tuple(allowed),
+        forbidden=tuple(forbidden),
+    )
+
+
+class _Absent:
+    """Stands for a key that a config does not have; equal to nothing but itself."""
+
+    def __repr__(self) -> str:
+        return "(absent)"
+
+
+_ABSENT = _Absent()
+
+
+def _against_metadata(
+    values: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any] | None], field: str
+) -> tuple[list[tuple[str, Any]], list[str]]:
+    """((arm, demanded value) where the config has another value, arms that demand anything)."""
+    contradicted: list[tuple[str, Any]] = []
+    demanded: list[str] = []
+    for arm, value in values.items():
+        wanted = (inputs.get(arm) or {}).get(field)
+        if wanted is None:
+            continue
+        demanded.append(arm)
+        if not _same(value, wanted):
+            contradicted.append((arm, wanted))
+    return contradicted, demanded
+
+
+def _flatten(tree: Mapping[Any, Any], prefix: str, flat: dict[str, Any]) -> None:
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            _flatten(value, f"{name}.", flat)
+        else:
+            flat[name] = value
+
+
+def _all_same(values: list[Any]) -> bool:
+    return all(_same(values[0], value) for value in values[1:]) if values else True
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equality of yaml values; floats to 1e-6 because 0.485 * 255 is 123.675 only nearly."""
+    if isinstance(a, bool) or isinstance(b, bool):
+        return isinstance(a, bool) and isinstance(b, bool) and a == b
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return bool(abs(a - b) <= 1e-6 * max(1.0, abs(a), abs(b))) if a != b else True
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_show(item) for item in value) + "]"
+    return str(value)

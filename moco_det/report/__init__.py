@@ -1,0 +1,106 @@
+"""Tables and pictures made from data: results.jsonl in, one offline page and its markdown out."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from moco_det.errors import InputError
+from moco_det.report.groups import Arm, Group, group_rows
+from moco_det.report.page import Page, build_page
+from moco_det.report.statistics import Comparison, Summary, compare, summarise
+from moco_det.results import read_rows
+
+__all__ = [
+    "Arm",
+    "Comparison",
+    "Group",
+    "Summary",
+    "compare",
+    "group_rows",
+    "make_report",
+    "summarise",
+]
+
+# file name -> template
+FILES: dict[str, str] = {"report.html": "report.html.j2", "report.md": "report.md.j2"}
+
+
+def make_report(
+    results: Sequence[str | Path],
+    out_dir: str | Path,
+    *,
+    title: str | None = None,
+    pretraining: Sequence[str | Path] = (),
+) -> dict[str, Path]:
+    """Write report.html (one file, no network) and report.md; returns {file name: path}.
+
+    `results` are results.jsonl files (or folders that hold one), `pretraining` folders with a
+    pre-training's metrics.jsonl. The same data gives the same bytes. Raises InputError where a
+    file is missing or no run has finished.
+    """
+    if not results:
+        raise InputError("no results given; name one results.jsonl or more")
+    rows = read_rows(results)
+    page = build_page(rows, title=title, pretraining=[Path(path) for path in pretraining])
+    texts = {name: _render(template, page) for name, template in FILES.items()}
+    out = Path(out_dir)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return {name: _write(out / name, text) for name, text in texts.items()}
+    except OSError as error:
+        raise InputError(f"cannot write the report to {out}: {error.strerror}") from error
+
+
+def _render(template: str, page: Page) -> str:
+    environment = Environment(
+        loader=PackageLoader("moco_det.report", "templates"),
+        autoescape=select_autoescape(enabled_extensions=("html.j2", "svg.j2", "html")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = _markdown
+    environment.filters["fence"] = _fence
+    return environment.get_template(template).render(page=page)
+
+
+def _markdown(value: Any, strip: bool = True) -> str:
+    """Text that stays text in a markdown table: no markup of its own, no line break."""
+    text = re.sub(r"\s+", " ", str(value))
+    text = text.strip() if strip else text
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(character, entity)
+    for character in "\\`*|":
+        text = text.replace(character, "\\" + character)
+    # An underscore inside a word and a lone bracket are harmless; emphasis and links are not.
+    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\_", text)
+    return re.sub(r"\](?=[(\[:])", r"\]", text)
+
+
+def _fence(text: str) -> str:
+    """A code fence longer than any run of backticks inside the text."""
+    longest = 2
+    while "`" * (longest + 1) in text:
+        longest += 1
+    return "`" * (longest + 1)
+
+
+def _write(path: Path, text: str) -> Path:
+    """Whole or not at all: under a temporary name, synced, then renamed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

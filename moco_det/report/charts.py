@@ -1,0 +1,204 @@
+"""Charts as inline SVG: no script, no network, colours by class so that a page may be dark.
+
+All text passes through escape(); coordinates are rounded to keep the file small. The classes
+(`c0` ... for colours, `axis`, `grid`, `thin`) are defined in the page's style sheet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from moco_det.report.curves import ArmCurve, Points
+
+# A highest 1 % this many times above the rest is a spike, drawn at the frame's edge.
+SPIKE = 3.0
+
+# Distinct colours in the style sheet; more arms than this share colours, names tell them apart.
+COLOURS = 7
+
+WIDTH, HEIGHT = 390.0, 250.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 40.0
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One line of a strip chart: a dot a trial, a bar at the mean, a band of one std."""
+
+    label: str
+    colour: int
+    values: tuple[float, ...]
+    mean: float
+    std: float | None
+
+
+def line_chart(
+    curves: Sequence[tuple[ArmCurve, int]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    dots: bool = False,
+    thin: bool = True,
+) -> Markup:
+    """Mean lines over thin lines of the seeds; `curves` pairs each with its colour's number.
+
+    The horizontal axis starts at iteration 0.
+    """
+    points = [p for curve, _ in curves for seed in curve.seeds for p in seed]
+    if not points:
+        return Markup("")
+    x_low, x_high = 0.0, max(max(x for x, _ in points), 1.0)
+    y_low, y_high = _padded(*_robust_range([y for _, y in points]), 0.05)
+    plot = _Plot(x_low, x_high, y_low, y_high)
+    parts = [plot.axes(x_label=x_label, y_label=y_label)]
+    for curve, colour in curves if thin else ():
+        for seed in curve.seeds:
+            parts.append(f'<path class="thin c{colour % COLOURS}" d="{plot.path(seed)}"/>')
+    for curve, colour in curves:
+        text = escape(f"{curve.label}, mean of {len(curve.seeds)}")
+        if len(curve.mean) > 1:
+            parts.append(
+                f'<path class="line c{colour % COLOURS}" d="{plot.path(curve.mean)}">'
+                f"<title>{text}</title></path>"
+            )
+        if dots or len(curve.mean) == 1:
+            for x, y in curve.mean:
+                label = escape(f"{curve.label}: {_tick(y)} at {_tick(x)} (mean)")
+                parts.append(
+                    f'<circle class="dot c{colour % COLOURS}" cx="{plot.x(x):.1f}" '
+                    f'cy="{plot.y(y):.1f}" r="3.5"><title>{label}</title></circle>'
+                )
+    return _svg("".join(parts), WIDTH, HEIGHT, title)
+
+
+def strip_chart(strips: Sequence[Strip], *, title: str, x_label: str) -> Markup:
+    """Every trial as a dot, one line an arm; the axis covers the data, not zero."""
+    if not strips:
+        return Markup("")
+    row, left, top = 34.0, 104.0, 6.0
+    height = top + row * len(strips) + 40
+    spread = [v for s in strips for v in (*s.values, s.mean - (s.std or 0), s.mean + (s.std or 0))]
+    low, high = _padded(min(spread), max(spread), 0.08)
+    bottom = top + row * len(strips)
+
+    def at(value: float) -> float:
+        return left + (value - low) / (high - low) * (WIDTH - left - 34)
+
+    parts = []
+    for tick in ticks(low, high, 4):
+        x = at(tick)
+        parts.append(f'<path class="grid" d="M{x:.1f} {top:.1f}V{bottom:.1f}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 15:.1f}" class="mid">{_tick(tick)}</text>')
+    parts.append(
+        f'<text x="{(left + WIDTH - 34) / 2:.1f}" y="{bottom + 33:.1f}" class="mid axis-name">'
+        f"{escape(x_label)}</text>"
+    )
+    for i, strip in enumerate(strips):
+        y = top + row * (i + 0.5)
+        colour = strip.colour % COLOURS
+        name = strip.label if len(strip.label) <= 15 else strip.label[:14] + "…"
+        parts.append(f'<text x="{left - 12:.1f}" y="{y + 4:.1f}" class="end">{escape(name)}</text>')
+        if strip.std is not None:
+            a, b = at(strip.mean - strip.std), at(strip.mean + strip.std)
+            parts.append(
+                f'<rect class="band c{colour}" x="{a:.1f}" y="{y - 9:.1f}" '
+                f'width="{max(b - a, 0.5):.1f}" height="18" rx="3"/>'
+            )
+        for value in strip.values:
+            label = escape(f"{strip.label}: {value:.2f}")
+            parts.append(
+                f'<circle class="dot c{colour}" cx="{at(value):.1f}" cy="{y:.1f}" r="4">'
+                f"<title>{label}</title></circle>"
+            )
+        x = at(strip.mean)
+        parts.append(f'<path class="mean c{colour}" d="M{x:.1f} {y - 12:.1f}V{y + 12:.1f}"/>')
+    return _svg("".join(parts), WIDTH, height, title)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers from low to high."""
+    raw = (high - low) / max(count, 1)
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = min((m * magnitude for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(math.log(s / raw)))
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+class _Plot:
+    """The linear map from data to the drawing's units, and the frame around it."""
+
+    def __init__(self, x_low: float, x_high: float, y_low: float, y_high: float) -> None:
+        self.x_low, self.x_high, self.y_low, self.y_high = x_low, x_high, y_low, y_high
+
+    def x(self, value: float) -> float:
+        share = (value - self.x_low) / (self.x_high - self.x_low)
+        return LEFT + share * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        # An outlier beyond the robust range is drawn at the frame, not outside it.
+        share = (value - self.y_low) / (self.y_high - self.y_low)
+        return HEIGHT - BOTTOM - min(max(share, 0.0), 1.0) * (HEIGHT - TOP - BOTTOM)
+
+    def path(self, points: Points) -> str:
+        return "M" + "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
+
+    def axes(self, *, x_label: str, y_label: str) -> str:
+        parts = []
+        floor = HEIGHT - BOTTOM
+        for tick in ticks(self.y_low, self.y_high, 4):
+            y = self.y(tick)
+            parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+            parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="end">{_tick(tick)}</text>')
+        for tick in ticks(self.x_low, self.x_high, 4):
+            x = self.x(tick)
+            anchor = "end" if x > WIDTH - RIGHT - 14 else "mid"
+            x = min(x, WIDTH - 2) if anchor == "end" else x
+            parts.append(
+                f'<text x="{x:.1f}" y="{floor + 16:.1f}" class="{anchor}">{_tick(tick)}</text>'
+            )
+        parts.append(f'<path class="axis" d="M{LEFT} {floor}H{WIDTH - RIGHT}"/>')
+        parts.append(
+            f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 6}" class="mid axis-name">'
+            f"{escape(x_label)}</text>"
+        )
+        middle = (TOP + floor) / 2
+        parts.append(
+            f'<text transform="translate(12 {middle:.1f}) rotate(-90)" class="mid axis-name">'
+            f"{escape(y_label)}</text>"
+        )
+        return "".join(parts)
+
+
+def _svg(body: str, width: float, height: float, title: str) -> Markup:
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'aria-label="{escape(title)}">{body}</svg>'
+    )
+
+
+def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+    if high - low < 1e-9:
+        pad = max(abs(low) * 0.05, 0.5)
+        return low - pad, high + pad
+    return low - share * (high - low), high + share * (high - low)
+
+
+def _robust_range(values: list[float]) -> tuple[float, float]:
+    """The range of the values, without the highest 1 % where they would flatten every line."""
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[-1]
+    usual = ordered[int(0.99 * (len(ordered) - 1))]
+    if high - low > SPIKE * (usual - low) > 0:
+        return low, usual
+    return low, high
+
+
+def _tick(value: float) -> str:
+    if abs(value) >= 10000:
+        return f"{value / 1000:,.4g}k"
+    return f"{value:.4g}".replace("-", "−")

@@ -1,0 +1,93 @@
+"""Curves over iterations, read from the metrics.jsonl that each run leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+Points = list[tuple[float, float]]
+
+# More points than this cannot be told apart in a chart; neighbours are then averaged.
+MAX_POINTS = 120
+
+
+@dataclass(frozen=True)
+class ArmCurve:
+    """One arm's curves of one quantity: a thin line a seed, and their mean."""
+
+    label: str
+    seeds: tuple[Points, ...]
+    mean: Points
+
+
+def read_metrics(path: Path) -> dict[str, Points] | None:
+    """{quantity: [(iteration, value)]} of a metrics.jsonl, None where the file is missing.
+
+    Lines that are not json (a run was killed while writing) and values that are not finite
+    numbers are left out. Of an iteration logged twice (a resumed run) the last one counts.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    series: dict[str, dict[float, float]] = {}
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(entry, dict) or not _is_number(entry.get("iteration")):
+            continue
+        for name, value in entry.items():
+            if name != "iteration" and _is_number(value):
+                series.setdefault(name, {})[float(entry["iteration"])] = float(value)
+    return {name: sorted(points.items()) for name, points in series.items()}
+
+
+def arm_curve(label: str, seeds: Sequence[Points]) -> ArmCurve | None:
+    """Thin and average the seeds' curves; None where no seed has a point.
+
+    The mean is drawn only where every seed has a value, so that it never jumps because a seed
+    ends or starts.
+    """
+    present = [points for points in seeds if points]
+    if not present:
+        return None
+    thinned = thin(present)
+    by_iteration: dict[float, list[float]] = {}
+    for points in thinned:
+        for x, y in points:
+            by_iteration.setdefault(x, []).append(y)
+    mean = [
+        (x, float(np.mean(values)))
+        for x, values in sorted(by_iteration.items())
+        if len(values) == len(thinned)
+    ]
+    return ArmCurve(label=label, seeds=tuple(thinned), mean=mean)
+
+
+def thin(curves: Sequence[Points], limit: int = MAX_POINTS) -> list[Points]:
+    """Average neighbours over common windows of iterations where a curve has too many points."""
+    if max(len(points) for points in curves) <= limit:
+        return [list(points) for points in curves]
+    low = min(points[0][0] for points in curves)
+    high = max(points[-1][0] for points in curves)
+    width = (high - low) / limit
+    thinned = []
+    for points in curves:
+        windows: dict[int, list[float]] = {}
+        for x, y in points:
+            windows.setdefault(min(int((x - low) / width), limit - 1), []).append(y)
+        thinned.append(
+            [(low + (i + 0.5) * width, float(np.mean(ys))) for i, ys in sorted(windows.items())]
+        )
+    return thinned
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

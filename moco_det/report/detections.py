@@ -1,0 +1,177 @@
+"""Detections of the arms on the same images: reading, matching, and the rule that picks images."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MIN_SCORE = 0.5
+MIN_IOU = 0.5
+RANDOM_SEED = 0
+
+
+@dataclass(frozen=True)
+class Box:
+    """One object, found or true: xyxy in absolute pixels, class name, score (None: the truth).
+
+    `segmentation` is polygons or an RLE as in COCO. An `ignored` truth (crowd, difficult) is
+    neither asked for nor held against a detection.
+    """
+
+    xyxy: tuple[float, float, float, float]
+    category: str
+    score: float | None = None
+    segmentation: Any = None
+    ignored: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How detections meet the truth: flags aligned with the detections, and the missed count."""
+
+    right: tuple[bool, ...]
+    wrong: tuple[bool, ...]
+    missed: int
+
+
+def read_predictions(path: Path, names: Mapping[Any, str]) -> dict[str, list[Box]] | None:
+    """{image id as text: boxes with score >= 0.5, best first}, None where it cannot be read.
+
+    `names` maps the data set's category ids to class names.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, list[Box]] = {}
+        for entry in entries:
+            score = float(entry["score"])
+            if not score >= MIN_SCORE:
+                continue
+            x, y, w, h = (float(value) for value in entry["bbox"])
+            category = entry["category_id"]
+            box = Box(
+                xyxy=(x, y, x + w, y + h),
+                category=str(names.get(category, f"category {category}")),
+                score=score,
+                segmentation=entry.get("segmentation"),
+            )
+            found.setdefault(str(entry["image_id"]), []).append(box)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    for boxes in found.values():
+        boxes.sort(key=lambda box: -(box.score or 0.0))
+    return found
+
+
+def match(detections: Sequence[Box], truth: Sequence[Box]) -> Outcome:
+    """Greedy one-to-one matching in order of score: same class, IoU >= 0.5."""
+    taken = [False] * len(truth)
+    right, wrong = [], []
+    for box in detections:
+        best, best_iou, on_ignored = -1, MIN_IOU, False
+        for i, other in enumerate(truth):
+            if other.category != box.category:
+                continue
+            overlap = iou(box.xyxy, other.xyxy)
+            if other.ignored:
+                on_ignored |= overlap >= MIN_IOU
+            elif not taken[i] and overlap >= best_iou:
+                best, best_iou = i, overlap
+        if best >= 0:
+            taken[best] = True
+        right.append(best >= 0)
+        wrong.append(best < 0 and not on_ignored)
+    missed = sum(not t and not other.ignored for t, other in zip(taken, truth, strict=True))
+    return Outcome(right=tuple(right), wrong=tuple(wrong), missed=missed)
+
+
+def disagreement(arms: Sequence[Sequence[Box]]) -> int:
+    """Detections without a partner in the other arm, summed over the pairs of arms."""
+    total = 0
+    for a, b in combinations(arms, 2):
+        partners = sum(match(a, b).right)
+        total += len(a) + len(b) - 2 * partners
+    return total
+
+
+def choose_images(
+    image_ids: Sequence[str],
+    arms: Sequence[Mapping[str, Sequence[Box]]],
+    *,
+    largest: int,
+    at_random: int,
+) -> list[tuple[str, str]]:
+    """(image id, why it was chosen): the largest disagreements, then random others.
+
+    Ties go to the earlier id in sorted order; the random ones are drawn with a fixed seed from the
+    images not chosen yet, so that the same results give the same pictures. Images on which the
+    arms agree wholly are not called a disagreement.
+    """
+    ordered = sorted(image_ids)
+    scores = {i: disagreement([arm.get(i, []) for arm in arms]) for i in ordered}
+    ranked = sorted((i for i in ordered if scores[i] > 0), key=lambda i: -scores[i])
+    chosen = [
+        (i, f"largest disagreement, rank {rank + 1} ({scores[i]} unshared detections)")
+        for rank, i in enumerate(ranked[:largest])
+    ]
+    left = [i for i in ordered if i not in dict(chosen)]
+    drawn = random.Random(RANDOM_SEED).sample(left, min(at_random, len(left)))
+    return chosen + [(i, "drawn at random") for i in drawn]
+
+
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two xyxy boxes; 0 where the union is empty."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    inner = width * height
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner
+    return inner / union if union > 0 else 0.0
+
+
+def outlines(segmentation: Any, *, height: int, width: int, tolerance: float) -> list[np.ndarray]:
+    """Closed outlines [points, 2] (x, y in pixels) of polygons or an RLE; holes are outlines too.
+
+    `tolerance` is how far, in pixels, an outline may leave the mask's edge. What cannot be read
+    has no outline.
+    """
+    import cv2
+
+    if not segmentation:
+        return []
+    if isinstance(segmentation, list):
+        shapes = [
+            np.asarray(p, dtype=np.float32).reshape(-1, 2) for p in segmentation if len(p) > 5
+        ]
+    else:
+        mask = _decode(segmentation, height=height, width=width)
+        if mask is None:
+            return []
+        found, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        # A contour runs through pixel centres; continuous coordinates put those at + 0.5.
+        shapes = [contour.reshape(-1, 2).astype(np.float32) + 0.5 for contour in found]
+    simple = [cv2.approxPolyDP(shape, tolerance, True).reshape(-1, 2) for shape in shapes]
+    return [shape for shape in simple if len(shape) >= 3]
+
+
+def _decode(rle: Mapping[str, Any], *, height: int, width: int) -> np.ndarray | None:
+    from pycocotools import mask as coco_mask
+
+    try:
+        size, counts = [int(v) for v in rle["size"]], rle["counts"]
+        if size != [height, width]:
+            return None
+        if isinstance(counts, list):
+            packed = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
+        else:
+            packed = {"size": size, "counts": str(counts).encode("ascii")}
+        return np.ascontiguousarray(coco_mask.decode(packed))
+    except (KeyError, TypeError, ValueError, UnicodeEncodeError):
+        return None

@@ -1,0 +1,70 @@
+"""How numbers are written: one decimal of AP, a true minus sign, a dash for the undefined."""
+
+from __future__ import annotations
+
+from moco_det.report.statistics import Comparison, Summary
+
+UNDEFINED = "–"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number with a true minus sign; never "-0.0"."""
+    if value is None:
+        return UNDEFINED
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 1) -> str:
+    """A difference with its sign; none on zero."""
+    text = number(value, digits)
+    return f"+{text}" if value is not None and value > 0 and float(text) else text
+
+
+def mean_std(summary: Summary) -> str:
+    """ "31.2 ± 0.4", or the mean alone where one trial has no deviation."""
+    if summary.std is None:
+        return number(summary.mean)
+    return f"{number(summary.mean)} ± {number(summary.std)}"
+
+
+def interval(comparison: Comparison) -> str:
+    """ "[−3.0, +5.8]", or in words why there is none."""
+    if comparison.low is None or comparison.high is None:
+        return comparison.verdict
+    return f"[{signed(comparison.low)}, {signed(comparison.high)}]"
+
+
+def duration(seconds: float) -> str:
+    """ "42 s", "3 min 05 s" or "2 h 10 min"."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def scientific(value: float | None) -> str:
+    """ "3.6e−06", as the differences of a proof are written; "0" for exact equality."""
+    if value is None:
+        return UNDEFINED
+    return "0" if value == 0 else f"{value:.1e}".replace("-", "−")
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """ "1 run", "2 runs"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def sentence(text: str) -> str:
+    """The text with a capital first letter; the others stay (AP)."""
+    return text[:1].upper() + text[1:]
+
+
+def listed(names: list[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,89 @@
+"""Curves, axes and charts."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from moco_det.report.charts import Strip, line_chart, strip_chart, ticks
+from moco_det.report.curves import arm_curve, read_metrics, thin
+
+
+def test_metrics_skip_what_is_torn_or_not_finite_and_keep_the_last_of_an_iteration(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"iteration": 0, "total_loss": 3.0}\n'
+        '{"iteration": 20, "total_loss": NaN, "bbox/AP": 5.0}\n'
+        '{"iteration": 0, "total_loss": 2.0, "note": "x", "flag": true}\n'
+        "[]\n"
+        '{"total_loss": 1.0}\n'
+        '{"iteration": 40, "tot',
+        encoding="utf-8",
+    )
+    assert read_metrics(path) == {"total_loss": [(0.0, 2.0)], "bbox/AP": [(20.0, 5.0)]}
+    assert read_metrics(tmp_path / "gone.jsonl") is None
+
+
+def test_the_mean_line_runs_only_where_every_seed_has_a_value() -> None:
+    curve = arm_curve("moco", [[(0, 1.0), (1, 3.0), (2, 9.0)], [(0, 3.0), (1, 5.0)], []])
+    assert curve is not None
+    assert curve.mean == [(0, 2.0), (1, 4.0)]
+    assert len(curve.seeds) == 2
+    assert arm_curve("moco", [[], []]) is None
+
+
+def test_thinning_averages_neighbours_and_keeps_the_overall_mean() -> None:
+    points = [(float(i), float(i % 2)) for i in range(1000)]
+    (thinned,) = thin([points], limit=50)
+    assert len(thinned) == 50
+    assert sum(y for _, y in thinned) / 50 == pytest.approx(0.5, abs=0.01)
+    assert thin([points[:10]], limit=50) == [points[:10]]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (29.7, 30.1), (0.0, 90_000.0), (-5.0, 5.0)])
+def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
+    made = ticks(low, high, 4)
+    assert 2 <= len(made) <= 8
+    assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in made)
+
+
+def test_charts_are_well_formed_and_escape_names() -> None:
+    name = '<script>alert("x")</script>'
+    curve = arm_curve(name, [[(0, 1.0), (10, 2.0)], [(0, 1.5), (10, 2.5)]])
+    assert curve is not None
+    drawn = [
+        line_chart([(curve, 9)], title=name, x_label="iteration", y_label=name, dots=True),
+        strip_chart([Strip(name, 0, (1.0, 1.0), 1.0, 0.0)], title=name, x_label=name),
+    ]
+    for svg in drawn:
+        ET.fromstring(svg)
+        assert "<script" not in svg
+        assert "nan" not in svg.lower().replace("dominant", "")
+
+
+def test_a_flat_curve_of_one_point_is_drawn() -> None:
+    curve = arm_curve("moco", [[(0, 0.0)]])
+    assert curve is not None
+    svg = line_chart([(curve, 0)], title="t", x_label="x", y_label="y")
+    assert "<circle" in svg
+    ET.fromstring(svg)
+
+
+def test_nothing_to_draw_draws_nothing() -> None:
+    assert line_chart([], title="t", x_label="x", y_label="y") == ""
+    assert strip_chart([], title="t", x_label="x") == ""
+
+
+def test_one_spike_does_not_flatten_the_curve(tmp_path: Path) -> None:
+    usual = [(float(i), 1.0 + i / 1000) for i in range(119)]
+    curve = arm_curve("moco", [[*usual, (119.0, 1e6)]])
+    assert curve is not None
+    svg = line_chart([(curve, 0)], title="t", x_label="x", y_label="y")
+    heights = {point.split()[1] for point in ET.fromstring(svg)[-1].attrib["d"][1:].split("L")}
+    assert len(heights) > 50
+    assert json.dumps(sorted(heights))

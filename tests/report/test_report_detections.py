@@ -1,0 +1,104 @@
+"""Which detections are right, and which images are shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from moco_det.report.detections import (
+    Box,
+    choose_images,
+    disagreement,
+    iou,
+    match,
+    outlines,
+    read_predictions,
+)
+
+
+def box(x: float, category: str = "cat", score: float | None = 0.9, **changes: bool) -> Box:
+    return Box((x, 0.0, x + 10, 10.0), category, score, **changes)
+
+
+def test_iou_by_hand() -> None:
+    assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
+    assert iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0
+    assert iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0
+
+
+def test_a_second_detection_of_one_object_is_wrong() -> None:
+    outcome = match([box(0), box(1)], [box(0, score=None), box(50, score=None)])
+    assert outcome.right == (True, False)
+    assert outcome.wrong == (False, True)
+    assert outcome.missed == 1
+
+
+def test_another_class_is_wrong_and_an_ignored_object_is_neither() -> None:
+    truth = [box(0, "dog", None), box(50, "cat", None, ignored=True)]
+    outcome = match([box(0, "cat"), box(50, "cat")], truth)
+    assert outcome.right == (False, False)
+    assert outcome.wrong == (True, False)
+    assert outcome.missed == 1
+
+
+def test_disagreement_counts_what_only_one_of_a_pair_has() -> None:
+    assert disagreement([[box(0)], [box(0)]]) == 0
+    assert disagreement([[box(0)], [box(0), box(50)]]) == 1
+    assert disagreement([[box(0)], [box(0, "dog")], []]) == 2 + 1 + 1
+
+
+def test_images_are_chosen_by_disagreement_then_at_random_with_a_fixed_seed() -> None:
+    ids = [f"i{n:02d}" for n in range(20)]
+    arms = [{"i03": [box(0), box(50)], "i07": [box(0)]}, {}]
+    chosen = choose_images(ids, arms, largest=2, at_random=3)
+    assert [name for name, _ in chosen[:2]] == ["i03", "i07"]
+    assert "rank 1 (2 unshared" in chosen[0][1]
+    assert len({name for name, _ in chosen}) == 5
+    assert chosen == choose_images(ids[::-1], arms, largest=2, at_random=3)
+
+
+def test_agreement_everywhere_is_not_called_a_disagreement() -> None:
+    chosen = choose_images(["a", "b"], [{}, {}], largest=3, at_random=3)
+    assert {why for _, why in chosen} == {"drawn at random"}
+
+
+def test_predictions_below_the_score_are_left_out_and_classes_named(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.json"
+    entry = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.6}
+    path.write_text(json.dumps([{**entry, "score": 0.4}, entry, {**entry, "score": 0.8}]))
+    found = read_predictions(path, {3: "cat"})
+    assert found is not None
+    assert [b.score for b in found["7"]] == [0.8, 0.6]
+    assert found["7"][0].xyxy == (1, 2, 4, 6)
+    assert found["7"][0].category == "cat"
+
+
+@pytest.mark.parametrize("text", ["", "{}x", "[1]", '[{"score": 1}]', "null"])
+def test_predictions_that_cannot_be_read_are_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "predictions.json"
+    path.write_text(text)
+    assert read_predictions(path, {}) is None
+    assert read_predictions(tmp_path / "gone.json", {}) is None
+
+
+def test_a_mask_has_its_outline_and_its_hole() -> None:
+    mask = np.zeros((40, 60), dtype=np.uint8, order="F")
+    mask[10:30, 10:50] = 1
+    mask[15:25, 20:40] = 0
+    rle = coco_mask.encode(mask)
+    rle["counts"] = rle["counts"].decode()
+    shapes = outlines(rle, height=40, width=60, tolerance=0.5)
+    assert len(shapes) == 2
+    outer = max(shapes, key=lambda s: np.ptp(s[:, 0]))
+    assert outer.min(axis=0).tolist() == pytest.approx([10.5, 10.5])
+    assert outer.max(axis=0).tolist() == pytest.approx([49.5, 29.5])
+
+
+def test_polygons_pass_and_broken_masks_have_no_outline() -> None:
+    assert len(outlines([[0, 0, 10, 0, 10, 10]], height=20, width=20, tolerance=0.1)) == 1
+    for broken in (None, [], {"size": [5, 5], "counts": "11"}, {"size": [20, 20]}, {"counts": 1}):
+        assert outlines(broken, height=20, width=20, tolerance=0.1) == []

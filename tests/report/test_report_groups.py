@@ -1,0 +1,100 @@
+"""Rows are averaged only with rows of the same setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moco_det.report.groups import apart_because, group_rows, short_name
+from moco_det.results import Row
+
+
+def rows(*data: dict[str, Any]) -> list[Row]:
+    return [Row(data=item, path=Path("results.jsonl"), line=i + 1) for i, item in enumerate(data)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"engine": "detectron2"},
+        {"precision": "bfloat16"},
+        {"fingerprint": "0" * 64},
+        {"iterations": 200},
+        {"lr": 0.04},
+        {"batch": 4},
+        {"mask": (1.0, 1.0, 1.0)},
+    ],
+)
+def test_a_change_of_setting_sets_rows_apart(make_row: Any, change: dict[str, Any]) -> None:
+    groups = group_rows(rows(make_row(seed=0), make_row(seed=1, **change)))
+    assert len(groups) == 2
+    assert [len(group.rows) for group in groups] == [1, 1]
+    assert apart_because(groups[1], groups[0])
+
+
+def test_arm_seed_and_weights_do_not_set_rows_apart(make_row: Any) -> None:
+    (group,) = group_rows(
+        rows(*(make_row(arm, seed) for arm in ("moco", "supervised", "random") for seed in (1, 0)))
+    )
+    assert [arm.label for arm in group.arms] == ["random", "supervised", "moco"]
+    assert [row.seed for row in group.arms[2].rows] == [0, 1]
+    assert group.supervised is group.arms[1]
+    assert group.random is group.arms[0]
+
+
+def test_failed_rows_are_in_no_group(make_row: Any) -> None:
+    (group,) = group_rows(rows(make_row(seed=0), make_row(seed=1, status="failed")))
+    assert len(group.rows) == 1
+
+
+def test_a_repeated_seed_is_one_trial_and_the_later_row_counts(make_row: Any) -> None:
+    (group,) = group_rows(rows(make_row(box=(10.0, 10.0, 10.0)), make_row(box=(20.0, 20.0, 20.0))))
+    assert group.arms[0].summary("bbox", "AP").values == (20.0,)
+    assert len(group.repeated) == 1
+
+
+def test_one_name_with_two_weights_files_is_two_arms(make_row: Any) -> None:
+    other = make_row(seed=1)
+    other["init"]["sha256"] = "abcdef01" + "0" * 56
+    (group,) = group_rows(rows(make_row(seed=0), other))
+    assert [arm.label for arm in group.arms] == ["moco [6d6f636f]", "moco [abcdef01]"]
+
+
+def test_a_supervised_arm_with_two_weights_files_is_no_reference(make_row: Any) -> None:
+    other = make_row("supervised", seed=1)
+    other["init"]["sha256"] = "abcdef01" + "0" * 56
+    (group,) = group_rows(rows(make_row("supervised"), other, make_row()))
+    assert group.supervised is None
+
+
+def test_colour_order_that_the_weights_demand_does_not_set_rows_apart(make_row: Any) -> None:
+    bgr = make_row("sup_msra")
+    bgr["config"] = bgr["config"].replace("RGB", "BGR")
+    moco = make_row("moco")
+    moco["init"]["input"] = {"format": "RGB", "stride_in_1x1": False}
+    (group,) = group_rows(rows(make_row("random"), moco, bgr))
+    assert [d.key for d in group.matched().forbidden] == ["INPUT.FORMAT"]
+    bgr["init"]["input"] = {"format": "BGR"}
+    (group,) = group_rows(rows(make_row("random"), moco, bgr))
+    assert group.matched().ok
+
+
+def test_one_weights_file_fed_in_two_ways_is_two_arms(make_row: Any) -> None:
+    other = make_row(seed=1)
+    other["config"] = other["config"].replace("RGB", "BGR")
+    (group,) = group_rows(rows(make_row(seed=0), other))
+    assert [len(arm.rows) for arm in group.arms] == [1, 1]
+    assert len({arm.label for arm in group.arms}) == 2
+    assert not group.matched().ok
+
+
+def test_a_config_that_is_no_yaml_still_has_a_group(make_row: Any) -> None:
+    assert len(group_rows(rows(make_row(config="A: ["), make_row(seed=1, config="A: [")))) == 1
+
+
+def test_addresses_of_data_are_shortened_to_names() -> None:
+    assert short_name("voc:///data/voc_bccd?split=test") == "voc_bccd (test)"
+    assert short_name("coco:///data/val.json?images=/data/val") == "val.json"
+    assert short_name("coco_2017_val") == "coco_2017_val"

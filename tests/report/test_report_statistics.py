@@ -1,0 +1,84 @@
+"""Means, deviations and intervals, against arithmetic done by hand."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+
+from moco_det.report.formats import duration, interval, mean_std, number, signed
+from moco_det.report.statistics import compare, summarise
+
+
+def test_mean_and_sample_deviation_by_hand() -> None:
+    # (1 + 2 + 6) / 3 = 3; squares 4 + 1 + 9 = 14; 14 / 2 = 7
+    summary = summarise([1.0, 2.0, 6.0])
+    assert summary.mean == pytest.approx(3.0)
+    assert summary.std == pytest.approx(math.sqrt(7.0))
+    assert summary.n == 3
+
+
+def test_undefined_values_are_no_trials() -> None:
+    summary = summarise([None, 4.0, None])
+    assert (summary.n, summary.mean, summary.std) == (1, 4.0, None)
+    assert summarise([None]).mean is None
+    assert summarise([]).n == 0
+
+
+def test_welch_interval_by_hand() -> None:
+    # a = 1, 2 and b = 3, 5: variances 0.5 and 2, squared errors 0.25 and 1, so se = sqrt(1.25);
+    # df = 1.25^2 / (0.25^2 / 1 + 1^2 / 1) = 1.4706; t(0.975, 1.4706) = 6.1885; -2.5 +- 6.919
+    comparison = compare(summarise([1.0, 2.0]), summarise([3.0, 5.0]))
+    assert comparison.difference == pytest.approx(-2.5)
+    assert comparison.low == pytest.approx(-9.4185, abs=1e-3)
+    assert comparison.high == pytest.approx(4.4185, abs=1e-3)
+    assert comparison.verdict == "not distinguishable"
+    assert not comparison.decided
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [
+        ([30.0, 30.2, 30.1], [20.0, 20.1, 20.3], "higher"),
+        ([20.0, 20.1, 20.3], [30.0, 30.2, 30.1], "lower"),
+        ([30.0], [20.0, 20.1], "not enough trials"),
+        ([30.0, 31.0], [20.0], "not enough trials"),
+        ([None], [20.0, 20.1], "not measured"),
+        ([30.0, 30.0], [20.0, 20.0], "no spread measured"),
+    ],
+)
+def test_a_verdict_says_no_more_than_the_trials_allow(
+    a: list[float | None], b: list[float | None], verdict: str
+) -> None:
+    comparison = compare(summarise(a), summarise(b))
+    assert comparison.verdict == verdict
+    assert (comparison.low is None) == (verdict not in ("higher", "lower"))
+
+
+def test_one_arm_without_spread_still_has_an_interval_and_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        comparison = compare(summarise([30.0, 30.0]), summarise([20.0, 21.0]))
+    assert comparison.low is not None and math.isfinite(comparison.low)
+
+
+def test_numbers_are_written_with_a_true_minus_and_never_as_minus_zero() -> None:
+    assert number(-0.04) == "0.0"
+    assert number(-1.25, 2) == "−1.25"
+    assert number(None) == "–"
+    assert signed(0.04) == "0.0"
+    assert signed(1.44) == "+1.4"
+    assert signed(-1.44) == "−1.4"
+    assert mean_std(summarise([30.0])) == "30.0"
+    assert mean_std(summarise([30.0, 31.0])) == "30.5 ± 0.7"
+    assert interval(compare(summarise([1.0, 2.0]), summarise([3.0, 5.0]))) == "[−9.4, +4.4]"
+
+
+def test_durations_are_for_people() -> None:
+    assert [duration(s) for s in (4.2, 59.7, 185, 7800)] == [
+        "4 s",
+        "1 min 00 s",
+        "3 min 05 s",
+        "2 h 10 min",
+    ]

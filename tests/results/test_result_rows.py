@@ -1,0 +1,204 @@
+"""results.jsonl: nothing is lost, nothing torn is believed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import multiprocessing
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moco_det.errors import InputError
+from moco_det.results import append_row, read_rows, validate_row
+
+
+def row(run: str = "moco_seed0", **changes: Any) -> dict[str, Any]:
+    base = {
+        "schema": 1,
+        "run": run,
+        "status": "finished",
+        "task": "box",
+        "dataset": {
+            "train": "toy_train",
+            "test": "toy_test",
+            "train_fingerprint": "a",
+            "test_fingerprint": "b",
+            "train_images": 2,
+            "test_images": 1,
+            "classes": ["cat"],
+        },
+        "config_name": "toy",
+        "config": "SEED: 0\n",
+        "init": {
+            "name": "moco",
+            "weights": "m.pkl",
+            "sha256": "c" * 64,
+            "source": None,
+            "verified": None,
+        },
+        "engine": {"name": "standalone", "version": "1", "torch": "2.6", "torchvision": "0.21"},
+        "precision": "float32",
+        "seed": 0,
+        "iterations": 10,
+        "batch": 2,
+        "wall_seconds": 1.5,
+        "hardware": {"device": "cpu", "cores": 2},
+        "metrics": {"bbox": {"AP": 10.0, "AP50": None, "AP75": 5, "per_class": {"cat": None}}},
+        "output_dir": "runs/moco_seed0",
+        "command": "tools/train_net.py",
+        "started": "2025-01-01T00:00:00Z",
+        "warnings": [],
+    }
+    return {**base, **changes}
+
+
+def without(key: str) -> dict[str, Any]:
+    changed = copy.deepcopy(row())
+    *above, last = key.split(".")
+    holder = changed
+    for part in above:
+        holder = holder[part]
+    del holder[last]
+    return changed
+
+
+def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.jsonl"
+    written = row(run="Straße – 模型 <b>")
+    append_row(path, written)
+    read = read_rows([path])
+    assert [r.data for r in read.rows] == [written]
+    assert read.problems == ()
+    assert read.rows[0].run_dir == tmp_path / "new" / "runs/moco_seed0"
+    assert read.rows[0].metric("bbox", "AP75") == 5.0
+    assert read.rows[0].metric("bbox", "AP50") is None
+    assert read.rows[0].metric("segm", "AP") is None
+
+
+def test_a_folder_stands_for_its_results_file_and_is_read_once(tmp_path: Path) -> None:
+    append_row(tmp_path / "results.jsonl", row())
+    assert len(read_rows([tmp_path, tmp_path / "results.jsonl"]).rows) == 1
+
+
+def test_a_row_after_a_torn_line_survives(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    append_row(path, row("first"))
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row("torn"))[:50])
+    append_row(path, row("third"))
+    read = read_rows([path])
+    assert [r.data["run"] for r in read.rows] == ["first", "third"]
+    assert [problem.line for problem in read.problems] == [2]
+
+
+def test_a_torn_last_line_is_reported_and_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    append_row(path, row("first"))
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"schema": 1, "run": "to')
+    read = read_rows([path])
+    assert len(read.rows) == 1
+    assert "line 2: torn" in str(read.problems[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"schema": 2}', "schema 2 is unknown"),
+        ('{"schema": true}', "schema True is unknown"),
+        ("{}", "no 'schema'"),
+        ("[1, 2]", "not a json object"),
+        ("hello", "not json"),
+        (json.dumps(row()).replace("10.0", "NaN"), "NaN"),
+        ("\x00\x01", "not json"),
+        ("[" * 100_000, "not json"),
+    ],
+)
+def test_a_line_that_is_no_row_is_a_problem_and_not_a_crash(
+    tmp_path: Path, line: str, said: str
+) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(line + "\n" + json.dumps(row()) + "\n", encoding="utf-8")
+    read = read_rows([path])
+    assert len(read.rows) == 1
+    assert said in read.problems[0].reason
+
+
+def test_a_missing_file_is_an_input_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="gone.jsonl"):
+        read_rows([tmp_path / "gone.jsonl"])
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (without("engine.version"), "lacks 'engine.version'"),
+        (without("metrics"), "'metrics'"),
+        (row(seed="0"), "'seed' is '0'"),
+        (row(seed=True), "'seed' is True"),
+        (row(status="done"), "'status' is 'done'"),
+        (row(precision="fp16"), "'precision' is 'fp16'"),
+        (row(task="box+mask"), "'metrics.segm' is missing"),
+        (row(warnings=[1]), "'warnings' holds 1"),
+        (row(metrics={"bbox": {"AP": 0.5}}), "'metrics.bbox.AP50' is missing"),
+        (row(metrics={"bbox": {"AP": 101, "AP50": 1, "AP75": 1}}), "percent"),
+        (row(metrics={"bbox": {"AP": -1, "AP50": 1, "AP75": 1}}), "percent"),
+        (row(metrics={"bbox": {"AP": float("nan"), "AP50": 1, "AP75": 1}}), "percent"),
+        (row(wall_seconds=float("inf")), "json"),
+        (row(extra={1, 2}), "json"),
+    ],
+)
+def test_a_bad_row_is_refused_by_name_and_nothing_is_written(
+    tmp_path: Path, bad: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "results.jsonl"
+    with pytest.raises(InputError) as caught:
+        append_row(path, bad)
+    assert said in str(caught.value)
+    assert not path.exists()
+
+
+def test_a_failed_row_needs_no_metrics() -> None:
+    validate_row(row(status="failed", metrics=None))
+    validate_row({**without("metrics"), "status": "failed"})
+
+
+def test_unknown_keys_of_a_known_schema_are_kept(tmp_path: Path) -> None:
+    append_row(tmp_path / "results.jsonl", row(note="kept"))
+    assert read_rows([tmp_path]).rows[0].data["note"] == "kept"
+
+
+def test_a_target_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="cannot write results"):
+        append_row(tmp_path / "file" / "results.jsonl", row())
+
+
+def _append_many(path: Path, name: str, count: int) -> None:
+    for i in range(count):
+        append_row(path, row(f"{name}_{i}", command="x" * 5000))
+
+
+def test_processes_and_threads_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=_append_many, args=(path, f"p{i}", 20)) for i in range(4)]
+    for process in writers:
+        process.start()
+    threads = [threading.Thread(target=_append_many, args=(path, f"t{i}", 20)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for process in writers:
+        process.join()
+    read = read_rows([path])
+    assert read.problems == ()
+    names = {
+        f"{kind}{i}_{j}" for kind, n in (("p", 4), ("t", 3)) for i in range(n) for j in range(20)
+    }
+    assert {r.data["run"] for r in read.rows} == names
+    assert len(read.rows) == len(names)
