@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -24,8 +25,8 @@ class Precision:
 
     @property
     def channels_last(self) -> bool:
-        """The memory layout in which the low-precision kernels are fast."""
-        return self.name != "float32"
+        """Whether the memory layout with channels last is the faster one: all but float32 GPUs."""
+        return self.name != "float32" or self.device == "cpu"
 
     @property
     def needs_scaler(self) -> bool:
@@ -37,10 +38,13 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware (AVX-512 BF16, AMX)."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bool(
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
+    """Whether the CPU computes faster in bfloat16: x86 with matrix tiles (AMX), ARM with bf16.
+
+    AVX-512 BF16 alone is not enough: there a training step takes longer than in float32.
+    """
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_amx_tile_supported()
 
 
 def choose_precision(*, amp: bool, device: str) -> Precision:
@@ -52,4 +56,4 @@ def choose_precision(*, amp: bool, device: str) -> Precision:
         return Precision(name, device)
     if cpu_has_bfloat16():
         return Precision("bfloat16", device)
-    return Precision("float32", device, "SOLVER.AMP.ENABLED, but this CPU has no bfloat16 units")
+    return Precision("float32", device, "SOLVER.AMP.ENABLED, but this CPU is not faster in bfloat16")

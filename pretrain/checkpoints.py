@@ -1,0 +1,131 @@
+"""checkpoint.pth: what is in it, written whole or not at all, and found again.
+
+The file is the door to the other rooms: `encoder` has torchvision's ResNet names without `fc`;
+it is read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from pretrain.augment import IMAGE_MEAN, IMAGE_STD
+from pretrain.errors import InputError
+from pretrain.methods import Method
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "moco-det/1"
+FINAL = "checkpoint.pth"
+KEEP = 2  # periodic checkpoints that stay, so that a damaged one has one before it
+TRUNK, HEAD = "encoder.trunk.", "encoder.head."
+
+
+def pack(
+    method: Method, *, arch: str, config: Mapping[str, Any], state: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of a checkpoint; `state` is added to the method's own state."""
+    rest = {
+        name: value.detach().cpu().contiguous()
+        for name, value in method.state_dict().items()
+        if not name.startswith((TRUNK, HEAD))
+    }
+    head = {k: v.detach().cpu().contiguous() for k, v in method.encoder.head.state_dict().items()}
+    return {
+        "format": FORMAT,
+        "method": method.name,
+        "arch": arch,
+        "encoder": method.encoder_state(),
+        "head": head,
+        "state": {"method": rest, **state},
+        "config": dict(config),
+        "versions": {
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+            "python": platform.python_version(),
+        },
+        "input": {"format": "RGB", "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)},
+    }
+
+
+def unpack(method: Method, content: Mapping[str, Any]) -> None:
+    """Load the method's weights and state; every name must match."""
+    full: dict[str, Tensor] = {TRUNK + k: v for k, v in content["encoder"].items()}
+    full.update({HEAD + k: v for k, v in content["head"].items()})
+    full.update(content["state"]["method"])
+    method.load_state_dict(full)
+
+
+def save(content: Mapping[str, Any], path: Path) -> None:
+    """Write beside the target, sync, then rename: the target is whole or absent."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of this format; raises InputError for anything else."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).split("\n", 1)[0][:120]
+        raise InputError(f"{path} is not a whole checkpoint: {reason}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path} is not a checkpoint of format {FORMAT}")
+    return content
+
+
+def periodic_path(folder: Path, iteration: int) -> Path:
+    """Where the checkpoint after `iteration` steps goes."""
+    return folder / f"checkpoint_{iteration:08d}.pth"
+
+
+def in_folder(folder: Path) -> list[Path]:
+    """The checkpoints of a run, newest first."""
+    if not folder.is_dir():
+        return []
+    periodic = [p for p in folder.iterdir() if re.fullmatch(r"checkpoint_\d+\.pth", p.name)]
+    final = [folder / FINAL] if (folder / FINAL).is_file() else []
+    return final + sorted(periodic, reverse=True)
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint, or None where there is none at all.
+
+    A damaged one is named and the one before is used; all damaged is an InputError.
+    """
+    paths = in_folder(folder)
+    for path in paths:
+        try:
+            return path, read(path)
+        except InputError as error:
+            logger.warning("%s; trying the one before", error)
+    if paths:
+        raise InputError(
+            f"no checkpoint in {folder} can be read: start again in another OUTPUT_DIR"
+        )
+    return None
+
+
+def prune(folder: Path) -> None:
+    """Remove all but the newest periodic checkpoints."""
+    for path in [p for p in in_folder(folder) if p.name != FINAL][KEEP:]:
+        path.unlink(missing_ok=True)

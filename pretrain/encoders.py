@@ -1,0 +1,97 @@
+"""Encoders: a torchvision ResNet, its parameter names untouched, and a head beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+# The standard stem (7x7 stride 2, max pool) is kept for small images too: the detector that takes
+# over the weights has it, and 64-96 px crops still leave 2x2-3x3 cells before pooling.
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": torchvision.models.resnet18,
+    "resnet34": torchvision.models.resnet34,
+    "resnet50": torchvision.models.resnet50,
+    "resnet101": torchvision.models.resnet101,
+}
+
+
+class SplitBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over `splits` consecutive sub-batches, as `splits` processes would have it.
+
+    Normalisation in training uses each sub-batch's own mean and variance; the running statistics
+    take one step a call, towards the mean over sub-batches. In eval it is plain batch norm, and
+    its state has the same names.
+    """
+
+    def __init__(self, num_features: int, *, splits: int) -> None:
+        super().__init__(num_features)
+        if splits < 1:
+            raise ValueError(f"splits must be at least 1, not {splits}")
+        self.splits = splits
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.splits == 1:
+            return super().forward(input)
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        means = self.running_mean.repeat(self.splits, 1)  # G x C
+        variances = self.running_var.repeat(self.splits, 1)
+        # One split, not slices: its backward is one concatenation instead of a sum of padded parts.
+        short, longer = divmod(len(input), self.splits)
+        sizes = [short + (group < longer) for group in range(self.splits)]
+        parts = [
+            F.batch_norm(
+                part, mean, variance, self.weight, self.bias, True, self.momentum, self.eps
+            )
+            for part, mean, variance in zip(input.split(sizes), means, variances, strict=True)
+        ]
+        with torch.no_grad():
+            self.running_mean.copy_(means.mean(dim=0))
+            self.running_var.copy_(variances.mean(dim=0))
+            self.num_batches_tracked.add_(1)
+        return torch.cat(parts)
+
+
+class Encoder(nn.Module):
+    """A ResNet trunk up to the pooled features, and a head over them.
+
+    `trunk` has torchvision's parameter names without `fc`. `head` is "fc" (one linear layer, MoCo
+    v1, Section 3.3) or "mlp" (linear, ReLU, linear; hidden width as the features', MoCo v2,
+    Section 3). Input [N, 3, H, W], output [N, dim] in float32, not normalised.
+    """
+
+    def __init__(self, arch: str, *, head: str, dim: int, bn_splits: int = 1) -> None:
+        super().__init__()
+        norm = nn.BatchNorm2d if bn_splits == 1 else partial(SplitBatchNorm2d, splits=bn_splits)
+        trunk = ARCHITECTURES[arch](weights=None, norm_layer=norm)
+        assert isinstance(trunk.fc, nn.Linear)
+        self.width = trunk.fc.in_features
+        trunk.fc = nn.Identity()
+        self.trunk = trunk
+        self.head = HEADS[head](self.width, dim)
+
+    def features(self, images: Tensor, *, bfloat16: bool = False) -> Tensor:
+        """Pooled features [N, width] in float32; the trunk runs under autocast if asked."""
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            pooled = self.trunk(images)
+        return pooled.float()
+
+    def forward(self, images: Tensor, *, bfloat16: bool = False) -> Tensor:
+        # The head is small and feeds the similarities: float32 costs nothing there.
+        return self.head(self.features(images, bfloat16=bfloat16))
+
+
+def _fc(width: int, dim: int) -> nn.Module:
+    return nn.Linear(width, dim)
+
+
+def _mlp(width: int, dim: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, dim))
+
+
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {"fc": _fc, "mlp": _mlp}

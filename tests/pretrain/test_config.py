@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pretrain.config import load_config
+from pretrain.errors import InputError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "pretrain"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_all_config_files_were_found() -> None:
+    assert {str(p.relative_to(CONFIGS)) for p in FILES} >= {
+        "moco_v1_r50_in1m_200ep.yaml",
+        "moco_v2_r50_in1m_200ep.yaml",
+        "moco_v2_r50_in1m_800ep.yaml",
+        "supervised_r50_in1m_90ep.yaml",
+        "quick/moco_v2_r18.yaml",
+        "quick/supervised_r18.yaml",
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_config_file_loads_and_opens_with_its_four_lines(path: Path) -> None:
+    load_config(path)
+    lines = path.read_text().splitlines()
+    assert all(line.startswith("# ") for line in lines[:4])
+    assert not lines[4].startswith("#")
+    starts = [line[2:].split(":")[0] for line in lines[1:4]]
+    assert starts == ["Published", "Cost", "Command"]
+    assert str(path.relative_to(CONFIGS.parents[1])) in lines[3]
+
+
+def test_published_hyper_parameters_are_those_of_the_papers() -> None:
+    v1 = load_config(CONFIGS / "moco_v1_r50_in1m_200ep.yaml")
+    v2 = load_config(CONFIGS / "moco_v2_r50_in1m_200ep.yaml")
+    for cfg in (v1, v2):
+        assert (cfg.MOCO.K, cfg.MOCO.M, cfg.MOCO.DIM) == (65536, 0.999, 128)
+        assert (cfg.SOLVER.BATCH, cfg.SOLVER.LR, cfg.SOLVER.EPOCHS) == (256, 0.03, 200)
+        assert (cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY) == (0.9, 1e-4)
+    assert (v1.MOCO.T, v1.MOCO.HEAD, v1.SOLVER.MILESTONES) == (0.07, "fc", [120, 160])
+    assert (v2.MOCO.T, v2.MOCO.HEAD, v2.SOLVER.SCHEDULE) == (0.2, "mlp", "cosine")
+    assert load_config(CONFIGS / "moco_v2_r50_in1m_800ep.yaml").SOLVER.EPOCHS == 800
+
+
+def test_the_quick_arms_differ_in_the_method_alone() -> None:
+    moco, supervised = (
+        load_config(CONFIGS / "quick" / f"{name}.yaml")
+        for name in ("moco_v2_r18", "supervised_r18")
+    )
+    for key in ("ENCODER", "AUGMENT", "SOLVER", "DATA", "SEED", "PRECISION"):
+        assert moco[key] == supervised[key]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MOCO:\n  TEMPERATURE: 0.1\n", "unknown key MOCO.TEMPERATURE"),
+        ("MOKO:\n  K: 1\n", "unknown key MOKO.K.*did you mean MOCO.K"),
+        ("MOCO: 3\n", "unknown key MOCO "),
+        ("SEED: 1\nSEED: 2\n", "line 2: the key SEED is given twice"),
+        ("MOCO:\n  K: 1\n  K: 2\n", "line 3: the key K is given twice"),
+        ("SOLVER:\n  BATCH: many\n", "SOLVER.BATCH.*'many'.*must be int"),
+        ("SOLVER:\n  BATCH: true\n", "SOLVER.BATCH.*must be int"),
+        ("DATA:\n  STRICT: 1\n", "DATA.STRICT.*must be bool"),
+        ("- a\n", "must be a mapping"),
+        ("a: [1\n", "is not yaml"),
+        ("_BASE_: nowhere.yaml\n", "cannot read config"),
+        ("_BASE_: bad.yaml\n", "its own _BASE_"),
+    ],
+)
+def test_a_bad_file_is_one_error_naming_the_key(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(write(tmp_path / "bad.yaml", text))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["SOLVER.BACH", "3"], "unknown key SOLVER.BACH in the command line.*SOLVER.BATCH"),
+        (["SOLVER.BATCH"], "'SOLVER.BATCH' has no value"),
+        (["SOLVER.BATCH", "1.5"], "must be int"),
+        (["METHOD", "simclr"], "METHOD is 'simclr': choose one of moco, supervised"),
+        (["MOCO.M", "1.5"], "MOCO.M is 1.5: it must be from 0 to 1"),
+        (["MOCO.K", "0"], "MOCO.K is 0: it must be at least 1"),
+        (["SOLVER.EPOCHS", "2"], "SOLVER.EPOCHS is 2 and SOLVER.MAX_ITER is 9"),
+        (["SOLVER.SCHEDULE", "step"], "milestones"),
+        (["ENCODER.BN_SPLITS", "200"], "ENCODER.BN_SPLITS 200"),
+    ],
+)
+def test_a_bad_override_is_one_error_naming_the_key(pairs: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(None, ["SOLVER.MAX_ITER", "9", *pairs])
+
+
+def test_child_over_base_and_overrides_over_both(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", "SEED: 1\nMOCO:\n  K: 5\n  M: 0.5\nSOLVER:\n  MAX_ITER: 3\n")
+    child = write(tmp_path / "child.yaml", "_BASE_: base.yaml\nMOCO:\n  K: 6\n")
+    cfg = load_config(child, ["SEED", "2", "OUTPUT_DIR", "123", "SOLVER.LR", "1e-3"])
+    assert (cfg.MOCO.K, cfg.MOCO.M, cfg.SEED, cfg.OUTPUT_DIR) == (6, 0.5, 2, "123")
+    assert cfg.SOLVER.LR == 1e-3
+
+
+def test_a_rate_without_a_dot_in_yaml_is_a_number(tmp_path: Path) -> None:
+    cfg = load_config(write(tmp_path / "a.yaml", "SOLVER:\n  LR: 1e-3\n  MAX_ITER: 1\n"))
+    assert cfg.SOLVER.LR == 1e-3

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+
+from pretrain import checkpoints, train
+from pretrain.config import load_config
+from pretrain.errors import InputError
+from pretrain.watch import Watch, drift, queue_warnings
+
+QUICK = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "quick" / "moco_v2_r18.yaml"
+
+
+def config(tiny: list[str], *pairs: object) -> Any:
+    return load_config(QUICK, [*tiny, *map(str, pairs)])
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timing = ("images_per_second", "data_wait")
+    return [{k: v for k, v in row.items() if k not in timing} for row in rows]
+
+
+def test_cosine_and_step_schedules_have_their_closed_forms() -> None:
+    def rate(step: int, schedule: str) -> float:
+        return train.learning_rate(
+            step, base=0.03, total=200, schedule=schedule, milestones=[120, 160], gamma=0.1
+        )
+
+    assert rate(0, "cosine") == pytest.approx(0.03)
+    assert rate(100, "cosine") == pytest.approx(0.015)
+    assert rate(50, "cosine") == pytest.approx(0.015 * (1 + math.sqrt(0.5)))
+    assert [rate(s, "step") for s in (0, 119)] == pytest.approx([0.03, 0.03])
+    assert [rate(s, "step") for s in (120, 159)] == pytest.approx([0.003, 0.003])
+    assert rate(160, "step") == pytest.approx(0.0003)
+
+
+def test_a_run_leaves_the_checkpoint_of_the_contract(tiny: list[str]) -> None:
+    cfg = config(tiny)
+    path = train.train(cfg)
+    assert path == Path(cfg.OUTPUT_DIR) / "checkpoint.pth"
+    content = torch.load(path, weights_only=True)
+    assert (content["format"], content["method"]) == ("moco-det/1", "moco_v2")
+    assert content["arch"] == "resnet18"
+    assert content["input"] == {
+        "format": "RGB",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
+    assert content["config"]["MOCO"]["K"] == 24
+    assert content["state"]["iteration"] == 4
+    reference = torchvision.models.resnet18()
+    missing, unexpected = reference.load_state_dict(content["encoder"], strict=False)
+    assert set(missing) == {"fc.weight", "fc.bias"} and not unexpected
+    assert int(content["encoder"]["bn1.num_batches_tracked"]) == 4
+
+
+def test_metrics_are_written_at_every_interval(tiny: list[str]) -> None:
+    cfg = config(tiny)
+    train.train(cfg)
+    rows = records(Path(cfg.OUTPUT_DIR))
+    assert [row["iteration"] for row in rows] == [2, 4]
+    for row in rows:
+        assert row["chance_loss"] == pytest.approx(math.log(25), abs=1e-5)
+        assert math.isfinite(row["loss"]) and row["feature_std"] > 0
+    assert rows[-1]["queue_fill"] == 1.0
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    weights = []
+    for name, seed in [("a", 0), ("b", 0), ("c", 1)]:
+        pairs = ["OUTPUT_DIR", tmp_path / name, "SEED", seed, "SOLVER.MAX_ITER", 2]
+        path = train.train(config(tiny, *pairs))
+        weights.append(torch.load(path, weights_only=True)["encoder"]["conv1.weight"])
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    step = train._Run._step
+
+    def stopping(self: Any, raw: Any) -> None:
+        if self.iteration == steps:
+            raise KeyboardInterrupt
+        step(self, raw)
+
+    monkeypatch.setattr(train._Run, "_step", stopping)
+
+
+def leaves(tree: Any) -> list[Any]:
+    if isinstance(tree, dict):
+        return [leaf for key in tree for leaf in leaves(tree[key])]
+    return [tree]
+
+
+@pytest.mark.parametrize("method", ["moco", "supervised"])
+def test_a_stopped_and_resumed_run_equals_one_that_was_never_stopped(
+    method: str, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = ["METHOD", method, "LOG_EVERY", 3, "CHECKPOINT_EVERY", 2]
+    whole = config(tiny, *pairs, "OUTPUT_DIR", tmp_path / "whole")
+    parts = config(tiny, *pairs, "OUTPUT_DIR", tmp_path / "parts")
+    expected = torch.load(train.train(whole), weights_only=True)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(parts)
+    got = torch.load(train.train(parts, resume=True), weights_only=True)
+    for part in ("encoder", "head", "state"):
+        for a, b in zip(leaves(expected[part]), leaves(got[part]), strict=True):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    assert records(Path(whole.OUTPUT_DIR)) == records(Path(parts.OUTPUT_DIR))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = config(tiny, "CHECKPOINT_EVERY", 1)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(cfg)
+    newest, before = checkpoints.in_folder(Path(cfg.OUTPUT_DIR))
+    newest.write_bytes(newest.read_bytes()[:-5000])
+    caplog.set_level(logging.INFO)
+    train.train(cfg, resume=True)
+    assert f"{newest} is not a whole checkpoint" in caplog.text
+    assert f"resumed from {before}" in caplog.text
+
+
+def test_resuming_a_finished_run_returns_its_checkpoint_untouched(tiny: list[str]) -> None:
+    cfg = config(tiny)
+    path = train.train(cfg)
+    before = path.read_bytes()
+    assert train.train(cfg, resume=True) == path
+    assert path.read_bytes() == before
+
+
+def test_an_output_folder_with_a_run_is_not_overwritten(tiny: list[str]) -> None:
+    cfg = config(tiny)
+    train.train(cfg)
+    with pytest.raises(InputError, match="holds a run already"):
+        train.train(cfg)
+
+
+def test_resuming_with_another_config_names_the_key(tiny: list[str]) -> None:
+    train.train(config(tiny))
+    with pytest.raises(InputError, match=r"SOLVER\.LR \(0\.06 then, 0\.01 now\)"):
+        train.train(config(tiny, "SOLVER.LR", 0.01), resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_checkpoint(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config(tiny, "CHECKPOINT_EVERY", 2)
+    step = train._Run._step
+
+    def breaking(self: Any, raw: Any) -> None:
+        step(self, raw)
+        if self.iteration == 3:
+            self.sums["loss"] = self.sums["loss"] * float("nan")
+
+    monkeypatch.setattr(train._Run, "_step", breaking)
+    with pytest.raises(InputError, match=r"not finite at iteration 3.*checkpoint_00000002\.pth"):
+        train.train(cfg)
+    assert not (Path(cfg.OUTPUT_DIR) / "checkpoint.pth").exists()
+
+
+def test_bad_data_leaves_no_output_folder(tiny: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        train.train(config(tiny, "DATA.PATH", tmp_path / "nowhere"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write OUTPUT_DIR"):
+        train.train(config(tiny, "OUTPUT_DIR", tmp_path / "file" / "run"))
+
+
+def test_epochs_count_whole_batches(tiny: list[str]) -> None:
+    cfg = config(tiny, "SOLVER.MAX_ITER", 0, "SOLVER.EPOCHS", 2, "SOLVER.LR_UPDATE", "epoch")
+    path = train.train(cfg)
+    assert torch.load(path, weights_only=True)["state"]["iteration"] == 6  # 24 images, batch 8
+    rates = [row["lr"] for row in records(path.parent)]
+    assert rates == pytest.approx([0.06, 0.03, 0.03])  # the rate after 2, 4 and 6 steps of 3 + 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused() -> None:
+    with pytest.raises(InputError, match="DEVICE is cuda"):
+        train.pick_device("cuda")
+
+
+def test_the_precision_key_is_obeyed() -> None:
+    cpu = torch.device("cpu")
+    assert train.use_bfloat16("bfloat16", cpu)
+    assert not train.use_bfloat16("float32", cpu)
+    assert isinstance(train.use_bfloat16("auto", cpu), bool)
+
+
+def test_bfloat16_runs_and_stays_close_to_float32(tiny: list[str], tmp_path: Path) -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        pairs = ["PRECISION", precision, "OUTPUT_DIR", tmp_path / precision]
+        cfg = config(tiny, *pairs, "SOLVER.MAX_ITER", 1)
+        losses.append(records(train.train(cfg).parent)[0]["loss"])
+    # bf16 features are good to some 0.4 %, and T = 0.1 makes that ten times more in the logits.
+    assert losses[1] == pytest.approx(losses[0], abs=0.1)
+    assert losses[1] != losses[0]
+
+
+def test_drift_warning_separates_the_run_that_collapsed_from_the_papers() -> None:
+    assert drift(4096, 128, 0.99) == pytest.approx(0.32)
+    assert queue_warnings(4096, 128, 0.99, images=10_000)
+    assert not queue_warnings(1024, 128, 0.99, images=10_000)
+    assert not queue_warnings(65536, 256, 0.999, images=1_281_167)
+    assert "more than the 88 images" in queue_warnings(1024, 128, 0.99, images=88)[0]
+
+
+def test_the_watch_speaks_once_of_collapse_and_of_a_climbing_loss() -> None:
+    def record(iteration: int, loss: float, std: float) -> dict[str, float]:
+        return {"iteration": iteration, "loss": loss, "feature_std": std}
+
+    watch = Watch(6.93, after=100)
+    assert watch.look(record(50, 1.0, 0.01)) is None
+    assert watch.look(record(150, 5.0, 0.8)) is None
+    assert "climbed from 5.00 back to 6.90" in str(watch.look(record(200, 6.9, 0.8)))
+    assert watch.look(record(210, 6.9, 0.8)) is None
+    assert "collapsed" in str(watch.look(record(220, 6.9, 0.05)))
+    assert watch.look(record(230, 6.9, 0.05)) is None
