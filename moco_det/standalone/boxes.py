@@ -38,8 +38,8 @@ class BoxCoder:
 
     def decode(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         """Apply deltas (R, C * 4) to boxes (R, 4): (R, C * 4) boxes, in float32."""
-        rows = deltas.shape[0]
-        shaped = deltas.float().reshape(rows, -1, 4)  # R, C, 4
+        rows, columns = deltas.shape
+        shaped = deltas.float().reshape(rows, columns // 4, 4)  # R, C, 4
         boxes = boxes.float()[:, None]  # R, 1, 4
         size = boxes[..., 2:] - boxes[..., :2]
         centre = boxes[..., :2] + 0.5 * size
@@ -48,7 +48,7 @@ class BoxCoder:
         new_centre = shaped[..., :2] * size + centre
         new_size = torch.exp(shaped[..., 2:].clamp(max=LOG_SIZE_CLAMP)) * size
         decoded = torch.cat([new_centre - 0.5 * new_size, new_centre + 0.5 * new_size], dim=-1)
-        return decoded.reshape(rows, -1)
+        return decoded.reshape(rows, columns)
 
 
 def area(boxes: Tensor) -> Tensor:

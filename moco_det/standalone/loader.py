@@ -95,6 +95,9 @@ def training_loader(
         num_workers=workers,
         collate_fn=keep_list,
         persistent_workers=workers > 0,
+        # a loader draws the seeds of its workers, and must not draw them from the generator that
+        # samples anchors: a resumed run starts a loader where one never stopped does not
+        generator=torch.Generator().manual_seed(stream.seed),
     )
 
 

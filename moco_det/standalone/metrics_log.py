@@ -18,11 +18,13 @@ class Log:
         self.last = max_iter - 1
         if distributed.rank() != 0:
             return
-        kept = []
-        if keep_before and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["iteration"] < keep_before]
+        kept = [line for line in whole_lines(path) if self.stays(json.loads(line), keep_before)]
         path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def stays(self, row: dict[str, Any], keep_before: int) -> bool:
+        # a run resumed after its last step is scored once more
+        again = keep_before > self.last and row["iteration"] == self.last
+        return row["iteration"] < keep_before and not (again and "total_loss" not in row)
 
     def write(self, row: dict[str, Any]) -> None:
         if distributed.rank() == 0:
@@ -44,3 +46,11 @@ class Log:
                 if key != "per_class" and (value is None or isinstance(value, (int, float))):
                     row[f"{ruler}/{key}"] = value
         self.write(row)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Lines of a log that may not be there; one that a kill tore is left out."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()

@@ -56,4 +56,5 @@ def choose_precision(*, amp: bool, device: str) -> Precision:
         return Precision(name, device)
     if cpu_has_bfloat16():
         return Precision("bfloat16", device)
-    return Precision("float32", device, "SOLVER.AMP.ENABLED, but this CPU is not faster in bfloat16")
+    note = "SOLVER.AMP.ENABLED, but this CPU is not faster in bfloat16"
+    return Precision("float32", device, note)

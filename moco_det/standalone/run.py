@@ -29,6 +29,7 @@ from moco_det.runs import (
     describe_init,
     make_row,
     now,
+    sha256_of,
 )
 from moco_det.standalone import distributed
 from moco_det.standalone.build import build_detector
@@ -36,7 +37,7 @@ from moco_det.standalone.checkpoint import Loaded, load_initial_weights
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.precision import choose_precision
 from moco_det.standalone.state import resume_model
-from moco_det.standalone.train import evaluate, train
+from moco_det.standalone.train import evaluate, train, training_records
 
 # The room's logger, so that the log file of a run holds what every module says.
 logger = logging.getLogger("moco_det.standalone")
@@ -78,6 +79,11 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
 
     model = build_detector(cfg, channels_last=precision.channels_last)
     loaded = load_weights(cfg, model)
+    # whatever can be wrong is found before the folder is made
+    if not options.eval_only:
+        training_records(cfg, train_set)
+    elif options.resume:
+        resume_model(model, output)
     warnings = [*train_set.skipped, *(f"test: {line}" for line in test_set.skipped)]
     if precision.note:
         warnings.append(precision.note)
@@ -100,8 +106,6 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     if options.eval_only:
-        if options.resume:
-            resume_model(model, output)
         return evaluate(cfg, model, test_set, precision, output, iteration=None)
 
     started, clock = now(), time.monotonic()
@@ -110,6 +114,8 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
     )
     wall = time.monotonic() - clock
     if leader:
+        whole = cfg.MODEL.WEIGHTS and loaded.backbone is None  # a detector's own checkpoint
+        sha256 = sha256_of(cfg.MODEL.WEIGHTS) if whole else None
         results = options.results or output / "results.jsonl"
         row = make_row(
             run=output.name,
@@ -118,7 +124,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
             dataset=describe_data(train_set, test_set),
             config_name=options.config_name,
             config=dump(cfg),
-            init=describe_init(options.init_name, cfg.MODEL.WEIGHTS, loaded.backbone, None),
+            init=describe_init(options.init_name, cfg.MODEL.WEIGHTS, loaded.backbone, sha256),
             engine=describe_engine("standalone", __version__),
             precision=precision.name,
             seed=seed,
@@ -210,6 +216,7 @@ def prepare_folder(output: Path, cfg: CfgNode, options: RunOptions) -> None:
         logger.removeHandler(old)
         old.close()
     logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def relative(path: Path, start: Path) -> str:

@@ -68,12 +68,13 @@ class Schedule:
     warmup_method: str
 
     def __call__(self, iteration: int) -> float:
-        if iteration < self.warmup_iters:
+        warmup_iters = min(self.warmup_iters, self.max_iter)
+        if iteration < warmup_iters:
             start = self.warmup_factor * self.after_warmup(0)
             if self.warmup_method == "constant":
                 return start
-            end = self.after_warmup(min(self.warmup_iters, self.max_iter))
-            return start + (end - start) * iteration / self.warmup_iters
+            end = self.after_warmup(warmup_iters)
+            return start + (end - start) * iteration / warmup_iters
         return self.after_warmup(iteration)
 
     def after_warmup(self, iteration: int) -> float:

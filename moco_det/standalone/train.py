@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from tqdm import tqdm
 
-from moco_det.data import DetectionDataset
+from moco_det.data import DetectionDataset, Record
 from moco_det.errors import InputError
 from moco_det.runs import summary
 from moco_det.scoring import score, write_predictions
@@ -43,15 +43,8 @@ def train(
     resume: bool,
 ) -> tuple[dict[str, Any], int]:
     """All iterations and the final score; returns the metrics and the iterations done."""
-    records = usable(train_set.records) if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else None
-    records = list(train_set.records) if records is None else records
-    if not records:
-        raise InputError(f"{train_set.name} has no image with an object to train on")
+    records = training_records(cfg, train_set)
     world = distributed.world_size()
-    if cfg.SOLVER.IMS_PER_BATCH % world:
-        raise InputError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide by {world} processes"
-        )
     solver = build_solver(cfg, model)
     scaler = torch.amp.GradScaler(precision.device, enabled=precision.needs_scaler)
     first = restore(model, solver.optimizer, scaler, output) if resume else 0
@@ -118,6 +111,21 @@ def train(
     if metrics is None:
         metrics = finish(cfg.SOLVER.MAX_ITER - 1)
     return metrics, cfg.SOLVER.MAX_ITER
+
+
+def training_records(cfg: CfgNode, train_set: DetectionDataset) -> list[Record]:
+    """The images to train on; InputError where there is none or the processes cannot share."""
+    world = distributed.world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % world:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide by {world} processes"
+        )
+    records = list(train_set.records)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = usable(records)
+    if not records:
+        raise InputError(f"{train_set.name} has no image with an object to train on")
+    return records
 
 
 def step(

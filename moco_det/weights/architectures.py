@@ -1,0 +1,147 @@
+"""Which ResNet a set of shapes is, and every tensor it must have in both vocabularies.
+
+Only numbers, no torch: the same table is held against moco_det.resnet by a test.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+Shape = tuple[int, ...]
+
+STAGES = ("stem", "res2", "res3", "res4", "res5")
+NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The numbers of He et al. 2016 (blocks), Xie et al. 2017 (groups) and the wide variants."""
+
+    bottleneck: bool
+    blocks: tuple[int, int, int, int]
+    groups: int = 1
+    width_per_group: int = 64
+
+    def __str__(self) -> str:
+        block = "bottleneck" if self.bottleneck else "basic"
+        blocks = "-".join(map(str, self.blocks))
+        return f"{block} blocks {blocks}, {self.groups} groups of width {self.width_per_group}"
+
+
+GEOMETRIES: dict[str, Geometry] = {
+    "resnet18": Geometry(False, (2, 2, 2, 2)),
+    "resnet34": Geometry(False, (3, 4, 6, 3)),
+    "resnet50": Geometry(True, (3, 4, 6, 3)),
+    "resnet101": Geometry(True, (3, 4, 23, 3)),
+    "resnet152": Geometry(True, (3, 8, 36, 3)),
+    "resnext50_32x4d": Geometry(True, (3, 4, 6, 3), 32, 4),
+    "resnext50_32x8d": Geometry(True, (3, 4, 6, 3), 32, 8),
+    "resnext101_32x8d": Geometry(True, (3, 4, 23, 3), 32, 8),
+    "wide_resnet50_2": Geometry(True, (3, 4, 6, 3), 1, 128),
+    "wide_resnet101_2": Geometry(True, (3, 4, 23, 3), 1, 128),
+}
+
+
+@dataclass(frozen=True)
+class BackboneTensor:
+    """One tensor of a backbone under both of its names."""
+
+    torchvision: str
+    detectron2: str
+    shape: Shape
+
+
+def backbone_tensors(geometry: Geometry) -> tuple[BackboneTensor, ...]:
+    """Every tensor but the batch counters, in the order of the forward pass."""
+    return tuple(_tensors(geometry))
+
+
+def _tensors(geometry: Geometry) -> Iterator[BackboneTensor]:
+    yield from _conv("conv1", "bn1", "stem.conv1", (64, 3, 7, 7))
+    inputs = 64
+    for stage in range(1, 5):
+        planes = 64 * 2 ** (stage - 1)
+        outputs = planes * 4 if geometry.bottleneck else planes
+        width = planes * geometry.width_per_group // 64 * geometry.groups
+        for block in range(geometry.blocks[stage - 1]):
+            old, new = f"layer{stage}.{block}.", f"res{stage + 1}.{block}."
+            if geometry.bottleneck:
+                shapes: tuple[Shape, ...] = (
+                    (width, inputs, 1, 1),
+                    (width, width // geometry.groups, 3, 3),
+                    (outputs, width, 1, 1),
+                )
+            else:
+                shapes = ((planes, inputs, 3, 3), (planes, planes, 3, 3))
+            for index, shape in enumerate(shapes, start=1):
+                yield from _conv(f"{old}conv{index}", f"{old}bn{index}", f"{new}conv{index}", shape)
+            if inputs != outputs:
+                shape = (outputs, inputs, 1, 1)
+                yield from _conv(
+                    f"{old}downsample.0", f"{old}downsample.1", f"{new}shortcut", shape
+                )
+            inputs = outputs
+
+
+def _conv(conv: str, norm: str, target: str, shape: Shape) -> Iterator[BackboneTensor]:
+    yield BackboneTensor(f"{conv}.weight", f"{target}.weight", shape)
+    for part in NORM_PARTS:
+        yield BackboneTensor(f"{norm}.{part}", f"{target}.norm.{part}", shape[:1])
+
+
+class UnknownArchitecture(ValueError):
+    """The shapes are no ResNet of the table; the message says why."""
+
+
+def deduce(shapes: Mapping[str, Shape]) -> str:
+    """The architecture's name, from torchvision names and their shapes.
+
+    Raises UnknownArchitecture for other stems, widths and depths, and for missing tensors.
+    """
+    stem = shapes.get("conv1.weight", ())
+    if stem != (64, 3, 7, 7):
+        raise UnknownArchitecture(
+            f"the first convolution is {_text(stem)}, not 64x3x7x7 (a stem for small images?)"
+        )
+    blocks = [0, 0, 0, 0]
+    for name in shapes:
+        match = re.match(r"layer([1-4])\.(\d{1,3})\.", name)
+        if match:
+            stage = int(match[1]) - 1
+            blocks[stage] = max(blocks[stage], int(match[2]) + 1)
+    second = shapes.get("layer1.0.conv2.weight", ())
+    if len(second) != 4 or second[1] == 0 or second[0] % second[1]:
+        raise UnknownArchitecture(f"layer1.0.conv2.weight is {_text(second)}, no 3x3 convolution")
+    bottleneck = "layer1.0.conv3.weight" in shapes
+    groups = second[0] // second[1]
+    geometry = Geometry(bottleneck, (blocks[0], blocks[1], blocks[2], blocks[3]), groups, second[1])
+    for name, known in GEOMETRIES.items():
+        if known == geometry:
+            check_shapes(name, shapes)
+            return name
+    raise UnknownArchitecture(f"{geometry}; known are {', '.join(GEOMETRIES)}")
+
+
+def check_shapes(architecture: str, shapes: Mapping[str, Shape]) -> None:
+    """Raise UnknownArchitecture unless these are exactly the backbone's tensors."""
+    expected = {t.torchvision: t.shape for t in backbone_tensors(GEOMETRIES[architecture])}
+    missing = [name for name in expected if name not in shapes]
+    extra = [name for name in shapes if name not in expected]
+    if missing:
+        raise UnknownArchitecture(
+            f"{architecture} lacks {len(missing)} of {len(expected)} backbone tensors: "
+            + ", ".join(missing[:3])
+        )
+    if extra:
+        raise UnknownArchitecture(f"{architecture} has no {', '.join(extra[:3])}")
+    for name, shape in expected.items():
+        if shapes[name] != shape:
+            raise UnknownArchitecture(
+                f"{name} is {_text(shapes[name])}, {architecture} has {_text(shape)}"
+            )
+
+
+def _text(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "absent"

@@ -1,0 +1,66 @@
+"""What an engine loads: a backbone file, checked to be one. No torch, no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moco_det.errors import InputError
+from moco_det.weights.architectures import GEOMETRIES, backbone_tensors
+from moco_det.weights.proof import check_numbers
+from moco_det.weights.reading import read_checkpoint
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone's float32 arrays under detectron2's bare names, and what is known of them.
+
+    `input` (scale 0..255), `source` and `verified` are None where a file of another maker does not
+    state them; `sha256` is the file's.
+    """
+
+    path: Path
+    architecture: str
+    model: dict[str, np.ndarray] = field(repr=False)
+    input: dict[str, Any] | None
+    source: dict[str, Any] | None
+    verified: dict[str, Any] | None
+    sha256: str
+
+
+def load_backbone(path: str | Path) -> Backbone:
+    """Load a backbone.pkl, a .safetensors of this project, or a detectron2 file.
+
+    A detectron2 detector gives its backbone alone. Raises InputError for a missing, empty or
+    damaged file, for a checkpoint that was not converted yet, and for incomplete backbones.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(
+            f"weights file {path} does not exist: make it with "
+            f"`python tools/convert_weights.py CHECKPOINT {path}`"
+        )
+    source = read_checkpoint(path)
+    if source.format != "detectron2":
+        raise InputError(
+            f"{path} is a {source.format} checkpoint, not a backbone file: convert it with "
+            f"`python tools/convert_weights.py {path} {path.with_suffix('.pkl').name}`"
+        )
+    model: dict[str, np.ndarray] = {}
+    for tensor in backbone_tensors(GEOMETRIES[source.architecture]):
+        array = source.tensors[tensor.torchvision].read()
+        # The reader's arrays may be views of the file's bytes; an engine may train on these.
+        model[tensor.detectron2] = np.array(array, dtype=np.float32)
+    check_numbers(model, path=path)
+    return Backbone(
+        path=path,
+        architecture=source.architecture,
+        model=model,
+        input=source.input,
+        source=source.origin,
+        verified=source.proven,
+        sha256=source.sha256,
+    )

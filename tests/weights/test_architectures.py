@@ -1,0 +1,87 @@
+"""The table of shapes against torchvision's networks and moco_det.resnet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+
+from moco_det.resnet import ARCHITECTURES, ResNet
+from moco_det.weights.architectures import (
+    GEOMETRIES,
+    UnknownArchitecture,
+    backbone_tensors,
+    deduce,
+)
+from moco_det.weights.formats import from_detectron2
+
+
+def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in module.state_dict().items()
+        if not name.endswith("num_batches_tracked") and not name.startswith("fc.")
+    }
+
+
+def test_the_table_names_what_the_proof_can_build() -> None:
+    assert set(GEOMETRIES) == set(ARCHITECTURES)
+    assert len(GEOMETRIES) == 10
+
+
+@pytest.mark.parametrize("architecture", GEOMETRIES)
+def test_names_and_shapes_are_those_of_the_resnet_in_detectron2s_names(architecture: str) -> None:
+    with torch.device("meta"):
+        model = ResNet.from_architecture(ARCHITECTURES[architecture], norm="BN")
+    expected = {t.detectron2: t.shape for t in backbone_tensors(GEOMETRIES[architecture])}
+    assert shapes_of(model) == expected
+
+
+@pytest.mark.parametrize("architecture", [name for name in GEOMETRIES if name != "resnext50_32x8d"])
+def test_true_torchvision_shapes_are_recognised(architecture: str) -> None:
+    with torch.device("meta"):
+        shapes = shapes_of(torchvision.models.get_model(architecture))
+    tensors = backbone_tensors(GEOMETRIES[architecture])
+    assert shapes == {t.torchvision: t.shape for t in tensors}
+    assert deduce(shapes) == architecture
+
+
+def test_the_extra_resnext_is_recognised() -> None:
+    tensors = backbone_tensors(GEOMETRIES["resnext50_32x8d"])
+    assert deduce({t.torchvision: t.shape for t in tensors}) == "resnext50_32x8d"
+
+
+@pytest.mark.parametrize("architecture", GEOMETRIES)
+def test_renaming_there_and_back_is_the_identity(architecture: str) -> None:
+    for tensor in backbone_tensors(GEOMETRIES[architecture]):
+        assert from_detectron2(tensor.detectron2) == tensor.torchvision
+
+
+def resnet18_shapes() -> dict[str, tuple[int, ...]]:
+    return {t.torchvision: t.shape for t in backbone_tensors(GEOMETRIES["resnet18"])}
+
+
+def test_a_small_image_stem_is_refused_by_name() -> None:
+    shapes = {**resnet18_shapes(), "conv1.weight": (64, 3, 3, 3)}
+    with pytest.raises(UnknownArchitecture, match="first convolution is 64x3x3x3"):
+        deduce(shapes)
+
+
+def test_another_depth_is_refused_with_what_was_found() -> None:
+    shapes = resnet18_shapes()
+    shapes.update({n.replace("layer1.1", "layer1.2"): s for n, s in shapes.items()})
+    with pytest.raises(UnknownArchitecture, match="basic blocks 3-2-2-2"):
+        deduce(shapes)
+
+
+def test_a_missing_tensor_is_named() -> None:
+    shapes = resnet18_shapes()
+    del shapes["layer3.0.downsample.1.running_var"]
+    with pytest.raises(UnknownArchitecture, match="lacks 1 of 100.*layer3.0.downsample.1"):
+        deduce(shapes)
+
+
+def test_another_shape_is_named() -> None:
+    shapes = {**resnet18_shapes(), "layer4.1.bn2.bias": (511,)}
+    with pytest.raises(UnknownArchitecture, match="layer4.1.bn2.bias is 511, resnet18 has 512"):
+        deduce(shapes)

@@ -1,0 +1,98 @@
+"""Convert a checkpoint to a backbone file, with proof; or look into one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from moco_det.errors import InputError
+from moco_det.weights import FORMATS, convert, describe, read_checkpoint, summary_lines
+from moco_det_tools.entry import run
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of convert_weights."""
+    names = ", ".join(row.name for row in FORMATS)
+    parse = argparse.ArgumentParser(
+        prog="convert_weights",
+        description="Convert a ResNet checkpoint to a backbone file; nothing unproven is written.",
+        epilog=f"Formats: {names}. The layouts and the published files are in docs/weights.md.",
+    )
+    parse.add_argument("input", metavar="INPUT", help="the checkpoint")
+    parse.add_argument(
+        "output",
+        metavar="OUTPUT",
+        nargs="?",
+        help=".pkl or .safetensors for detection, .pth for torchvision",
+    )
+    parse.add_argument(
+        "--from", dest="source", metavar="FORMAT", help="take the input as this format"
+    )
+    parse.add_argument(
+        "--to",
+        dest="target",
+        metavar="FORMAT",
+        help="detectron2, torchvision or timm; by default what OUTPUT's suffix says",
+    )
+    parse.add_argument(
+        "--encoder",
+        choices=("query", "key"),
+        help="which encoder, where the file has two (default: query, the one that was trained)",
+    )
+    parse.add_argument("--inspect", action="store_true", help="only say what INPUT is")
+    parse.add_argument("--json", action="store_true", help="with --inspect: as json")
+    return parse
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert, or inspect. Returns 0; bad input raises InputError."""
+    arguments = parser().parse_args(argv)
+    if arguments.inspect:
+        if arguments.output is not None or arguments.target is not None:
+            raise InputError("--inspect writes nothing: leave OUTPUT and --to out")
+        source = read_checkpoint(
+            arguments.input, source_format=arguments.source, encoder=arguments.encoder
+        )
+        facts = describe(source)
+        if arguments.json:
+            print(json.dumps(facts, indent=2))
+            return 0
+        print("\n".join(summary_lines(source)))
+        for key in (
+            "backbone_tensors",
+            "parameters",
+            "dtypes",
+            "head",
+            "foreign_objects",
+            "finite",
+            "least_variance",
+            "convolution_std_over_kaiming",
+            "random_looking",
+            "verified",
+        ):
+            print(f"{key:30s}{_short(facts[key])}")
+        return 0
+    if arguments.json:
+        raise InputError("--json belongs to --inspect")
+    if arguments.output is None:
+        raise InputError("no OUTPUT named: give one, or --inspect to look only")
+    conversion = convert(
+        arguments.input,
+        arguments.output,
+        source_format=arguments.source,
+        target_format=arguments.target,
+        encoder=arguments.encoder,
+    )
+    print("\n".join(conversion.lines()))
+    return 0
+
+
+def _short(value: object) -> str:
+    if isinstance(value, list) and len(value) > 6:
+        return f"{len(value)}: " + ", ".join(map(str, value[:6])) + ", ..."
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
