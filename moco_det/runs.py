@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -54,6 +55,15 @@ def describe_init(
         "verified": verified,
         "input": dict(backbone.input) if backbone is not None and backbone.input else None,
     }
+
+
+def sha256_of(path: str | Path) -> str:
+    """sha256 (hex) of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def describe_data(train: DetectionDataset, test: DetectionDataset) -> dict[str, Any]:

@@ -62,10 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.num_gpus < 1 or not 0 <= args.machine_rank < args.num_machines:
         raise InputError("--num-gpus must be above 0 and --machine-rank below --num-machines")
     if choose_engine(args.engine) == "detectron2":
-        from moco_det.plugin.train import launch_detectron2
-
-        launch_detectron2(args, command)
-        return 0
+        try:
+            from moco_det.plugin.train import launch_detectron2
+        except ImportError as error:
+            if args.engine != "auto":
+                raise
+            print(f"--engine auto takes standalone: {error}")
+        else:
+            launch_detectron2(args, command)
+            return 0
 
     from moco_det.config import load_config
     from moco_det.standalone.distributed import launch

@@ -41,17 +41,24 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{self.num_features}, eps={self.eps}"
 
 
-class SyncBatchNorm2d(nn.SyncBatchNorm):
+class SyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d over the batches of all processes, on GPUs (torch's own) and on CPUs.
 
     The statistics are those of all pixels of all processes together, each pixel counting alike.
     In a single process it is plain BatchNorm2d.
     """
 
+    # nn.SyncBatchNorm itself is no base: DistributedDataParallel refuses it on CPUs. These two
+    # are what its forward asks of a layer beyond BatchNorm2d.
+    process_group = None
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+
     def forward(self, x: Tensor) -> Tensor:
         alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
-        if x.is_cuda or alone or not self.training:
+        if alone or not self.training:
             return super().forward(x)
+        if x.is_cuda:
+            return nn.SyncBatchNorm.forward(self, x)  # type: ignore[arg-type]
         wide = x.float()
         channels = wide.shape[1]
         count = wide.new_full((1,), wide.numel() / channels)
@@ -59,7 +66,8 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         sums = torch.distributed.nn.functional.all_reduce(sums)
         total = sums[-1]
         mean, second = (sums[:-1] / total).split(channels)
-        variance = second - mean.square()
+        # rounding may leave the difference of two large numbers below zero
+        variance = (second - mean.square()).clamp(min=0)
         assert self.running_mean is not None and self.running_var is not None
         assert self.momentum is not None and self.num_batches_tracked is not None
         with torch.no_grad():

@@ -255,7 +255,7 @@ def freeze_module(module: nn.Module) -> None:
         parameter.requires_grad = False
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            if isinstance(child, nn.BatchNorm2d):
                 frozen = FrozenBatchNorm2d(child.num_features, child.eps)
                 with torch.no_grad():
                     for key in ("weight", "bias", "running_mean", "running_var"):

@@ -62,7 +62,8 @@ def launch(
     total = processes * machines
     if device == "cuda" and processes > torch.cuda.device_count():
         raise InputError(
-            f"--num-gpus {processes}, but this machine has {torch.cuda.device_count()} GPUs"
+            f"--num-gpus {processes} and MODEL.DEVICE cuda, but this machine has "
+            f"{torch.cuda.device_count()} GPUs: lower --num-gpus, or add MODEL.DEVICE cpu"
         )
     if total == 1:
         function(*arguments)

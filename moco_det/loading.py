@@ -1,0 +1,162 @@
+"""Weights into a detector of either engine, with a statement of what stays random.
+
+Both engines name their tensors alike, so the law that nothing is initialised in silence is
+written once: the set of tensors that a file must fill is computed from the model, and any other
+missing, unexpected or differently shaped tensor is an error that leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moco_det.errors import InputError
+from moco_det.weights import Backbone, load_backbone
+
+# Where a detector keeps its ResNet, and what of the name stays: below an FPN; or (C4, DC5) as the
+# backbone itself, with res5 in the heads where there is one. The extra norm after res5
+# (roi_heads.res5.norm) is no part of the ResNet.
+UNDER_FPN = re.compile(r"backbone\.bottom_up\.(.+)")
+WITHOUT_FPN = re.compile(r"backbone\.(.+)|roi_heads\.(res5\.\d+\..+)")
+COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What came from a file and what starts random."""
+
+    tensors: int
+    of: int
+    new_layers: tuple[str, ...]
+    path: Path | None
+    backbone: Backbone | None
+
+    def line(self) -> str:
+        """One sentence for the log."""
+        names = ", ".join(self.new_layers)
+        if self.path is None:
+            return (
+                f"MODEL.WEIGHTS is empty: all {self.of} backbone tensors and "
+                f"{len(self.new_layers)} new layers are randomly initialised, as asked"
+            )
+        if not self.new_layers:
+            return f"{self.tensors} of {self.of} tensors of the whole detector loaded"
+        return (
+            f"{self.tensors} of {self.of} backbone tensors loaded from {self.path}, "
+            f"{len(self.new_layers)} new layers initialised: {names}"
+        )
+
+
+def load_initial_weights(model: nn.Module, path: str) -> Loaded:
+    """Fill the backbone from a converted file, or the whole detector from a checkpoint of it.
+
+    Exactly the layers outside the backbone may stay random, and only with a backbone file. Any
+    other missing, unexpected or differently shaped tensor is an InputError, and the model is
+    left as it was.
+    """
+    expected = backbone_names(model)
+    if path == "":
+        return Loaded(0, len(expected), new_layers(model), None, None)
+    file = Path(path)
+    if file.suffix in (".pth", ".pt"):
+        state = read_checkpoint(file)
+        load_model_state(model, state["model"], file)
+        of = len(floats(model.state_dict()))
+        return Loaded(of, of, (), file, None)
+    backbone = load_backbone(file)
+    tensors = {name: torch.from_numpy(array) for name, array in backbone.model.items()}
+    compare(expected, tensors, file)
+    with torch.no_grad():
+        for name, target in expected.items():
+            target.copy_(tensors[name])
+    return Loaded(len(expected), len(expected), new_layers(model), file, backbone)
+
+
+def backbone_names(model: nn.Module) -> dict[str, Tensor]:
+    """The ResNet's tensors by their bare names (stem.*, res2.* ...), counters left out."""
+    state = floats(model.state_dict())
+    return {bare: state[name] for name, bare in _bare_names(state).items()}
+
+
+def new_layers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the layers outside the ResNet: those that every arm starts anew."""
+    state = floats(model.state_dict())
+    inside = _bare_names(state)
+    return tuple(dict.fromkeys(name.rsplit(".", 1)[0] for name in state if name not in inside))
+
+
+def _bare_names(names: Iterable[str]) -> dict[str, str]:
+    """{name in the detector: bare name} of the ResNet's tensors."""
+    names = list(names)
+    place = UNDER_FPN if any(UNDER_FPN.fullmatch(name) for name in names) else WITHOUT_FPN
+    found = ((name, place.fullmatch(name)) for name in names)
+    return {name: match[match.lastindex or 0] for name, match in found if match}
+
+
+def floats(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without BN's batch counters, which no published file agrees on."""
+    return {name: tensor for name, tensor in state.items() if not name.endswith(COUNTER)}
+
+
+def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
+    """InputError unless names and shapes are the same and every number is finite."""
+    missing = sorted(expected.keys() - given.keys())
+    unexpected = sorted(given.keys() - expected.keys())
+    if missing or unexpected:
+        raise InputError(
+            f"{path} does not fit this model: {len(missing)} tensors missing {some(missing)}, "
+            f"{len(unexpected)} unexpected {some(unexpected)}; is it another architecture "
+            "(MODEL.RESNETS.DEPTH, WIDTH_PER_GROUP, NUM_GROUPS)?"
+        )
+    for name, tensor in expected.items():
+        if tensor.shape != given[name].shape:
+            raise InputError(
+                f"{path} does not fit this model: {name} has shape {tuple(given[name].shape)}, "
+                f"the model needs {tuple(tensor.shape)}; correct MODEL.RESNETS or NUM_CLASSES"
+            )
+        if not bool(torch.isfinite(given[name]).all()):
+            raise InputError(f"{path}: {name} holds Inf or NaN; convert a healthy checkpoint")
+
+
+def some(names: list[str], limit: int = 4) -> str:
+    """The first few names in brackets."""
+    more = ", ..." if len(names) > limit else ""
+    return "(" + ", ".join(names[:limit]) + more + ")"
+
+
+def load_model_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Fill the whole model from its own state dict, or raise InputError and fill nothing."""
+    check_model_state(model, state, path)
+    own = model.state_dict()
+    model.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()})
+
+
+def check_model_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """InputError unless a state dict is one of this model."""
+    # detectron2 also writes the anchors and the pixel statistics of some versions
+    extra = ("pixel_mean", "pixel_std", "anchor_generator")
+    given = {n: t for n, t in floats(state).items() if not any(word in n for word in extra)}
+    compare(floats(model.state_dict()), given, path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A run's checkpoint, tensors on the CPU; InputError if it is none."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS") from None
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is no whole checkpoint ({reason})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise InputError(
+            f"{path} is not a detector's checkpoint; if it is a pre-training checkpoint: "
+            f"python tools/convert_weights.py {path} weights/{path.stem}.pkl"
+        )
+    return content

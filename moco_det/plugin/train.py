@@ -1,0 +1,299 @@
+"""A run inside detectron2, from a config to one row of results: the files of `standalone`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import os
+import random
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+import torch.multiprocessing as mp
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from moco_det.config import dump
+from moco_det.data import DetectionDataset
+from moco_det.errors import InputError
+from moco_det.loading import Loaded
+from moco_det.plugin.config import load_config, set_values
+from moco_det.plugin.datasets import joined, load_data
+from moco_det.plugin.evaluator import evaluate
+from moco_det.plugin.trainer import Trainer, build_detector
+from moco_det.plugin.weights import check_resumable, load_weights
+from moco_det.results import append_row
+from moco_det.runs import (
+    cpu_name,
+    describe_data,
+    describe_engine,
+    describe_hardware,
+    describe_init,
+    make_row,
+    now,
+    sha256_of,
+)
+
+logger = logging.getLogger(__name__)
+
+LOGGERS = ("detectron2", "fvcore", "moco_det")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run needs besides its config; ``config_file`` and ``eval_only`` detectron2 reads too.
+
+    ``results`` None means results.jsonl in the output folder. ``init_name`` None calls the arm by
+    its weights. ``strict`` makes a single broken image an error.
+    """
+
+    config_file: str
+    resume: bool = False
+    eval_only: bool = False
+    strict: bool = False
+    results: Path | None = None
+    init_name: str | None = None
+    command: str = ""
+
+
+def launch_detectron2(args: argparse.Namespace, command: str) -> None:
+    """Do what the command line of train_net asks for, in as many processes as it says."""
+    cfg = load_config(args.config_file, args.opts)
+    options = RunOptions(
+        config_file=args.config_file,
+        resume=args.resume,
+        eval_only=args.eval_only,
+        strict=args.strict,
+        results=args.results,
+        init_name=args.init_name,
+        command=command,
+    )
+    check_processes(cfg, args.num_gpus, args.num_machines)
+    try:
+        launch(
+            run,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(cfg, options),
+        )
+    except mp.ProcessRaisedException as error:
+        line = next((x for x in reversed(str(error).splitlines()) if "InputError: " in x), None)
+        if line is None:
+            raise
+        raise InputError(line.split("InputError: ", 1)[1]) from None
+
+
+def check_processes(cfg: CfgNode, on_this_machine: int, machines: int) -> None:
+    """InputError where detectron2 cannot run in that many processes."""
+    total = on_this_machine * machines
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise InputError("detectron2 starts its processes itself: use --num-gpus, not torchrun")
+    if total > 1 and cfg.MODEL.DEVICE.startswith("cpu"):
+        raise InputError(
+            "detectron2's trainer runs in several processes on GPUs only: use --num-gpus 1 or "
+            "--engine standalone"
+        )
+    if cfg.MODEL.DEVICE.startswith("cuda") and on_this_machine > torch.cuda.device_count():
+        raise InputError(
+            f"--num-gpus {on_this_machine}, but this machine has {torch.cuda.device_count()} GPUs"
+        )
+    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if not reference and batch % total:
+        raise InputError(f"SOLVER.IMS_PER_BATCH {batch} does not divide by {total} processes")
+
+
+def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
+    """Train as the config says and score the test set; the metrics, on the first process.
+
+    Whatever is wrong with the data, the weights or their combination is an InputError before
+    anything is written.
+    """
+    output = Path(cfg.OUTPUT_DIR)
+    if (output / "model_final.pth").exists() and not (options.resume or options.eval_only):
+        raise InputError(
+            f"{output} holds a finished run: choose another OUTPUT_DIR, or --resume to keep it"
+        )
+    train_set, test_set = load_data(
+        train=cfg.DATASETS.TRAIN,
+        test=cfg.DATASETS.TEST,
+        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+        skip_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        strict=options.strict,
+        progress=comm.is_main_process(),
+    )
+    running, warnings = resolve(cfg)
+    warnings += [*train_set.skipped, *(f"test: {line}" for line in test_set.skipped)]
+    seed_all_rng(running.SEED + comm.get_rank())
+    model = build_detector(running)
+    loaded = load_weights(cfg, model)
+    checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+    resume = options.resume and checkpointer.has_checkpoint()
+    if resume:
+        path = checkpointer.get_checkpoint_file()
+        check_resumable(model, path, training=not options.eval_only)
+    elif options.resume and options.eval_only:
+        raise InputError(f"--resume: {output} holds no whole checkpoint")
+
+    with log_of_run(output):
+        begin(cfg, running, options, loaded, warnings)
+        if options.eval_only:
+            checkpointer.resume_or_load("", resume=resume)
+            return evaluate(running, model, test_set, running.DATASETS.TEST[0], output)
+        started, clock = now(), time.monotonic()
+        trainer = train(running, model, test_set, resume=resume)
+        wall = time.monotonic() - clock
+        if comm.is_main_process():
+            whole = cfg.MODEL.WEIGHTS and loaded.backbone is None  # a detector's own checkpoint
+            sha256 = sha256_of(cfg.MODEL.WEIGHTS) if whole else None
+            results = options.results or output / "results.jsonl"
+            row = make_row(
+                run=output.name,
+                status="finished",
+                with_masks=cfg.MODEL.MASK_ON,
+                dataset=describe_data(train_set, test_set),
+                config_name=Path(options.config_file).stem,
+                config=dump(cfg),
+                init=describe_init(options.init_name, cfg.MODEL.WEIGHTS, loaded.backbone, sha256),
+                engine=describe_detectron2(),
+                precision=precision_of(running),
+                seed=running.SEED,
+                iterations=trainer.max_iter,
+                batch=trainer.cfg.SOLVER.IMS_PER_BATCH,
+                wall_seconds=wall,
+                hardware=describe_hardware(
+                    cpu_name() if on_cpu(cfg) else torch.cuda.get_device_name()
+                ),
+                metrics=trainer.metrics,
+                output_dir=relative(output, results.parent),
+                command=options.command or shlex.join(sys.argv),
+                started=started,
+                warnings=warnings,
+            )
+            append_row(results, row)
+            logger.info("one row added to %s", results)
+        return trainer.metrics
+
+
+def resolve(cfg: CfgNode) -> tuple[CfgNode, list[str]]:
+    """The config that runs: a drawn seed, joined data sets, and the precision there is."""
+    drawn = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
+    changes: list[Any] = [
+        *("SEED", int(comm.all_gather(drawn)[0])),
+        *("DATASETS.TRAIN", (joined(cfg.DATASETS.TRAIN),)),
+        *("DATASETS.TEST", (joined(cfg.DATASETS.TEST),)),
+    ]
+    warnings = []
+    if cfg.SOLVER.AMP.ENABLED and on_cpu(cfg):
+        changes += ["SOLVER.AMP.ENABLED", False]
+        warnings.append("SOLVER.AMP.ENABLED, but detectron2's AMPTrainer needs CUDA: float32")
+    return set_values(cfg, changes), warnings
+
+
+def train(
+    running: CfgNode, model: nn.Module, test_set: DetectionDataset, *, resume: bool
+) -> Trainer:
+    """All iterations that are left, and the final score."""
+    trainer = Trainer(running, model=model, test_set=test_set)
+    if resume:
+        trainer.resume_or_load(resume=True)
+    trainer.train()
+    return trainer
+
+
+def begin(
+    cfg: CfgNode, running: CfgNode, options: RunOptions, loaded: Loaded, warnings: list[str]
+) -> None:
+    """The first lines of the log, the folder and config.yaml."""
+    engine = describe_detectron2()
+    logger.info(
+        "engine detectron2 %s%s, torch %s, %s on %s, %d process(es), seed %d",
+        engine["version"],
+        f" ({engine['commit'][:10]})" if "commit" in engine else "",
+        torch.__version__,
+        precision_of(running),
+        cfg.MODEL.DEVICE,
+        comm.get_world_size(),
+        running.SEED,
+    )
+    default_setup(running, options)
+    if comm.is_main_process():
+        text = dump(cfg)  # as asked; the seed that was drawn is in the row
+        (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(text, encoding="utf-8")
+    logger.info("%s", loaded.line())
+    for line in warnings:
+        logger.warning("%s", line)
+
+
+@contextmanager
+def log_of_run(output: Path) -> Iterator[None]:
+    """Let detectron2's loggers and ours write to the screen and to log.txt, for one run.
+
+    detectron2 remembers for good which loggers it has set up; without putting them back, a second
+    run of the same process would write into the first one's log.
+    """
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(one.level, one.propagate, list(one.handlers)) for one in loggers]
+    loop = logging.getLogger("detectron2.engine.train_loop")
+    setup_logger.cache_clear()
+    setup_logger(str(output), comm.get_rank(), name="moco_det")
+    loop.addFilter(is_no_input_error)
+    try:
+        yield
+    finally:
+        loop.removeFilter(is_no_input_error)
+        for one, (level, propagate, handlers) in zip(loggers, before, strict=True):
+            one.setLevel(level)
+            one.propagate = propagate
+            one.handlers[:] = handlers
+        setup_logger.cache_clear()
+
+
+def is_no_input_error(record: logging.LogRecord) -> bool:
+    """False for the traceback that detectron2 logs of an error which the tool tells in a line."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, (InputError, FloatingPointError))
+
+
+def describe_detectron2() -> dict[str, Any]:
+    """The ``engine`` of a row, with the commit where pip wrote it down (PEP 610)."""
+    engine = describe_engine("detectron2", detectron2.__version__)
+    try:
+        text = importlib.metadata.distribution("detectron2").read_text("direct_url.json")
+        commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        commit = None
+    return {**engine, "commit": commit} if commit else engine
+
+
+def precision_of(running: CfgNode) -> str:
+    """detectron2's AMPTrainer computes in float16, its SimpleTrainer in float32."""
+    return "float16" if running.SOLVER.AMP.ENABLED else "float32"
+
+
+def on_cpu(cfg: CfgNode) -> bool:
+    return bool(cfg.MODEL.DEVICE.startswith("cpu"))
+
+
+def relative(path: Path, start: Path) -> str:
+    try:
+        return path.resolve().relative_to(start.resolve()).as_posix() or "."
+    except ValueError:
+        return str(path.resolve())

@@ -1,0 +1,118 @@
+"""detectron2's DefaultTrainer with our scorer, our log and no uninitialised layer unnoticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
+from torch import nn
+from tqdm import tqdm
+
+from moco_det.data import DetectionDataset
+from moco_det.errors import InputError
+from moco_det.plugin.evaluator import evaluate, numbers_only
+from moco_det.plugin.metrics_log import MetricsLog
+
+
+def build_detector(cfg: CfgNode) -> nn.Module:
+    """The model a config describes; a config that describes none is an InputError."""
+    try:
+        model: nn.Module = build_model(cfg)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(f"detectron2 builds no model from this config: {error}") from error
+    return model
+
+
+class Trainer(DefaultTrainer):
+    """Trains a model that is built and loaded already, so that bad weights are found early.
+
+    ``test_set`` is what DATASETS.TEST names; the last scores are in ``metrics``.
+    """
+
+    def __init__(self, cfg: CfgNode, *, model: nn.Module, test_set: DetectionDataset) -> None:
+        self.loaded_model = model
+        self.test_set = test_set
+        self.metrics: dict[str, Any] = {}
+        self.failure: InputError | None = None
+        self.metrics_log = MetricsLog(
+            Path(cfg.OUTPUT_DIR) / "metrics.jsonl", max_iter=cfg.SOLVER.MAX_ITER
+        )
+        super().__init__(cfg)
+
+    def build_model(self, cfg: CfgNode) -> nn.Module:
+        return self.loaded_model
+
+    def build_hooks(self) -> list[HookBase]:
+        """detectron2's hooks, with our scores, a log period for short runs and a progress bar."""
+        replaced = (hooks.EvalHook, hooks.PeriodicWriter)
+        found = [hook for hook in super().build_hooks() if not isinstance(hook, replaced)]
+        if comm.is_main_process():
+            found.append(ProgressBar(f"fine-tuning {Path(self.cfg.OUTPUT_DIR).name}"))
+        found.append(hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate))
+        if comm.is_main_process():
+            period = max(1, min(20, self.max_iter // 40))
+            found.append(hooks.PeriodicWriter(self.build_writers(), period=period))
+        return found
+
+    def build_writers(self) -> list[EventWriter]:
+        self.metrics_log.last = self.max_iter - 1
+        return [
+            CommonMetricPrinter(self.max_iter),
+            self.metrics_log,
+            TensorboardXWriter(self.cfg.OUTPUT_DIR),
+        ]
+
+    def train(self) -> Any:
+        if comm.is_main_process():
+            self.metrics_log.keep_before(self.start_iter)
+        return super().train()
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            checkpointer = self.checkpointer
+            last = checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else ""
+            self.failure = InputError(
+                f"iteration {self.iter}: {str(error).splitlines()[0]} Lower SOLVER.BASE_LR or "
+                f"lengthen SOLVER.WARMUP_ITERS; last good checkpoint: "
+                f"{Path(last).name or 'none was written yet'}"
+            )
+            raise self.failure from None
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Score the test set; what detectron2 keeps are the numbers alone."""
+        if self.failure is not None:
+            raise self.failure  # detectron2 evaluates also after a last step that failed
+        output = Path(self.cfg.OUTPUT_DIR)
+        name = self.cfg.DATASETS.TEST[0]
+        self.metrics = evaluate(self.cfg, self.model, self.test_set, name, output)
+        self._last_eval_results = numbers_only(self.metrics)  # TEST.EXPECTED_RESULTS reads it
+        return self._last_eval_results
+
+
+class ProgressBar(HookBase):
+    """Iterations done and time left, on the terminal."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def before_train(self) -> None:
+        self.bar = tqdm(
+            total=self.trainer.max_iter,
+            initial=self.trainer.start_iter,
+            desc=self.title,
+            unit="step",
+            mininterval=1,
+        )
+
+    def after_step(self) -> None:
+        self.bar.update()
+
+    def after_train(self) -> None:
+        self.bar.close()

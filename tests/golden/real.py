@@ -1,0 +1,60 @@
+"""Real detectron2 on the same configs, images and targets; skips where it cannot be imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from tests.golden.filling import OBJECTS, polygon_of
+from tests.golden.settings import CPU, base_tree
+from tests.standalone.targets import Objects
+
+pytest.importorskip("detectron2")
+
+from detectron2.config import get_cfg  # noqa: E402
+from detectron2.modeling import build_model  # noqa: E402
+from detectron2.structures import Boxes, Instances, PolygonMasks  # noqa: E402
+from detectron2.utils.events import EventStorage  # noqa: E402
+
+
+def real_config(changes: list[str]) -> CfgNode:
+    cfg = get_cfg()
+    cfg.merge_from_other_cfg(CfgNode(base_tree()))
+    cfg.merge_from_list([*CPU, *changes])
+    return cfg
+
+
+def real_model(changes: list[str]) -> nn.Module:
+    model: nn.Module = build_model(real_config(changes))
+    return model
+
+
+def inputs_of(pictures: list[Tensor], objects: Objects = OBJECTS) -> list[dict[str, Any]]:
+    """The same for detectron2."""
+    made = []
+    for image, rows in zip(pictures, objects, strict=True):
+        instances = Instances(image.shape[-2:])
+        instances.gt_boxes = Boxes(torch.tensor([o[:4] for o in rows]).reshape(-1, 4))
+        instances.gt_classes = torch.tensor([int(o[4]) for o in rows], dtype=torch.int64)
+        instances.gt_masks = PolygonMasks([[polygon_of(o)] for o in rows])
+        made.append({"image": image, "instances": instances})
+    return made
+
+
+def real_losses(model: nn.Module, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    with EventStorage():
+        losses: dict[str, Tensor] = model.train()(inputs)
+    return losses
+
+
+def real_detections(model: nn.Module, pictures: list[Tensor]) -> list[Instances]:
+    """In the pixels of the input."""
+    with torch.no_grad():
+        found: list[Instances] = model.eval().inference(
+            [{"image": image} for image in pictures], do_postprocess=False
+        )
+    return found

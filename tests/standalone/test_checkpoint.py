@@ -1,0 +1,219 @@
+"""Weights into the detector, all of them or none; and a run's own checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from moco_det.errors import InputError
+from moco_det.loading import load_initial_weights
+from moco_det.standalone.build import build_detector
+from moco_det.standalone.checkpoint import last_checkpoint, save_checkpoint
+from moco_det.standalone.detector import GeneralizedRCNN
+from tests.golden.filling import fill
+from tests.standalone.conftest import backbone_arrays, write_backbone
+from tests.standalone.tiny import tiny_config
+
+PREFIX = "backbone.bottom_up."
+
+
+def make_model(seed: int = 0, changes: dict[str, str] | None = None) -> GeneralizedRCNN:
+    torch.manual_seed(seed)
+    return build_detector(tiny_config(changes))
+
+
+def copy_of(model: GeneralizedRCNN) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_untouched(model: GeneralizedRCNN, before: dict[str, Tensor]) -> None:
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert [name for name in before if not torch.equal(after[name], before[name])] == []
+
+
+def test_a_backbone_file_fills_the_backbone_exactly_and_nothing_else(backbone_file: Path) -> None:
+    model = make_model()
+    before = copy_of(model)
+    loaded = load_initial_weights(model, str(backbone_file))
+    arrays = backbone_arrays()
+    assert loaded.tensors == loaded.of == len(arrays) == 20 + 4 * 20  # R18: 20 convolutions
+    for name, tensor in model.state_dict().items():
+        if name.startswith(PREFIX) and not name.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(tensor.numpy(), arrays[name.removeprefix(PREFIX)])
+        else:
+            assert torch.equal(tensor, before[name]), name
+    assert loaded.backbone is not None and loaded.backbone.source is not None
+    assert loaded.backbone.source["method"] == "moco_v2"
+
+
+def test_the_new_layers_are_named(backbone_file: Path) -> None:
+    loaded = load_initial_weights(make_model(), str(backbone_file))
+    line = loaded.line()
+    assert line.startswith(f"100 of 100 backbone tensors loaded from {backbone_file}, ")
+    for layer in (
+        "backbone.fpn_lateral2.norm",
+        "proposal_generator.rpn_head.conv",
+        "roi_heads.box_predictor.cls_score",
+        "roi_heads.mask_head.predictor",
+    ):
+        assert layer in line
+    # FPN: 4 laterals and 4 outputs with norms; RPN 3; box head 2 + 2; mask head 1 + 2
+    assert len(loaded.new_layers) == 16 + 3 + 4 + 3
+    assert "26 new layers initialised" in line
+
+
+def test_no_weights_are_said_to_be_none() -> None:
+    model = make_model()
+    before = copy_of(model)
+    loaded = load_initial_weights(model, "")
+    assert "all 100 backbone tensors and 26 new layers are randomly initialised" in loaded.line()
+    assert loaded.backbone is None and loaded.path is None
+    assert_untouched(model, before)
+
+
+def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    model = make_model()
+    before = copy_of(model)
+    with pytest.raises(InputError, match=r"gone\.pkl does not exist.*convert_weights"):
+        load_initial_weights(model, str(tmp_path / "gone.pkl"))
+    with pytest.raises(InputError, match=r"gone\.pth does not exist"):
+        load_initial_weights(model, str(tmp_path / "gone.pth"))
+    assert_untouched(model, before)
+
+
+def without_last_stage(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {n: a for n, a in arrays.items() if n != "res5.1.conv2.weight"}
+
+
+def with_nan(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    weight = arrays["res3.0.conv1.weight"].copy()
+    weight[0, 0, 0, 0] = np.nan
+    return arrays | {"res3.0.conv1.weight": weight}
+
+
+def with_narrow_layer(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return arrays | {"res5.1.conv2.norm.bias": arrays["res5.1.conv2.norm.bias"][:7]}
+
+
+@pytest.mark.parametrize("spoil", [without_last_stage, with_nan, with_narrow_layer])
+def test_a_spoilt_file_leaves_the_model_as_it_was(
+    tmp_path: Path, spoil: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+) -> None:
+    path = write_backbone(tmp_path / "spoilt.pkl", spoil(backbone_arrays()))
+    model = make_model()
+    before = copy_of(model)
+    with pytest.raises(InputError, match="spoilt.pkl"):
+        load_initial_weights(model, str(path))
+    assert_untouched(model, before)
+
+
+def test_weights_of_another_depth_are_refused(backbone_file: Path) -> None:
+    model = make_model(
+        changes={"MODEL.RESNETS.DEPTH": "50", "MODEL.RESNETS.RES2_OUT_CHANNELS": "256"}
+    )
+    before = copy_of(model)
+    with pytest.raises(InputError, match=r"moco\.pkl does not fit this model.*MODEL\.RESNETS"):
+        load_initial_weights(model, str(backbone_file))
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("empty.pkl", b""), ("page.pth", b"<html>404</html>"), ("text.pkl", b"weights"), ("e.pth", b"")],
+)
+def test_a_file_that_is_no_checkpoint_is_bad_input(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    model = make_model()
+    before = copy_of(model)
+    with pytest.raises(InputError, match=name) as caught:
+        load_initial_weights(model, str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+    assert_untouched(model, before)
+
+
+def test_a_whole_detector_is_loaded_from_its_own_checkpoint(tmp_path: Path) -> None:
+    trained = make_model(1)
+    fill(trained)
+    torch.save({"model": trained.state_dict()}, tmp_path / "model_final.pth")
+    model = make_model(2)
+    loaded = load_initial_weights(model, str(tmp_path / "model_final.pth"))
+    assert_untouched(model, copy_of(trained))
+    assert loaded.new_layers == () and "of the whole detector loaded" in loaded.line()
+
+
+def test_a_detector_of_other_classes_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": make_model(1).state_dict()}, tmp_path / "model_final.pth")
+    model = make_model(2, {"MODEL.ROI_HEADS.NUM_CLASSES": "5"})
+    before = copy_of(model)
+    with pytest.raises(InputError, match=r"model_final\.pth.*shape.*NUM_CLASSES"):
+        load_initial_weights(model, str(tmp_path / "model_final.pth"))
+    assert_untouched(model, before)
+
+
+def test_a_pretraining_checkpoint_names_the_conversion(tmp_path: Path) -> None:
+    torch.save({"format": "moco-det/1", "encoder": {}}, tmp_path / "checkpoint.pth")
+    with pytest.raises(InputError, match=r"convert_weights\.py .*checkpoint\.pth"):
+        load_initial_weights(make_model(), str(tmp_path / "checkpoint.pth"))
+
+
+def test_the_newest_checkpoint_is_found_and_nothing_temporary_stays(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    for i in (1, 3):
+        save_checkpoint(tmp_path, f"model_{i:07d}.pth", {"model": {}, "iteration": i})
+    found = last_checkpoint(tmp_path)
+    assert found is not None and found[0].name == "model_0000003.pth"
+    assert found[1]["iteration"] == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "last_checkpoint",
+        "model_0000001.pth",
+        "model_0000003.pth",
+    ]
+
+
+def test_without_the_pointer_the_newest_is_still_found(tmp_path: Path) -> None:
+    for i in (9, 1, 5):
+        path = save_checkpoint(tmp_path, f"model_{i:07d}.pth", {"model": {}, "iteration": i})
+        os.utime(path, (1000 + i, 1000 + i))
+    (tmp_path / "last_checkpoint").unlink()
+    found = last_checkpoint(tmp_path)
+    assert found is not None and found[1]["iteration"] == 9
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in (1, 3):
+        path = save_checkpoint(tmp_path, f"model_{i:07d}.pth", {"model": {}, "iteration": i})
+        os.utime(path, (1000 + i, 1000 + i))
+    (tmp_path / "model_0000003.pth").write_bytes(content)
+    found = last_checkpoint(tmp_path)
+    assert found is not None and found[1]["iteration"] == 1
+    assert "model_0000003.pth" in capsys.readouterr().out
+    (tmp_path / "model_0000001.pth").write_bytes(content)
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_a_failed_write_leaves_the_checkpoint_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, "model_0000001.pth", {"model": {}, "iteration": 1})
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(tmp_path, "model_0000001.pth", {"model": {}, "iteration": 2})
+    monkeypatch.undo()
+    found = last_checkpoint(tmp_path)
+    assert found is not None and found[1]["iteration"] == 1

@@ -1,0 +1,103 @@
+"""Detections to rows, and precision by device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import moco_det.standalone.precision as precision
+from moco_det.data import DetectionDataset, Record
+from moco_det.standalone.evaluate import BATCH, predict, same_size_batches, to_rows
+from moco_det.standalone.mapper import Sample
+from moco_det.standalone.precision import Precision, choose_precision
+from moco_det.standalone.roi_heads import Detections
+
+FLOAT = Precision("float32", "cpu")
+
+
+def test_rows_by_hand() -> None:
+    sample = Sample(torch.zeros(3, 20, 40), 10, 20, 77)  # the network saw it twice as large
+    found = Detections(
+        boxes=torch.tensor([[4.0, 4, 12, 8], [50, 0, 60, 5]]),
+        scores=torch.tensor([0.75, 0.5]),
+        classes=torch.tensor([1, 0]),
+        masks=torch.ones(2, 4, 4),
+    )
+    (row,) = to_rows(sample, found, [30, 60])  # the second lies outside
+    segmentation = row.pop("segmentation")
+    assert row == {"image_id": 77, "category_id": 60, "bbox": [2, 2, 4, 2], "score": 0.75}
+    assert segmentation["size"] == [10, 20]
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    assert to_rows(sample, nothing, [30, 60]) == []
+
+
+class Echo(nn.Module):
+    """Finds one object in each image, as large as the image."""
+
+    def forward(self, images: list[Tensor]) -> list[Detections]:
+        assert not self.training and not torch.is_grad_enabled()
+        return [
+            Detections(
+                torch.tensor([[0.0, 0, i.shape[2], i.shape[1]]]),
+                torch.ones(1),
+                torch.zeros(1, dtype=torch.int64),
+            )
+            for i in images
+        ]
+
+
+def sizes(*shapes: tuple[int, int]) -> DetectionDataset:
+    records = tuple(Record(i, f"{i}.jpg", h, w) for i, (h, w) in enumerate(shapes))
+    return DetectionDataset("sizes", "", records, ("thing",), (5,))
+
+
+class Blank:
+    """A mapper that needs no files."""
+
+    def __call__(self, record: Record) -> Sample:
+        image = torch.zeros(3, record.height, record.width)
+        return Sample(image, record.height, record.width, record.image_id)
+
+
+def test_every_image_is_scored_in_order_and_the_mode_is_put_back() -> None:
+    dataset = sizes((10, 20), (10, 20), (20, 10), (10, 20))
+    model = Echo().train()
+    rows = predict(model, dataset, Blank(), FLOAT)  # type: ignore[arg-type]
+    assert [row["image_id"] for row in rows] == [0, 1, 2, 3]
+    assert rows[2]["bbox"] == [0, 0, 10, 20] and rows[2]["category_id"] == 5
+    assert model.training
+
+
+def test_an_empty_test_set_has_no_rows() -> None:
+    assert predict(Echo(), sizes(), Blank(), FLOAT) == []  # type: ignore[arg-type]
+
+
+def test_only_neighbours_of_one_size_share_a_batch() -> None:
+    records = sizes((1, 2), (1, 2), (2, 1), (1, 2), *[(3, 3)] * (BATCH + 1)).records
+    batches = list(same_size_batches(records, Blank()))  # type: ignore[arg-type]
+    assert [[s.image_id for s in b] for b in batches] == [
+        [0, 1],
+        [2],
+        [3],
+        list(range(4, 4 + BATCH)),
+        [4 + BATCH],
+    ]
+
+
+@pytest.mark.parametrize(("fast", "name"), [(True, "bfloat16"), (False, "float32")])
+def test_mixed_precision_on_a_cpu_where_it_is_fast(
+    monkeypatch: pytest.MonkeyPatch, fast: bool, name: str
+) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: fast)
+    chosen = choose_precision(amp=True, device="cpu")
+    assert chosen.name == name and (chosen.note == "") == fast
+    assert choose_precision(amp=False, device="cpu").name == "float32"
+    with chosen.autocast():
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if fast else torch.float32)
+
+
+def test_only_half_precision_needs_a_loss_scale() -> None:
+    assert Precision("float16", "cuda").needs_scaler
+    assert not Precision("bfloat16", "cuda").needs_scaler and not FLOAT.needs_scaler

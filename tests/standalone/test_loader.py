@@ -1,0 +1,153 @@
+"""The stream of batches depends on the seed and a batch's number, and on nothing else."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from moco_det.data import Annotation, Record
+from moco_det.standalone.loader import BatchStream, TrainingSamples, training_loader, usable
+from moco_det.standalone.mapper import Mapper, Sample
+
+# every third image is higher than wide; a square counts as not wide
+RECORDS = [Record(i, f"{i}.jpg", *((30, 20) if i % 3 == 0 else (20, 30))) for i in range(10)]
+
+Batches = list[list[tuple[int, int]]]
+
+
+def take(
+    count: int,
+    *,
+    seed: int = 0,
+    start: int = 0,
+    group: bool = True,
+    size: int = 2,
+    rank: int = 0,
+    world: int = 1,
+) -> Batches:
+    stream = BatchStream(
+        RECORDS,
+        batch_size=size,
+        seed=seed,
+        start=start,
+        group_by_aspect=group,
+        rank=rank,
+        world_size=world,
+    )
+    return list(itertools.islice(stream, count))
+
+
+def test_the_same_seed_gives_the_same_batches_and_another_others() -> None:
+    assert take(20) == take(20) != take(20, seed=1)
+
+
+def test_starting_at_a_batch_is_skipping_those_before_it() -> None:
+    for start in (1, 7, 13):
+        assert take(10, start=start) == take(10 + start)[start:]
+
+
+def test_every_round_holds_every_image_once_and_rounds_differ() -> None:
+    places = sorted(place for batch in take(50, group=False) for place in batch)
+    rounds = [[i for _, i in places[k : k + 10]] for k in range(0, 100, 10)]
+    assert [position for position, _ in places] == list(range(100))
+    assert all(sorted(r) == list(range(10)) for r in rounds)
+    assert len({tuple(r) for r in rounds}) == 10
+
+
+def test_a_batch_holds_images_of_one_shape() -> None:
+    grouped = take(60)
+    shapes = [{i % 3 == 0 for _, i in batch} for batch in grouped]
+    assert all(len(shape) == 1 for shape in shapes)
+    assert {True} in shapes and {False} in shapes
+    assert any(len({i % 3 == 0 for _, i in batch}) == 2 for batch in take(60, group=False))
+
+
+def test_a_square_goes_with_the_high_ones() -> None:
+    records = [Record(0, "a", 10, 10), Record(1, "b", 20, 10), Record(2, "c", 10, 20)]
+    stream = BatchStream(records, batch_size=4, seed=0)
+    batches = list(itertools.islice(stream, 12))
+    assert {frozenset(i for _, i in batch) for batch in batches} == {
+        frozenset({0, 1}),
+        frozenset({2}),
+    }
+
+
+def test_two_ranks_are_disjoint_and_together_the_whole() -> None:
+    ranks = [take(30, group=False, rank=r, world=2) for r in (0, 1)]
+    first, second = ({p for batch in batches for p, _ in batch} for batches in ranks)
+    assert not first & second
+    whole = [place for batch in take(60, group=False) for place in batch]
+    assert sorted(place for r in ranks for batch in r for place in batch) == sorted(whole)
+
+
+def write_records(folder: Path) -> list[Record]:
+    records = []
+    for i in range(5):
+        file = folder / f"{i}.png"
+        pixels = np.random.RandomState(i).randint(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(file)
+        box = Annotation((3.0, 2.0, 9.0, 8.0), 0)
+        records.append(Record(i, str(file), 20, 30, (box,)))
+    return records
+
+
+MAPPER = Mapper(
+    train=True,
+    min_sizes=[16, 40],
+    max_size=100,
+    sampling="range",
+    flip="horizontal",
+    image_format="RGB",
+    with_masks=False,
+    mask_format="polygon",
+)
+
+
+def same(one: Sample, two: Sample) -> bool:
+    assert one.targets is not None and two.targets is not None
+    return (
+        one.image_id == two.image_id
+        and one.image.equal(two.image)
+        and one.targets.boxes.equal(two.targets.boxes)
+    )
+
+
+def test_a_sample_depends_on_its_place_only(tmp_path: Path) -> None:
+    records = write_records(tmp_path)
+    forwards = TrainingSamples(records, MAPPER, seed=4)
+    backwards = TrainingSamples(records, MAPPER, seed=4)
+    places = [(position, 1) for position in range(8)]
+    one = [forwards[place] for place in places]
+    two = [backwards[place] for place in reversed(places)][::-1]
+    assert all(same(a, b) for a, b in zip(one, two, strict=True))
+    assert len({sample.image.shape for sample in one}) > 1  # the place decides the size
+    other = TrainingSamples(records, MAPPER, seed=5)
+    assert not all(same(other[place], sample) for place, sample in zip(places, one, strict=True))
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    records = write_records(tmp_path)
+
+    def batches(workers: int) -> list[list[Sample]]:
+        stream = BatchStream(records, batch_size=2, seed=9, start=3)
+        loader = training_loader(records, MAPPER, stream, workers=workers)
+        return list(itertools.islice(loader, 4))
+
+    alone, helped = batches(0), batches(2)
+    for one, two in zip(alone, helped, strict=True):
+        assert len(one) == len(two) == 2
+        assert all(same(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_images_with_nothing_but_crowds_are_not_trained_on() -> None:
+    crowd, thing = Annotation((0, 0, 1, 1), 0, iscrowd=True), Annotation((0, 0, 1, 1), 0)
+    records = [
+        Record(0, "a", 1, 1),
+        Record(1, "b", 1, 1, (crowd,)),
+        Record(2, "c", 1, 1, (crowd, thing)),
+    ]
+    assert [r.image_id for r in usable(records)] == [2]
+    assert usable([]) == []

@@ -1,0 +1,68 @@
+"""Precise BN: statistics of the batches as they are now, and nothing else moved."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moco_det.standalone.mapper import Sample
+from moco_det.standalone.precise_bn import update_statistics
+from moco_det.standalone.precision import Precision
+
+FLOAT = Precision("float32", "cpu")
+
+
+class Model(nn.Module):
+    """Norms over images, called as a detector is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.frozen = nn.BatchNorm2d(3).eval()
+
+    def forward(self, images: list[Tensor], targets: list[None]) -> Tensor:
+        torch.rand(1)  # as the sampling of anchors draws
+        return self.frozen(self.norm(torch.stack(images)))
+
+
+def batches(count: int) -> list[list[Sample]]:
+    random = torch.Generator().manual_seed(0)
+    return [
+        [Sample(5 + 2 * torch.randn(3, 4, 4, generator=random), 4, 4, 0) for _ in range(2)]
+        for _ in range(count)
+    ]
+
+
+def test_statistics_are_those_of_the_batches_whatever_they_were() -> None:
+    model = Model().train()
+    model.frozen.eval()
+    model.norm.running_mean.fill_(-50)  # type: ignore[union-attr]
+    given = batches(6)
+    update_statistics(model, given, 4, FLOAT)
+    pixels = [torch.stack([s.image for s in b]).transpose(0, 1).flatten(1) for b in given[:4]]
+    together = torch.cat(pixels, dim=1)
+    assert model.norm.running_mean is not None and model.norm.running_var is not None
+    torch.testing.assert_close(model.norm.running_mean, together.mean(dim=1))
+    # the population of all batches; fvcore corrects each batch by n / (n - 1), here 32 / 31
+    torch.testing.assert_close(
+        model.norm.running_var, together.var(dim=1, unbiased=False), rtol=0.04, atol=0
+    )
+    assert model.frozen.running_mean is not None
+    assert model.frozen.running_mean.abs().max() == 0
+
+
+def test_the_random_state_and_the_weights_are_kept() -> None:
+    model = Model().train()
+    weight = model.norm.weight.clone()
+    torch.manual_seed(4)
+    expected = torch.rand(3)
+    torch.manual_seed(4)
+    update_statistics(model, batches(3), 3, FLOAT)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(model.norm.weight, weight) and model.training
+
+
+def test_a_model_without_trained_norms_is_left_alone() -> None:
+    model = Model().eval()
+    update_statistics(model, [], 5, FLOAT)  # no batch is asked for
+    assert model.norm.running_mean is not None and model.norm.running_mean.abs().max() == 0

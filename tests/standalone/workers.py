@@ -1,0 +1,93 @@
+"""What the processes of the distributed tests run; a started process imports it by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from moco_det.errors import InputError
+from moco_det.resnet.layers import SyncBatchNorm2d
+from moco_det.standalone import distributed
+from moco_det.standalone.mapper import Sample
+from moco_det.standalone.precise_bn import average, update_statistics
+from moco_det.standalone.precision import Precision
+from moco_det.standalone.run import RunOptions, run_in_process
+
+
+def batch_of(rank: int) -> Tensor:
+    """Another number of images in every process, away from zero and from each other."""
+    random = torch.Generator().manual_seed(rank)
+    return 3 + rank + torch.randn(2 + rank, 4, 5, 3, generator=random)
+
+
+def norm_layer(layer: nn.BatchNorm2d) -> nn.Module:
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([0.5, 1.0, 1.5, 2.0]))
+        layer.bias.copy_(torch.tensor([-1.0, 0.0, 1.0, 2.0]))
+    return layer.train()
+
+
+def loss_of(output: Tensor, start: int) -> Tensor:
+    """A sum over images in which every image counts differently."""
+    weights = torch.arange(start, start + len(output), dtype=torch.float32) + 1
+    return (weights[:, None, None, None] * output.square().sin()).sum()
+
+
+class Normed(nn.Module):
+    """A norm called as a detector is."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.norm = layer
+
+    def forward(self, images: list[Tensor], targets: list[None]) -> Tensor:
+        return self.norm(torch.stack(images))
+
+
+def exercise(folder: Path, cfg: CfgNode, options: RunOptions) -> None:
+    """All that two processes must agree on, a run of theirs, and bad input that only they find."""
+    agree(folder)
+    run_in_process(cfg, options)
+    raise InputError("data set nowhere is not there: name another")
+
+
+def agree(folder: Path) -> None:
+    """Everything that two processes must agree on, written to one file a rank."""
+    rank = distributed.rank()
+    found: dict[str, object] = {
+        "gathered": distributed.gather({"rank": rank}),
+        "mean": distributed.mean_over_ranks({"a": float(rank), "b": 1.0}),
+    }
+    layer = norm_layer(SyncBatchNorm2d(4))
+    x = batch_of(rank).requires_grad_()
+    output = layer(x)
+    loss_of(output, start=2 * rank).backward()
+    assert isinstance(layer, SyncBatchNorm2d)
+    found |= {
+        "output": output.detach(),
+        "x.grad": x.grad,
+        "weight.grad": layer.weight.grad,
+        "bias.grad": layer.bias.grad,
+        "running_mean": layer.running_mean,
+        "running_var": layer.running_var,
+        "tracked": int(layer.num_batches_tracked or 0),
+        "eval": layer.eval()(x).detach(),
+    }
+    constant = norm_layer(SyncBatchNorm2d(4))(torch.full((2, 4, 5, 5), 1000.1))
+    found["constant"] = constant.detach()
+
+    plain = norm_layer(nn.BatchNorm2d(4))
+    samples = [[Sample(image, 5, 3, 0) for image in batch_of(rank)]] * 2
+    update_statistics(Normed(plain).train(), samples, 2, Precision("float32", "cpu"))
+    found |= {"precise_mean": plain.running_mean, "precise_var": plain.running_var}
+
+    by_hand = nn.BatchNorm2d(1)
+    assert by_hand.running_mean is not None and by_hand.running_var is not None
+    by_hand.running_mean.fill_(2.0 * rank)
+    by_hand.running_var.fill_(1.0 + rank)
+    average(by_hand)
+    found["average"] = (by_hand.running_mean.item(), by_hand.running_var.item())
+    torch.save(found, folder / f"{rank}.pt")
