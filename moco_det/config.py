@@ -25,8 +25,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                raise InputError(f"the key in line {line} is a list or a mapping: keys are names")
             if key in seen:
-                line = key_node.start_mark.line + 1
                 raise InputError(f"duplicate yaml key {key!r} in line {line}: keep one of the two")
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -60,6 +62,8 @@ def _load_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     base = content.pop(BASE_KEY, None)
     if base is None:
         return content
+    if not isinstance(base, str):
+        raise InputError(f"{path}: {BASE_KEY} is {base!r}: it names one yaml file")
     base_path = Path(base) if Path(base).is_absolute() else path.parent / base
     return _merge(_load_yaml(base_path, (*above, path.resolve())), content)
 
@@ -331,6 +335,14 @@ def check(cfg: CfgNode) -> None:
     for key in POSITIVE:
         if not flat[key] > 0:
             raise InputError(f"{key} is {flat[key]!r}: it must be above zero")
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if not sizes or min(sizes) < 1:
+        raise InputError(f"INPUT.MIN_SIZE_TRAIN is {sizes!r}: it lists sizes above zero")
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
+        raise InputError(
+            f"INPUT.MIN_SIZE_TRAIN is {sizes!r}: MIN_SIZE_TRAIN_SAMPLING range needs the least and "
+            "the largest size"
+        )
     if cfg.MODEL.RESNETS.DEPTH in (18, 34) and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS != 64:
         raise InputError(
             "MODEL.RESNETS.RES2_OUT_CHANNELS must be 64 for ResNet-18 and -34, "

@@ -12,10 +12,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from moco_det.data import DetectionDataset
+from moco_det.data import DetectionDataset, check_classes, check_images, load_datasets
 from moco_det.errors import InputError
 from moco_det.results import SCHEMA
 from moco_det.weights import Backbone
+
+# Up to this many images every one is opened before training; above, that would take too long.
+CHECK_LIMIT = 5000
 
 
 def version_of(package: str) -> str:
@@ -154,6 +157,41 @@ def make_row(
     if metrics is not None:
         row["metrics"] = dict(metrics)
     return row
+
+
+def load_pair(
+    *,
+    train: Sequence[str],
+    test: Sequence[str],
+    num_classes: int,
+    with_masks: bool,
+    strict: bool,
+    progress: bool,
+) -> tuple[DetectionDataset, DetectionDataset]:
+    """The training and test sets of a config, checked against each other and the config.
+
+    Images that do not open are left out and counted, or under ``strict`` an InputError.
+    """
+    train_set = load_datasets(train)
+    test_set = load_datasets(test, classes=train_set.classes)
+    check_classes(train_set, test_set)
+    check_classes_of_config(num_classes, train_set)
+    pair = []
+    for part in (train_set, test_set):
+        if with_masks and not part.has_masks:
+            raise InputError(f"MODEL.MASK_ON is True, but {part.name} has no masks: set it False")
+        if len(part) <= CHECK_LIMIT:
+            part = check_images(part, strict=strict, progress=progress)
+        pair.append(part)
+    return pair[0], pair[1]
+
+
+def relative(path: Path, start: Path) -> str:
+    """A run's folder as its results file names it: relative where that is possible."""
+    try:
+        return path.resolve().relative_to(start.resolve()).as_posix() or "."
+    except ValueError:
+        return str(path.resolve())
 
 
 def check_classes_of_config(num_classes: int, dataset: DetectionDataset) -> None:

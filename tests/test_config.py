@@ -97,7 +97,17 @@ def test_a_child_says_only_what_differs_and_its_word_counts(tmp_path: Path) -> N
 def test_overrides_come_last_and_keep_their_types(tmp_path: Path) -> None:
     cfg = load_config(
         write(tmp_path, "c.yaml", f"_BASE_: {CONFIGS / 'base' / 'RCNN_FPN.yaml'}\nSEED: 5"),
-        [*DATA, "SEED", "6", "MODEL.MASK_ON", "True", "SOLVER.STEPS", "(1, 2)", "OUTPUT_DIR", "x y"],
+        [
+            *DATA,
+            "SEED",
+            "6",
+            "MODEL.MASK_ON",
+            "True",
+            "SOLVER.STEPS",
+            "(1, 2)",
+            "OUTPUT_DIR",
+            "x y",
+        ],
     )
     assert (cfg.SEED, cfg.MODEL.MASK_ON, cfg.SOLVER.STEPS) == (6, True, (1, 2))
     assert cfg.OUTPUT_DIR == "x y"
@@ -134,23 +144,20 @@ def test_the_dump_is_the_whole_config_and_can_be_read_back(tmp_path: Path) -> No
         ("DATASETS: {TRAIN: []}", None),
         ("- a list", "not a list"),
         ("a: [", "not valid yaml"),
-        ("? [a, b]\n: 1", "not valid yaml|key"),
+        ("? [a, b]\n: 1", r"c\.yaml: the key in line 2"),
         ("!!python/object:os.system {}", "not valid yaml"),
     ],
 )
-def test_what_is_wrong_is_named_in_one_line(
-    tmp_path: Path, text: str, message: str | None
-) -> None:
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str | None) -> None:
     if message is None:
         with pytest.raises(InputError, match=r"DATASETS\.TRAIN"):
             load_config(FILES[0])
         return
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message):
         if text.startswith("-"):
             load_config(write(tmp_path, "c.yaml", text))
         else:
             load(tmp_path, text)
-    assert str(tmp_path) in str(caught.value) or "is" in str(caught.value)
 
 
 @pytest.mark.parametrize("base", ["gone.yaml", "[a.yaml]", "3"])

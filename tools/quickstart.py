@@ -45,6 +45,8 @@ class Plan:
     unlabelled: str
     detection: str
     pretrain_steps: int
+    pretrain_batch: int
+    queue: int
     finetune_steps: int
     seeds: int
     arms: tuple[str, ...] = ("random", "supervised", "moco")
@@ -65,8 +67,8 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--strict", action="store_true", help="one broken image is an error")
     budget = p.add_argument_group("budget")
     budget.add_argument("--seeds", type=int, default=2, help="fine-tuning runs per arm (default 2)")
-    budget.add_argument("--pretrain-steps", type=int, help="of 128 images, for both encoders")
-    budget.add_argument("--finetune-steps", type=int, help="of 8 images, for every run")
+    budget.add_argument("--pretrain-steps", type=int, help="optimizer steps of both encoders")
+    budget.add_argument("--finetune-steps", type=int, help="optimizer steps of every run")
     return p
 
 
@@ -135,7 +137,16 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def painted_data(args: argparse.Namespace) -> tuple[Plan, DetectionDataset]:
     """Scenes of textured shapes: many without labels, few with, and a test set."""
-    paths = write_scenes(args.output / "scenes", seed=0, unlabelled=2500, train=100, test=150)
+    paths = write_scenes(
+        args.output / "scenes",
+        seed=0,
+        unlabelled=3000,
+        train=100,
+        test=150,
+        size=96,
+        classes=("striped_disk", "checked_square", "dotted_triangle", "ringed_star"),
+        objects=(1, 4),
+    )
     train = coco_uri(paths.train_json, paths.train_images)
     test = coco_uri(paths.test_json, paths.test_images)
     plan = Plan(
@@ -143,8 +154,10 @@ def painted_data(args: argparse.Namespace) -> tuple[Plan, DetectionDataset]:
         test=test,
         unlabelled=str(paths.unlabelled),
         detection="quick/R18_FPN.yaml",
-        pretrain_steps=args.pretrain_steps or 400,
-        finetune_steps=args.finetune_steps or 150,
+        pretrain_steps=args.pretrain_steps or 160,
+        pretrain_batch=128,
+        queue=512,
+        finetune_steps=args.finetune_steps or 160,
         seeds=args.seeds,
     )
     return plan, load_dataset(train)
@@ -184,8 +197,10 @@ def own_data(args: argparse.Namespace) -> tuple[Plan, DetectionDataset]:
         test=test,
         unlabelled=str(listing),
         detection="quick/own_R18_FPN.yaml",
-        pretrain_steps=args.pretrain_steps or 300,
-        finetune_steps=args.finetune_steps or 120,
+        pretrain_steps=args.pretrain_steps or 400,
+        pretrain_batch=32,
+        queue=min(512, max(32, len(train_set) // 2)),
+        finetune_steps=args.finetune_steps or 100,
         seeds=args.seeds,
     )
     return plan, train_set
@@ -232,8 +247,8 @@ def pretrain_encoders(
     if not crops.is_dir():
         write_crops(train_set, crops)
     jobs = {
-        "moco": ("pretrain/quick/moco_v2_r18.yaml", plan.unlabelled),
-        "supervised": ("pretrain/quick/supervised_r18.yaml", str(crops)),
+        "moco": ("pretrain/quick/demo_moco_v2_r18.yaml", plan.unlabelled),
+        "supervised": ("pretrain/quick/demo_supervised_r18.yaml", str(crops)),
     }
     checkpoints = {}
     for arm, (config, data) in jobs.items():
@@ -243,6 +258,9 @@ def pretrain_encoders(
             "DATA.STRICT": str(args.strict),
             "OUTPUT_DIR": str(folder),
             "SOLVER.MAX_ITER": str(plan.pretrain_steps),
+            # a queue with several keys of one image would call that image its own negative
+            "SOLVER.BATCH": str(plan.pretrain_batch),
+            "MOCO.K": str(plan.queue),
         }
         overrides = [text for pair in keys.items() for text in pair]
         checkpoints[arm] = train(load_config(CONFIGS / config, overrides), resume=folder.is_dir())

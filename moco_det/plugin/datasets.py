@@ -14,16 +14,10 @@ from detectron2.structures import BoxMode
 
 from moco_det.data import (
     DetectionDataset,
-    check_classes,
-    check_images,
     load_dataset,
-    load_datasets,
 )
 from moco_det.errors import InputError
-from moco_det.runs import check_classes_of_config
-
-# Below this many images every one is opened before training; above, that would take too long.
-CHECK_LIMIT = 5000
+from moco_det.runs import load_pair
 
 
 def register_dataset(name: str, classes: Sequence[str] | None = None) -> DetectionDataset:
@@ -99,21 +93,16 @@ def load_data(
     ``mask_format`` is None where no masks are trained. Several data sets become one, which is
     trained on and scored as one. Both are registered under their `joined` names.
     """
-    train_set = load_datasets(train)
-    test_set = load_datasets(test, classes=train_set.classes)
-    check_classes(train_set, test_set)
-    check_classes_of_config(num_classes, train_set)
+    train_set, test_set = load_pair(
+        train=train,
+        test=test,
+        num_classes=num_classes,
+        with_masks=mask_format is not None,
+        strict=strict,
+        progress=progress,
+    )
     if mask_format is not None:
-        for part in (train_set, test_set):
-            if not part.has_masks:
-                raise InputError(
-                    f"MODEL.MASK_ON is True, but {part.name} has no masks: set it False"
-                )
         check_masks(train_set, mask_format)
-    if len(train_set) <= CHECK_LIMIT:
-        train_set = check_images(train_set, strict=strict, progress=progress)
-    if len(test_set) <= CHECK_LIMIT:
-        test_set = check_images(test_set, strict=strict, progress=progress)
     check_not_empty(train_set, skip_empty=skip_empty)
     register(joined(train), train_set)
     register(joined(test), test_set)

@@ -46,6 +46,7 @@ from moco_det.runs import (
     describe_init,
     make_row,
     now,
+    relative,
     sha256_of,
 )
 
@@ -290,10 +291,3 @@ def precision_of(running: CfgNode) -> str:
 
 def on_cpu(cfg: CfgNode) -> bool:
     return bool(cfg.MODEL.DEVICE.startswith("cpu"))
-
-
-def relative(path: Path, start: Path) -> str:
-    try:
-        return path.resolve().relative_to(start.resolve()).as_posix() or "."
-    except ValueError:
-        return str(path.resolve())

@@ -16,19 +16,19 @@ from fvcore.common.config import CfgNode
 
 from moco_det import __version__
 from moco_det.config import dump
-from moco_det.data import DetectionDataset, check_classes, check_images, load_datasets
 from moco_det.errors import InputError
 from moco_det.results import append_row
 from moco_det.runs import (
-    check_classes_of_config,
     check_input_of_weights,
     cpu_name,
     describe_data,
     describe_engine,
     describe_hardware,
     describe_init,
+    load_pair,
     make_row,
     now,
+    relative,
     sha256_of,
 )
 from moco_det.standalone import distributed
@@ -41,9 +41,6 @@ from moco_det.standalone.train import evaluate, train, training_records
 
 # The room's logger, so that the log file of a run holds what every module says.
 logger = logging.getLogger("moco_det.standalone")
-
-# Below this many images every one is opened before training; above, that would take too long.
-CHECK_LIMIT = 5000
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,14 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
     leader = distributed.rank() == 0
     device = check_device(cfg.MODEL.DEVICE)
     precision = choose_precision(amp=cfg.SOLVER.AMP.ENABLED, device=device)
-    train_set, test_set = load_data(cfg, strict=options.strict, progress=leader)
+    train_set, test_set = load_pair(
+        train=cfg.DATASETS.TRAIN,
+        test=cfg.DATASETS.TEST,
+        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        with_masks=cfg.MODEL.MASK_ON,
+        strict=options.strict,
+        progress=leader,
+    )
     seed = shared_seed(cfg.SEED)
     torch.manual_seed(seed + distributed.rank())
 
@@ -163,23 +167,6 @@ def check_device(name: str) -> str:
     return kind
 
 
-def load_data(
-    cfg: CfgNode, *, strict: bool, progress: bool
-) -> tuple[DetectionDataset, DetectionDataset]:
-    """The training and test sets of a config, checked against each other and the config."""
-    train_set = load_datasets(cfg.DATASETS.TRAIN)
-    test_set = load_datasets(cfg.DATASETS.TEST, classes=train_set.classes)
-    check_classes(train_set, test_set)
-    check_classes_of_config(cfg.MODEL.ROI_HEADS.NUM_CLASSES, train_set)
-    if cfg.MODEL.MASK_ON and not (train_set.has_masks and test_set.has_masks):
-        without = train_set if not train_set.has_masks else test_set
-        raise InputError(f"MODEL.MASK_ON is True, but {without.name} has no masks: set it False")
-    return tuple(  # type: ignore[return-value]
-        check_images(part, strict=strict, progress=progress) if len(part) <= CHECK_LIMIT else part
-        for part in (train_set, test_set)
-    )
-
-
 def load_weights(cfg: CfgNode, model: GeneralizedRCNN) -> Loaded:
     """MODEL.WEIGHTS into the model, after the config was held against the file's own words."""
     loaded = load_initial_weights(model, cfg.MODEL.WEIGHTS)
@@ -217,10 +204,3 @@ def prepare_folder(output: Path, cfg: CfgNode, options: RunOptions) -> None:
         old.close()
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-
-
-def relative(path: Path, start: Path) -> str:
-    try:
-        return path.resolve().relative_to(start.resolve()).as_posix() or "."
-    except ValueError:
-        return str(path.resolve())

@@ -54,7 +54,7 @@ def real_losses(model: nn.Module, inputs: list[dict[str, Any]]) -> dict[str, Ten
 def real_detections(model: nn.Module, pictures: list[Tensor]) -> list[Instances]:
     """In the pixels of the input."""
     with torch.no_grad():
-        found: list[Instances] = model.eval().inference(
+        found: list[Instances] = model.eval().inference(  # type: ignore[operator]
             [{"image": image} for image in pictures], do_postprocess=False
         )
     return found

@@ -36,7 +36,8 @@ def test_it_computes_what_torchvisions_does(name: str) -> None:
     x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     expected: dict[str, Tensor] = {}
     for stage, layer in zip(
-        FEATURES, [theirs.maxpool, *(theirs.get_submodule(f"layer{i}") for i in range(1, 5))],
+        FEATURES,
+        [theirs.maxpool, *(theirs.get_submodule(f"layer{i}") for i in range(1, 5))],
         strict=True,
     ):
         layer.register_forward_hook(lambda _m, _i, out, stage=stage: expected.update({stage: out}))

@@ -9,9 +9,7 @@ from moco_det.standalone.anchors import AnchorGenerator, cell_anchors
 
 
 def generator(offset: float = 0.0) -> AnchorGenerator:
-    return AnchorGenerator(
-        sizes=[[8]], aspect_ratios=[[0.25, 1, 4]], strides=[4, 8], offset=offset
-    )
+    return AnchorGenerator(sizes=[[8]], aspect_ratios=[[0.25, 1, 4]], strides=[4, 8], offset=offset)
 
 
 def test_a_cells_anchors_keep_the_area_and_have_the_ratio_height_to_width() -> None:
@@ -48,6 +46,4 @@ def test_an_empty_feature_map_has_no_anchors() -> None:
 def test_one_list_of_sizes_serves_all_maps_and_a_wrong_number_is_refused() -> None:
     assert generator().per_cell == [3, 3]
     with pytest.raises(ValueError, match="3 lists of anchor sizes"):
-        AnchorGenerator(
-            sizes=[[8], [16], [32]], aspect_ratios=[[1]], strides=[4, 8], offset=0.0
-        )
+        AnchorGenerator(sizes=[[8], [16], [32]], aspect_ratios=[[1]], strides=[4, 8], offset=0.0)

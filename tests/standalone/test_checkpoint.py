@@ -126,7 +126,12 @@ def test_weights_of_another_depth_are_refused(backbone_file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("empty.pkl", b""), ("page.pth", b"<html>404</html>"), ("text.pkl", b"weights"), ("e.pth", b"")],
+    [
+        ("empty.pkl", b""),
+        ("page.pth", b"<html>404</html>"),
+        ("text.pkl", b"weights"),
+        ("e.pth", b""),
+    ],
 )
 def test_a_file_that_is_no_checkpoint_is_bad_input(
     tmp_path: Path, name: str, content: bytes

@@ -210,8 +210,6 @@ def test_channels_last_computes_the_same() -> None:
         ({"MODEL.RESNETS.OUT_FEATURES": "['res2', 'res7']"}, "res7"),
     ],
 )
-def test_a_config_that_fits_no_detector_is_bad_input(
-    changes: dict[str, str], message: str
-) -> None:
+def test_a_config_that_fits_no_detector_is_bad_input(changes: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_detector(changes)

@@ -94,10 +94,10 @@ def test_synchronised_norm_equals_one_norm_over_all_images(two: Two) -> None:
 
 
 @pytest.mark.slow
-def test_a_constant_far_from_zero_stays_a_number(two: Two) -> None:
-    # its variance is 0, and must not become negative by rounding: the root would be no number
+def test_constants_far_from_zero_stay_numbers(two: Two) -> None:
+    # their variance is 0, and must not become negative by rounding: the root would be no number
     for found in two.ranks:
-        assert torch.isfinite(found["constant"]).all()
+        assert torch.isfinite(found["constants"]).all()
 
 
 @pytest.mark.slow

@@ -40,7 +40,9 @@ def test_a_box_goes_to_the_level_of_its_size() -> None:
 
 def test_regions_are_pooled_from_their_level_and_image_in_their_order() -> None:
     levels = [
-        torch.stack([torch.full((3, 512 // s, 512 // s), v), torch.full((3, 512 // s, 512 // s), v + 10)])
+        torch.stack(
+            [torch.full((3, 512 // s, 512 // s), v), torch.full((3, 512 // s, 512 // s), v + 10)]
+        )
         for s, v in zip(POOLER.strides, [1.0, 2.0, 3.0, 4.0], strict=True)
     ]
     boxes = [torch.tensor([square(448), square(60)]), torch.tensor([square(120), square(230)])]
@@ -236,7 +238,9 @@ def test_regions_are_classified_by_overlap() -> None:
     heads = make_heads(append=False)
     heads.batch_size_per_image, heads.positive_fraction = 100, 1.0
     regions = heads.sample(PROPOSALS, TARGET)
-    found = {tuple(b): c for b, c in zip(regions.boxes.tolist(), regions.classes.tolist(), strict=True)}
+    found = {
+        tuple(b): c for b, c in zip(regions.boxes.tolist(), regions.classes.tolist(), strict=True)
+    }
     assert [found[tuple(b)] for b in PROPOSALS.boxes.tolist()] == [1, 1, 1, 3, 3]
     assert (regions.ground_truth[regions.classes == 1] == torch.tensor(TRUTH)).all()
 

@@ -137,9 +137,7 @@ def test_the_heads_rows_are_in_the_order_of_the_anchors() -> None:
     assert deltas[0, 7].tolist() == [20, 24, 28, 32]  # cell 3, anchor 1: 4 * (5, 6, 7, 8)
 
 
-def propose(
-    rpn: RPN, boxes: list[list[list[float]]], scores: list[list[float]]
-) -> Proposals:
+def propose(rpn: RPN, boxes: list[list[list[float]]], scores: list[list[float]]) -> Proposals:
     """Proposals of one 20 x 30 image from anchors that need no correction."""
     anchors = [torch.tensor(level) for level in boxes]
     logits = [torch.tensor([level]) for level in scores]

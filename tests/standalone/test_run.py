@@ -47,7 +47,8 @@ def final_state(folder: Path) -> dict[str, Any]:
 
 def stop_before_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """The process dies in the middle of step ``number``, counted from 0."""
-    real, calls = training.step, []
+    real = training.step
+    calls: list[None] = []
 
     def step(*arguments: Any) -> dict[str, float]:
         calls.append(None)
@@ -112,7 +113,7 @@ def test_predictions_are_coco_rows_in_the_pixels_of_the_images(finished: Path) -
     for row in rows:
         x, y, w, h = row["bbox"]
         assert row["image_id"] in (1, 2, 3, 4) and 1 <= row["category_id"] <= 8
-        assert 0 <= x and 0 <= y and x + w <= 64.001 and y + h <= 64.001 and w > 0 and h > 0
+        assert min(x, y) >= 0 and x + w <= 64.001 and y + h <= 64.001 and w > 0 and h > 0
         assert row["segmentation"]["size"] == [64, 64]
 
 

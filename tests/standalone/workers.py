@@ -76,8 +76,8 @@ def agree(folder: Path) -> None:
         "tracked": int(layer.num_batches_tracked or 0),
         "eval": layer.eval()(x).detach(),
     }
-    constant = norm_layer(SyncBatchNorm2d(4))(torch.full((2, 4, 5, 5), 1000.1))
-    found["constant"] = constant.detach()
+    constants = torch.linspace(100, 5000, 64)[:, None, None].expand(2, 64, 7, 5)
+    found["constants"] = SyncBatchNorm2d(64)(constants).detach()
 
     plain = norm_layer(nn.BatchNorm2d(4))
     samples = [[Sample(image, 5, 3, 0) for image in batch_of(rank)]] * 2
