@@ -145,6 +145,20 @@ def check_model_state(model: nn.Module, state: Mapping[str, Tensor], path: Path)
     compare(floats(model.state_dict()), given, path)
 
 
+def damage(path: Path) -> str:
+    """What is plainly wrong with a checkpoint file, or nothing."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(256).lstrip().lower()
+    except OSError as error:
+        return str(error.strerror)
+    if not start:
+        return "it is empty"
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "it is a web page: the download failed"
+    return "it is a git-lfs pointer" if start.startswith(b"version https://git-lfs") else ""
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A run's checkpoint, tensors on the CPU; InputError if it is none."""
     try:
@@ -152,8 +166,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS") from None
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is no whole checkpoint ({reason})") from None
+        # torch's own words advise to switch weights_only off, which would run what is in the file
+        reason = damage(path) or f"{type(error).__name__}, nothing in it was run"
+        raise InputError(
+            f"{path} is no whole checkpoint ({reason}): fetch or save it again"
+        ) from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(
             f"{path} is not a detector's checkpoint; if it is a pre-training checkpoint: "

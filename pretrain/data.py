@@ -165,7 +165,8 @@ class CorruptCount:
         self.names: set[str] = set()
         self.strict = strict
         self.max_share = max_share
-        self.limit = max(1, int(max_share * total)) if max_share > 0 else 0
+        allowed = max(1, int(max_share * total)) if max_share > 0 else 0
+        self.limit = min(allowed, total - 1)  # one must remain
         self.total = total
 
     def add(self, path: str, reason: str) -> None:

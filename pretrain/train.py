@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import platform
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,6 +103,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> Path:
     steps = data.steps_per_epoch(len(images), cfg.SOLVER.BATCH)
     total = cfg.SOLVER.MAX_ITER or cfg.SOLVER.EPOCHS * steps
 
+    fresh = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
@@ -111,7 +113,12 @@ def train(cfg: CfgNode, *, resume: bool = False) -> Path:
     run = _Run(cfg, method, folder=folder, device=device, images=len(images), total=total)
     if found is not None:
         run.restore(found[1], found[0])
-    return run.go(views, corrupt)
+    try:
+        return run.go(views, corrupt)
+    except InputError:
+        if fresh and run.iteration == 0:  # nothing was learnt: nothing is left
+            shutil.rmtree(folder)
+        raise
 
 
 class _Run:

@@ -25,7 +25,7 @@ from moco_det.data import (
     load_dataset,
     voc_uri,
 )
-from moco_det.data.atomic import write_text
+from moco_det.data.atomic import make_folder, write_text
 from moco_det.data.crops import write_crops, write_image_list
 from moco_det.data.scenes import write_scenes
 from moco_det.errors import InputError
@@ -189,7 +189,7 @@ def own_data(args: argparse.Namespace) -> tuple[Plan, DetectionDataset]:
         )
         for line in part.skipped:
             print(f"  warning: {line}")
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output)
     listing = args.output / "unlabelled.txt"
     write_image_list(train_set, listing)
     plan = Plan(

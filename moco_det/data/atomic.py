@@ -11,10 +11,24 @@ from pathlib import Path
 from moco_det.errors import InputError
 
 
+def make_folder(path: str | Path) -> Path:
+    """The folder, made with its parents where it is absent; InputError where that cannot be."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder {path} ({error.strerror}): name another output folder"
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write into the folder {path}: name another output folder")
+    return path
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a whole text file under a temporary name, sync it, then rename it into place."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "w", encoding="utf-8") as file:
@@ -37,7 +51,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         raise InputError(
             f"{path} already exists and is not an empty folder: remove it, or name another"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

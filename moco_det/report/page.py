@@ -98,7 +98,13 @@ def build_page(rows: Rows, *, title: str | None, pretraining: Sequence[Path]) ->
     """Everything the report says; raises InputError where there is nothing to report."""
     groups = group_rows(rows.rows)
     if not groups:
-        skipped = f"; {counted(len(rows.problems), 'line')} skipped" if rows.problems else ""
+        skipped = ""
+        if rows.problems:
+            first = rows.problems[0]
+            skipped = (
+                f"; {counted(len(rows.problems), 'line')} skipped, first: "
+                f"{first.path}, line {first.line}: {first.reason.removesuffix('; skipped')}"
+            )
         raise InputError(
             f"no finished rows in the results ({counted(len(rows.rows), 'row')} read{skipped}); "
             "finish a run with tools/train_net.py first"

@@ -16,6 +16,7 @@ from fvcore.common.config import CfgNode
 
 from moco_det import __version__
 from moco_det.config import dump
+from moco_det.data.atomic import make_folder
 from moco_det.errors import InputError
 from moco_det.results import append_row
 from moco_det.runs import (
@@ -195,7 +196,9 @@ def prepare_folder(output: Path, cfg: CfgNode, options: RunOptions) -> None:
         raise InputError(
             f"{output} holds a finished run: choose another OUTPUT_DIR, or --resume to keep it"
         )
-    output.mkdir(parents=True, exist_ok=True)
+    if options.results is not None and options.results.is_dir():
+        raise InputError(f"--results {options.results} is a folder: name a file in it")
+    make_folder(output)
     (output / "config.yaml").write_text(dump(cfg), encoding="utf-8")
     handler = logging.FileHandler(output / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

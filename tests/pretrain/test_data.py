@@ -183,3 +183,8 @@ def test_batches_do_not_depend_on_the_number_of_workers(class_folders: Path) -> 
         loader = data.make_loader(view_set(images), order, workers=workers, pin=False)
         pixels.append([batch.pixels.numpy() for batch in loader])
     np.testing.assert_array_equal(pixels[0], pixels[1])
+
+
+def test_the_only_image_may_not_be_the_broken_one() -> None:
+    with pytest.raises(InputError, match="1 of 1 images do not open"):
+        count(1).add("a.jpg", "empty file")
