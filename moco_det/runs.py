@@ -186,6 +186,14 @@ def load_pair(
     return pair[0], pair[1]
 
 
+def overlap_warnings(train: DetectionDataset, test: DetectionDataset) -> list[str]:
+    """A line where images are both trained and tested on: their AP says nothing of transfer."""
+    shared = {r.file_name for r in train.records} & {r.file_name for r in test.records}
+    if not shared:
+        return []
+    return [f"{len(shared)} of {len(test)} test images are training images too"]
+
+
 def relative(path: Path, start: Path) -> str:
     """A run's folder as its results file names it: relative where that is possible."""
     try:

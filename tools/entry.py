@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 from moco_det.errors import InputError as DetectionInputError
@@ -12,6 +13,8 @@ from pretrain.errors import InputError as PretrainInputError
 
 def run(main: Callable[[], int]) -> int:
     """Call a tool's main and turn the rooms' input errors into exit code 2."""
+    # fvcore still compiles its losses with torch.jit, which newer torch remarks on at import
+    warnings.filterwarnings("ignore", message=r".*torch\.jit", category=FutureWarning)
     try:
         return main()
     except (DetectionInputError, PretrainInputError) as error:

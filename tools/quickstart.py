@@ -189,18 +189,15 @@ def own_data(args: argparse.Namespace) -> tuple[Plan, DetectionDataset]:
         )
         for line in part.skipped:
             print(f"  warning: {line}")
-    make_folder(args.output)
-    listing = args.output / "unlabelled.txt"
-    write_image_list(train_set, listing)
     plan = Plan(
         train=train,
         test=test,
-        unlabelled=str(listing),
+        unlabelled=str(args.output / "unlabelled.txt"),
         detection="quick/own_R18_FPN.yaml",
-        pretrain_steps=args.pretrain_steps or 400,
+        pretrain_steps=args.pretrain_steps or 200,
         pretrain_batch=32,
         queue=min(512, max(32, len(train_set) // 2)),
-        finetune_steps=args.finetune_steps or 100,
+        finetune_steps=args.finetune_steps or 80,
         seeds=args.seeds,
     )
     return plan, train_set
@@ -210,6 +207,8 @@ def voc_splits(root: Path, train: str | None, test: str | None) -> tuple[str, st
     """The splits asked for, or the usual ones that exist."""
     folder = root / "ImageSets" / "Main"
     there = {file.stem for file in folder.glob("*.txt")}
+    if not root.is_dir():
+        raise InputError(f"--voc {root} is not a folder: name the one that holds ImageSets")
     if not there:
         raise InputError(f"{folder} has no split files: --voc wants a folder in VOC layout")
     # trainval holds val, so that the two cannot be trained and tested on
@@ -224,7 +223,10 @@ def remember(plan: Plan, output: Path) -> None:
     file = output / "quickstart.json"
     text = json.dumps(asdict(plan), indent=1)
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            before = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, OSError):
+            raise InputError(f"{file} is damaged: name another folder with -o") from None
         now = json.loads(text)
         changed = [key for key in now if before.get(key) != now[key] and key != "seeds"]
         if changed:
@@ -232,7 +234,7 @@ def remember(plan: Plan, output: Path) -> None:
                 f"{output} holds results of other settings ({', '.join(changed)} differ): "
                 "name another folder with -o"
             )
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     write_text(file, text + "\n")
 
 
@@ -243,6 +245,8 @@ def pretrain_encoders(
     from pretrain.config import load_config
     from pretrain.train import train
 
+    if plan.unlabelled.endswith(".txt"):
+        write_image_list(train_set, plan.unlabelled)
     crops = args.output / "crops"
     if not crops.is_dir():
         write_crops(train_set, crops)
@@ -322,6 +326,7 @@ def fine_tune(
             "SOLVER.MAX_ITER": str(steps),
             "SOLVER.STEPS": repr((steps * 3 // 4, steps * 11 // 12)),
             "SOLVER.WARMUP_ITERS": str(max(1, steps // 6)),
+            "TEST.EVAL_PERIOD": str(max(1, (steps + 1) // 2)),
             "OUTPUT_DIR": repr(str(folder)),
             "SEED": str(seed),
         }
@@ -350,9 +355,11 @@ def make_report(plan: Plan, results: Path, output: Path) -> None:
     from moco_det.report import make_report as write_report
 
     folders = [output / "pretrain" / arm for arm in ("moco", "supervised")]
-    files = write_report([results], output, pretraining=folders)
+    own = plan.unlabelled.endswith(".txt")
+    title = f"Transfer to detection: {output.name if own else 'painted scenes'}"
+    files = write_report([results], output, title=title, pretraining=folders)
     markdown = files["report.md"].read_text(encoding="utf-8")
-    print(markdown.split("\n## Per-class")[0].split("\n## Curves")[0])
+    print(markdown.split("\n## Class by class")[0])
     for path in files.values():
         print(f"{path}   ({os.path.getsize(path) / 1024:.0f} KiB)")
 

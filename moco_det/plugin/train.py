@@ -46,6 +46,7 @@ from moco_det.runs import (
     describe_init,
     make_row,
     now,
+    overlap_warnings,
     relative,
     sha256_of,
 )
@@ -142,6 +143,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
     )
     running, warnings = resolve(cfg)
     warnings += [*train_set.skipped, *(f"test: {line}" for line in test_set.skipped)]
+    warnings += overlap_warnings(train_set, test_set)
     seed_all_rng(running.SEED + comm.get_rank())
     model = build_detector(running)
     loaded = load_weights(cfg, model)

@@ -13,9 +13,10 @@ from markupsafe import Markup, escape
 from moco_det.errors import InputError
 from moco_det.matched import flatten_config
 from moco_det.report.detections import (
-    MIN_SCORE,
     Box,
+    above,
     choose_images,
+    common_threshold,
     match,
     outlines,
     read_predictions,
@@ -103,6 +104,9 @@ def draw_samples(group: Group, number: int, *, pictures: int = LARGEST + AT_RAND
         return _nothing("No run folder holds a readable predictions.json, so none are shown.")
     notes = [f"No readable predictions.json: {', '.join(absent)}."] if absent else []
     records = {str(record.image_id): record for record in dataset.records}
+    limit = common_threshold(found, len(records))
+    found = [above(boxes, limit) for boxes in found]
+    notes.append(f"Detections with a score above {limit:.2f}, the same for every arm.")
     chosen = choose_images(
         list(records), found, largest=(pictures + 1) // 2, at_random=pictures // 2
     )
@@ -306,8 +310,9 @@ def _canvas(record: Record) -> tuple[float, float]:
 def rule() -> str:
     """How the images are chosen, in words, for the caption."""
     return (
-        f"Detections with a score of at least {MIN_SCORE}. Chosen by rule: the images with "
-        "the most detections that one arm of a pair has and the other lacks (same class, IoU of "
-        "at least 0.5), then images drawn at random with a fixed seed. A dashed box has no "
-        "object of its class under it (IoU of at least 0.5)."
+        "The score limit is 0.5, or lower where that leaves the surest arm fewer than two "
+        "detections an image. Chosen by rule: the images with the most detections that one arm of "
+        "a pair has and the other lacks (same class, IoU of at least 0.5), then images drawn at "
+        "random with a fixed seed. A dashed box has no object of its class under it (IoU of at "
+        "least 0.5)."
     )

@@ -202,7 +202,7 @@ class RPN(nn.Module):
             finite = torch.isfinite(box).all(dim=1) & torch.isfinite(score)
             if not bool(finite.all()):
                 if self.training:
-                    raise FloatingPointError("proposals hold Inf or NaN: the training diverged")
+                    raise FloatingPointError("proposals became Inf or NaN")
                 box, score, level_ids = box[finite], score[finite], level_ids[finite]
             box = clip(box, height, width)
             keep = nonempty(box, self.min_box_size)

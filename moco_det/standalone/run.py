@@ -29,6 +29,7 @@ from moco_det.runs import (
     load_pair,
     make_row,
     now,
+    overlap_warnings,
     relative,
     sha256_of,
 )
@@ -67,6 +68,11 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
     In several processes every process calls this. Raises InputError for whatever is wrong with
     the data, the weights or the combination of them, before the first step.
     """
+    if options.eval_only and not (options.resume or cfg.MODEL.WEIGHTS):
+        raise InputError(
+            "--eval-only would score a random detector: name its checkpoint in MODEL.WEIGHTS, "
+            "or add --resume to take OUTPUT_DIR's last one"
+        )
     output = Path(cfg.OUTPUT_DIR)
     leader = distributed.rank() == 0
     device = check_device(cfg.MODEL.DEVICE)
@@ -90,6 +96,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
     elif options.resume:
         resume_model(model, output)
     warnings = [*train_set.skipped, *(f"test: {line}" for line in test_set.skipped)]
+    warnings += overlap_warnings(train_set, test_set)
     if precision.note:
         warnings.append(precision.note)
     if leader:

@@ -95,7 +95,10 @@ def train(
             samples: list[Sample] = next(batches)
             waited = time.monotonic() - clock
             lr = solver.set_iteration(iteration)
-            losses = step(cfg, wrapped, solver.optimizer, scaler, samples, precision)
+            try:
+                losses = step(cfg, wrapped, solver.optimizer, scaler, samples, precision)
+            except FloatingPointError as error:  # the proposals see it before the losses do
+                raise diverged(str(error), iteration, output) from None
             check_finite(losses, iteration, output)
             log.write_losses(iteration, losses, lr, time.monotonic() - clock, waited)
             bar.update()
@@ -161,12 +164,17 @@ def check_finite(losses: dict[str, float], iteration: int, output: Path) -> None
     """Stop a diverged run with the way out."""
     if not math.isfinite(sum(losses.values())):
         broken = ", ".join(name for name, value in losses.items() if not math.isfinite(value))
-        pointer = output / "last_checkpoint"
-        last = pointer.read_text().strip() if pointer.is_file() else "none was written yet"
-        raise InputError(
-            f"{broken} became Inf or NaN in iteration {iteration}: lower SOLVER.BASE_LR or "
-            f"lengthen SOLVER.WARMUP_ITERS; last good checkpoint: {last}"
-        )
+        raise diverged(f"{broken} became Inf or NaN", iteration, output)
+
+
+def diverged(what: str, iteration: int, output: Path) -> InputError:
+    """The error of a run whose numbers overflowed, with the last good checkpoint's name."""
+    pointer = output / "last_checkpoint"
+    last = pointer.read_text().strip() if pointer.is_file() else "none was written yet"
+    return InputError(
+        f"{what} in iteration {iteration}: lower SOLVER.BASE_LR or lengthen "
+        f"SOLVER.WARMUP_ITERS; last good checkpoint: {last}"
+    )
 
 
 def evaluate(

@@ -11,7 +11,9 @@ from pycocotools import mask as coco_mask
 
 from moco_det.report.detections import (
     Box,
+    above,
     choose_images,
+    common_threshold,
     disagreement,
     iou,
     match,
@@ -66,15 +68,26 @@ def test_agreement_everywhere_is_not_called_a_disagreement() -> None:
     assert {why for _, why in chosen} == {"drawn at random"}
 
 
-def test_predictions_below_the_score_are_left_out_and_classes_named(tmp_path: Path) -> None:
+def test_predictions_are_named_and_sorted_by_score(tmp_path: Path) -> None:
     path = tmp_path / "predictions.json"
     entry = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.6}
     path.write_text(json.dumps([{**entry, "score": 0.4}, entry, {**entry, "score": 0.8}]))
     found = read_predictions(path, {3: "cat"})
     assert found is not None
-    assert [b.score for b in found["7"]] == [0.8, 0.6]
+    assert [b.score for b in found["7"]] == [0.8, 0.6, 0.4]
     assert found["7"][0].xyxy == (1, 2, 4, 6)
     assert found["7"][0].category == "cat"
+    assert [b.score for b in above(found, 0.6)["7"]] == [0.8]
+
+
+def test_the_score_limit_is_common_and_falls_only_where_nothing_reaches_a_half() -> None:
+    def arm(*scores: float) -> dict[str, list[Box]]:
+        return {"1": [Box((0, 0, 1, 1), "cat", score) for score in scores]}
+
+    # one image: the surest arm keeps two boxes, its third best score is the limit
+    assert common_threshold([arm(0.3, 0.2, 0.1), arm(0.4, 0.35, 0.25, 0.1)], 1) == 0.25
+    assert common_threshold([arm(0.9, 0.8, 0.7), arm(0.1)], 1) == 0.5
+    assert common_threshold([arm(0.3)], 1) == 0.0
 
 
 @pytest.mark.parametrize("text", ["", "{}x", "[1]", '[{"score": 1}]', "null"])
