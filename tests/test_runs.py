@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moco_det.data import DetectionDataset
+from moco_det.data import DetectionDataset, Record
 from moco_det.errors import InputError
 from moco_det.runs import (
     check_classes_of_config,
@@ -20,6 +20,7 @@ from moco_det.runs import (
     describe_init,
     make_row,
     now,
+    overlap_warnings,
     sha256_of,
     summary,
     version_of,
@@ -170,3 +171,15 @@ def test_the_summary_shows_numbers_and_a_dash_where_there_is_none() -> None:
 def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     assert sha256_of(tmp_path / "f") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_images_that_are_trained_and_tested_on_are_named() -> None:
+    def images(*names: str) -> DetectionDataset:
+        return DetectionDataset(
+            "set", "voc://set", tuple(Record(n, f"/{n}.jpg", 4, 4) for n in names), ("a",), (1,)
+        )
+
+    assert overlap_warnings(images("a", "b"), images("c")) == []
+    assert overlap_warnings(images("a", "b"), images("b", "c")) == [
+        "1 of 2 test images are training images too"
+    ]

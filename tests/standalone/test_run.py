@@ -209,6 +209,21 @@ def test_scoring_alone_of_a_run_that_has_no_checkpoint_is_bad_input(
     assert not output.exists()
 
 
+def test_scoring_a_random_detector_is_bad_input(painted: ScenesPaths, tmp_path: Path) -> None:
+    output = tmp_path / "none"
+    with pytest.raises(InputError, match="--eval-only would score a random detector"):
+        run(on_scenes(painted, output), RunOptions("R18_FPN", eval_only=True))
+    assert not output.exists()
+
+
+def test_a_run_whose_proposals_overflow_names_the_way_out(
+    painted: ScenesPaths, tmp_path: Path
+) -> None:
+    changes = {"SOLVER.BASE_LR": "1e30", "SOLVER.WARMUP_ITERS": "0"}
+    with pytest.raises(InputError, match=r"Inf or NaN in iteration \d+: lower SOLVER.BASE_LR"):
+        run(on_scenes(painted, tmp_path / "burst", changes), RunOptions("R18_FPN"))
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
