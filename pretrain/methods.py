@@ -192,7 +192,7 @@ def method_name(cfg: CfgNode) -> str:
     """The method's name in checkpoints: moco_v1 and moco_v2 are MoCo by head and augmentation."""
     if cfg.METHOD != "moco":
         return str(cfg.METHOD)
-    return MOCO_VERSIONS.get((cfg.MOCO.HEAD, cfg.AUGMENT.RECIPE), "moco")
+    return MOCO_VERSIONS.get((cfg.ENCODER.HEAD, cfg.AUGMENT.RECIPE), "moco")
 
 
 MOCO_VERSIONS = {("fc", "moco_v1"): "moco_v1", ("mlp", "moco_v2"): "moco_v2"}
@@ -200,11 +200,14 @@ MOCO_VERSIONS = {("fc", "moco_v1"): "moco_v1", ("mlp", "moco_v2"): "moco_v2"}
 
 def _build_moco(cfg: CfgNode, classes: int | None, bfloat16: bool) -> Method:
     encoder = Encoder(
-        cfg.ENCODER.ARCH, head=cfg.MOCO.HEAD, dim=cfg.MOCO.DIM, bn_splits=cfg.ENCODER.BN_SPLITS
+        cfg.ENCODER.ARCH,
+        head=cfg.ENCODER.HEAD,
+        dim=cfg.ENCODER.DIM,
+        bn_splits=max(1, cfg.ENCODER.BN_SPLITS),
     )
     return MoCo(
         encoder=encoder,
-        dictionary=Queue(cfg.MOCO.DIM, cfg.MOCO.K),
+        dictionary=Queue(cfg.ENCODER.DIM, cfg.MOCO.K),
         momentum=cfg.MOCO.M,
         temperature=cfg.MOCO.T,
         shuffle=cfg.MOCO.SHUFFLE,
@@ -221,7 +224,9 @@ def _build_supervised(cfg: CfgNode, classes: int | None, bfloat16: bool) -> Meth
         )
     if classes < 2:
         raise InputError(f"METHOD supervised needs two classes or more: {cfg.DATA.PATH} has one")
-    encoder = Encoder(cfg.ENCODER.ARCH, head="fc", dim=classes, bn_splits=cfg.ENCODER.BN_SPLITS)
+    encoder = Encoder(
+        cfg.ENCODER.ARCH, head="fc", dim=classes, bn_splits=max(1, cfg.ENCODER.BN_SPLITS)
+    )
     return Supervised(encoder=encoder, classes=classes, bfloat16=bfloat16, name=method_name(cfg))
 
 

@@ -324,7 +324,7 @@ def _open_data(cfg: CfgNode) -> tuple[data.CorruptCount, data.ViewSet]:
 def _announce(
     cfg: CfgNode, method: Method, images: int, total: int, device: torch.device, bfloat16: bool
 ) -> None:
-    splits = cfg.ENCODER.BN_SPLITS
+    splits = max(1, cfg.ENCODER.BN_SPLITS)
     logger.info(
         "pretrain: torch %s on %s, %s; %s %s, %d images, %d iterations of %d",
         torch.__version__,

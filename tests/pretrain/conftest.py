@@ -39,7 +39,7 @@ def tiny(class_folders: Path, tmp_path: Path) -> list[str]:
         "ENCODER.BN_SPLITS": 2,
         "AUGMENT.SIZE": 32,
         "MOCO.K": 24,
-        "MOCO.DIM": 16,
+        "ENCODER.DIM": 16,
         "DATA.WORKERS": 0,
         "LOG_EVERY": 2,
         "CHECKPOINT_EVERY": 100,

@@ -42,11 +42,11 @@ def test_published_hyper_parameters_are_those_of_the_papers() -> None:
     v1 = load_config(CONFIGS / "moco_v1_r50_in1m_200ep.yaml")
     v2 = load_config(CONFIGS / "moco_v2_r50_in1m_200ep.yaml")
     for cfg in (v1, v2):
-        assert (cfg.MOCO.K, cfg.MOCO.M, cfg.MOCO.DIM) == (65536, 0.999, 128)
+        assert (cfg.MOCO.K, cfg.MOCO.M, cfg.ENCODER.DIM) == (65536, 0.999, 128)
         assert (cfg.SOLVER.BATCH, cfg.SOLVER.LR, cfg.SOLVER.EPOCHS) == (256, 0.03, 200)
         assert (cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY) == (0.9, 1e-4)
-    assert (v1.MOCO.T, v1.MOCO.HEAD, v1.SOLVER.MILESTONES) == (0.07, "fc", [120, 160])
-    assert (v2.MOCO.T, v2.MOCO.HEAD, v2.SOLVER.SCHEDULE) == (0.2, "mlp", "cosine")
+    assert (v1.MOCO.T, v1.ENCODER.HEAD, v1.SOLVER.MILESTONES) == (0.07, "fc", [120, 160])
+    assert (v2.MOCO.T, v2.ENCODER.HEAD, v2.SOLVER.SCHEDULE) == (0.2, "mlp", "cosine")
     assert load_config(CONFIGS / "moco_v2_r50_in1m_800ep.yaml").SOLVER.EPOCHS == 800
 
 
@@ -87,7 +87,7 @@ def test_a_bad_file_is_one_error_naming_the_key(text: str, message: str, tmp_pat
         (["SOLVER.BACH", "3"], "unknown key SOLVER.BACH in the command line.*SOLVER.BATCH"),
         (["SOLVER.BATCH"], "'SOLVER.BATCH' has no value"),
         (["SOLVER.BATCH", "1.5"], "must be int"),
-        (["METHOD", "simclr"], "METHOD is 'simclr': choose one of moco, supervised"),
+        (["METHOD", "simclr"], "METHOD is 'simclr': choose one of moco, end_to_end"),
         (["MOCO.M", "1.5"], "MOCO.M is 1.5: it must be from 0 to 1"),
         (["MOCO.K", "0"], "MOCO.K is 0: it must be at least 1"),
         (["SOLVER.EPOCHS", "2"], "SOLVER.EPOCHS is 2 and SOLVER.MAX_ITER is 9"),

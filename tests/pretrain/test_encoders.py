@@ -11,7 +11,7 @@ from pretrain.encoders import ARCHITECTURES, HEADS, Encoder, SplitBatchNorm2d
 
 def test_choices_of_the_config_are_what_exists() -> None:
     assert set(CHOICES["ENCODER.ARCH"]) == set(ARCHITECTURES)
-    assert set(CHOICES["MOCO.HEAD"]) == set(HEADS)
+    assert set(CHOICES["ENCODER.HEAD"]) == set(HEADS)
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])

@@ -208,5 +208,5 @@ def test_supervised_without_labels_is_refused() -> None:
     [("fc", "moco_v1", "moco_v1"), ("mlp", "moco_v2", "moco_v2"), ("mlp", "moco_v1", "moco")],
 )
 def test_method_name_is_by_head_and_augmentation(head: str, recipe: str, name: str) -> None:
-    pairs = ["MOCO.HEAD", head, "AUGMENT.RECIPE", recipe, "SOLVER.MAX_ITER", "1"]
+    pairs = ["ENCODER.HEAD", head, "AUGMENT.RECIPE", recipe, "SOLVER.MAX_ITER", "1"]
     assert method_name(load_config(None, pairs)) == name
