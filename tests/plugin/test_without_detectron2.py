@@ -60,6 +60,8 @@ def test_a_folder_called_detectron2_makes_auto_take_standalone_and_say_so(
     # a clone of the repository in the working directory is found as an empty namespace package
     for name in [n for n in sys.modules if n.split(".")[0] == "detectron2"]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "detectron2", None)  # so that the empty package is forgotten
+    del sys.modules["detectron2"]
     (tmp_path / "detectron2" / "docs").mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *[p for p in sys.path if not has_it(p)]])
     importlib.invalidate_caches()

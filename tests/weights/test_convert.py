@@ -440,7 +440,7 @@ def test_importing_the_room_does_not_import_torch() -> None:
 def test_detectron2_loads_the_file_and_computes_the_same(
     backbone_file: Path, query: OrderedDict[str, Tensor]
 ) -> None:
-    pytest.importorskip("detectron2")
+    pytest.importorskip("detectron2.checkpoint")
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import get_cfg
     from detectron2.layers import ShapeSpec
