@@ -40,6 +40,7 @@ REQUIRES = [
     "markupsafe>=2.0",
     "tqdm>=4.64",
     "safetensors>=0.4",
+    "webdataset>=1.0,<2",  # tar shards of pre-training images; pure Python
 ]
 
 EXTRAS = {

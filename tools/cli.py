@@ -15,7 +15,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "moco_det_tools.quickstart",
         "the whole comparison on procedural scenes or on your own data",
     ),
+    "make-shards": (
+        "moco_det_tools.make_shards",
+        "copy images into WebDataset shards, or count what shards hold",
+    ),
     "pretrain": ("moco_det_tools.pretrain", "learn an encoder from images, write checkpoint.pth"),
+    "probe": (
+        "moco_det_tools.probe",
+        "measure features: nearest neighbours, a linear classifier, fine-tuning",
+    ),
     "convert-weights": (
         "moco_det_tools.convert_weights",
         "turn a checkpoint into a detector's backbone.pkl and prove it",

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import Dataset
 
 from pretrain import augment, data
+from pretrain.data.order import DRAWN, shuffled
 from pretrain.errors import InputError
 
 from .conftest import write_images
 
 
-def view_set(images: data.ImageList, cache: list[np.ndarray] | None = None) -> data.ViewSet:
+def view_set(images: data.ImageList, cache: list[np.ndarray | str] | None = None) -> data.ViewSet:
     return data.ViewSet(
         images, recipe=augment.RECIPES["moco_v2"], size=32, views=2, seed=0, cache=cache
     )
@@ -23,64 +27,16 @@ def count(total: int, share: float = 0.01, strict: bool = False) -> data.Corrupt
     return data.CorruptCount(total, max_share=share, strict=strict)
 
 
-def test_class_folders_give_labels_in_the_order_of_names(class_folders: Path) -> None:
-    images = data.list_images(str(class_folders))
-    assert images.classes == ["cat", "dog"] and len(images) == 24
-    assert images.labels is not None and images.labels.tolist() == [0] * 12 + [1] * 12
-
-
-def test_a_folder_with_images_of_its_own_has_no_labels(tmp_path: Path) -> None:
-    write_images(tmp_path, 2)
-    write_images(tmp_path / "more", 2)
-    images = data.list_images(str(tmp_path))
-    assert len(images) == 4 and images.labels is None
-
-
-def test_a_link_that_leads_back_is_not_followed_for_ever(tmp_path: Path) -> None:
-    write_images(tmp_path / "a", 2)
-    os.symlink(tmp_path, tmp_path / "a" / "loop")
-    assert len(data.list_images(str(tmp_path))) == 2
-
-
-def test_a_text_list_is_read_relative_to_itself_with_and_without_classes(
-    class_folders: Path, tmp_path: Path
-) -> None:
-    write_images(tmp_path / "x", 3)
-    plain = tmp_path / "plain.txt"
-    plain.write_text("x/000.jpg\n\nx/001.jpg\n")
-    assert [Path(p).name for p in data.list_images(str(plain)).paths] == ["000.jpg", "001.jpg"]
-    labelled = tmp_path / "labelled.txt"
-    labelled.write_text("x/000.jpg\tb\nx/001.jpg\ta\n")
-    images = data.list_images(str(labelled))
-    assert images.classes == ["a", "b"] and images.labels is not None
-    assert images.labels.tolist() == [1, 0]
-    labelled.write_text("x/000.jpg\tb\nx/001.jpg\n")
-    with pytest.raises(InputError, match="every line"):
-        data.list_images(str(labelled))
-
-
-@pytest.mark.parametrize("kind", ["", "missing", "empty_folder", "empty_list"])
-def test_nothing_to_read_is_one_clear_error(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "empty_folder").mkdir()
-    (tmp_path / "empty_list").write_text("")
-    with pytest.raises(InputError, match="DATA.PATH"):
-        data.list_images(str(tmp_path / kind) if kind else "")
-
-
-def test_images_are_read_as_rgb(tmp_path: Path) -> None:
-    bgr = np.zeros((8, 8, 3), dtype=np.uint8)
-    bgr[..., 2] = 200  # red in OpenCV's order
-    cv2.imwrite(str(tmp_path / "red.png"), bgr)
-    assert data.read_image(str(tmp_path / "red.png"))[0, 0].tolist() == [200, 0, 0]
-    cv2.imwrite(str(tmp_path / "gray.png"), bgr[..., 2])
-    assert data.read_image(str(tmp_path / "gray.png")).shape == (8, 8, 3)
-
-
-def test_shorter_side_shrinks_and_never_enlarges(tmp_path: Path) -> None:
-    write_images(tmp_path, 1, shape=(40, 60))
-    path = str(tmp_path / "000.jpg")
-    assert data.read_image(path, shorter_side=20).shape == (20, 30, 3)
-    assert data.read_image(path, shorter_side=100).shape == (40, 60, 3)
+def open_folder(folder: Path, *, images: int = 0, cache_mb: int = 0) -> data.Source:
+    return data.open_data(
+        str(folder),
+        recipe=augment.RECIPES["crop_flip"],
+        size=32,
+        views=2,
+        seed=3,
+        cache_mb=cache_mb,
+        images=images,
+    )
 
 
 def damage(path: Path, kind: str) -> None:
@@ -100,7 +56,8 @@ def test_one_broken_image_is_skipped_counted_and_named(
     corrupt = count(5)
     if cached:
         images, cache = data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=corrupt)
-        assert cache is not None and len(images) == len(cache) == 4
+        assert cache is not None and len(images) == len(cache) == 5
+        assert isinstance(cache[2], str)
     else:
         _, used, _, bad = view_set(images)[(0, 2)]
         assert used == 3
@@ -108,13 +65,6 @@ def test_one_broken_image_is_skipped_counted_and_named(
             corrupt.add(path, reason)
     assert {Path(p).name for p in corrupt.names} == {"002.jpg"}
     assert caplog.text.count("002.jpg") == 1
-
-
-def test_a_jpeg_with_trailing_bytes_is_whole(tmp_path: Path) -> None:
-    write_images(tmp_path, 1)
-    path = tmp_path / "000.jpg"
-    path.write_bytes(path.read_bytes() + b"\0" * 100)
-    assert data.read_image(str(path)).shape == (40, 48, 3)
 
 
 def test_strict_stops_at_the_first_broken_image() -> None:
@@ -132,6 +82,36 @@ def test_too_many_broken_images_stop_the_run() -> None:
         count(200, share=0.0).add("a.jpg", "empty file")
 
 
+def test_a_run_stops_early_where_far_too_many_of_the_images_seen_are_broken() -> None:
+    corrupt = count(1_000_000)
+    assert corrupt.limit == 10_000
+    corrupt.saw(500)
+    for i in range(19):  # 1 % of 1000 and three times the root of that
+        corrupt.add(f"{i}.jpg", "empty file")
+    with pytest.raises(InputError, match=r"20 of the first 500 images do not open"):
+        corrupt.add("last.jpg", "empty file")
+    corrupt.saw(99_500)
+    assert corrupt.limit == 1094
+    corrupt.saw(10_000_000)
+    assert corrupt.limit == 10_000
+
+
+def test_far_neighbours_replace_images_in_a_long_broken_stretch(tmp_path: Path) -> None:
+    write_images(tmp_path, 1)
+    paths = [str(tmp_path / "missing.jpg")] * 250 + [str(tmp_path / "000.jpg")] * 50
+    views, used, _, bad = view_set(data.ImageList("", paths, None, []))[(0, 0)]
+    assert used >= 250 and views.any() and 1 < len(bad) < 100
+
+
+def test_where_no_image_opens_the_loader_stops_before_a_black_one_is_learnt(tmp_path: Path) -> None:
+    images = data.ImageList("", [str(tmp_path / "gone.jpg")] * 4, None, [])
+    loader = data.make_loader(
+        view_set(images), data.Order(4, 2, seed=0, start=0, stop=1), workers=0, pin=False
+    )
+    with pytest.raises(InputError, match=r"gone\.jpg: No such file.*disk"):
+        list(loader)
+
+
 def test_a_set_without_one_whole_image_is_an_error(tmp_path: Path) -> None:
     write_images(tmp_path, 1)
     damage(tmp_path / "000.jpg", "empty")
@@ -141,11 +121,25 @@ def test_a_set_without_one_whole_image_is_an_error(tmp_path: Path) -> None:
     assert len(view_set(images)[(0, 0)][3]) == 1
 
 
-def test_cached_and_uncached_views_are_the_same(class_folders: Path) -> None:
-    images = data.list_images(str(class_folders))
-    same, cache = data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(24))
+def test_cached_and_uncached_samples_are_the_same_also_of_a_broken_image(tmp_path: Path) -> None:
+    write_images(tmp_path, 6)
+    damage(tmp_path / "003.jpg", "cut")
+    images = data.list_images(str(tmp_path))
+    same, cache = data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(6))
     assert cache is not None and same.paths == images.paths
-    np.testing.assert_array_equal(view_set(images)[(2, 5)][0], view_set(same, cache)[(2, 5)][0])
+    for i in range(6):
+        (read, *rest), (cached, *others) = view_set(images)[(2, i)], view_set(same, cache)[(2, i)]
+        np.testing.assert_array_equal(read, cached)
+        assert rest == others
+
+
+def test_caching_stops_at_too_many_broken_images(tmp_path: Path) -> None:
+    write_images(tmp_path, 6)
+    for name in ("001.jpg", "004.jpg"):
+        damage(tmp_path / name, "text")
+    images = data.list_images(str(tmp_path))
+    with pytest.raises(InputError, match=r"2 of the first 5 images.*004\.jpg"):
+        data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(6))
 
 
 def test_a_set_that_does_not_fit_is_not_cached(class_folders: Path) -> None:
@@ -175,14 +169,147 @@ def test_a_batch_larger_than_the_set_takes_several_passes() -> None:
     assert np.bincount([i for _, i in batch]).tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
 
 
-def test_batches_do_not_depend_on_the_number_of_workers(class_folders: Path) -> None:
-    images = data.list_images(str(class_folders))
-    pixels = []
-    for workers in (0, 2):
-        order = data.Order(24, 6, seed=0, start=0, stop=5)
-        loader = data.make_loader(view_set(images), order, workers=workers, pin=False)
-        pixels.append([batch.pixels.numpy() for batch in loader])
-    np.testing.assert_array_equal(pixels[0], pixels[1])
+@pytest.mark.parametrize("images", [50, 5])
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_rows_of_all_processes_are_the_global_batch(world: int, images: int) -> None:
+    whole = list(data.Order(images, 8, seed=1, start=3, stop=13))
+    shares = [
+        list(data.Order(images, 8, seed=1, start=3, stop=13, rank=rank, world=world))
+        for rank in range(world)
+    ]
+    assert [sum(parts, []) for parts in zip(*shares, strict=True)] == whole
+
+
+def test_a_batch_that_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(InputError, match=r"SOLVER\.BATCH 10 .*3 processes.*such as 9"):
+        data.Order(50, 10, seed=0, start=0, stop=1, world=3)
+
+
+@pytest.mark.parametrize("buffer", [1, 7, 100])
+@pytest.mark.parametrize("first", [0, 20, DRAWN - 5])
+def test_the_shuffle_is_a_sort_by_place_and_chance(buffer: int, first: int) -> None:
+    def chance(i: int) -> float:
+        seed = np.random.SeedSequence((1, 2, i // DRAWN))
+        return float(np.random.Generator(np.random.PCG64(seed)).random(DRAWN)[i % DRAWN])
+
+    items = list(range(first, first + 60))
+    out = list(shuffled(iter(items), buffer=buffer, seed=(1, 2), first=first))
+    assert out == sorted(items, key=lambda i: i + buffer * chance(i))
+    assert max(abs(place - i) for place, i in enumerate(out, first)) < buffer
+    assert (out == items) is (buffer == 1)
+
+
+@pytest.mark.parametrize("buffer", [2, 3, 10])
+def test_the_shuffle_is_entered_with_as_many_items_as_the_buffer_holds(buffer: int) -> None:
+    for chance in range(300):  # far moves are rare
+        whole = list(shuffled(range(40), buffer=buffer, seed=(chance,)))
+        place = chance % 40
+        first = max(0, place - buffer)
+        entered = list(shuffled(range(first, 40), buffer=buffer, seed=(chance,), first=first))
+        assert entered[place - first :] == whole[place:]
+
+
+def test_the_shuffle_holds_no_more_than_its_buffer() -> None:
+    read: list[int] = []
+
+    def source() -> Iterator[int]:
+        for i in range(2000):
+            read.append(i)
+            yield i
+
+    waiting = [
+        len(read) - given for given, _ in enumerate(shuffled(source(), buffer=64, seed=(0,)))
+    ]
+    assert max(waiting) <= 64 and 20 < np.mean(waiting) < 44
+
+
+def batches(source: data.Source, *, start: int, workers: int) -> list[data.RawBatch]:
+    return list(source.make_loader(batch=6, start=start, stop=9, workers=workers, pin=False))
+
+
+def test_batches_do_not_depend_on_workers_and_go_on_anywhere(class_folders: Path) -> None:
+    source = open_folder(class_folders)
+    whole = batches(source, start=0, workers=0)
+    assert len(whole) == 9 and whole[0].pixels.shape == (6, 2, 32, 32, 3)
+    assert (source.images, source.numbered, source.classes) == (24, True, 2)
+    for found, start in [(batches(source, start=0, workers=2), 0)] + [
+        (batches(source, start=start, workers=1), start) for start in (1, 4, 7)
+    ]:
+        for one, other in zip(found, whole[start:], strict=True):
+            assert torch.equal(one.pixels, other.pixels)
+            assert torch.equal(one.indices, other.indices)
+            assert torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.slow
+def test_workers_that_are_spawned_make_the_same_batches(class_folders: Path) -> None:
+    found = []
+    for workers, context in ((0, None), (1, "spawn")):
+        order = data.Order(24, 6, seed=0, start=0, stop=2)
+        views = view_set(data.list_images(str(class_folders)))
+        loader = data.make_loader(views, order, workers=workers, pin=False, context=context)
+        found.append([batch.pixels.numpy() for batch in loader])
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_the_loader_leaves_torchs_random_numbers_alone(class_folders: Path) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    batches(open_folder(class_folders), start=7, workers=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_loader_counts_and_names_broken_images_and_stops(tmp_path: Path) -> None:
+    write_images(tmp_path, 8)
+    damage(tmp_path / "002.jpg", "empty")
+    source = open_folder(tmp_path)
+    for raw in source.make_loader(batch=4, start=0, stop=6, workers=0, pin=False):
+        assert len(raw.indices) == 4 and 2 not in raw.indices
+    assert [Path(name).name for name in source.corrupt.names] == ["002.jpg"]
+    assert source.corrupt.seen == 24
+    damage(tmp_path / "005.jpg", "text")
+    with pytest.raises(InputError, match=r"2 of 8 images do not open.*005\.jpg"):
+        list(source.make_loader(batch=4, start=0, stop=6, workers=1, pin=False))
+
+
+def test_an_epochs_length_that_differs_from_the_images_listed_is_refused(
+    class_folders: Path,
+) -> None:
+    assert open_folder(class_folders, images=24).identity(4) == {"images": 24}
+    with pytest.raises(InputError, match=r"DATA\.IMAGES is 25 .* has 24"):
+        open_folder(class_folders, images=25)
+
+
+def test_a_source_decodes_once_where_the_cache_is_large_enough(class_folders: Path) -> None:
+    cached, read = open_folder(class_folders, cache_mb=1), open_folder(class_folders)
+    assert isinstance(cached, data.ImageSource) and cached.views.cache is not None
+    one, other = (batches(source, start=8, workers=0)[0] for source in (cached, read))
+    assert torch.equal(one.pixels, other.pixels)
+
+
+class _Killed(Dataset[data.Sample]):
+    """Its worker process dies as one that the kernel kills for lack of memory."""
+
+    def __getitem__(self, key: data.Key) -> data.Sample:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_killed_worker_is_one_clear_line() -> None:
+    order = data.Order(4, 2, seed=0, start=0, stop=2)
+    error = ""
+    try:
+        list(data.make_loader(_Killed(), order, workers=1, pin=False))
+    except InputError as raised:
+        error = str(raised)
+    assert "process that reads images" in error and "DATA.WORKERS" in error and "\n" not in error
+
+
+def test_other_errors_pass_through_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"), data.worker_errors():
+        raise RuntimeError("CUDA out of memory")
+    with pytest.raises(InputError, match="--shm-size"), data.worker_errors():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is ...")
 
 
 def test_the_only_image_may_not_be_the_broken_one() -> None:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pretrain import augment, data
 from pretrain.config import load_config
+from pretrain.data.shard_list import list_shards
+from pretrain.data.write_shards import write_shards
 from pretrain.train import train
 
 QUICK = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "quick"
@@ -26,3 +29,32 @@ def test_both_quick_arms_run_on_real_photos(
     path = train(load_config(QUICK / f"{name}.yaml", [*tiny, *pairs]))
     (row,) = map(json.loads, (path.parent / "metrics.jsonl").read_text().splitlines())
     assert row["iteration"] == 2 and row["feature_std"] > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "count"),
+    [
+        ("voc://{root}/voc_bccd?split=train", 205),
+        ("voc://{root}/voc_bccd?split=test", 72),
+        ("voc://{root}/voc2012_sample?split=val", 50),
+        ("coco://{coco}/annotations/instances_train2017.json?images={coco}/train2017", 88),
+        ("coco://{coco}/annotations/instances_val2017.json?images={coco}/val2017", 64),
+    ],
+)
+def test_real_detection_sets_are_listed_and_open(path: str, count: int, data_root: Path) -> None:
+    images = data.list_images(path.format(root=data_root, coco=data_root / "coco2017_sample"))
+    assert len(images) == len(set(images.paths)) == count
+    for photo in images.paths[:: count // 5]:
+        assert data.read_image(photo).ndim == 3
+
+
+def test_real_photos_train_alike_from_a_folder_and_from_shards(
+    data_root: Path, tmp_path: Path
+) -> None:
+    listed = data.list_images(f"voc://{data_root / 'voc2012_sample'}?split=train")
+    path = write_shards(listed, tmp_path / "shards", name="voc", shard_mb=1, seed=0)
+    assert len(list_shards(path).urls) > 1
+    source = data.open_data(path, recipe=augment.RECIPES["moco_v2"], size=64, views=2, seed=0)
+    batches = list(source.make_loader(batch=10, start=0, stop=5, workers=1, pin=False))
+    assert sorted(int(i) for raw in batches for i in raw.indices) == list(range(50))
+    assert not source.corrupt.names and all(raw.pixels.float().std() > 20 for raw in batches)

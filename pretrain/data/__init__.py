@@ -1,0 +1,63 @@
+"""Images on disk, or in a stream of shards, to uint8 views in batches.
+
+`open_data` opens what DATA.PATH names and gives a `Source`; whether the images lie in a folder or
+come from shards, a source has one face:
+
+    source = open_data(path, recipe=..., size=224, views=2, seed=0, ...)
+    source.images      # how many an epoch has
+    source.numbered    # False for a stream: its images have no numbers that last, so no bank
+    source.classes     # how many classes the labels have, None without labels
+    source.identity(world)   # what must be equal for a run to be continued on this source
+    for batch in source.make_loader(batch=256, start=0, stop=total, workers=2, pin=False):
+        ...            # RawBatch: pixels [N, V, S, S, 3] uint8, indices, labels, bad
+
+`make_loader(start=k)` continues at iteration k exactly as a run that was never stopped: nothing
+about the position has to be stored beside k. With `rank` and `world` it gives one process's rows
+[r * batch / W, (r + 1) * batch / W) of each global batch. The order of images and their views
+depend on the seed and the position in training alone, never on the number of workers. Images
+that do not open are replaced, counted and named by the loader (`source.corrupt`), and so many
+that DATA.MAX_CORRUPT is passed raise InputError from its iteration.
+
+A worker that is killed is reported by torch to the main thread wherever that is: a training loop
+runs inside `with worker_errors():`, which turns it into an InputError of one line.
+
+Images are RGB, uint8, [H, W, 3], upright: the orientation in a photo's EXIF data is applied, as
+in photo viewers; torchvision's ImageFolder leaves it out.
+"""
+
+from pretrain.data.batches import BatchLoader, RawBatch, collate, make_loader, worker_errors
+from pretrain.data.corrupt import CorruptCount
+from pretrain.data.listing import EXTENSIONS, ImageList, list_images
+from pretrain.data.opening import ImageSource, Source, open_data
+from pretrain.data.order import Key, Order, steps_per_epoch
+from pretrain.data.paths import PathList
+from pretrain.data.shards import ShardStream, is_shards
+from pretrain.data.views import REPLACEMENTS, Sample, ViewSet, cache_images
+from pretrain.images import CorruptImage, read_image
+
+__all__ = [
+    "EXTENSIONS",
+    "REPLACEMENTS",
+    "BatchLoader",
+    "CorruptCount",
+    "CorruptImage",
+    "ImageList",
+    "ImageSource",
+    "Key",
+    "Order",
+    "PathList",
+    "RawBatch",
+    "Sample",
+    "ShardStream",
+    "Source",
+    "ViewSet",
+    "cache_images",
+    "collate",
+    "is_shards",
+    "list_images",
+    "make_loader",
+    "open_data",
+    "read_image",
+    "steps_per_epoch",
+    "worker_errors",
+]

@@ -1,0 +1,134 @@
+"""Samples to batches, made ahead by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pretrain.data.corrupt import CorruptCount
+from pretrain.data.views import NONE_OPENS, Sample
+from pretrain.errors import InputError
+
+
+@dataclass
+class RawBatch:
+    """A batch on the host: pixels [N, V, S, S, 3] uint8, image numbers and labels [N].
+
+    A label is -1 where there is none; `bad` names the images that did not open and why.
+    """
+
+    pixels: Tensor
+    indices: Tensor
+    labels: Tensor
+    bad: list[tuple[str, str]]
+
+    def pin_memory(self) -> RawBatch:
+        """Called by the loader where the batch goes to a GPU."""
+        pinned = self.pixels.pin_memory()
+        return RawBatch(pinned, self.indices.pin_memory(), self.labels.pin_memory(), self.bad)
+
+
+def collate(samples: Sequence[Sample]) -> RawBatch:
+    """Stack samples to one batch."""
+    pixels = torch.from_numpy(np.stack([sample[0] for sample in samples]))
+    indices = torch.tensor([sample[1] for sample in samples])
+    labels = torch.tensor([sample[2] for sample in samples])
+    return RawBatch(pixels, indices, labels, [bad for sample in samples for bad in sample[3]])
+
+
+class BatchLoader:
+    """Iterates over batches in order; raises InputError for what a user can mend.
+
+    With `corrupt`, images that did not open are counted there before their batch is given out.
+    """
+
+    def __init__(self, loader: DataLoader[Any], corrupt: CorruptCount | None = None) -> None:
+        self._loader = loader
+        self._corrupt = corrupt
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        with worker_errors():
+            for raw in self._loader:
+                self._count(raw)
+                yield raw
+
+    def _count(self, raw: RawBatch) -> None:
+        if self._corrupt is not None:
+            self._corrupt.saw(len(raw.indices))
+            for name, reason in raw.bad:
+                self._corrupt.add(name, reason)
+        if raw.bad and bool((raw.indices == NONE_OPENS).any()):
+            name, reason = raw.bad[-1]
+            raise InputError(
+                f"an image does not open, nor any of those tried in its place; the last is {name}: "
+                f"{reason}; is the disk still there?"
+            )
+
+
+def make_loader(
+    dataset: Dataset[Sample],
+    order: Sampler[Any] | Any,
+    *,
+    workers: int,
+    pin: bool,
+    corrupt: CorruptCount | None = None,
+    ahead: int = 4,
+    context: str | None = None,
+) -> BatchLoader:
+    """Batches in the given order, made ahead by `workers` processes (0: in this one).
+
+    Each worker prepares `ahead` batches. `context` is multiprocessing's way of starting them,
+    Python's own choice where it is None.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        prefetch_factor=ahead if workers else None,
+        worker_init_fn=_one_thread,
+        multiprocessing_context=context if workers else None,
+        # The loader draws a seed for its workers, which use none; drawn from torch's own generator
+        # it would make a resumed run differ from one that was never stopped.
+        generator=torch.Generator(),
+    )
+    return BatchLoader(loader, corrupt)
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Makes the death of a worker process an InputError of one line.
+
+    torch raises it in the main thread at whatever line that has come to.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        if "Bus error" in str(error):
+            why = "shared memory is full: enlarge /dev/shm (docker run --shm-size)"
+        else:
+            why = "most often memory has run out"
+        first = str(error).partition("\n")[0].strip().rstrip(".")
+        raise InputError(
+            f"a process that reads images has died ({first}): {why}, or lower DATA.WORKERS; "
+            "the run can be resumed"
+        ) from error
+
+
+def _one_thread(worker: int) -> None:
+    # The workers are the parallelism; OpenCV's own threads would fight over the same cores.
+    cv2.setNumThreads(0)

@@ -1,0 +1,64 @@
+"""Images that do not open: named once each, and an error when they are too many."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from pretrain.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Fewer images than these say little about the share that is corrupt.
+FIRST = 1000
+
+
+class CorruptCount:
+    """The images that did not open: named once each, and an error when they are too many.
+
+    `max_share` bounds their share of all `total` images. Of the images seen so far, the share may
+    be larger by three standard deviations of chance, so that a set half of which is damaged stops
+    a run in its first batches.
+    """
+
+    def __init__(self, total: int, *, max_share: float, strict: bool) -> None:
+        self.names: set[str] = set()
+        self.strict = strict
+        self.max_share = max_share
+        self.total = total
+        self.seen = 0
+
+    @property
+    def limit(self) -> int:
+        """How many may be corrupt among the images seen; among all where none was reported seen."""
+        whole = max(1, int(self.max_share * self.total)) if self.max_share > 0 else 0
+        whole = min(whole, self.total - 1)  # one must remain
+        if self.seen == 0 or self.seen >= self.total:
+            return whole
+        expected = self.max_share * max(self.seen, FIRST)
+        return min(whole, max(1, int(expected + 3 * math.sqrt(expected))))
+
+    def saw(self, images: int) -> None:
+        """So many more images were asked for, whether they opened or not."""
+        self.seen += images
+
+    def add(self, path: str, reason: str) -> None:
+        """Count and name one image; raises InputError where it is one too many."""
+        if path in self.names:
+            return
+        self.names.add(path)
+        if self.strict:
+            raise InputError(
+                f"image {path}: {reason}; mend or remove it, or set DATA.STRICT False to skip it"
+            )
+        among = f"{self.total}"
+        if 0 < self.seen < self.total:
+            among = f"the first {self.seen}"
+        if len(self.names) > self.limit:
+            raise InputError(
+                f"{len(self.names)} of {among} images do not open, more than DATA.MAX_CORRUPT "
+                f"{self.max_share:g} allows; the last is {path}: {reason}"
+            )
+        logger.warning(
+            "skipped image %s: %s (%d of %s so far)", path, reason, len(self.names), among
+        )

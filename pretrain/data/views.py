@@ -1,0 +1,124 @@
+"""Numbered images to their random views; the cache of decoded images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from pretrain import augment
+from pretrain.augment import Recipe
+from pretrain.data.corrupt import CorruptCount
+from pretrain.data.listing import ImageList
+from pretrain.data.order import Key
+from pretrain.errors import InputError
+from pretrain.images import CorruptImage, Image, read_image
+
+# How many other images are tried in place of one that does not open.
+REPLACEMENTS = 100
+
+Bad = list[tuple[str, str]]  # names of what did not open, and why
+Sample = tuple[Image, int, int, Bad]  # views, image, label, what did not open
+
+NONE_OPENS = -1  # stands for the number of an image where no replacement opened either
+
+
+class ViewSet(Dataset[Sample]):
+    """Views of images by (pass over the data, image index); cached images are decoded once."""
+
+    def __init__(
+        self,
+        images: ImageList,
+        *,
+        recipe: Recipe,
+        size: int,
+        views: int,
+        seed: int,
+        shorter_side: int = 0,
+        cache: Sequence[Image | str] | None = None,
+    ) -> None:
+        self.images = images
+        self.recipe = recipe
+        self.size = size
+        self.views = views
+        self.seed = seed
+        self.shorter_side = shorter_side
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, index = key
+        image, used, bad = self._read(index)
+        rng = augment.sample_rng(self.seed, epoch, index)
+        views = augment.views(image, self.recipe, size=self.size, count=self.views, rng=rng)
+        label = -1 if self.images.labels is None else int(self.images.labels[used])
+        return views, used, label, bad
+
+    def _read(self, index: int) -> tuple[Image, int, Bad]:
+        """The image, or the next one that opens; the loader counts those that did not."""
+        bad: Bad = []
+        for step in range(min(REPLACEMENTS, len(self))):
+            # In a large set ever farther away: damaged files are often neighbours.
+            ahead = step if len(self) <= REPLACEMENTS else step * step
+            used = (index + ahead) % len(self)
+            try:
+                return self._open(used), used, bad
+            except CorruptImage as error:
+                bad.append((self.images.paths[used], str(error)))
+        return np.zeros((self.size, self.size, 3), np.uint8), NONE_OPENS, bad
+
+    def _open(self, index: int) -> Image:
+        if self.cache is None:
+            return read_image(self.images.paths[index], shorter_side=self.shorter_side)
+        image = self.cache[index]
+        if isinstance(image, str):
+            raise CorruptImage(image)
+        return image
+
+
+def cache_images(
+    images: ImageList, *, budget_mb: int, shorter_side: int, corrupt: CorruptCount
+) -> tuple[ImageList, list[Image | str] | None]:
+    """Decode the whole set into memory; None in place of it where it exceeds `budget_mb`.
+
+    A corrupt image is counted and leaves the reason in its place, so that the images keep their
+    numbers and a run is the same with a cache and without.
+    """
+    read = _Reader(shorter_side)
+    probes = [images.paths[i] for i in np.linspace(0, len(images) - 1, 16).astype(int)]
+    sizes = [image.nbytes for image in map(read, probes) if not isinstance(image, str)]
+    if not sizes or float(np.mean(sizes)) * len(images) > budget_mb * 2**20:
+        return images, None
+    cache: list[Image | str] = []
+    pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
+    try:
+        decoded = pool.map(read, images.paths)
+        for image in tqdm(decoded, total=len(images), desc="reading images", mininterval=1):
+            corrupt.saw(1)
+            if isinstance(image, str):
+                corrupt.add(images.paths[len(cache)], image)
+            cache.append(image)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if all(isinstance(image, str) for image in cache):
+        raise InputError(f"no image of {images.root} opens")
+    return images, cache
+
+
+class _Reader:
+    """`read_image` that gives the reason as text instead of raising."""
+
+    def __init__(self, shorter_side: int) -> None:
+        self.shorter_side = shorter_side
+
+    def __call__(self, path: str) -> Image | str:
+        try:
+            return read_image(path, shorter_side=self.shorter_side)
+        except CorruptImage as error:
+            return str(error)

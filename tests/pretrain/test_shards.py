@@ -1,0 +1,411 @@
+"""Streams of WebDataset shards: what they hold, in which order, entered anywhere."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import webdataset
+
+from pretrain import augment, data
+from pretrain.data.shard_list import count_samples, list_shards, read_shard
+from pretrain.data.shards import StreamOrder
+from pretrain.errors import InputError
+
+from .conftest import write_images
+
+Members = list[tuple[str, bytes]]
+
+
+def picture(value: int, suffix: str = ".png") -> bytes:
+    return cv2.imencode(suffix, np.full((40, 48, 3), value, np.uint8))[1].tobytes()
+
+
+def write_tar(path: Path, members: Members) -> None:
+    with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def write_stream(folder: Path, sizes: list[int], *, index: bool = False) -> str:
+    """Shards of so many gray images each, the value of image i being i; returns the DATA.PATH."""
+    folder.mkdir(exist_ok=True)
+    numbers = itertools.count()
+    for shard, size in enumerate(sizes):
+        with webdataset.TarWriter(str(folder / f"x-{shard:02d}.tar")) as writer:
+            for i in itertools.islice(numbers, size):
+                writer.write({"__key__": f"{i:04d}", "png": picture(i), "cls": str(i % 3)})
+    if index:
+        counts = {f"x-{shard:02d}.tar": size for shard, size in enumerate(sizes)}
+        content = {"shards": counts, "classes": ["a", "b", "c"]}
+        (folder / "shards.json").write_text(json.dumps(content))
+    return str(folder / f"x-{{00..{len(sizes) - 1:02d}}}.tar")
+
+
+def order(
+    path: str,
+    *,
+    images: int = 60,
+    batch: int = 6,
+    start: int = 0,
+    stop: int = 10,
+    buffer: int = 16,
+    rank: int = 0,
+    world: int = 1,
+) -> list[list[tuple[int, str]]]:
+    """The keys of a stream's samples by batch, each with the epoch."""
+    made = StreamOrder(
+        list_shards(path),
+        images=images,
+        batch=batch,
+        buffer=buffer,
+        seed=5,
+        start=start,
+        stop=stop,
+        rank=rank,
+        world=world,
+    )
+    batches = list(made)
+    assert len(batches) == len(made)
+    return [[(one.epoch, one.sample.name.rpartition(":")[2]) for one in b] for b in batches]
+
+
+def open_stream(
+    path: str,
+    *,
+    images: int = 0,
+    max_corrupt: float = 0.2,
+    recipe: str = "moco_v2",
+    views: int = 2,
+) -> data.Source:
+    return data.open_data(
+        path,
+        recipe=augment.RECIPES[recipe],
+        size=32,
+        views=views,
+        seed=5,
+        images=images,
+        shuffle_buffer=16,
+        max_corrupt=max_corrupt,
+    )
+
+
+def flat(batches: list[list[tuple[int, str]]]) -> list[tuple[int, str]]:
+    return [key for batch in batches for key in batch]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("d/x-{000000..000099}.tar", True),
+        ("d/x.tgz", True),
+        ("pipe:cat x", True),
+        ("d/x.tar/images", False),
+        ("voc://d?split=a.txt", False),
+    ],
+)
+def test_shards_are_told_from_images_by_their_name(path: str, expected: bool) -> None:
+    assert data.is_shards(path) is expected
+
+
+def test_braces_and_stars_name_shards(tmp_path: Path) -> None:
+    path = write_stream(tmp_path, [1, 1, 1])
+    urls = list_shards(path).urls
+    assert [Path(url).name for url in urls] == ["x-00.tar", "x-01.tar", "x-02.tar"]
+    assert list_shards(str(tmp_path / "x-*.tar")).urls == urls
+    assert list_shards(str(tmp_path / "x-{00,02}.tar")).urls == [urls[0], urls[2]]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("x-{00..05}.tar", r"3 of 6 shards are missing, the first is .*x-03\.tar"),
+        ("y-*.tar", "no such shards"),
+        ("{x-00,x-00}.tar", "twice"),
+        ("${NO_SUCH_VARIABLE}.tar", "cannot be expanded"),
+    ],
+)
+def test_shards_that_are_not_there_are_refused(name: str, reason: str, tmp_path: Path) -> None:
+    write_stream(tmp_path, [1, 1, 1])
+    with pytest.raises(InputError, match=reason):
+        list_shards(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz"])
+def test_samples_are_counted_as_they_are_read(suffix: str, tmp_path: Path) -> None:
+    shard = tmp_path / f"x{suffix}"
+    members = [
+        ("__notes__/1.json", b"{}"),
+        ("a/1.jpg", b"1"),
+        ("a/1.cls", b"2"),
+        ("a/2.json", b"{}"),
+        ("3.left.PNG", b"3"),
+        ("noending", b"?"),
+    ]
+    write_tar(shard, members)
+    samples = list(read_shard(str(shard)))
+    assert [(s.name.rpartition(":")[2], s.data, s.cls) for s in samples] == [
+        ("a/1", b"1", b"2"),
+        ("a/2", b"", None),
+        ("3", b"3", None),
+    ]
+    assert [bool(s.fault) for s in samples] == [False, True, False]
+    assert count_samples(str(shard)) == 3
+
+
+def test_an_epoch_shows_every_sample_once_mixed_over_shards(tmp_path: Path) -> None:
+    batches = order(write_stream(tmp_path, [10, 20, 5, 25]), stop=20)
+    for epoch in (0, 1):
+        keys = flat(batches[10 * epoch : 10 * (epoch + 1)])
+        assert sorted(keys) == [(epoch, f"{i:04d}") for i in range(60)]
+    one, other = ([key for _, key in flat(part)] for part in (batches[:10], batches[10:]))
+    assert one != other and one != sorted(one)
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize(("buffer", "world"), [(1, 1), (16, 1), (1000, 1), (16, 2)])
+def test_a_stream_can_be_entered_anywhere(
+    buffer: int, world: int, index: bool, tmp_path: Path
+) -> None:
+    path = write_stream(tmp_path, [10, 20, 5, 25], index=index)
+    for rank in range(world):
+        whole = order(path, stop=23, buffer=buffer, rank=rank, world=world)
+        for start in (1, 2, 5, 9, 10, 11, 17, 22):
+            entered = order(path, start=start, stop=23, buffer=buffer, rank=rank, world=world)
+            assert entered == whole[start:]
+
+
+def test_processes_share_the_samples_without_overlap(tmp_path: Path) -> None:
+    path = write_stream(tmp_path, [10, 10, 10, 10, 10, 10])
+    shares = [order(path, batch=6, stop=10, rank=rank, world=3) for rank in range(3)]
+    assert all(len(batch) == 2 for share in shares for batch in share)
+    assert sorted(key for share in shares for _, key in flat(share)) == [
+        f"{i:04d}" for i in range(60)
+    ]
+
+
+def test_an_epoch_longer_than_the_shards_starts_over_in_a_new_order(tmp_path: Path) -> None:
+    path = write_stream(tmp_path, [1, 2, 1, 2, 1, 2, 1])
+    keys = [key for _, key in flat(order(path, images=24, batch=4, stop=6, buffer=1))]
+    assert Counter(keys[:10]) == Counter(keys[10:20]) == Counter(f"{i:04d}" for i in range(10))
+    assert keys[:10] != keys[10:20]
+    assert (
+        order(path, images=24, batch=4, start=4, stop=6, buffer=1)
+        == order(path, images=24, batch=4, stop=6, buffer=1)[4:]
+    )
+
+
+def test_too_few_shards_for_the_processes_are_refused(tmp_path: Path) -> None:
+    path = write_stream(tmp_path, [10, 10])
+    with pytest.raises(InputError, match="2 shards for 3 processes"):
+        order(path, rank=0, world=3)
+    with pytest.raises(InputError, match=r"SOLVER\.BATCH 5 "):
+        order(path, batch=5, world=2)
+
+
+def error_of(loader: data.BatchLoader) -> str:
+    """The text alone: a kept error keeps the loader, and its processes end in disorder."""
+    try:
+        list(loader)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def damaged(kind: str, folder: Path) -> str:
+    path = write_stream(folder, [4, 4], index=kind == "index")
+    shard = folder / "x-01.tar"
+    if kind == "cut":
+        shard.write_bytes(shard.read_bytes()[:2000])
+    elif kind == "text":
+        shard.write_text("<html>")
+    elif kind == "index":
+        write_tar(shard, [("1.png", picture(1))])
+    elif kind == "empty":
+        for i in range(2):
+            write_tar(folder / f"x-0{i}.tar", [])
+    elif kind == "twice":
+        write_tar(shard, [("1.png", b"1"), ("1.png", b"2")])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("cut", r"x-01\.tar does not read to its end: unexpected end of data"),
+        ("text", r"x-01\.tar does not read to its end"),
+        ("index", r"x-01\.tar holds 1 samples and its index says 4"),
+        ("empty", "hold no samples"),
+        ("twice", r"x-01\.tar does not read to its end: .*duplicate"),
+    ],
+)
+def test_a_damaged_shard_is_one_line_that_names_it(kind: str, reason: str, tmp_path: Path) -> None:
+    source = open_stream(damaged(kind, tmp_path), images=8)
+    error = error_of(source.make_loader(batch=4, start=0, stop=4, workers=1, pin=False))
+    assert re.search(reason, error) and "\n" not in error
+
+
+@pytest.mark.parametrize("kind", ["cut", "text"])
+def test_a_shard_that_cannot_be_counted_is_one_line_too(kind: str, tmp_path: Path) -> None:
+    damaged(kind, tmp_path)
+    with pytest.raises(InputError, match=r"shard .*x-01\.tar is damaged"):
+        count_samples(str(tmp_path / "x-01.tar"))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "cannot be read"),
+        ("[]", 'no "shards"'),
+        ('{"shards": {"x-00.tar": "4"}}', 'no "shards"'),
+        ('{"shards": {}, "classes": "ab"}', '"classes"'),
+    ],
+)
+def test_a_damaged_index_is_refused(content: str, reason: str, tmp_path: Path) -> None:
+    path = write_stream(tmp_path, [4])
+    (tmp_path / "shards.json").write_text(content)
+    with pytest.raises(InputError, match=reason):
+        list_shards(path)
+
+
+def test_the_index_gives_the_epoch_and_the_classes(tmp_path: Path) -> None:
+    path = write_stream(tmp_path, [4, 6], index=True)
+    source = open_stream(path)
+    assert (source.images, source.classes, source.numbered) == (10, 3, False)
+    assert source.identity(2) == {"images": 10, "shards": 2, "processes": 2}
+    assert open_stream(path, images=7).images == 7
+    (tmp_path / "shards.json").unlink()
+    assert open_stream(path, images=7).classes is None
+    with pytest.raises(InputError, match=r"DATA\.IMAGES, or count them once"):
+        open_stream(path)
+
+
+def batches(
+    source: data.Source, *, start: int = 0, stop: int = 4, workers: int = 0
+) -> list[data.RawBatch]:
+    return list(source.make_loader(batch=6, start=start, stop=stop, workers=workers, pin=False))
+
+
+@pytest.mark.parametrize(("workers", "start"), [(1, 0), (2, 0), (2, 5)])
+def test_views_do_not_depend_on_workers_nor_on_where_the_stream_is_entered(
+    workers: int, start: int, tmp_path: Path
+) -> None:
+    path = write_stream(tmp_path, [10, 8, 6], index=True)
+    whole = batches(open_stream(path), stop=8)
+    found = batches(open_stream(path), start=start, stop=8, workers=workers)
+    for one, other in zip(found, whole[start:], strict=True):
+        assert one.pixels.shape == (6, 2, 32, 32, 3)
+        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.indices, other.indices)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_views_are_those_of_the_samples_number(tmp_path: Path) -> None:
+    write_images(tmp_path / "photos", 6)
+    files = sorted((tmp_path / "photos").iterdir())
+    write_tar(tmp_path / "x.tar", [(file.name, file.read_bytes()) for file in files])
+    source = open_stream(str(tmp_path / "x.tar"), images=6)
+    for epoch, raw in enumerate(batches(source, stop=2)):
+        for pixels, number in zip(raw.pixels, raw.indices, strict=True):
+            expected = augment.views(
+                data.read_image(str(files[number])),  # of one shard the stored order is known
+                augment.RECIPES["moco_v2"],
+                size=32,
+                count=2,
+                rng=augment.sample_rng(5, epoch, int(number)),
+            )
+            np.testing.assert_array_equal(pixels.numpy(), expected)
+
+
+def test_numbers_are_unlike_within_an_epoch_and_over_processes(tmp_path: Path) -> None:
+    source = open_stream(write_stream(tmp_path, [6, 6, 6, 6]), images=24)
+    for epoch in (0, 1):
+        loaders = [
+            source.make_loader(
+                batch=6,
+                start=4 * epoch,
+                stop=4 * (epoch + 1),
+                rank=rank,
+                world=2,
+                workers=0,
+                pin=False,
+            )
+            for rank in (0, 1)
+        ]
+        numbers = [int(i) for loader in loaders for raw in loader for i in raw.indices]
+        assert sorted(numbers) == list(range(24))
+
+
+def test_pixels_and_label_are_of_the_same_sample(tmp_path: Path) -> None:
+    path = write_stream(tmp_path, [6, 6], index=True)
+    seen = []
+    for raw in batches(open_stream(path, recipe="crop_flip", views=1), stop=2):
+        for pixels, label in zip(raw.pixels, raw.labels, strict=True):
+            (value,) = pixels.unique().tolist()  # the crop of a flat image is flat
+            assert value % 3 == label
+            seen.append(value)
+    assert sorted(seen) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("bad.png", picture(0)[:40]), ("bad.cls", b"1")], "not an image"),
+        ([("bad.png", b""), ("bad.cls", b"1")], "empty file"),
+        ([("bad.txt", b"hello"), ("bad.cls", b"1")], "the sample has no image"),
+        ([("bad.png", picture(0)), ("bad.cls", b"3")], "its .cls is not a number from 0 to 2"),
+        ([("bad.png", picture(0)), ("bad.cls", b"dog")], "its .cls is not a number"),
+        ([("bad.png", picture(0))], "its .cls is not a number"),
+    ],
+    ids=["cut", "empty", "no_image", "class_too_high", "class_by_name", "no_class"],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_sample_is_replaced_counted_and_named(
+    workers: int, members: Members, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_stream(tmp_path, [6, 6], index=True)
+    good = [
+        (f"{i}.{kind}", content)
+        for i in range(5)
+        for kind, content in (("png", picture(i)), ("cls", b"0"))
+    ]
+    write_tar(tmp_path / "x-01.tar", [*good[:4], *members, *good[4:]])
+    source = open_stream(path)
+    for raw in batches(source, workers=workers):
+        assert raw.pixels.shape[0] == len(raw.indices) == 6 and raw.labels.min() >= 0
+    assert source.corrupt.names == {f"{tmp_path / 'x-01.tar'}:bad"}
+    assert caplog.text.count("skipped image") == 1
+    assert f"x-01.tar:bad: {reason}" in caplog.text
+    strict = open_stream(path, max_corrupt=0.0)
+    loader = strict.make_loader(batch=6, start=0, stop=4, workers=workers, pin=False)
+    assert re.search(r"DATA\.MAX_CORRUPT 0 .*x-01\.tar:bad", error_of(loader))
+
+
+def test_a_batch_of_nothing_but_corrupt_samples_stops_the_run(tmp_path: Path) -> None:
+    write_tar(tmp_path / "x.tar", [(f"{i}.png", b"") for i in range(6)])
+    with pytest.raises(InputError, match="do not open|does not open"):
+        batches(open_stream(str(tmp_path / "x.tar"), images=6, max_corrupt=1.0))
+
+
+def test_an_address_is_streamed_and_entered_anywhere(tmp_path: Path) -> None:
+    write_stream(tmp_path, [10, 20])
+    path = f"pipe:cat {tmp_path}/x-{{00..01}}.tar"
+    whole = order(path, images=30, stop=7)
+    assert sorted(flat(whole[:5])) == [(0, f"{i:04d}") for i in range(30)]
+    assert (
+        order(path, images=30, start=4, stop=7, buffer=2)
+        == order(path, images=30, stop=7, buffer=2)[4:]
+    )
+    with pytest.raises(InputError, match=r"shard pipe:cat .*gone\.tar"):
+        order(f"pipe:cat {tmp_path}/gone.tar")
