@@ -7,17 +7,10 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-# The standard stem (7x7 stride 2, max pool) is kept for small images too: the detector that takes
-# over the weights has it, and 64-96 px crops still leave 2x2-3x3 cells before pooling.
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
-    "resnet18": torchvision.models.resnet18,
-    "resnet34": torchvision.models.resnet34,
-    "resnet50": torchvision.models.resnet50,
-    "resnet101": torchvision.models.resnet101,
-}
+Norm = Callable[[int], nn.Module]
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
@@ -68,12 +61,21 @@ class Encoder(nn.Module):
     def __init__(self, arch: str, *, head: str, dim: int, bn_splits: int = 1) -> None:
         super().__init__()
         norm = nn.BatchNorm2d if bn_splits == 1 else partial(SplitBatchNorm2d, splits=bn_splits)
-        trunk = ARCHITECTURES[arch](weights=None, norm_layer=norm)
-        assert isinstance(trunk.fc, nn.Linear)
+        trunk = ARCHITECTURES[arch](norm)
+        self.bn_splits = bn_splits
         self.width = trunk.fc.in_features
-        trunk.fc = nn.Identity()
+        trunk.fc = nn.Identity()  # type: ignore[assignment]
         self.trunk = trunk
         self.head = HEADS[head](self.width, dim)
+
+    def set_bn_splits(self, splits: int) -> None:
+        """Let batch norm in training see `splits` sub-batches of what comes next."""
+        if splits > 1 and self.bn_splits == 1:
+            raise ValueError("an encoder made with one group of batch norm cannot be split")
+        self.bn_splits = splits
+        for module in self.modules():
+            if isinstance(module, SplitBatchNorm2d):
+                module.splits = splits
 
     def features(self, images: Tensor, *, bfloat16: bool = False) -> Tensor:
         """Pooled features [N, width] in float32; the trunk runs under autocast if asked."""
@@ -84,6 +86,73 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor, *, bfloat16: bool = False) -> Tensor:
         # The head is small and feeds the similarities: float32 costs nothing there.
         return self.head(self.features(images, bfloat16=bfloat16))
+
+
+def _resnet18(norm: Norm) -> ResNet:
+    return ResNet(BasicBlock, [2, 2, 2, 2], norm_layer=norm)
+
+
+def _resnet34(norm: Norm) -> ResNet:
+    return ResNet(BasicBlock, [3, 4, 6, 3], norm_layer=norm)
+
+
+def _resnet50(norm: Norm) -> ResNet:
+    return ResNet(Bottleneck, [3, 4, 6, 3], norm_layer=norm)
+
+
+def _resnet101(norm: Norm) -> ResNet:
+    return ResNet(Bottleneck, [3, 4, 23, 3], norm_layer=norm)
+
+
+def _resnext50_32x8d(norm: Norm) -> ResNet:
+    return ResNet(Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=8, norm_layer=norm)
+
+
+def _resnet50_w2x(norm: Norm) -> ResNet:
+    return _widened(_resnet50(norm), 2, norm)
+
+
+def _resnet50_w4x(norm: Norm) -> ResNet:
+    return _widened(_resnet50(norm), 4, norm)
+
+
+def _widened(trunk: ResNet, factor: int, norm: Norm) -> ResNet:
+    """Every layer `factor` times as wide, the stem's too (MoCo paper, Table 1, R50w2x and w4x)."""
+    for module in list(trunk.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d):
+                setattr(module, name, _widened_conv(child, factor))
+            elif isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, norm(child.num_features * factor))
+    trunk.fc = nn.Linear(trunk.fc.in_features * factor, trunk.fc.out_features)
+    return trunk
+
+
+def _widened_conv(conv: nn.Conv2d, factor: int) -> nn.Conv2d:
+    pixels = conv.in_channels == 3
+    wide = nn.Conv2d(
+        conv.in_channels if pixels else conv.in_channels * factor,
+        conv.out_channels * factor,
+        kernel_size=conv.kernel_size,  # type: ignore[arg-type]
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        bias=False,
+    )
+    nn.init.kaiming_normal_(wide.weight, mode="fan_out", nonlinearity="relu")
+    return wide
+
+
+# The standard stem (7x7 stride 2, max pool) is kept for small images too: the detector that takes
+# over the weights has it, and 64-96 px crops still leave 2x2-3x3 cells before pooling.
+ARCHITECTURES: dict[str, Callable[[Norm], ResNet]] = {
+    "resnet18": _resnet18,
+    "resnet34": _resnet34,
+    "resnet50": _resnet50,
+    "resnet101": _resnet101,
+    "resnext50_32x8d": _resnext50_32x8d,
+    "resnet50_w2x": _resnet50_w2x,
+    "resnet50_w4x": _resnet50_w4x,
+}
 
 
 def _fc(width: int, dim: int) -> nn.Module:

@@ -1,39 +1,87 @@
-"""Contrastive losses: tensors in, scalar out, no state.
+"""The losses of instance discrimination: tensors in, scalar out, no state.
 
-Letters: N queries, C feature dimensions, K negatives, T temperature.
+Letters: N queries, C feature dimensions, K negatives (the noise samples m of Wu et al. 2018),
+n images, T temperature. Similarities are inner products of L2-normalised features, in float32.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def info_nce_logits(q: Tensor, k_pos: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """Logits of the (K+1)-way choice, [N, 1+K]; the positive key is column 0.
+def similarities(q: Tensor, k_pos: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarity of each query to its positive key [N] and to its negatives [N, K].
 
     q and k_pos are [N, C]; negatives are [K, C], shared by all queries, or [N, K, C], one set
-    for each query. Features are expected to be L2-normalised. MoCo paper, Eqn. 1 and Algorithm 1.
+    for each query.
     """
-    positive = (q * k_pos).sum(dim=1, keepdim=True)  # N x 1
+    positive = (q * k_pos).sum(dim=1)
     if negatives.dim() == 2:
-        negative = q @ negatives.t()  # N x K
-    else:
-        negative = torch.einsum("nc,nkc->nk", q, negatives)
-    return torch.cat([positive, negative], dim=1) / temperature
+        return positive, q @ negatives.t()
+    return positive, torch.einsum("nc,nkc->nk", q, negatives)
 
 
-def first_is_positive(logits: Tensor) -> Tensor:
-    """Cross-entropy of logits [N, 1+K] whose right answer is always column 0, mean over N."""
-    labels = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
-    return F.cross_entropy(logits, labels)
-
-
-def info_nce(q: Tensor, k_pos: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+def info_nce(positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
     """InfoNCE, the mean over queries of -log(exp(q.k+/T) / sum over k+ and k- of exp(q.k/T)).
 
-    Shapes as in `info_nce_logits`. With all similarities equal it is ln(K+1).
-    MoCo paper, Section 3.1, Eqn. 1.
+    `positive` [N] and `negative` [N, K] are similarities; one of -inf drops a negative out. With
+    all similarities equal it is ln(K+1). MoCo paper, Section 3.1, Eqn. 1.
     """
-    return first_is_positive(info_nce_logits(q, k_pos, negatives, temperature))
+    logits = torch.cat([positive[:, None], negative], dim=1).div_(temperature)  # N x (1+K)
+    first = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    return F.cross_entropy(logits, first)
+
+
+def softmax_over_all(similarity: Tensor, own: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of choosing column `own` [N] of similarities [N, n], mean over queries.
+
+    Over a bank of all images it is the full non-parametric softmax (Wu et al. 2018, Section 3.1,
+    Eq. 2-3); over the keys of the batch, InfoNCE whose negatives are the other images' keys.
+    """
+    return F.cross_entropy(similarity / temperature, own)
+
+
+def nce(
+    positive: Tensor, negative: Tensor, *, temperature: float, log_z: Tensor, images: int
+) -> Tensor:
+    """Noise-contrastive estimation over n = `images` classes with uniform noise, mean over queries.
+
+    With P = exp(s/T) / Z and h = P / (P + m/n), a query costs -ln h of its positive and
+    -ln(1-h) of each of its m noise samples (Wu et al. 2018, Section 3.2, Eq. 4-7). `positive` [N]
+    and `negative` [N, m] are similarities, `log_z` a scalar, taken as a constant.
+
+    Where the model knows nothing, P = 1/n, it is ln(1+m) + m ln(1+1/m).
+    """
+    # h = sigmoid(ln P - ln(m/n)): nothing is exponentiated, so nothing overflows at a small T.
+    offset = log_z.detach() + math.log(negative.shape[1] / images)
+    data = F.logsigmoid(positive / temperature - offset)  # N
+    noise = F.logsigmoid(offset - negative / temperature).sum(dim=1)  # N
+    return -(data + noise).mean()
+
+
+def nce_chance(samples: int) -> float:
+    """`nce` with m = `samples` where P is 1/n for every pair."""
+    return math.log1p(samples) + samples * math.log1p(1.0 / samples)
+
+
+@torch.no_grad()
+def log_z_estimate(negative: Tensor, *, temperature: float, images: int) -> Tensor:
+    """Monte-Carlo estimate of ln Z from noise similarities of any shape, a scalar.
+
+    Z = n times the mean of exp(s/T) over noise samples (Wu et al. 2018, Section 3.2, Eq. 8), here
+    over all queries of a batch. The released code also averages the positives in, one in m+1.
+    """
+    logits = negative.flatten() / temperature
+    return logits.logsumexp(dim=0) - math.log(logits.numel()) + math.log(images)
+
+
+def proximal(features: Tensor, before: Tensor) -> Tensor:
+    """Mean squared distance of features [N, C] to what they were an epoch before [N, C].
+
+    The proximal term without its weight lambda (Wu et al. 2018, Section 3.3, Eq. 9-10).
+    """
+    return (features - before).square().sum(dim=1).mean()

@@ -4,10 +4,12 @@ from collections import deque
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.dictionaries import Queue
+from pretrain import dictionaries
+from pretrain.dictionaries import Bank, Queue, last_of_each
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,7 +55,97 @@ def test_queue_keys_carry_no_gradient() -> None:
     assert not queue.read().requires_grad
 
 
+def test_queue_is_read_and_written_in_place() -> None:
+    queue = Queue(4, 6)
+    where = queue.read().data_ptr()
+    queue.write(torch.randn(9, 4))
+    assert queue.read().data_ptr() == where
+
+
 @pytest.mark.parametrize(("dim", "size"), [(0, 4), (4, 0)])
 def test_queue_refuses_an_empty_shape(dim: int, size: int) -> None:
     with pytest.raises(ValueError, match="dim >= 1"):
         Queue(dim, size)
+
+
+def unit(n: int, c: int) -> torch.Tensor:
+    return F.normalize(torch.randn(n, c), dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_bank_starts_with_unit_vectors_in_its_type_and_reads_float32(dtype: torch.dtype) -> None:
+    bank = Bank(40, 16, momentum=0.5, dtype=dtype)
+    assert bank.rows.dtype == dtype
+    read = bank.read(torch.arange(40))
+    assert read.dtype == bank.read_all().dtype == torch.float32
+    torch.testing.assert_close(read.norm(dim=1), torch.ones(40), atol=2e-3, rtol=0)
+    assert bank.mebibytes == 40 * 16 * dtype.itemsize / 2**20
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_bank_rows_move_by_momentum_and_are_normalised(momentum: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    bank = Bank(12, 8, momentum=momentum, dtype=dtype)
+    before, features, indices = bank.read_all().clone(), unit(4, 8), torch.tensor([7, 0, 11, 3])
+    bank.write(features, indices)
+    after = bank.read_all()
+    loose = {"atol": 1e-3, "rtol": 0.0} if dtype == torch.float16 else {"atol": 1e-6, "rtol": 1e-6}
+    for feature, i in zip(features, indices.tolist(), strict=True):
+        moved = momentum * before[i] + (1 - momentum) * feature
+        torch.testing.assert_close(after[i], moved / moved.norm(), **loose)
+    untouched = [i for i in range(12) if i not in indices.tolist()]
+    assert torch.equal(after[untouched], before[untouched])
+    assert bank.fill == pytest.approx(4 / 12)
+
+
+def test_of_an_image_that_is_there_twice_the_last_feature_counts() -> None:
+    torch.manual_seed(0)
+    bank = Bank(5, 4, momentum=0.5)
+    before, features = bank.read_all().clone(), unit(4, 4)
+    bank.write(features, torch.tensor([2, 4, 2, 2]))
+    torch.testing.assert_close(
+        bank.read_all()[2], F.normalize(0.5 * before[2] + 0.5 * features[3], dim=0)
+    )
+    torch.testing.assert_close(
+        bank.read_all()[4], F.normalize(0.5 * before[4] + 0.5 * features[1], dim=0)
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(numbers=st.lists(st.integers(0, 4), min_size=1, max_size=12))
+def test_the_last_of_each_is_where_a_dict_would_have_it(numbers: list[int]) -> None:
+    where = {number: position for position, number in enumerate(numbers)}
+    expected = [where[number] for number in numbers]
+    assert last_of_each(torch.tensor(numbers)).tolist() == expected
+
+
+def test_bank_state_survives_a_state_dict_round_trip_and_has_no_gradient() -> None:
+    a = Bank(6, 4, momentum=0.5, dtype=torch.float16)
+    a.write(unit(2, 4).requires_grad_(), torch.tensor([1, 5]))
+    b = Bank(6, 4, momentum=0.5, dtype=torch.float16)
+    b.load_state_dict(a.state_dict())
+    assert torch.equal(a.rows, b.rows) and b.fill == a.fill == pytest.approx(2 / 6)
+    assert not a.rows.requires_grad
+
+
+@pytest.mark.parametrize("dense", [0, 10**6])
+def test_similarity_to_drawn_rows_is_the_same_both_ways(
+    dense: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(dictionaries, "DENSE", dense)
+    bank, q = Bank(9, 4, momentum=0.5), unit(3, 4).requires_grad_()
+    drawn = torch.randint(9, (3, 20))  # with repeats
+    got = bank.similarity(q, drawn)
+    expected = torch.stack([torch.stack([q[i] @ bank.rows[j] for j in drawn[i]]) for i in range(3)])
+    torch.testing.assert_close(got, expected)
+    weights = torch.randn(3, 20)
+    grads = [torch.autograd.grad((x * weights).sum(), q)[0] for x in (got, expected)]
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize(("images", "dim"), [(0, 4), (4, 0)])
+def test_bank_refuses_an_empty_shape(images: int, dim: int) -> None:
+    with pytest.raises(ValueError, match="images >= 1"):
+        Bank(images, dim, momentum=0.5)
