@@ -22,13 +22,17 @@ from moco_det.errors import InputError
 SCHEMA = 1
 
 STATUSES = ("finished", "failed")
-TASKS = ("box", "box+mask")
+TASKS = ("box", "box+mask", "probe")
+# How a probe's accuracy comes about; `config` has the protocol's settings.
+PROTOCOLS = ("knn", "linear", "linear_lbfgs", "finetune")
 PRECISIONS = ("float32", "bfloat16", "float16")
 AP_KEYS = ("AP", "AP50", "AP75")
+ACCURACY_KEYS = ("top1", "top5", "mean_class")
 
 _TEXT: tuple[type, ...] = (str,)
 _TEXT_OR_NULL: tuple[type, ...] = (str, type(None))
 _INT: tuple[type, ...] = (int,)
+_INT_OR_NULL: tuple[type, ...] = (int, type(None))
 _NUMBER: tuple[type, ...] = (int, float)
 _OBJECT: tuple[type, ...] = (dict,)
 _OBJECT_OR_NULL: tuple[type, ...] = (dict, type(None))
@@ -73,6 +77,10 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "warnings": (list,),
 }
 
+# What a probe's row holds beside that or otherwise: `iterations` are the steps of the pre-training,
+# null where the weights do not say them, `seed` the one that the trial depends on.
+_PROBE_FIELDS: dict[str, tuple[type, ...]] = {"protocol": _TEXT, "iterations": _INT_OR_NULL}
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "status": STATUSES,
     "task": TASKS,
@@ -110,8 +118,16 @@ class Row:
         """The run's seed."""
         return int(self.data["seed"])
 
+    @property
+    def probe(self) -> bool:
+        """Whether the row is a probe's, with accuracies instead of APs."""
+        return bool(self.data["task"] == "probe")
+
     def metric(self, ruler: str, key: str) -> float | None:
-        """One AP in percent ("bbox", "segm" or "voc"), None where undefined or not measured."""
+        """One AP in percent ("bbox", "segm" or "voc"), None where undefined or not measured.
+
+        The ruler "probe" has accuracies: "top1", "top5" and "mean_class".
+        """
         table = (self.data.get("metrics") or {}).get(ruler) or {}
         value = table.get(key)
         return None if value is None else float(value)
@@ -151,7 +167,8 @@ def validate_row(row: Mapping[str, Any]) -> None:
         raise InputError(
             f"schema {schema!r} is unknown; this version reads schema {SCHEMA}, upgrade moco_det"
         )
-    for name, types in _FIELDS.items():
+    fields = {**_FIELDS, **_PROBE_FIELDS} if row.get("task") == "probe" else _FIELDS
+    for name, types in fields.items():
         value = _lookup(row, name)
         if value is _MISSING:
             raise InputError(f"the row lacks '{name}'")
@@ -159,7 +176,8 @@ def validate_row(row: Mapping[str, Any]) -> None:
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             wanted = " or ".join("null" if t is type(None) else t.__name__ for t in types)
             raise InputError(f"'{name}' is {_shown(value)}, wanted {wanted}")
-    for name, choices in _CHOICES.items():
+    choices_of = {**_CHOICES, "protocol": PROTOCOLS} if row["task"] == "probe" else _CHOICES
+    for name, choices in choices_of.items():
         if row[name] not in choices:
             raise InputError(f"'{name}' is {row[name]!r}, wanted one of {', '.join(choices)}")
     for name in ("dataset.classes", "warnings"):
@@ -283,6 +301,9 @@ def _locked(handle: int, mode: int) -> Iterator[None]:
 def _validate_metrics(metrics: Any, *, task: str) -> None:
     if not isinstance(metrics, dict):
         raise InputError(f"'metrics' of a finished run is {_shown(metrics)}, wanted an object")
+    if task == "probe":
+        _validate_accuracies(metrics.get("probe"))
+        return
     for ruler in ("bbox", "segm", "voc"):
         table = metrics.get(ruler)
         if table is None:
@@ -302,6 +323,15 @@ def _validate_metrics(metrics: Any, *, task: str) -> None:
         sizes = {key: table[key] for key in (*AP_KEYS, "APs", "APm", "APl") if key in table}
         for key, value in [*sizes.items(), *((f"per_class.{k}", v) for k, v in per_class.items())]:
             _validate_percent(f"metrics.{ruler}.{key}", value)
+
+
+def _validate_accuracies(table: Any) -> None:
+    if not isinstance(table, dict):
+        raise InputError(f"'metrics.probe' is {_shown(table)}, wanted an object")
+    for key in ACCURACY_KEYS:
+        if key not in table:
+            raise InputError(f"'metrics.probe.{key}' is missing; undefined numbers are null")
+        _validate_percent(f"metrics.probe.{key}", table[key])
 
 
 def _validate_percent(name: str, value: Any) -> None:

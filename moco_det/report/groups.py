@@ -97,14 +97,14 @@ class Group:
 
 
 def group_rows(rows: Iterable[Row]) -> list[Group]:
-    """The finished rows in groups, in the order in which each setting first appears.
+    """The finished detection runs in groups, in the order in which each setting first appears.
 
     Of rows with the same setting, weights and seed the last one counts: a repetition is not a
     trial. The others are kept in `repeated`.
     """
     by_key: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        if row.finished:
+        if row.finished and not row.probe:
             by_key.setdefault(group_key(row), []).append(row)
     groups = []
     for key, members in by_key.items():
@@ -198,11 +198,12 @@ def _shared_config(row: Row) -> dict[str, Any]:
 
 
 def _config(row: Row) -> Mapping[str, Any]:
-    return _flat(str(row.data["config"]))
+    return parse_config(str(row.data["config"]))
 
 
 @lru_cache(maxsize=4096)
-def _flat(text: str) -> Mapping[str, Any]:
+def parse_config(text: str) -> Mapping[str, Any]:
+    """A row's config with dotted keys; text that is no config is one value."""
     try:
         return MappingProxyType(flatten_config(text))
     except InputError:

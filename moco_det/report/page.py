@@ -13,6 +13,14 @@ from moco_det.report import charts
 from moco_det.report.curves import MAX_POINTS, ArmCurve, Points, arm_curve, read_metrics
 from moco_det.report.formats import counted, listed, number, sentence
 from moco_det.report.groups import Group, apart_because, arm_rank, group_rows, short_name
+from moco_det.report.probes import (
+    ProbeGroup,
+    ProbeSection,
+    group_probes,
+    probe_run_table,
+    probe_warnings,
+    section,
+)
 from moco_det.report.samples import Samples, draw_samples, rule
 from moco_det.report.tables import (
     Table,
@@ -84,10 +92,12 @@ class Page:
     title: str
     summary: str
     settings: list[Setting]
+    probes: list[ProbeSection]
     sample_rule: str
     pretraining: list[Figure]
     proofs: Table
     runs: Table
+    probe_runs: Table
     environment: Table
     failures: Table | None
     warnings: list[str]
@@ -96,8 +106,8 @@ class Page:
 
 def build_page(rows: Rows, *, title: str | None, pretraining: Sequence[Path]) -> Page:
     """Everything the report says; raises InputError where there is nothing to report."""
-    groups = group_rows(rows.rows)
-    if not groups:
+    groups, probes = group_rows(rows.rows), group_probes(rows.rows)
+    if not groups and not probes:
         skipped = ""
         if rows.problems:
             first = rows.problems[0]
@@ -107,38 +117,50 @@ def build_page(rows: Rows, *, title: str | None, pretraining: Sequence[Path]) ->
             )
         raise InputError(
             f"no finished rows in the results ({counted(len(rows.rows), 'row')} read{skipped}); "
-            "finish a run with tools/train_net.py first"
+            "finish a run with tools/train_net.py or tools/probe.py first"
         )
     failed = [row for row in rows.rows if not row.finished]
     finished = [row for group in groups for row in group.rows]
-    colours = _colours(groups)
+    colours = _colours([*groups, *probes])
     budget = PICTURE_BYTES
     settings = []
     for i, group in enumerate(groups):
         setting = _setting(group, i, groups[0], colours, budget)
         budget -= setting.samples.size
         settings.append(setting)
-    names = sorted({short_name(group.first.data["dataset"]["test"]) for group in groups})
+    shown: Sequence[Group | ProbeGroup] = groups or probes
+    names = sorted({short_name(group.first.data["dataset"]["test"]) for group in shown})
+    what = "Transfer to detection" if groups else "Probes of features"
     return Page(
-        title=title or f"Transfer to detection: {listed(names[:3])}",
-        summary=_summary(groups, len(failed)),
+        title=title or f"{what}: {listed(names[:3])}",
+        summary=_summary(groups, probes, len(failed)),
         settings=settings,
+        probes=[section(group, colours) for group in probes],
         sample_rule=rule(),
         pretraining=[figure for path in pretraining for figure in _pretraining(path)],
         proofs=proof_table(finished),
         runs=run_table(groups, colours),
+        probe_runs=probe_run_table(probes, colours),
         environment=environment_table(rows.rows),
         failures=failure_table(failed) if failed else None,
-        warnings=warnings_of(rows.rows, rows.problems, groups),
+        warnings=warnings_of(rows.rows, rows.problems, groups) + probe_warnings(probes),
         commands=[(str(row.data["run"]), str(row.data["command"])) for row in rows.rows],
     )
 
 
-def _summary(groups: Sequence[Group], failed: int) -> str:
+def _summary(groups: Sequence[Group], probes: Sequence[ProbeGroup], failed: int) -> str:
     rows = [row for group in groups for row in group.rows]
+    rows += [row for group in probes for row in group.rows]
     started = sorted(str(row.data["started"])[:10] for row in rows)
     when = started[0] if started[0] == started[-1] else f"{started[0]} to {started[-1]}"
-    text = f"{counted(len(rows), 'finished run')} in {counted(len(groups), 'setting')}, {when}"
+    parts = []
+    if groups:
+        runs = sum(len(group.rows) for group in groups)
+        parts.append(f"{counted(runs, 'finished run')} in {counted(len(groups), 'setting')}")
+    if probes:
+        runs = sum(len(group.rows) for group in probes)
+        parts.append(f"{counted(runs, 'probe')} in {counted(len(probes), 'setting')}")
+    text = f"{listed(parts)}, {when}"
     return f"{text}; {counted(failed, 'failed run')} left out" if failed else text
 
 
@@ -303,7 +325,7 @@ def _pretraining(path: Path) -> list[Figure]:
     return figures
 
 
-def _colours(groups: Sequence[Group]) -> dict[str, int]:
+def _colours(groups: Sequence[Group | ProbeGroup]) -> dict[str, int]:
     """The same colour for the same arm all over the page: 0 random, 1 supervised, then others."""
     names = {arm.label: arm_rank(arm.name) for group in groups for arm in group.arms}
     others = sorted(label for label, rank in names.items() if rank == 2)

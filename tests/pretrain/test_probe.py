@@ -1,25 +1,44 @@
+"""The nearest-neighbour vote: against the vote written out, by blocks, and while training."""
+
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain import probe
-from pretrain.config import load_config
+from pretrain import augment, data, encoders, probe
+from pretrain.encoders import Encoder
 from pretrain.errors import InputError
-from pretrain.train import train
+from pretrain.probe import features, knn
+from pretrain.probe.accuracy import score
 
 from .conftest import write_images
+from .small_trunk import SmallTrunk
 
-QUICK = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "quick" / "moco_v2_r18.yaml"
+
+@pytest.fixture
+def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
+    monkeypatch.setitem(encoders.ARCHITECTURES, "small", SmallTrunk)
+    return probe.random_start("small", seed=0).encoder
 
 
-def naive_knn(
+@pytest.fixture
+def two_sets(class_folders: Path, tmp_path: Path) -> tuple[str, str]:
+    """The class folders, and five other images in each of the two classes."""
+    for seed, name in enumerate(("cat", "dog")):
+        write_images(tmp_path / "test" / name, 5, seed=10 + seed)
+    return str(class_folders), str(tmp_path / "test")
+
+
+def naive_votes(
     bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor, k: int, t: float
-) -> list[int]:
+) -> list[dict[int, float]]:
+    """For each query the weight of each class among its k nearest, one number at a time."""
     answers = []
     for q in F.normalize(queries, dim=1):
         sims = sorted(
@@ -29,19 +48,63 @@ def naive_knn(
         votes: dict[int, float] = {}
         for s, y in sims:
             votes[y] = votes.get(y, 0.0) + math.exp(s / t)
-        answers.append(max(votes, key=lambda y: votes[y]))
+        answers.append(votes)
     return answers
 
 
+def numbers(count: int, width: int, seed: int) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(count, width, generator=rng, dtype=torch.float64)
+
+
+def classes_of(count: int, classes: int, seed: int) -> torch.Tensor:
+    return torch.randint(0, classes, (count,), generator=torch.Generator().manual_seed(seed))
+
+
 @pytest.mark.parametrize("k", [1, 5, 200])
-def test_weighted_knn_equals_the_vote_written_out(k: int) -> None:
-    rng = torch.Generator().manual_seed(0)
-    bank, queries = (torch.randn(n, 6, generator=rng, dtype=torch.float64) for n in (40, 25))
-    labels, truth = (torch.randint(0, 4, (n,), generator=rng) for n in (40, 25))
-    expected = naive_knn(bank, labels, queries, k, 0.07)
-    right = sum(a == b for a, b in zip(expected, truth.tolist(), strict=True))
-    got = probe.weighted_knn(bank, labels, queries, truth, k=k)
+@pytest.mark.parametrize("t", [0.07, 1.0])
+def test_the_vote_equals_the_vote_written_out(k: int, t: float) -> None:
+    bank, queries = numbers(40, 6, 0), 100 * numbers(25, 6, 1)
+    labels, truth = classes_of(40, 4, 2), classes_of(25, 4, 3)
+    expected = naive_votes(bank, labels, queries, k, t)
+    ranked = knn.vote(bank, labels, queries, classes=4, k=k, temperature=t)
+    for votes, order in zip(expected, ranked.tolist(), strict=True):
+        named = sorted(votes, key=lambda y: -votes[y])
+        assert order[: len(named)] == named
+    right = sum(max(v, key=lambda y: v[y]) == y for v, y in zip(expected, truth, strict=True))
+    got = probe.weighted_knn(bank, labels, queries, truth, k=k, temperature=t)
     assert got == pytest.approx(100 * right / 25)
+
+
+@pytest.mark.parametrize("k", [1, 6, 50])
+def test_the_vote_does_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    bank, labels, queries = numbers(61, 8, 0), classes_of(61, 7, 1), numbers(23, 8, 2)
+    whole = knn.vote(bank, labels, queries, classes=7, k=k, temperature=0.07)
+    monkeypatch.setattr(knn, "TEST_ROWS", 5)
+    monkeypatch.setattr(knn, "TRAIN_ROWS", 4)
+    assert torch.equal(whole, knn.vote(bank, labels, queries, classes=7, k=k, temperature=0.07))
+
+
+def test_no_similarity_is_held_beyond_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a vote needs beside the features is bounded whatever the size of the sets."""
+    monkeypatch.setattr(knn, "TEST_ROWS", 8)
+    monkeypatch.setattr(knn, "TRAIN_ROWS", 16)
+    largest = 0
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            # Of a view nothing new is held: `t()` of the features and the like.
+            if isinstance(out, torch.Tensor) and out._base is None:
+                largest = max(largest, out.numel())
+            return out
+
+    bank, labels, queries = numbers(500, 4, 0), classes_of(500, 3, 1), numbers(200, 4, 2)
+    with Watch():
+        knn.vote(bank, labels, queries, classes=3, k=5, temperature=0.07)
+    # The norms and the ranked classes have one row an image; a block has 8 x 16 numbers.
+    assert largest <= 600
 
 
 def test_knn_of_separate_clusters_is_perfect() -> None:
@@ -51,12 +114,141 @@ def test_knn_of_separate_clusters_is_perfect() -> None:
     assert probe.weighted_knn(features, labels, features, labels, k=10) == 100.0
 
 
-def test_a_checkpoint_can_be_probed_on_folders(
-    tiny: list[str], class_folders: Path, tmp_path: Path
+@pytest.mark.parametrize("k, temperature", [(0, 0.07), (5, 0.0)])
+def test_settings_without_meaning_are_refused(k: int, temperature: float) -> None:
+    with pytest.raises(InputError, match="both must be above 0"):
+        knn.vote(
+            numbers(4, 2, 0),
+            classes_of(4, 2, 0),
+            numbers(1, 2, 1),
+            classes=2,
+            k=k,
+            temperature=temperature,
+        )
+
+
+def test_accuracies_by_hand() -> None:
+    ranked = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [5, 4, 3, 2, 1], [1, 0, 2, 3, 4]])
+    labels = torch.tensor([0, 1, 0, 1])
+    got = score(ranked, labels, classes=6)
+    # Right first: rows 0 and 3. Within five: all but row 2. Class 0: 1 of 2, class 1: 1 of 2.
+    assert got == (50.0, 75.0, 50.0)
+    # Class 0 is right in 3 of 3 images, class 1 in 0 of 1: the mean of classes is 50, not 75.
+    uneven = score(torch.zeros(4, 2, dtype=torch.long), torch.tensor([0, 0, 0, 1]), classes=2)
+    assert uneven.top1 == 75.0 and uneven.top5 is None and uneven.mean_class == 50.0
+
+
+def test_every_image_is_its_own_nearest_neighbour(encoder: Encoder, class_folders: Path) -> None:
+    root = str(class_folders)
+    assert probe.knn_probe(encoder, root, root, size=32, k=1) == 100.0
+
+
+def test_features_are_those_of_one_image_at_a_time(encoder: Encoder, class_folders: Path) -> None:
+    images = data.list_images(str(class_folders))
+    pooled, labels = probe.extract(encoder, images, size=32, batch=7)
+    head, _ = probe.extract(encoder, images, size=32, batch=7, features="head")
+    encoder.eval()
+    for i in (0, 6, 7, 23):
+        view = augment.centre_view(data.read_image(images.paths[i]), 32)
+        pixels = augment.normalise(torch.from_numpy(view)[None])
+        with torch.no_grad():
+            alone, embedded = encoder.features(pixels)[0], F.normalize(encoder(pixels))[0]
+        torch.testing.assert_close(pooled[i], alone, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(head[i], embedded, rtol=1e-5, atol=1e-6)
+    assert images.labels is not None
+    assert np.array_equal(labels.numpy(), images.labels)
+
+
+def test_the_monitor_gives_the_probe_s_number(encoder: Encoder, two_sets: tuple[str, str]) -> None:
+    monitor = probe.KnnMonitor(*two_sets, size=32, k=5, temperature=0.07, features="head", batch=4)
+    expected = probe.knn_probe(encoder, *two_sets, size=32, k=5, features="head")
+    assert monitor(encoder) == expected
+    assert monitor(encoder) == expected
+
+
+def test_the_monitor_leaves_training_as_it_was(encoder: Encoder, two_sets: tuple[str, str]) -> None:
+    monitor = probe.KnnMonitor(*two_sets, size=32, k=5, temperature=0.07, features="pooled")
+    encoder.train()
+    encoder.trunk.bn1.eval()  # a mode of its own must come back, too
+    modes = [part.training for part in encoder.modules()]
+    state = {name: value.clone() for name, value in encoder.state_dict().items()}
+    random = torch.get_rng_state()
+    monitor(encoder)
+    assert [part.training for part in encoder.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None and p.requires_grad for p in encoder.parameters())
+
+
+def test_the_monitor_keeps_modes_where_it_fails(
+    encoder: Encoder, two_sets: tuple[str, str]
 ) -> None:
-    encoder = probe.load_encoder(train(load_config(QUICK, tiny)))
-    accuracy = probe.knn_probe(encoder, str(class_folders), str(class_folders), size=32, k=1)
-    assert accuracy == 100.0  # every image is its own nearest neighbour
-    write_images(tmp_path / "other" / "bird", 2)
-    with pytest.raises(InputError, match="different class folders"):
-        probe.knn_probe(encoder, str(class_folders), str(tmp_path / "other"), size=32)
+    monitor = probe.KnnMonitor(*two_sets, size=32, k=5, temperature=0.07, features="pooled")
+    encoder.train()
+    with torch.no_grad():
+        encoder.trunk.conv2.weight[0, 0, 0, 0] = math.nan
+    with pytest.raises(InputError, match="features are not finite"):
+        monitor(encoder)
+    assert encoder.training and encoder.trunk.training
+
+
+def test_views_beyond_the_memory_are_refused(
+    monkeypatch: pytest.MonkeyPatch, two_sets: tuple[str, str]
+) -> None:
+    sizes = {"SC_PHYS_PAGES": 100, "SC_PAGE_SIZE": 1024}
+    monkeypatch.setattr("os.sysconf", lambda name: sizes[name])
+    with pytest.raises(InputError, match="lower KNN.SIZE"):
+        probe.KnnMonitor(*two_sets, size=64)
+
+
+def test_sets_that_cannot_be_probed_are_refused(class_folders: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "flat", 2)
+    for name in ("bird", "dog"):
+        write_images(tmp_path / "other" / name, 2)
+    with pytest.raises(InputError, match=r"KNN\.TEST .*flat has no class folders"):
+        probe.KnnMonitor(str(class_folders), str(tmp_path / "flat"), size=32)
+    with pytest.raises(InputError, match=r"cat only in \S*images\S*; bird only in \S*other"):
+        probe.KnnMonitor(str(class_folders), str(tmp_path / "other"), size=32)
+    with pytest.raises(InputError, match=r"KNN\.TRAIN .*gone does not exist"):
+        probe.KnnMonitor(str(tmp_path / "gone"), str(class_folders), size=32)
+
+
+def test_an_image_that_does_not_open_is_named(
+    encoder: Encoder, class_folders: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(class_folders, tmp_path / "broken")
+    damaged = tmp_path / "broken" / "dog" / "003.jpg"
+    damaged.write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"image .*dog/003\.jpg: .*mend or remove it"):
+        probe.knn_probe(encoder, str(tmp_path / "broken"), str(class_folders), size=32)
+
+
+def test_the_reader_is_told_of_too_few_images(class_folders: Path) -> None:
+    images = data.list_images(str(class_folders))  # 12 of each class
+    assert probe.concerns(images, k=12) == []
+    assert "the smallest class, cat, has 12" in probe.concerns(images, k=13)[0]
+    assert "all of them vote" in probe.concerns(images, k=24)[0]
+
+
+def test_a_fingerprint_is_of_the_files_and_not_of_their_place(
+    class_folders: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(class_folders, tmp_path / "copy")
+    prints = [
+        probe.fingerprint(data.list_images(str(path)))
+        for path in (class_folders, tmp_path / "copy")
+    ]
+    assert prints[0] == prints[1]
+    (tmp_path / "copy" / "cat" / "000.jpg").rename(tmp_path / "copy" / "dog" / "100.jpg")
+    moved = probe.fingerprint(data.list_images(str(tmp_path / "copy")))
+    (tmp_path / "copy" / "dog" / "100.jpg").write_bytes(b"other size")
+    resized = probe.fingerprint(data.list_images(str(tmp_path / "copy")))
+    assert len({prints[0], moved, resized}) == 3
+
+
+def test_views_come_in_the_list_s_order(class_folders: Path) -> None:
+    images = data.list_images(str(class_folders))
+    parts = list(features.centre_views(images, size=32, batch=5))
+    assert [len(part) for part in parts] == [5, 5, 5, 5, 4]
+    expected = [augment.centre_view(data.read_image(path), 32) for path in images.paths]
+    assert np.array_equal(torch.cat(parts).numpy(), np.stack(expected))

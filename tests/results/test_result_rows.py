@@ -202,3 +202,45 @@ def test_processes_and_threads_that_write_at_once_lose_nothing(tmp_path: Path) -
     }
     assert {r.data["run"] for r in read.rows} == names
     assert len(read.rows) == len(names)
+
+
+def probe_row(**changes: Any) -> dict[str, Any]:
+    """A row of tools/probe.py."""
+    metrics = {"probe": {"top1": 41.5, "top5": None, "mean_class": 40, "l2": 0.01}}
+    return row(**{"task": "probe", "protocol": "knn", "metrics": metrics, **changes})
+
+
+@pytest.mark.parametrize("iterations", [0, 2660, None])
+def test_a_probe_s_row_comes_back(tmp_path: Path, iterations: int | None) -> None:
+    path = tmp_path / "results.jsonl"
+    append_row(path, row())
+    append_row(path, probe_row(iterations=iterations))
+    detection, probe = read_rows([path]).rows
+    assert not detection.probe and probe.probe
+    assert probe.metric("probe", "top1") == 41.5 and probe.metric("probe", "top5") is None
+    assert probe.metric("bbox", "AP") is None and detection.metric("probe", "top1") is None
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"protocol": "svm"}, "'protocol' is 'svm', wanted one of knn, linear, linear_lbfgs"),
+        ({"protocol": None}, "'protocol' is None, wanted str"),
+        ({"iterations": "many"}, "'iterations' is 'many', wanted int or null"),
+        ({"metrics": {"bbox": {}}}, "'metrics.probe' is None, wanted an object"),
+        ({"metrics": {"probe": {"top1": 4.0}}}, "'metrics.probe.top5' is missing"),
+        (
+            {"metrics": {"probe": {"top1": 101.0, "top5": None, "mean_class": 1.0}}},
+            "'metrics.probe.top1' is 101.0, wanted percent",
+        ),
+    ],
+)
+def test_a_probe_s_row_is_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        validate_row(probe_row(**changes))
+    assert message in str(caught.value)
+
+
+def test_a_detection_row_must_say_its_iterations() -> None:
+    with pytest.raises(InputError, match="'iterations' is None, wanted int"):
+        validate_row(row(iterations=None))
