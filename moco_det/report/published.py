@@ -1,88 +1,166 @@
-"""Published top-1 on ImageNet, to be shown beside probes of the same protocol, and only those.
+"""Published results, read from data/published.yaml; every number there names its source.
 
-All are single central crops of 224 px from networks pre-trained on ImageNet-1k without labels,
-but for those whose name says otherwise.
+find_table("moco_v1.table2b").row("super_in_1m").values["voc.AP"]   # 53.5
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
 from types import MappingProxyType
 from typing import Any
 
-# Classes, training and validation images of ImageNet-1k (ILSVRC 2012).
-IMAGENET = (1000, 1281167, 50000)
+import yaml
 
-# The settings of each protocol as published; a probe with others is not comparable.
-SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+from moco_det.errors import InputError
+
+# method of a row -> what people call it
+METHOD_NAMES: Mapping[str, str] = MappingProxyType(
     {
-        "knn": {"size": 224, "k": 200, "temperature": 0.07, "features": "head"},
-        "linear": {
-            "size": 224,
-            "epochs": 100,
-            "batch": 256,
-            "head_lr": 30.0,
-            "weight_decay": 0.0,
-            "schedule": "step",
-            "milestones": [60, 80],
-            "gamma": 0.1,
-        },
-        "finetune": {"size": 224, "epochs": 100, "batch": 256},
+        "random": "random",
+        "supervised": "supervised",
+        "moco_v1": "MoCo v1",
+        "moco_v2": "MoCo v2",
+        "end_to_end": "end-to-end",
+        "memory_bank": "memory bank",
+        "inst_disc": "InstDisc",
+    }
+)
+# data of the pre-training -> what people call it
+DATA_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "none": "no data",
+        "imagenet1k": "ImageNet-1k",
+        "imagenet14m": "ImageNet-14M",
+        "yfcc100m": "YFCC-100M",
+        "instagram1b": "Instagram-1B",
+        "cifar10": "CIFAR-10",
     }
 )
 
-_MOCO = "MoCo (He et al. 2020)"
-_MOCO2 = "MoCo v2 (Chen et al. 2020)"
-_NPID = "InstDisc (Wu et al. 2018)"
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One line of a published table; `values` are percent by column, absent where not printed.
+
+    `epochs` are those of the pre-training, None where the source does not state them; `spread` is
+    the row's own standard deviation by column.
+    """
+
+    key: str
+    name: str
+    method: str
+    pretrained_on: str
+    arch: str
+    epochs: int | None
+    details: Mapping[str, Any]
+    spread: Mapping[str, float]
+    values: Mapping[str, float]
+
+    @property
+    def label(self) -> str:
+        """ "MoCo v2, 200 epochs" or, for a method without a common name, the source's own words."""
+        if self.method not in METHOD_NAMES:
+            return self.name
+        parts = [METHOD_NAMES[self.method]]
+        if self.epochs is not None:
+            parts.append(f"{self.epochs} epochs")
+        parts += [f"{key}={value}" for key, value in self.details.items()]
+        if self.pretrained_on not in ("none", "imagenet1k"):
+            parts.append(f"on {DATA_NAMES.get(self.pretrained_on, self.pretrained_on)}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
-class Published:
-    """One published accuracy in percent."""
+class PublishedTable:
+    """A published table: the conditions its rows share, and the rows.
 
-    protocol: str
-    arch: str
-    name: str
-    top1: float
+    `setting` holds what a run must share to be comparable. `spread` is by column, in percent: the
+    standard deviation of one trial, or under `spread_kind` "gap" a difference of two results that
+    the source calls random variation.
+    """
+
+    id: str
     source: str
+    source_short: str
+    source_full: str
+    place: str
+    task: str
+    title: str
+    setting: Mapping[str, Any]
+    trials: int | None
+    spread: Mapping[str, float]
+    spread_kind: str
+    spread_source: str
+    columns: tuple[str, ...]
+    rows: tuple[PublishedRow, ...]
+
+    @property
+    def citation(self) -> str:
+        """ "MoCo (He et al. 2020), Table 2(b)"."""
+        return f"{self.source_short}, {self.place}"
+
+    def row(self, key: str) -> PublishedRow:
+        """The row with a key; InputError lists the keys there are."""
+        for row in self.rows:
+            if row.key == key:
+                return row
+        known = ", ".join(row.key for row in self.rows)
+        raise InputError(f"published table {self.id} has no row {key!r}; it has {known}")
 
 
-PUBLISHED: tuple[Published, ...] = (
-    Published("linear", "resnet50", "MoCo v1, 200 epochs", 60.6, f"{_MOCO}, Table 1"),
-    Published("linear", "resnet50", "memory bank, K=65536", 58.0, f"{_MOCO}, Figure 3"),
-    Published("linear", "resnet50", "end-to-end, K=1024", 57.3, f"{_MOCO}, Figure 3"),
-    Published("linear", "resnet50", "InstDisc", 54.0, f"{_MOCO}, Table 1"),
-    Published("linear", "resnet50", "MoCo v2, 200 epochs", 67.5, f"{_MOCO2}, Table 1"),
-    Published("linear", "resnet50", "MoCo v2, 800 epochs", 71.1, f"{_MOCO2}, Table 1"),
-    Published("linear", "resnext50_32x8d", "MoCo v1, 200 epochs", 63.9, f"{_MOCO}, Table 1"),
-    Published("linear", "resnet50_w2x", "MoCo v1, 200 epochs", 65.4, f"{_MOCO}, Table 1"),
-    Published("linear", "resnet50_w4x", "MoCo v1, 200 epochs", 68.6, f"{_MOCO}, Table 1"),
-    Published("knn", "resnet18", "InstDisc", 40.5, f"{_NPID}, Table 2, camera-ready"),
-    Published("knn", "resnet50", "InstDisc", 42.5, f"{_NPID}, Table 2, camera-ready"),
-    Published("knn", "resnet18", "InstDisc, released code", 41.0, "its README"),
-    Published("knn", "resnet50", "InstDisc, released code", 46.8, "its README"),
-    Published("finetune", "resnet50", "random", 76.5, f"{_MOCO}, A.7, epochs not stated"),
-    Published("finetune", "resnet50", "MoCo v1", 77.0, f"{_MOCO}, A.7, epochs not stated"),
-    Published(
-        "finetune",
-        "resnet50",
-        "MoCo v1 on Instagram-1B",
-        77.3,
-        f"{_MOCO}, A.7, epochs not stated",
-    ),
-)
+def published_tables() -> Mapping[str, PublishedTable]:
+    """Every published table by its id, in the file's order."""
+    return _tables()
 
 
-def comparable(
-    protocol: str, settings: Mapping[str, Any], *, classes: int, train: int, test: int
-) -> tuple[Published, ...]:
-    """What was published of this protocol, these settings, this data; mostly nothing."""
-    wanted = SETTINGS.get(protocol)
-    if wanted is None or (classes, train, test) != IMAGENET:
-        return ()
-    if any(settings.get(key) != value for key, value in wanted.items()):
-        return ()
-    return tuple(
-        row for row in PUBLISHED if (row.protocol, row.arch) == (protocol, settings.get("arch"))
+def find_table(table: str) -> PublishedTable:
+    """The table with an id such as "moco_v1.table2b"; InputError lists the ids there are."""
+    tables = _tables()
+    if table not in tables:
+        raise InputError(f"no published table {table!r}; there are {', '.join(tables)}")
+    return tables[table]
+
+
+@lru_cache(maxsize=1)
+def _tables() -> Mapping[str, PublishedTable]:
+    text = (resources.files("moco_det.report") / "data" / "published.yaml").read_text("utf-8")
+    tree = yaml.safe_load(text)
+    tables = [_table(entry, tree["sources"]) for entry in tree["tables"]]
+    return MappingProxyType({table.id: table for table in tables})
+
+
+def _table(entry: Mapping[str, Any], sources: Mapping[str, Mapping[str, str]]) -> PublishedTable:
+    source = sources[entry["source"]]
+    return PublishedTable(
+        id=entry["id"],
+        source=entry["source"],
+        source_short=source["short"],
+        source_full=source["full"],
+        place=entry["place"],
+        task=entry["task"],
+        title=entry["title"],
+        setting=MappingProxyType(entry["setting"]),
+        trials=entry.get("trials"),
+        spread=MappingProxyType(entry.get("spread") or {}),
+        spread_kind=entry.get("spread_kind", "std"),
+        spread_source=entry.get("spread_source", ""),
+        columns=tuple(entry["columns"]),
+        rows=tuple(_row(row) for row in entry["rows"]),
+    )
+
+
+def _row(entry: Mapping[str, Any]) -> PublishedRow:
+    return PublishedRow(
+        key=entry["key"],
+        name=entry["name"],
+        method=entry["method"],
+        pretrained_on=entry["pretrained_on"],
+        arch=entry.get("arch", "resnet50"),
+        epochs=entry.get("epochs"),
+        details=MappingProxyType(entry.get("details") or {}),
+        spread=MappingProxyType(entry.get("spread") or {}),
+        values=MappingProxyType({k: float(v) for k, v in entry["values"].items()}),
     )
