@@ -11,6 +11,10 @@ from moco_det_tools.entry import run
 
 # command -> (module whose main(argv) does the work, its line in --help)
 COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": (
+        "moco_det_tools.doctor",
+        "say what is installed, whether it works together, and the cures",
+    ),
     "quickstart": (
         "moco_det_tools.quickstart",
         "the whole comparison on procedural scenes or on your own data",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import os
 import shlex
@@ -11,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from moco_det.engine import ENGINES, choose_engine
 from moco_det.errors import InputError
 from moco_det_tools.entry import run
 
@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     port = 2**15 + 2**14 + (os.getuid() if hasattr(os, "getuid") else 1) % 2**14
     p = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: python tools/train_net.py --config-file configs/quick/coco_R18_FPN.yaml "
+        epilog="example: python tools/train_net.py --config-file configs/quick/R18_FPN.yaml "
         "MODEL.WEIGHTS weights/moco.pkl MODEL.DEVICE cpu",
     )
     p.add_argument("--config-file", required=True, metavar="FILE", help="path to the yaml")
@@ -38,22 +38,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-ENGINES = ("auto", "detectron2", "standalone")
-
-
-def choose_engine(asked: str) -> str:
-    """``auto`` takes detectron2 where it can be imported; a wish that cannot be met is an error."""
-    present = importlib.util.find_spec("detectron2") is not None
-    if asked == "detectron2" and not present:
-        raise InputError(
-            "--engine detectron2: it cannot be imported; see its installation in README.md, "
-            "or use --engine standalone"
-        )
-    if asked != "auto":
-        return asked
-    return "detectron2" if present else "standalone"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, or score with ``--eval-only``; 0 when done."""
     args = parser().parse_args(argv)
@@ -61,16 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join([Path(sys.argv[0]).name, *(argv if argv is not None else sys.argv[1:])])
     if args.num_gpus < 1 or not 0 <= args.machine_rank < args.num_machines:
         raise InputError("--num-gpus must be above 0 and --machine-rank below --num-machines")
-    if choose_engine(args.engine) == "detectron2":
-        try:
-            from moco_det.plugin.train import launch_detectron2
-        except ImportError as error:
-            if args.engine != "auto":
-                raise
-            print(f"--engine auto takes standalone: {error}")
-        else:
-            launch_detectron2(args, command)
-            return 0
+    choice = choose_engine(args.engine)
+    if choice.engine == "detectron2":
+        from moco_det.plugin.train import launch_detectron2
+
+        launch_detectron2(args, command)
+        return 0
+    if choice.broken:
+        print(f"--engine auto takes standalone: {choice.reason}")
 
     from moco_det.config import load_config
     from moco_det.standalone.distributed import launch

@@ -11,8 +11,8 @@ class MissingDetectron2(InputError, ImportError):
 
 try:
     import detectron2.engine  # noqa: F401  a half-installed detectron2 fails here at the latest
-except ImportError as error:
+except Exception as error:  # an old one dies of AttributeErrors beside a newer Pillow or numpy
     raise MissingDetectron2(
-        f"detectron2 cannot be imported ({error}): install it by its own instructions, "
-        "or use --engine standalone"
+        f"detectron2 cannot be imported ({type(error).__name__}: {error}): `moco-det doctor` knows "
+        "the cures; install it by its own instructions, or use --engine standalone"
     ) from error

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from moco_det.engine import choose_engine
 from moco_det.errors import InputError
-from moco_det_tools import train_net as tool
 
 
 def forget_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +39,7 @@ def test_asking_for_an_absent_detectron2_exits_2_with_one_line(
 
 
 def test_auto_takes_standalone_where_detectron2_is_absent(no_detectron2: None) -> None:
-    assert tool.choose_engine("auto") == "standalone"
+    assert choose_engine("auto").engine == "standalone"
 
 
 def test_importing_the_plugin_without_detectron2_is_an_import_error_in_one_line(

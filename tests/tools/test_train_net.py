@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from moco_det.data.scenes import ScenesPaths
+from moco_det.engine import choose_engine
 from moco_det.results import read_rows
 from moco_det_tools.entry import run
-from moco_det_tools.train_net import choose_engine, main
+from moco_det_tools.train_net import main
 from tests.data.builders import write_voc
 from tests.standalone.conftest import backbone_arrays, write_backbone
 from tests.standalone.tiny import CLASSES, CONFIG, KEYS, scenes
@@ -208,12 +209,17 @@ def test_an_engine_that_is_not_installed_is_said_so(monkeypatch: pytest.MonkeyPa
     from moco_det.errors import InputError
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert choose_engine("auto") == choose_engine("standalone") == "standalone"
+    assert choose_engine("auto").engine == choose_engine("standalone").engine == "standalone"
+    assert not choose_engine("auto").broken
     with pytest.raises(InputError, match="--engine standalone"):
         choose_engine("detectron2")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
-    assert choose_engine("auto") == choose_engine("detectron2") == "detectron2"
-    assert choose_engine("standalone") == "standalone"
+
+
+@pytest.mark.detectron2
+def test_auto_takes_detectron2_where_it_can_be_imported() -> None:
+    pytest.importorskip("detectron2")
+    assert choose_engine("auto").engine == choose_engine("detectron2").engine == "detectron2"
+    assert choose_engine("standalone").engine == "standalone"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,36 @@
+"""Say what is installed, whether it works together, and the cure for what does not."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from moco_det.doctor import FAULT, examine
+from moco_det_tools.entry import run
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python tools/doctor.py --datasets /data",
+    )
+    p.add_argument("--datasets", metavar="DIR", help="instead of $DETECTRON2_DATASETS, ./datasets")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the findings; 0, or 1 where there is a fault."""
+    args = parser().parse_args(argv)
+    if args.datasets:
+        os.environ["DETECTRON2_DATASETS"] = args.datasets
+    faults = 0
+    for finding in examine():
+        faults += finding.level == FAULT
+        print("\n".join(finding.lines()), flush=True)
+    print(f"\n{faults} fault(s)" if faults else "\nno faults")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
