@@ -132,7 +132,7 @@ def make_row(
     started: str,
     warnings: Sequence[str],
 ) -> dict[str, Any]:
-    """One row of results.jsonl (schema 1)."""
+    """One row of results.jsonl, of today's schema."""
     row: dict[str, Any] = {
         "schema": SCHEMA,
         "run": run,

@@ -160,7 +160,7 @@ def row(metrics: dict[str, Any] | None) -> dict[str, Any]:
 def test_a_row_without_metrics_has_none() -> None:
     done, failed = row({"bbox": {"AP": 1.0}}), row(None)
     assert done["metrics"] == {"bbox": {"AP": 1.0}} and "metrics" not in failed
-    assert done["task"] == "box" and done["wall_seconds"] == 1.235 and done["schema"] == 1
+    assert done["task"] == "box" and done["wall_seconds"] == 1.235 and done["schema"] == 2
 
 
 def test_the_summary_shows_numbers_and_a_dash_where_there_is_none() -> None:

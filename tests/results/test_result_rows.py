@@ -17,7 +17,7 @@ from moco_det.results import append_row, read_rows, validate_row
 
 def row(run: str = "moco_seed0", **changes: Any) -> dict[str, Any]:
     base = {
-        "schema": 1,
+        "schema": 2,
         "run": run,
         "status": "finished",
         "task": "box",
@@ -98,7 +98,7 @@ def test_a_torn_last_line_is_reported_and_skipped(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     append_row(path, row("first"))
     with path.open("a", encoding="utf-8") as file:
-        file.write('{"schema": 1, "run": "to')
+        file.write('{"schema": 2, "run": "to')
     read = read_rows([path])
     assert len(read.rows) == 1
     assert "line 2: torn" in str(read.problems[0])
@@ -107,7 +107,7 @@ def test_a_torn_last_line_is_reported_and_skipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"schema": 2}', "schema 2 is unknown"),
+        ('{"schema": 3}', "schema 3 is unknown"),
         ('{"schema": true}', "schema True is unknown"),
         ("{}", "no 'schema'"),
         ("[1, 2]", "not a json object"),
@@ -162,8 +162,33 @@ def test_a_bad_row_is_refused_by_name_and_nothing_is_written(
 
 
 def test_a_failed_row_needs_no_metrics() -> None:
-    validate_row(row(status="failed", metrics=None))
-    validate_row({**without("metrics"), "status": "failed"})
+    validate_row(row(status="failed", metrics=None, error="diverged"))
+    validate_row({**without("metrics"), "status": "failed", "error": "diverged"})
+
+
+def test_a_failed_row_says_why_and_may_not_know_its_data() -> None:
+    failed = row(status="failed", metrics=None, precision=None, iterations=None, error="no images")
+    failed["dataset"] |= {"train_fingerprint": None, "classes": None, "train_images": None}
+    validate_row(failed)
+    with pytest.raises(InputError, match="'error' is None, wanted why the run failed"):
+        validate_row({**failed, "error": None})
+    with pytest.raises(InputError, match="'dataset.train_fingerprint' is None"):
+        validate_row({**failed, "status": "finished"})
+    with pytest.raises(InputError, match="'seed' is None"):
+        validate_row({**failed, "seed": None})
+
+
+def test_rows_of_the_first_schema_stay_readable(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    old = [row(schema=1), row("failed", schema=1, status="failed", warnings=["broke"], metrics={})]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in old), encoding="utf-8")
+    append_row(path, row("new"))
+    read = read_rows([path])
+    assert read.problems == ()
+    assert [r.data["run"] for r in read.rows] == ["moco_seed0", "failed", "new"]
+    assert read.rows[1].data["error"] == "broke" and read.rows[0].metric("bbox", "AP") == 10.0
+    assert {r.data["schema"] for r in read.rows} == {2}
+    assert json.loads(path.read_text(encoding="utf-8").splitlines()[0])["schema"] == 1
 
 
 def test_unknown_keys_of_a_known_schema_are_kept(tmp_path: Path) -> None:

@@ -1,0 +1,195 @@
+"""Appending rows to results.jsonl and reading them back.
+
+Writers append under a lock with one write, so that many runs may share a file. Readers skip what
+they cannot read and say so: a torn last line must not take a night's results with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moco_det.errors import InputError
+from moco_det.results.schema import shown, upgrade, validate_row
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run's line and the place it was read from."""
+
+    data: Mapping[str, Any]
+    path: Path
+    line: int
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder; the row names it relative to the results file."""
+        return self.path.parent / str(self.data["output_dir"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its end and was scored."""
+        return bool(self.data["status"] == "finished")
+
+    @property
+    def arm(self) -> str:
+        """The name of the initialisation."""
+        return str(self.data["init"]["name"])
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.data["seed"])
+
+    @property
+    def probe(self) -> bool:
+        """Whether the row is a probe's, with accuracies instead of APs."""
+        return bool(self.data["task"] == "probe")
+
+    def metric(self, ruler: str, key: str) -> float | None:
+        """One AP in percent ("bbox", "segm" or "voc"), None where undefined or not measured.
+
+        The ruler "probe" has accuracies: "top1", "top5" and "mean_class".
+        """
+        table = (self.data.get("metrics") or {}).get(ruler) or {}
+        value = table.get(key)
+        return None if value is None else float(value)
+
+    def per_class(self, ruler: str) -> dict[str, float | None]:
+        """AP in percent of each class by name, empty where the ruler was not used."""
+        table = (self.data.get("metrics") or {}).get(ruler) or {}
+        return dict(table.get("per_class") or {})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A line that was skipped, and why."""
+
+    path: Path
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name} line {self.line}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What was read, in the files' order, and what was skipped."""
+
+    rows: tuple[Row, ...]
+    problems: tuple[Problem, ...]
+
+
+def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
+    """Append one validated row; any number of processes and threads may do so at once.
+
+    The row reaches the file whole, in one write and synced, or not at all. A torn last line of
+    an earlier writer is closed first so that it does not swallow this row.
+    """
+    path = Path(path)
+    validate_row(row)
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(", ", ": "))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"run {row['run']!r} cannot be written as json: {error}; undefined numbers are null"
+        ) from error
+    line = text.encode("utf-8") + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"cannot write results to {path}: {error.strerror}") from error
+    try:
+        with _locked(handle, fcntl.LOCK_EX):
+            end = os.lseek(handle, 0, os.SEEK_END)
+            if end > 0 and os.pread(handle, 1, end - 1) != b"\n":
+                line = b"\n" + line
+            try:
+                if os.write(handle, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(handle)
+            except OSError as error:
+                os.ftruncate(handle, end)  # nothing half-written
+                raise InputError(f"cannot write results to {path}: {error.strerror}") from error
+    finally:
+        os.close(handle)
+
+
+def read_rows(paths: Iterable[str | Path]) -> Rows:
+    """Read results files in order; unreadable lines become problems, a missing file raises.
+
+    A folder stands for the results.jsonl inside it. A file named twice is read once.
+    """
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    seen: set[Path] = set()
+    for given in paths:
+        path = Path(given)
+        if path.is_dir():
+            path = path / "results.jsonl"
+        if not path.is_file():
+            raise InputError(f"no results file {path}; train_net.py writes it into its output")
+        if path.resolve() in seen:
+            continue
+        seen.add(path.resolve())
+        for number, line, whole in _lines(path):
+            if not line.strip():
+                continue
+            try:
+                rows.append(Row(data=_parse(line, whole), path=path, line=number))
+            except InputError as error:
+                problems.append(Problem(path=path, line=number, reason=str(error)))
+    return Rows(rows=tuple(rows), problems=tuple(problems))
+
+
+def _parse(line: bytes, whole: bool) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        state = "not json" if whole else "torn, the writer stopped in the middle"
+        raise InputError(f"{state}; skipped") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{shown(row)} is not a json object; skipped")
+    validate_row(row)
+    return upgrade(row)
+
+
+def _refuse_constant(name: str) -> float:
+    raise InputError(f"holds {name}, which is no number; undefined numbers are null; skipped")
+
+
+def _lines(path: Path) -> list[tuple[int, bytes, bool]]:
+    """(1-based number, bytes, ended by a newline) of each line, read between two writes."""
+    try:
+        with path.open("rb") as file, _locked(file.fileno(), fcntl.LOCK_SH):
+            content = file.read()
+    except OSError as error:
+        raise InputError(f"cannot read results {path}: {error.strerror}") from error
+    parts = content.split(b"\n")
+    return [(i + 1, part, i + 1 < len(parts)) for i, part in enumerate(parts)]
+
+
+@contextlib.contextmanager
+def _locked(handle: int, mode: int) -> Iterator[None]:
+    """Hold flock; a file system that has none still appends with O_APPEND's guarantee."""
+    held = True
+    try:
+        fcntl.flock(handle, mode)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        held = False
+    try:
+        yield
+    finally:
+        if held:
+            fcntl.flock(handle, fcntl.LOCK_UN)
