@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.distributed as dist
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 
-from moco_det.standalone import distributed
+from moco_det.bn_statistics import average_over_processes
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precision import Precision
 
@@ -41,16 +40,4 @@ def update_statistics(
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         update_bn_stats(_Step(model, precision), batches, iterations)
-    if distributed.world_size() > 1:
-        for layer in layers:
-            average(layer)
-
-
-def average(layer: nn.Module) -> None:
-    """Mean and variance of the union of the processes' batches, each process counting alike."""
-    mean, variance = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
-    moments = torch.stack([mean, variance + mean**2])
-    dist.all_reduce(moments)
-    moments /= distributed.world_size()
-    mean.copy_(moments[0])
-    variance.copy_(moments[1] - moments[0] ** 2)
+    average_over_processes(layers)

@@ -8,11 +8,12 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from moco_det.bn_statistics import average_over_processes
 from moco_det.errors import InputError
 from moco_det.resnet.layers import SyncBatchNorm2d
 from moco_det.standalone import distributed
 from moco_det.standalone.mapper import Sample
-from moco_det.standalone.precise_bn import average, update_statistics
+from moco_det.standalone.precise_bn import update_statistics
 from moco_det.standalone.precision import Precision
 from moco_det.standalone.run import RunOptions, run_in_process
 
@@ -88,6 +89,6 @@ def agree(folder: Path) -> None:
     assert by_hand.running_mean is not None and by_hand.running_var is not None
     by_hand.running_mean.fill_(2.0 * rank)
     by_hand.running_var.fill_(1.0 + rank)
-    average(by_hand)
+    average_over_processes([by_hand])
     found["average"] = (by_hand.running_mean.item(), by_hand.running_var.item())
     torch.save(found, folder / f"{rank}.pt")
