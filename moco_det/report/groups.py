@@ -24,7 +24,14 @@ from moco_det.matched import (
     compare_configs,
     flatten_config,
 )
-from moco_det.report.statistics import Comparison, Summary, compare, summarise
+from moco_det.report.statistics import (
+    Comparison,
+    Summary,
+    compare,
+    compare_paired,
+    correct,
+    summarise,
+)
 from moco_det.results import Row
 
 SUPERVISED_NAMES = ("supervised", "sup")
@@ -43,6 +50,10 @@ class Arm:
     def summary(self, ruler: str, key: str) -> Summary:
         """The trials of one AP ("bbox", "segm" or "voc")."""
         return summarise(row.metric(ruler, key) for row in self.rows)
+
+    def by_seed(self, ruler: str, key: str) -> dict[int, float | None]:
+        """The trials of one AP by seed."""
+        return {row.seed: row.metric(ruler, key) for row in self.rows}
 
     def class_summary(self, ruler: str, category: str) -> Summary:
         """The trials of one class's AP."""
@@ -79,10 +90,28 @@ class Group:
         return _only(self.arms, RANDOM_NAMES)
 
     def against(self, arm: Arm, reference: Arm | None, ruler: str, key: str) -> Comparison | None:
-        """`arm` minus `reference`; None where there is no reference or it is the arm itself."""
+        """`arm` minus `reference`; None where there is no reference or it is the arm itself.
+
+        Where several arms are on trial (neither random nor the reference) their differences to it
+        are corrected together.
+        """
         if reference is None or reference is arm:
             return None
-        return compare(arm.summary(ruler, key), reference.summary(ruler, key))
+        theirs = reference.summary(ruler, key)
+        family = [other for other in self.on_trial if other is not reference]
+        if arm not in family:
+            return compare(arm.summary(ruler, key), theirs)
+        made = {other.label: compare(other.summary(ruler, key), theirs) for other in family}
+        return correct(made)[arm.label]
+
+    def paired(self, arm: Arm, reference: Arm, ruler: str, key: str) -> Comparison:
+        """`arm` minus `reference` over the seeds that both have."""
+        return compare_paired(arm.by_seed(ruler, key), reference.by_seed(ruler, key))
+
+    @property
+    def on_trial(self) -> tuple[Arm, ...]:
+        """The arms that are neither random nor supervised."""
+        return tuple(arm for arm in self.arms if arm_rank(arm.name) == 2)
 
     def has(self, ruler: str) -> bool:
         """Whether any run was measured with the ruler."""

@@ -1,18 +1,28 @@
 """Means over seeds and differences between arms, with what may be said about them.
 
-scipy does the statistics; this file only decides when there is enough to compute from.
+scipy does the statistics; this file decides when there is enough to compute from, and holds the
+one rule that scipy lacks, Holm's correction (S. Holm, A simple sequentially rejective multiple
+test procedure, Scandinavian Journal of Statistics 6, 1979).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+
+# The share of true differences of the asked size that so many seeds would find.
+POWER = 0.8
+# More seeds than this nobody runs; the answer is then "more than".
+MOST_SEEDS = 1000
+
+Name = TypeVar("Name", bound=Hashable)
 
 # Spread below this is rounding, not deviation between trials (AP is in percent).
 _NO_SPREAD = 1e-9
@@ -39,8 +49,10 @@ class Summary:
 class Comparison:
     """One arm minus another; the interval is None where the trials allow none.
 
-    `verdict` is one of "higher", "lower", "not distinguishable", "not enough trials",
-    "no spread measured" (every trial gave the same number) and "not measured".
+    `verdict` is one of "higher", "lower", "not distinguishable", "not distinguishable after
+    correction", "not enough trials", "no spread measured" (every trial gave the same number) and
+    "not measured". `p` is two-sided; `p_holm` is p after Holm's correction for the `family` of
+    comparisons that were made together. The interval is that of the single comparison.
     """
 
     difference: float | None
@@ -49,10 +61,13 @@ class Comparison:
     n: int
     n_reference: int
     verdict: str
+    p: float | None = None
+    p_holm: float | None = None
+    family: int = 1
 
     @property
     def decided(self) -> bool:
-        """Whether the interval excludes zero."""
+        """Whether the difference is beyond noise, the correction included."""
         return self.verdict in ("higher", "lower")
 
     @property
@@ -81,22 +96,109 @@ def compare(arm: Summary, reference: Summary, *, confidence: float = CONFIDENCE)
         return Comparison(difference, None, None, n, m, "not enough trials")
     if max(arm.std or 0.0, reference.std or 0.0) < _NO_SPREAD:
         return Comparison(difference, None, None, n, m, "no spread measured")
-    low, high = _welch_interval(arm.values, reference.values, confidence)
+    low, high, p = _welch(arm.values, reference.values, confidence)
+    return _decide(difference, low, high, p, n, m)
+
+
+def compare_paired(
+    arm: Mapping[int, float | None],
+    reference: Mapping[int, float | None],
+    *,
+    confidence: float = CONFIDENCE,
+) -> Comparison:
+    """The mean difference of trials that share a seed, with the paired t interval.
+
+    Arguments are values by seed; what one side lacks is left out.
+    """
+    pairs = [
+        (float(a), float(b))
+        for seed in sorted(set(arm) & set(reference))
+        if (a := arm[seed]) is not None and (b := reference[seed]) is not None
+    ]
+    n = len(pairs)
+    if not n:
+        return Comparison(None, None, None, 0, 0, "not measured")
+    ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]
+    gaps = np.subtract(ours, theirs)
+    difference = float(np.mean(gaps))
+    if n < 2:
+        return Comparison(difference, None, None, n, n, "not enough trials")
+    if float(np.std(gaps, ddof=1)) < _NO_SPREAD:
+        return Comparison(difference, None, None, n, n, "no spread measured")
+    result = stats.ttest_rel(ours, theirs)
+    interval = result.confidence_interval(confidence_level=confidence)
+    return _decide(
+        difference, float(interval.low), float(interval.high), float(result.pvalue), n, n
+    )
+
+
+def correct(comparisons: Mapping[Name, Comparison]) -> dict[Name, Comparison]:
+    """Holm's correction over comparisons that were made together.
+
+    The i-th smallest of m p-values (i from 0) is multiplied by m - i and never falls below the one
+    before it. A difference whose corrected p is not below 1 - CONFIDENCE is not decided.
+    """
+    tested = sorted(
+        (c.p, i) for i, c in enumerate(comparisons.values()) if c.p is not None and c.p == c.p
+    )
+    adjusted: dict[int, float] = {}
+    largest = 0.0
+    for rank, (p, i) in enumerate(tested):
+        largest = max(largest, min(1.0, p * (len(tested) - rank)))
+        adjusted[i] = largest
+    corrected: dict[Name, Comparison] = {}
+    for i, (name, comparison) in enumerate(comparisons.items()):
+        if i not in adjusted:
+            corrected[name] = comparison
+            continue
+        verdict = comparison.verdict
+        if comparison.decided and adjusted[i] >= 1 - CONFIDENCE:
+            verdict = "not distinguishable after correction"
+        corrected[name] = replace(
+            comparison, p_holm=adjusted[i], family=len(tested), verdict=verdict
+        )
+    return corrected
+
+
+def seeds_needed(difference: float, arm: Summary, reference: Summary) -> int | None:
+    """Seeds an arm for a two-sided t test to find a difference, at the measured deviation.
+
+    The power is POWER at the level 1 - CONFIDENCE, the deviation the root mean square of the two
+    arms'. None where a deviation is unknown or zero, or the difference is zero; MOST_SEEDS + 1
+    stands for any larger number.
+    """
+    if arm.std is None or reference.std is None or not difference:
+        return None
+    deviation = float(np.sqrt((arm.std**2 + reference.std**2) / 2))
+    if deviation < _NO_SPREAD:
+        return None
+    effect = abs(difference) / deviation
+    counts = np.arange(2, MOST_SEEDS + 1)
+    freedom = 2 * counts - 2
+    critical = stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)
+    shift = effect * np.sqrt(counts / 2)
+    # Beyond this shift the tail cannot be told from 1, and scipy's nct loses its footing there.
+    found = np.where(shift > 30, 1.0, stats.nct.sf(critical, freedom, np.minimum(shift, 30.0)))
+    enough = np.flatnonzero(found >= POWER)
+    return int(counts[enough[0]]) if len(enough) else MOST_SEEDS + 1
+
+
+def _decide(difference: float, low: float, high: float, p: float, n: int, m: int) -> Comparison:
     if low > 0:
         verdict = "higher"
     elif high < 0:
         verdict = "lower"
     else:
         verdict = "not distinguishable"
-    return Comparison(difference, low, high, n, m, verdict)
+    return Comparison(difference, low, high, n, m, verdict, p=p)
 
 
-def _welch_interval(
+def _welch(
     arm: Sequence[float], reference: Sequence[float], confidence: float
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     with warnings.catch_warnings():
         # One arm without spread is legal in Welch's test; scipy warns of cancellation there.
         warnings.simplefilter("ignore", RuntimeWarning)
         result = stats.ttest_ind(arm, reference, equal_var=False)
         interval = result.confidence_interval(confidence_level=confidence)
-    return float(interval.low), float(interval.high)
+    return float(interval.low), float(interval.high), float(result.pvalue)

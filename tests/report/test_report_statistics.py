@@ -8,7 +8,15 @@ import warnings
 import pytest
 
 from moco_det.report.formats import duration, interval, mean_std, number, signed
-from moco_det.report.statistics import compare, summarise
+from moco_det.report.statistics import (
+    MOST_SEEDS,
+    Comparison,
+    compare,
+    compare_paired,
+    correct,
+    seeds_needed,
+    summarise,
+)
 
 
 def test_mean_and_sample_deviation_by_hand() -> None:
@@ -61,6 +69,68 @@ def test_one_arm_without_spread_still_has_an_interval_and_no_warning() -> None:
         warnings.simplefilter("error")
         comparison = compare(summarise([30.0, 30.0]), summarise([20.0, 21.0]))
     assert comparison.low is not None and math.isfinite(comparison.low)
+
+
+def test_the_paired_interval_by_hand() -> None:
+    # gaps 1, 2, 3: mean 2, sd 1, se 1 / sqrt(3); t(0.975, 2) = 4.3027; 2 +- 2.4842; seed 9 is alone
+    comparison = compare_paired({0: 11.0, 1: 22.0, 2: 33.0, 9: 5.0}, {2: 30.0, 1: 20.0, 0: 10.0})
+    assert (comparison.n, comparison.verdict) == (3, "not distinguishable")
+    assert comparison.difference == pytest.approx(2.0)
+    assert comparison.low == pytest.approx(2 - 2.4842, abs=1e-3)
+    assert comparison.high == pytest.approx(2 + 2.4842, abs=1e-3)
+    # the arms' own spread is ten times the gap: only pairing tells them apart
+    noisy = {0: 10.0, 1: 20.0, 2: 30.0, 3: 40.0}
+    better = {seed: value + 1 + seed / 100 for seed, value in noisy.items()}
+    assert compare_paired(better, noisy).verdict == "higher"
+    assert compare(summarise(better.values()), summarise(noisy.values())).decided is False
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [
+        ({0: 1.0}, {1: 1.0}, "not measured"),
+        ({0: None, 1: 2.0}, {0: 1.0, 1: 1.0}, "not enough trials"),
+        ({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}, "no spread measured"),
+    ],
+)
+def test_pairs_say_no_more_than_they_allow(
+    a: dict[int, float | None], b: dict[int, float | None], verdict: str
+) -> None:
+    assert compare_paired(a, b).verdict == verdict
+
+
+def test_holm_s_correction_by_hand() -> None:
+    # sorted 0.01, 0.02, 0.03, 0.8 times 4, 3, 2, 1: 0.04, 0.06, 0.06 (not below), 0.8
+    def made(p: float | None) -> Comparison:
+        return Comparison(1.0, 0.1, 1.9, 3, 3, "higher", p=p)
+
+    family = {"c": made(0.03), "a": made(0.01), "d": made(0.8), "b": made(0.02), "none": made(None)}
+    corrected = correct(family)
+    assert [corrected[name].p_holm for name in "abcd"] == pytest.approx([0.04, 0.06, 0.06, 0.8])
+    assert corrected["a"].verdict == "higher" and corrected["a"].family == 4
+    assert corrected["b"].verdict == "not distinguishable after correction"
+    assert corrected["none"].p_holm is None and corrected["none"].verdict == "higher"
+
+
+def test_one_comparison_needs_no_correction() -> None:
+    single = compare(summarise([30.0, 30.2, 30.1]), summarise([20.0, 20.1, 20.3]))
+    assert correct({"a": single})["a"].p_holm == single.p
+
+
+def test_seeds_needed_are_those_of_the_tables_of_power() -> None:
+    # Cohen (1988), two-sided 5 % and power 0.8: 17 an arm for one deviation, 64 for half, 26 for .8
+    one = summarise([9.0, 10.0, 11.0])  # deviation 1
+    assert [seeds_needed(d, one, one) for d in (1.0, 0.5, 0.8)] == [17, 64, 26]
+    assert seeds_needed(-1.0, one, one) == 17
+    assert seeds_needed(100.0, one, one) == 2
+    assert seeds_needed(0.001, one, one) == MOST_SEEDS + 1
+
+
+def test_seeds_needed_are_unknown_without_a_deviation() -> None:
+    one, single, flat = summarise([9.0, 11.0]), summarise([9.0]), summarise([9.0, 9.0])
+    assert seeds_needed(1.0, one, single) is None
+    assert seeds_needed(1.0, flat, flat) is None
+    assert seeds_needed(0.0, one, one) is None
 
 
 def test_numbers_are_written_with_a_true_minus_and_never_as_minus_zero() -> None:
