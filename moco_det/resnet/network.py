@@ -51,9 +51,18 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet152": Architecture(152),
     "resnext50_32x4d": Architecture(50, num_groups=32, width_per_group=4),
     "resnext50_32x8d": Architecture(50, num_groups=32, width_per_group=8),
+    "resnext101_32x4d": Architecture(101, num_groups=32, width_per_group=4),
     "resnext101_32x8d": Architecture(101, num_groups=32, width_per_group=8),
+    "resnext101_64x4d": Architecture(101, num_groups=64, width_per_group=4),
     "wide_resnet50_2": Architecture(50, width_per_group=128),
     "wide_resnet101_2": Architecture(101, width_per_group=128),
+    # every layer 2x and 4x as wide (MoCo paper, Table 1)
+    "resnet50_w2x": Architecture(
+        50, width_per_group=128, stem_out_channels=128, res2_out_channels=512
+    ),
+    "resnet50_w4x": Architecture(
+        50, width_per_group=256, stem_out_channels=256, res2_out_channels=1024
+    ),
 }
 
 
@@ -185,6 +194,8 @@ class ResNet(nn.Module):
     Only the stages up to the last of ``out_features`` exist. ``freeze_at`` counts as in
     detectron2: 0 freezes nothing, 1 the stem, 2 the stem and ``res2``, and so on.
     """
+
+    size_divisibility = 1  # any image size will do
 
     def __init__(
         self,

@@ -27,12 +27,14 @@ def torchvision_name(name: str) -> str:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_it_computes_what_torchvisions_does(name: str) -> None:
-    ours = ResNet.from_architecture(ARCHITECTURES[name]).eval()
+    with torch.device("meta"):  # no time for random weights
+        ours = ResNet.from_architecture(ARCHITECTURES[name]).eval()
+        theirs = torchvision.models.get_model(name).eval()
+    ours.to_empty(device="cpu")
     fill(ours)
-    theirs = torchvision.models.get_model(name).eval()
+    theirs.fc = nn.Identity()
     given = {torchvision_name(n): t for n, t in ours.state_dict().items()}
-    missing = theirs.load_state_dict(given, strict=False).missing_keys
-    assert sorted(missing) == ["fc.bias", "fc.weight"]
+    theirs.load_state_dict(given, strict=True, assign=True)
     x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     expected: dict[str, Tensor] = {}
     for stage, layer in zip(
@@ -51,19 +53,41 @@ def test_it_computes_what_torchvisions_does(name: str) -> None:
         torch.testing.assert_close(found[stage] / scale, expected[stage] / scale)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+# Bottleneck networks that torchvision can build but has no name for: blocks, groups, width
+UNNAMED = {
+    "resnext50_32x8d": ([3, 4, 6, 3], 32, 8),
+    "resnext101_32x4d": ([3, 4, 23, 3], 32, 4),
+}
+
+
+def torchvisions(name: str) -> torchvision.models.ResNet:
+    if name not in UNNAMED:
+        return torchvision.models.get_model(name)
+    layers, groups, width = UNNAMED[name]
+    blocks = torchvision.models.resnet.Bottleneck
+    return torchvision.models.ResNet(blocks, layers, groups=groups, width_per_group=width)
+
+
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if not n.endswith(("w2x", "w4x"))])
 def test_it_has_torchvisions_tensors(name: str) -> None:
     with torch.device("meta"):
         ours = ResNet.from_architecture(ARCHITECTURES[name])
-        if name == "resnext50_32x8d":  # torchvision has no name for it
-            blocks = torchvision.models.resnet.Bottleneck
-            layers, width = [3, 4, 6, 3], {"groups": 32, "width_per_group": 8}
-            theirs = torchvision.models.ResNet(blocks, layers, **width)
-        else:
-            theirs = torchvision.models.get_model(name)
+        theirs = torchvisions(name)
     shapes = {torchvision_name(n): t.shape for n, t in ours.state_dict().items()}
     expected = {n: t.shape for n, t in theirs.state_dict().items() if not n.startswith("fc.")}
     assert shapes == expected
+
+
+@pytest.mark.parametrize(("name", "factor"), [("resnet50_w2x", 2), ("resnet50_w4x", 4)])
+def test_a_wide_network_is_a_resnet50_with_every_layer_wider(name: str, factor: int) -> None:
+    """MoCo paper, Table 1: the stem too; the image keeps its 3 channels."""
+    with torch.device("meta"):
+        wide = ResNet.from_architecture(ARCHITECTURES[name]).state_dict()
+        plain = ResNet.from_architecture(ARCHITECTURES["resnet50"]).state_dict()
+    assert wide.keys() == plain.keys()
+    for key, tensor in plain.items():
+        channels = [size if size == 3 else size * factor for size in tensor.shape[:2]]
+        assert list(wide[key].shape) == channels + list(tensor.shape[2:]), key
 
 
 def test_channels_and_strides() -> None:
