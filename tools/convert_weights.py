@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 
 from moco_det.errors import InputError
-from moco_det.weights import FORMATS, convert, describe, read_checkpoint, summary_lines
+from moco_det.weights import FORMATS, convert, inspect, table_lines
+from moco_det.weights.formats import ENCODERS
 from moco_det_tools.entry import run
 
 
@@ -37,10 +38,15 @@ def parser() -> argparse.ArgumentParser:
     )
     parse.add_argument(
         "--encoder",
-        choices=("query", "key"),
-        help="which encoder, where the file has two (default: query, the one that was trained)",
+        choices=ENCODERS,
+        help="which encoder, where the file has two (each format's default is printed; "
+        "docs/weights.md)",
     )
-    parse.add_argument("--inspect", action="store_true", help="only say what INPUT is")
+    parse.add_argument(
+        "--inspect",
+        action="store_true",
+        help="only say what INPUT is; exit code 2 if it cannot be converted",
+    )
     parse.add_argument("--json", action="store_true", help="with --inspect: as json")
     return parse
 
@@ -49,30 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Convert, or inspect. Returns 0; bad input raises InputError."""
     arguments = parser().parse_args(argv)
     if arguments.inspect:
-        if arguments.output is not None or arguments.target is not None:
-            raise InputError("--inspect writes nothing: leave OUTPUT and --to out")
-        source = read_checkpoint(
-            arguments.input, source_format=arguments.source, encoder=arguments.encoder
-        )
-        facts = describe(source)
-        if arguments.json:
-            print(json.dumps(facts, indent=2))
-            return 0
-        print("\n".join(summary_lines(source)))
-        for key in (
-            "backbone_tensors",
-            "parameters",
-            "dtypes",
-            "head",
-            "foreign_objects",
-            "finite",
-            "least_variance",
-            "convolution_std_over_kaiming",
-            "random_looking",
-            "verified",
-        ):
-            print(f"{key:30s}{_short(facts[key])}")
-        return 0
+        return look(arguments)
     if arguments.json:
         raise InputError("--json belongs to --inspect")
     if arguments.output is None:
@@ -88,10 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _short(value: object) -> str:
-    if isinstance(value, list) and len(value) > 6:
-        return f"{len(value)}: " + ", ".join(map(str, value[:6])) + ", ..."
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def look(arguments: argparse.Namespace) -> int:
+    """Print what INPUT is; InputError after it where it cannot be converted."""
+    if arguments.output is not None or arguments.target is not None:
+        raise InputError("--inspect writes nothing: leave OUTPUT and --to out")
+    facts = inspect(arguments.input, source_format=arguments.source, encoder=arguments.encoder)
+    print(json.dumps(facts, indent=2) if arguments.json else "\n".join(table_lines(facts)))
+    if facts["problem"] is not None:
+        raise InputError(facts["problem"])
+    return 0
 
 
 if __name__ == "__main__":

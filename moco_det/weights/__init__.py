@@ -6,8 +6,9 @@ Importing this room is light: torch and torchvision are imported by `convert` al
 from __future__ import annotations
 
 from moco_det.weights.backbone import Backbone, load_backbone
-from moco_det.weights.convert import Conversion, convert, describe, summary_lines
+from moco_det.weights.convert import Conversion, convert
 from moco_det.weights.formats import BY_NAME, FORMATS, Format
+from moco_det.weights.inspection import inspect, table_lines
 from moco_det.weights.reading import SourceCheckpoint, read_checkpoint
 
 __all__ = [
@@ -18,8 +19,8 @@ __all__ = [
     "Format",
     "SourceCheckpoint",
     "convert",
-    "describe",
+    "inspect",
     "load_backbone",
     "read_checkpoint",
-    "summary_lines",
+    "table_lines",
 ]

@@ -6,7 +6,7 @@ Only numbers, no torch: the same table is held against moco_det.resnet by a test
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 Shape = tuple[int, ...]
@@ -17,17 +17,24 @@ NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Geometry:
-    """The numbers of He et al. 2016 (blocks), Xie et al. 2017 (groups) and the wide variants."""
+    """The numbers of He et al. 2016 (blocks), Xie et al. 2017 (groups) and the wide variants.
+
+    `width_per_group` is the 3x3 convolution's of the first stage (128 in torchvision's wide
+    ResNets); `factor` widens every layer, the stem's too (MoCo paper, Table 1, R50w2x and w4x).
+    """
 
     bottleneck: bool
     blocks: tuple[int, int, int, int]
     groups: int = 1
     width_per_group: int = 64
+    factor: int = 1
 
     def __str__(self) -> str:
         block = "bottleneck" if self.bottleneck else "basic"
         blocks = "-".join(map(str, self.blocks))
-        return f"{block} blocks {blocks}, {self.groups} groups of width {self.width_per_group}"
+        wide = f", all channels {self.factor}x" if self.factor > 1 else ""
+        groups = "1 group" if self.groups == 1 else f"{self.groups} groups"
+        return f"{block} blocks {blocks}, {groups} of width {self.width_per_group}{wide}"
 
 
 GEOMETRIES: dict[str, Geometry] = {
@@ -38,9 +45,13 @@ GEOMETRIES: dict[str, Geometry] = {
     "resnet152": Geometry(True, (3, 8, 36, 3)),
     "resnext50_32x4d": Geometry(True, (3, 4, 6, 3), 32, 4),
     "resnext50_32x8d": Geometry(True, (3, 4, 6, 3), 32, 8),
+    "resnext101_32x4d": Geometry(True, (3, 4, 23, 3), 32, 4),
     "resnext101_32x8d": Geometry(True, (3, 4, 23, 3), 32, 8),
+    "resnext101_64x4d": Geometry(True, (3, 4, 23, 3), 64, 4),
     "wide_resnet50_2": Geometry(True, (3, 4, 6, 3), 1, 128),
     "wide_resnet101_2": Geometry(True, (3, 4, 23, 3), 1, 128),
+    "resnet50_w2x": Geometry(True, (3, 4, 6, 3), factor=2),
+    "resnet50_w4x": Geometry(True, (3, 4, 6, 3), factor=4),
 }
 
 
@@ -59,10 +70,10 @@ def backbone_tensors(geometry: Geometry) -> tuple[BackboneTensor, ...]:
 
 
 def _tensors(geometry: Geometry) -> Iterator[BackboneTensor]:
-    yield from _conv("conv1", "bn1", "stem.conv1", (64, 3, 7, 7))
-    inputs = 64
+    inputs = 64 * geometry.factor
+    yield from _conv("conv1", "bn1", "stem.conv1", (inputs, 3, 7, 7))
     for stage in range(1, 5):
-        planes = 64 * 2 ** (stage - 1)
+        planes = 64 * geometry.factor * 2 ** (stage - 1)
         outputs = planes * 4 if geometry.bottleneck else planes
         width = planes * geometry.width_per_group // 64 * geometry.groups
         for block in range(geometry.blocks[stage - 1]):
@@ -92,7 +103,47 @@ def _conv(conv: str, norm: str, target: str, shape: Shape) -> Iterator[BackboneT
 
 
 class UnknownArchitecture(ValueError):
-    """The shapes are no ResNet of the table; the message says why."""
+    """The tensors are no ResNet of the table; the message says why."""
+
+
+# Networks that are ResNets to their owners and others to a detector: (names, why), on names
+# without prefix. timm's flags and those of other projects are meant alike.
+_VARIANTS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"conv1\.0\.weight|stem\.0\.weight"),
+        "a deep stem of three 3x3 convolutions (ResNet-C, -D, -S, -T)",
+    ),
+    (
+        re.compile(r"layer[1-4]\.\d+\.(se|se_module|attn|eca)\..*"),
+        "channel attention in its blocks (SE, ECA)",
+    ),
+    (re.compile(r"layer1\.0\.conv[12]\.(conv|paths)\..*"), "selective or split kernels"),
+    (
+        re.compile(r"(.*\.)?filt"),
+        "antialiased pooling (BlurPool)",
+    ),
+    (
+        re.compile(r"layer[12]\.0\.downsample\.2\..*"),
+        "an average-pooled shortcut (ResNet-D)",
+    ),
+    (re.compile(r"stem\.conv1\.conv\.weight"), "a stem of several convolutions"),
+    (
+        re.compile(r"encoder[12]\.conv1\.weight"),
+        "two half networks for parts of the colour space (CMC)",
+    ),
+)
+
+
+def variant(names: Iterable[str]) -> str | None:
+    """What makes a network with these names another one than the table's ResNets, or None.
+
+    A prefix before `conv1`, `layer1` and the like does not matter.
+    """
+    bare = {re.sub(r"^.*?(?=(conv1|stem|layer[1-4]|encoder[12])\.)", "", name) for name in names}
+    for pattern, why in _VARIANTS:
+        if any(pattern.fullmatch(name) for name in bare):
+            return f"{why}, which the detectors' ResNets do not have"
+    return None
 
 
 def deduce(shapes: Mapping[str, Shape]) -> str:
@@ -101,7 +152,8 @@ def deduce(shapes: Mapping[str, Shape]) -> str:
     Raises UnknownArchitecture for other stems, widths and depths, and for missing tensors.
     """
     stem = shapes.get("conv1.weight", ())
-    if stem != (64, 3, 7, 7):
+    factor = stem[0] // 64 if stem else 0
+    if factor < 1 or stem != (64 * factor, 3, 7, 7):
         raise UnknownArchitecture(
             f"the first convolution is {_text(stem)}, not 64x3x7x7 (a stem for small images?)"
         )
@@ -114,9 +166,13 @@ def deduce(shapes: Mapping[str, Shape]) -> str:
     second = shapes.get("layer1.0.conv2.weight", ())
     if len(second) != 4 or second[1] == 0 or second[0] % second[1]:
         raise UnknownArchitecture(f"layer1.0.conv2.weight is {_text(second)}, no 3x3 convolution")
-    bottleneck = "layer1.0.conv3.weight" in shapes
-    groups = second[0] // second[1]
-    geometry = Geometry(bottleneck, (blocks[0], blocks[1], blocks[2], blocks[3]), groups, second[1])
+    geometry = Geometry(
+        bottleneck="layer1.0.conv3.weight" in shapes,
+        blocks=(blocks[0], blocks[1], blocks[2], blocks[3]),
+        groups=second[0] // second[1],
+        width_per_group=second[1] // factor,
+        factor=factor,
+    )
     for name, known in GEOMETRIES.items():
         if known == geometry:
             check_shapes(name, shapes)
@@ -130,9 +186,12 @@ def check_shapes(architecture: str, shapes: Mapping[str, Shape]) -> None:
     missing = [name for name in expected if name not in shapes]
     extra = [name for name in shapes if name not in expected]
     if missing:
+        norms = {name for name in expected if name.endswith((".running_mean", ".running_var"))}
+        why = " (no batch norm but GroupNorm?)" if set(missing) == norms else ""
         raise UnknownArchitecture(
             f"{architecture} lacks {len(missing)} of {len(expected)} backbone tensors: "
             + ", ".join(missing[:3])
+            + why
         )
     if extra:
         raise UnknownArchitecture(f"{architecture} has no {', '.join(extra[:3])}")

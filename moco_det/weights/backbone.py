@@ -51,7 +51,7 @@ def load_backbone(path: str | Path) -> Backbone:
         )
     model: dict[str, np.ndarray] = {}
     for tensor in backbone_tensors(GEOMETRIES[source.architecture]):
-        array = source.tensors[tensor.torchvision].read()
+        array = source.array(tensor.torchvision)
         # The reader's arrays may be views of the file's bytes; an engine may train on these.
         model[tensor.detectron2] = np.array(array, dtype=np.float32)
     check_numbers(model, path=path)

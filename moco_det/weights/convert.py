@@ -6,14 +6,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from moco_det.errors import InputError
 from moco_det.weights.architectures import GEOMETRIES, STAGES, backbone_tensors
-from moco_det.weights.proof import check_numbers, forward_difference, kaiming_ratio, untrained
-from moco_det.weights.reading import SourceCheckpoint, read_checkpoint
+from moco_det.weights.inspection import read_arrays, summary_lines, unstated_input
+from moco_det.weights.proof import check_numbers, forward_difference, untrained
+from moco_det.weights.reading import SourceCheckpoint, read_checkpoint, shown
 from moco_det.weights.writing import (
     metadata_text,
     replace_whole,
@@ -56,34 +57,9 @@ class Conversion:
             f"left out      {_left_out(source)}",
             f"difference    {stages}  (largest, torchvision's network against the converted one)",
             *(f"warning: {warning}" for warning in self.warnings),
-            f"written       {self.output} as {self.target_format}, sha256 {self.sha256}",
+            f"written       {shown(self.output)} as {self.target_format}, sha256 {self.sha256}",
         ]
         return lines
-
-
-def summary_lines(source: SourceCheckpoint) -> list[str]:
-    """File, format, architecture, encoder and input of a checkpoint, one line each."""
-    how = "named by --from" if source.forced else "recognised from its keys"
-    if len(source.encoders) == 1:
-        encoder = "the only one"
-    elif source.encoder_named:
-        encoder = source.encoder
-    else:
-        encoder = f"{source.encoder} (the default; also there: {', '.join(source.encoders[1:])})"
-    pixels = "not stated in the file"
-    if source.input is not None:
-        stride = "1x1" if source.input["stride_in_1x1"] else "3x3"
-        pixels = (
-            f"{source.input['format']}, mean {source.input['mean']}, std {source.input['std']}, "
-            f"stride in the {stride} convolution"
-        )
-    return [
-        f"input         {source.path} ({source.kind}), sha256 {source.sha256}",
-        f"format        {source.format} ({how})",
-        f"architecture  {source.architecture} ({GEOMETRIES[source.architecture]})",
-        f"encoder       {encoder}",
-        f"pixels        {pixels}",
-    ]
 
 
 def _left_out(source: SourceCheckpoint) -> str:
@@ -98,16 +74,6 @@ def _left_out(source: SourceCheckpoint) -> str:
     if source.foreign:
         parts.append(f"foreign objects, not opened: {', '.join(source.foreign[:4])}")
     return "; ".join(parts) or "nothing"
-
-
-def read_arrays(source: SourceCheckpoint) -> dict[str, np.ndarray]:
-    """The backbone's numbers under torchvision's names, in the order of the forward pass."""
-    order = backbone_tensors(GEOMETRIES[source.architecture])
-    for tensor in order:
-        kind = source.tensors[tensor.torchvision].dtype
-        if kind not in ("float32", "float64", "float16", "bfloat16"):
-            raise InputError(f"{source.path}: {tensor.torchvision} holds {kind}, not numbers")
-    return {t.torchvision: source.tensors[t.torchvision].read() for t in order}
 
 
 def convert(
@@ -126,14 +92,11 @@ def convert(
     """
     output = Path(output_path)
     target = _target(output, target_format)
-    if output.exists() and os.path.realpath(output) == os.path.realpath(input_path):
+    if _is_same(output, Path(input_path)):
         raise InputError(f"{output} is the input itself: name another output file")
     source = read_checkpoint(input_path, source_format=source_format, encoder=encoder)
     if source.input is None:
-        raise InputError(
-            f"{source.path} does not say in which channel order its network was trained: name it "
-            "with --from detectron2-rgb or --from detectron2-msra (BGR, std 1, stride in 1x1)"
-        )
+        raise InputError(unstated_input(source.path))
     pixels, stride_in_1x1 = source.input["format"], source.input["stride_in_1x1"]
     if target != "detectron2" and (pixels != "RGB" or stride_in_1x1):
         raise InputError(
@@ -172,7 +135,12 @@ def convert(
             write_torch(file, written)
 
     digests: list[str] = []
-    replace_whole(output, write, lambda partial: digests.append(_read_back(partial, arrays)))
+
+    def check(partial: Path) -> None:
+        digests.append(_read_back(partial, arrays))
+        source.confirm()
+
+    replace_whole(output, write, check)
     return Conversion(
         source=source,
         output=output,
@@ -182,6 +150,13 @@ def convert(
         warnings=tuple(warnings),
         sha256=digests[0],
     )
+
+
+def _is_same(output: Path, source: Path) -> bool:
+    try:
+        return os.path.samefile(output, source)
+    except OSError:  # one of them is not there, which is told later
+        return False
 
 
 def _target(output: Path, target_format: str | None) -> str:
@@ -205,11 +180,7 @@ def _with_counters(
         state[name] = array
         if name.endswith("running_var"):
             counter = name.replace("running_var", "num_batches_tracked")
-            reference = source.counters.get(counter)
-            value = 0
-            if reference is not None and reference.shape == () and reference.dtype == "int64":
-                value = int(reference.read().reshape(()))
-            state[counter] = np.array(value, dtype=np.int64)
+            state[counter] = np.array(source.counter(counter), dtype=np.int64)
     return state
 
 
@@ -217,39 +188,6 @@ def _read_back(partial: Path, arrays: Mapping[str, np.ndarray]) -> str:
     """Check that what lies on the disk is what was proven, bit for bit; the file's sha256."""
     again = read_checkpoint(partial)
     for name, array in arrays.items():
-        if not np.array_equal(again.tensors[name].read(), array):
+        if not np.array_equal(again.array(name), array):
             raise InputError(f"{name} was written wrongly to {partial.parent}: is the disk full?")
     return again.sha256
-
-
-def describe(source: SourceCheckpoint) -> dict[str, Any]:
-    """Everything `--inspect` shows, as plain data."""
-    arrays = read_arrays(source)
-    flat = np.concatenate([[a.min(), a.max()] for a in arrays.values()])
-    variances = [a for name, a in arrays.items() if name.endswith("running_var")]
-    ratios = [kaiming_ratio(a) for a in arrays.values() if a.ndim == 4]
-    return {
-        "file": str(source.path),
-        "stored_as": source.kind,
-        "bytes": source.size,
-        "sha256": source.sha256,
-        "format": source.format,
-        "architecture": source.architecture,
-        "method": source.method,
-        "encoder": source.encoder,
-        "encoders": list(source.encoders),
-        "input": source.input,
-        "backbone_tensors": len(arrays),
-        "parameters": sum(a.size for name, a in arrays.items() if "running_" not in name),
-        "dtypes": sorted({tensor.dtype for tensor in source.tensors.values()}),
-        "head": list(source.head),
-        "other_encoder_tensors": source.other_encoder,
-        "batch_counters": len(source.counters),
-        "foreign_objects": list(source.foreign),
-        "finite": bool(np.isfinite(flat).all()),
-        "least_variance": float(min(a.min() for a in variances)),
-        "convolution_std_over_kaiming": [float(min(ratios)), float(max(ratios))],
-        "random_looking": untrained(arrays) is not None,
-        "source": source.origin,
-        "verified": source.proven,
-    }

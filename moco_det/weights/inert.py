@@ -1,164 +1,26 @@
-"""A pickle reader in which no instruction can call anything.
-
-Python's own unpickler runs whatever a file names. Here a file's globals are never imported: each
-stays a `Named` pair of strings, and "call it" either finds a row in the table of builders that the
-caller handed in (plain dicts, tensors and arrays as descriptions) or leaves an inert `Stub`.
-Sizes are checked against what the file still holds before anything is allocated.
-"""
+"""A pickle reader in which no instruction can call anything: the instructions, one by one."""
 
 from __future__ import annotations
 
 import codecs
 import pickle as op
-import re
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
-MAX_OPERATIONS = 5_000_000  # a ResNet-152 with its optimizer needs about 100,000
-MAX_NUMBER_TEXT = 4_000  # digits of a protocol 0 number; int() is quadratic beyond
-
-
-class DamagedPickle(Exception):
-    """The stream is not a pickle, ends too early, or contradicts itself."""
+from moco_det.weights.file_slices import FileSlice, LateText
+from moco_det.weights.machine import LATE_BEYOND, MARK, MAX_NUMBER, Machine, set_item
+from moco_det.weights.stubs import Buildable, DamagedPickle, Stub
 
 
-class HostilePickle(Exception):
-    """The stream names something that would run a program if it were opened in the usual way."""
-
-
-@dataclass(frozen=True)
-class Named:
-    """A global that a pickle refers to; two strings, never an import."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(frozen=True)
-class Stub:
-    """What stands where a foreign object was; it keeps the name and nothing else."""
-
-    origin: str
-
-
-class Buildable:
-    """A builder's result that wants the pickle's BUILD state (arrays and dtypes do)."""
-
-    def build(self, state: Any) -> None:
-        raise NotImplementedError
-
-
-Builder = Callable[..., Any]
-
-# Checkpoints have no reason to name these; a file that does was made to run something.
-HOSTILE_MODULES = re.compile(
-    r"(os|posix|nt|subprocess|sys|runpy|importlib|shutil|socket|ctypes|pty|commands|popen2|"
-    r"webbrowser|code|codeop|pdb|bdb|timeit|cProfile|profile|trace|doctest|asyncio)(\..*)?"
-)
-HOSTILE_BUILTINS = re.compile(
-    r"(builtins|__builtin__)\.(eval|exec|execfile|compile|open|__import__|input|apply|breakpoint)"
-)
-
-
-MARK = object()  # where a list of arguments starts on the stack
-
-
-def _plain_dict(pairs: Any = (), *_: Any) -> dict[Any, Any]:
-    """OrderedDict() or OrderedDict([(key, value), ...]) as a dict."""
-    items: dict[Any, Any] = {}
-    if isinstance(pairs, list):
-        for pair in pairs:
-            if isinstance(pair, (list, tuple)) and len(pair) == 2:
-                _set_item(items, pair[0], pair[1])
-    return items
-
-
-def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
-    """_codecs.encode: how protocol 2 spells bytes."""
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise DamagedPickle("bytes in an unknown encoding")
-    return text.encode(encoding)
-
-
-BUILDERS: Mapping[tuple[str, str], Builder] = {
-    ("collections", "OrderedDict"): _plain_dict,
-    ("collections", "defaultdict"): lambda *_: {},
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytearray"): lambda *a: a[0] if a and isinstance(a[0], bytes) else b"",
-    ("builtins", "bytearray"): lambda *a: a[0] if a and isinstance(a[0], bytes) else b"",
-}
-
-
-def _set_item(target: Any, key: Any, value: Any) -> None:
-    # Only scalar keys: a nested tuple as a key can make hash() run for ever.
-    if isinstance(target, dict) and isinstance(key, (str, bytes, int, float)):
-        target[key] = value
-
-
-class InertUnpickler:
-    """Reads one pickle from `file`, which must not be read beyond the byte `end`.
-
-    `builders` maps (module, name) to a function of the pickled arguments; `persistent` receives
-    persistent ids. Afterwards `foreign` holds the names that were met and left as stubs.
-    """
-
-    def __init__(
-        self,
-        file: BinaryIO,
-        end: int,
-        *,
-        builders: Mapping[tuple[str, str], Builder] | None = None,
-        persistent: Callable[[Any], Any] | None = None,
-    ) -> None:
-        self.file = file
-        self.end = end
-        self.builders = {**BUILDERS, **(builders or {})}
-        self.persistent = persistent
-        self.foreign: set[str] = set()
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-
-    def read(self, count: int) -> bytes:
-        if count < 0 or count > self.end - self.file.tell():
-            raise DamagedPickle("the file ends too early")
-        data = self.file.read(count)
-        if len(data) != count:
-            raise DamagedPickle("the file ends too early")
-        return data
-
-    def line(self) -> bytes:
-        text = self.file.readline(self.end - self.file.tell())
-        if not text.endswith(b"\n"):
-            raise DamagedPickle("the file ends too early")
-        return text[:-1].rstrip(b"\r")
-
-    def number(self, layout: str) -> Any:
-        return struct.unpack(layout, self.read(struct.calcsize(layout)))[0]
-
-    def text_number(self) -> int:
-        text = self.line()
-        if len(text) > MAX_NUMBER_TEXT:
-            raise DamagedPickle("an absurdly long number")
-        return int(text.rstrip(b"L"))
-
-    def pop_mark(self) -> list[Any]:
-        items: list[Any] = []
-        while True:
-            item = self.stack.pop()
-            if item is MARK:
-                items.reverse()
-                return items
-            items.append(item)
+class InertUnpickler(Machine):
+    """Reads one pickle; see `Machine` for the arguments."""
 
     def load(self) -> Any:
         """The pickled object. Raises DamagedPickle or HostilePickle."""
         try:
-            for _ in range(MAX_OPERATIONS):
+            while True:
+                self.spend(1)
                 code = self.read(1)
                 if code == op.STOP:
                     return self.stack.pop()
@@ -170,80 +32,93 @@ class InertUnpickler:
             raise DamagedPickle(f"contradictory contents ({type(error).__name__})") from error
         except (struct.error, OverflowError, MemoryError, RecursionError) as error:
             raise DamagedPickle(f"impossible sizes ({type(error).__name__})") from error
-        raise DamagedPickle(f"more than {MAX_OPERATIONS} instructions")
-
-    def name(self, module: Any, name: Any) -> Named:
-        named = Named(module, name)
-        if not str(named).isprintable() or len(str(named)) > 500:
-            raise DamagedPickle("a global without a sensible name")
-        if HOSTILE_MODULES.fullmatch(module) or HOSTILE_BUILTINS.fullmatch(str(named)):
-            raise HostilePickle(str(named))
-        return named
-
-    def call(self, target: Any, arguments: Any) -> Any:
-        if not isinstance(target, Named):
-            return Stub("an object made by a foreign object")
-        builder = self.builders.get((target.module, target.name))
-        if builder is None:
-            self.foreign.add(str(target))
-            return Stub(str(target))
-        return builder(*(arguments if isinstance(arguments, (list, tuple)) else ()))
 
 
-def _push(make: Callable[[InertUnpickler], Any]) -> Callable[[InertUnpickler], None]:
-    def action(u: InertUnpickler) -> None:
+def _push(make: Callable[[Machine], Any]) -> Callable[[Machine], None]:
+    def action(u: Machine) -> None:
         u.stack.append(make(u))
 
     return action
 
 
-def _protocol(u: InertUnpickler) -> None:
+def _protocol(u: Machine) -> None:
     if u.number("B") > 5:
         raise DamagedPickle("a pickle protocol beyond 5")
 
 
-def _frozenset(u: InertUnpickler) -> Stub:
+def _frozenset(u: Machine) -> Stub:
     u.pop_mark()
-    return Stub("frozenset")
+    return u.stub("frozenset")
 
 
-def _put(index: Callable[[InertUnpickler], int]) -> Callable[[InertUnpickler], None]:
-    def action(u: InertUnpickler) -> None:
+def _put(index: Callable[[Machine], int]) -> Callable[[Machine], None]:
+    def action(u: Machine) -> None:
         u.memo[index(u)] = u.stack[-1]
 
     return action
 
 
-def _text(layout: str) -> Callable[[InertUnpickler], str]:
-    return lambda u: str(u.read(u.number(layout)), "utf-8", "surrogatepass")
+def _text(layout: str) -> Callable[[Machine], str | LateText]:
+    def make(u: Machine) -> str | LateText:
+        data = u.chunk(u.number(layout))
+        if isinstance(data, FileSlice):
+            return LateText(data, "utf-8")
+        return data.decode("utf-8", "surrogatepass")
+
+    return make
 
 
-def _old_text(layout: str) -> Callable[[InertUnpickler], str]:
+def _old_text(layout: str) -> Callable[[Machine], str | FileSlice]:
     # Python 2's str: latin-1, so that array bytes survive (numpy's and detectron2's convention)
-    return lambda u: str(u.read(u.number(layout)), "latin-1")
+    def make(u: Machine) -> str | FileSlice:
+        data = u.chunk(u.number(layout))
+        return data if isinstance(data, FileSlice) else data.decode("latin-1")
+
+    return make
 
 
-def _bytes(layout: str) -> Callable[[InertUnpickler], bytes]:
-    return lambda u: u.read(u.number(layout))
+def _bytes(layout: str) -> Callable[[Machine], bytes | FileSlice]:
+    return lambda u: u.chunk(u.number(layout))
 
 
-def _quoted(u: InertUnpickler) -> str:
-    line = u.line()
+def _unicode_line(u: Machine) -> str | LateText:
+    start, line = u.position, u.line()
+    if len(line) > LATE_BEYOND:
+        return LateText(u.placed(start, len(line)), "raw-unicode-escape")
+    u.keep(len(line))
+    return line.decode("raw-unicode-escape")
+
+
+def _quoted(u: Machine) -> str | LateText:
+    start, line = u.position, u.line()
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         raise DamagedPickle("a string without quotes")
+    if len(line) > LATE_BEYOND:
+        return LateText(u.placed(start + 1, len(line) - 2), "quoted")
+    u.keep(len(line))
     return codecs.escape_decode(line[1:-1])[0].decode("latin-1")  # type: ignore[attr-defined]
 
 
-def _int_line(u: InertUnpickler) -> int | bool:
-    before = u.file.tell()
+def _int_line(u: Machine) -> int | bool:
+    before = u.position
     value = u.text_number()
-    if u.file.tell() - before == 3 and value in (0, 1):  # "I00\n" and "I01\n" spell booleans
+    if u.position - before == 3 and value in (0, 1):  # "I00\n" and "I01\n" spell booleans
         return bool(value)
     return value
 
 
-def _tuple_of(count: int) -> Callable[[InertUnpickler], None]:
-    def action(u: InertUnpickler) -> None:
+def _long(layout: str) -> Callable[[Machine], int]:
+    def make(u: Machine) -> int:
+        count = u.number(layout)
+        if count > MAX_NUMBER:
+            raise DamagedPickle("an absurdly long number")
+        return int.from_bytes(u.read(count), "little", signed=True)
+
+    return make
+
+
+def _tuple_of(count: int) -> Callable[[Machine], None]:
+    def action(u: Machine) -> None:
         if len(u.stack) < count:
             raise DamagedPickle("an empty stack")
         u.stack[-count:] = [tuple(u.stack[-count:])]
@@ -251,87 +126,83 @@ def _tuple_of(count: int) -> Callable[[InertUnpickler], None]:
     return action
 
 
-def _append(u: InertUnpickler) -> None:
+def _append(u: Machine) -> None:
     value = u.stack.pop()
     if isinstance(u.stack[-1], list):
         u.stack[-1].append(value)
 
 
-def _appends(u: InertUnpickler) -> None:
+def _appends(u: Machine) -> None:
     values = u.pop_mark()
     if isinstance(u.stack[-1], list):
         u.stack[-1].extend(values)
 
 
-def _setitem(u: InertUnpickler) -> None:
+def _setitem(u: Machine) -> None:
     value, key = u.stack.pop(), u.stack.pop()
-    _set_item(u.stack[-1], key, value)
+    set_item(u.stack[-1], key, value)
 
 
 def _fill(target: Any, items: list[Any]) -> Any:
     if len(items) % 2:
         raise DamagedPickle("a key without a value")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        _set_item(target, key, value)
+        set_item(target, key, value)
     return target
 
 
-def _setitems(u: InertUnpickler) -> None:
+def _setitems(u: Machine) -> None:
     items = u.pop_mark()
     _fill(u.stack[-1], items)
 
 
-def _additems(u: InertUnpickler) -> None:
+def _additems(u: Machine) -> None:
     u.pop_mark()  # what a set holds is never looked at
 
 
-def _reduce(u: InertUnpickler) -> None:
+def _reduce(u: Machine) -> None:
     arguments, target = u.stack.pop(), u.stack.pop()
     u.stack.append(u.call(target, arguments))
 
 
-def _newobj_ex(u: InertUnpickler) -> None:
+def _newobj_ex(u: Machine) -> None:
     u.stack.pop()
     _reduce(u)
 
 
-def _build(u: InertUnpickler) -> None:
+def _build(u: Machine) -> None:
     state = u.stack.pop()
     if isinstance(u.stack[-1], Buildable):
         u.stack[-1].build(state)
 
 
-def _inst(u: InertUnpickler) -> None:
+def _inst(u: Machine) -> None:
     named = u.name(u.line().decode("utf-8"), u.line().decode("utf-8"))
     u.stack.append(u.call(named, u.pop_mark()))
 
 
-def _obj(u: InertUnpickler) -> None:
+def _obj(u: Machine) -> None:
     items = u.pop_mark()
     u.stack.append(u.call(items[0], items[1:]))
 
 
-def _stack_global(u: InertUnpickler) -> None:
+def _stack_global(u: Machine) -> None:
     name, module = u.stack.pop(), u.stack.pop()
     u.stack.append(u.name(module, name))
 
 
-def _persid(u: InertUnpickler) -> None:
+def _persid(u: Machine) -> None:
     u.stack.append(u.line().decode("latin-1"))
     _binpersid(u)
 
 
-def _binpersid(u: InertUnpickler) -> None:
+def _binpersid(u: Machine) -> None:
     if u.persistent is None:
         raise DamagedPickle("a reference to a storage, but no storages")
     u.stack.append(u.persistent(u.stack.pop()))
 
 
-def _long(layout: str) -> Callable[[InertUnpickler], int]:
-    return lambda u: int.from_bytes(u.read(u.number(layout)), "little", signed=True)
-
-
-ACTIONS: Mapping[bytes, Callable[[InertUnpickler], Any]] = {
+ACTIONS: Mapping[bytes, Callable[[Machine], Any]] = {
     op.PROTO: _protocol,
     op.FRAME: lambda u: u.number("<Q"),
     op.MARK: _push(lambda u: MARK),
@@ -357,14 +228,14 @@ ACTIONS: Mapping[bytes, Callable[[InertUnpickler], Any]] = {
     op.SHORT_BINBYTES: _push(_bytes("B")),
     op.BINBYTES8: _push(_bytes("<Q")),
     op.BYTEARRAY8: _push(_bytes("<Q")),
-    op.UNICODE: _push(lambda u: str(u.line(), "raw-unicode-escape")),
+    op.UNICODE: _push(_unicode_line),
     op.BINUNICODE: _push(_text("<I")),
     op.SHORT_BINUNICODE: _push(_text("B")),
     op.BINUNICODE8: _push(_text("<Q")),
     op.EMPTY_LIST: _push(lambda u: []),
     op.EMPTY_TUPLE: _push(lambda u: ()),
     op.EMPTY_DICT: _push(lambda u: {}),
-    op.EMPTY_SET: _push(lambda u: Stub("set")),
+    op.EMPTY_SET: _push(lambda u: u.stub("set")),
     op.FROZENSET: _push(_frozenset),
     op.LIST: _push(lambda u: u.pop_mark()),
     op.TUPLE: _push(lambda u: tuple(u.pop_mark())),
@@ -377,10 +248,10 @@ ACTIONS: Mapping[bytes, Callable[[InertUnpickler], Any]] = {
     op.SETITEM: _setitem,
     op.SETITEMS: _setitems,
     op.ADDITEMS: _additems,
-    op.GET: _push(lambda u: u.memo[u.text_number()]),
+    op.GET: _push(lambda u: u.memo[u.index()]),
     op.BINGET: _push(lambda u: u.memo[u.number("B")]),
     op.LONG_BINGET: _push(lambda u: u.memo[u.number("<I")]),
-    op.PUT: _put(lambda u: u.text_number()),
+    op.PUT: _put(lambda u: u.index()),
     op.BINPUT: _put(lambda u: u.number("B")),
     op.LONG_BINPUT: _put(lambda u: u.number("<I")),
     op.MEMOIZE: _put(lambda u: len(u.memo)),
@@ -394,7 +265,7 @@ ACTIONS: Mapping[bytes, Callable[[InertUnpickler], Any]] = {
     op.BUILD: _build,
     op.PERSID: _persid,
     op.BINPERSID: _binpersid,
-    op.EXT1: _push(lambda u: Stub(f"extension {u.number('B')}")),
-    op.EXT2: _push(lambda u: Stub(f"extension {u.number('<H')}")),
-    op.EXT4: _push(lambda u: Stub(f"extension {u.number('<i')}")),
+    op.EXT1: _push(lambda u: u.stub(f"extension {u.number('B')}")),
+    op.EXT2: _push(lambda u: u.stub(f"extension {u.number('<H')}")),
+    op.EXT4: _push(lambda u: u.stub(f"extension {u.number('<i')}")),
 }

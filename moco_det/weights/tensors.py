@@ -6,18 +6,15 @@ calls `read`. So an absurd shape costs nothing, and optimizer state is never fet
 
 from __future__ import annotations
 
-import io
 import math
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moco_det.errors import InputError
-from moco_det.weights.inert import Buildable, Builder, DamagedPickle, Named, Stub
+from moco_det.weights.file_slices import FileSlice, LateText
+from moco_det.weights.stubs import Buildable, Builder, DamagedPickle, Named, Stub
 
 # numpy has no bfloat16: its bits are read as uint16 and widened to float32.
 DTYPES = {
@@ -44,73 +41,22 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+MAX_TENSORS = 20_000  # two ResNet-152 and an optimizer have 3,000
 FLOATING = frozenset(("float32", "float64", "float16", "bfloat16"))
 
 
-@dataclass(frozen=True)
-class FileState:
-    """Which file was opened, so that one that changes while it is read is noticed."""
-
-    path: Path
-    size: int
-    modified: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: Path) -> FileState:
-        stat = path.stat()
-        return cls(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
-
-    def check(self) -> None:
-        """Raise InputError when the file is not the one that was opened."""
-        try:
-            same = FileState.of(self.path) == self
-        except OSError:
-            same = False
-        if not same:
-            raise InputError(
-                f"{self.path} changed while it was read: wait until it is complete, then try again"
-            )
-
-
-@dataclass(frozen=True)
-class FileSlice:
-    """Bytes of a file, fetched on demand; `crc` (of all the bytes) is checked where known."""
-
-    state: FileState
-    offset: int
-    length: int
-    crc: int | None = None
-
-    def read(self) -> bytearray:
-        self.state.check()
-        data = bytearray(self.length)  # writable, so that torch can take the memory as it is
-        with open(self.state.path, "rb", buffering=0) as file:
-            file.seek(self.offset)
-            complete = _fill(file, memoryview(data))
-        self.state.check()
-        if not complete or (self.crc is not None and zlib.crc32(data) != self.crc):
-            raise InputError(f"{self.state.path} is damaged (checksum): fetch or save it again")
-        return data
-
-
-def _fill(file: io.FileIO, view: memoryview) -> bool:
-    """Read until the view is full; False when the file ends first."""
-    while len(view):
-        count = file.readinto(view)
-        if not count:
-            return False
-        view = view[count:]
-    return True
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorRef:
     """A tensor that has not been read yet. `dtype` is a key of DTYPES."""
 
     dtype: str
     shape: tuple[int, ...]
     fetch: Callable[[], np.ndarray] = field(repr=False, compare=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the numbers as they are stored."""
+        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
     def read(self) -> np.ndarray:
         """The numbers: float32 for every floating type, else the type they have."""
@@ -135,7 +81,7 @@ def _natural(values: Any) -> tuple[int, ...]:
 # torch's storages -----------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(slots=True)
 class Storage:
     """One flat piece of memory of a torch file. `data` is set once its place is known."""
 
@@ -147,10 +93,10 @@ class Storage:
 
 def storage_of(kind: Any, numel: Any) -> Storage | Stub:
     """The storage that a persistent id describes; kinds without a numpy type stay stubs."""
-    name = kind.name if isinstance(kind, Named) else str(kind)
-    if name not in STORAGES or type(numel) is not int or numel < 0:
-        return Stub(f"torch.{name}")
-    return Storage(STORAGES[name], numel)
+    if not isinstance(kind, Named) or type(numel) is not int or numel < 0:
+        raise DamagedPickle("an unknown kind of storage")
+    dtype = STORAGES.get(kind.name)
+    return Storage(dtype, numel) if dtype else Stub(str(kind))
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> TensorRef | Stub:
@@ -166,11 +112,14 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) 
 
     def fetch() -> np.ndarray:
         if storage.data is None:
-            raise InputError("a tensor's storage is missing: the file is incomplete")
-        flat = np.frombuffer(storage.data.read(), dtype=DTYPES[storage.dtype])
-        flat = flat[storage.base : storage.base + storage.numel][offset:] if count else flat[:0]
+            raise DamagedPickle("a tensor's storage is missing")
+        dtype = np.dtype(DTYPES[storage.dtype])
+        if not count:
+            return np.zeros(shape, dtype)
+        start, size = storage.base + offset, last - offset + 1  # not all: a storage may hold many
+        data = storage.data.read(start * dtype.itemsize, size * dtype.itemsize)
         view = np.lib.stride_tricks.as_strided(
-            flat, shape, [step * flat.itemsize for step in steps]
+            np.frombuffer(data, dtype), shape, [step * dtype.itemsize for step in steps]
         )
         return np.ascontiguousarray(view).reshape(shape)
 
@@ -182,7 +131,8 @@ def _first(value: Any = None, *_: Any) -> Any:
 
 
 def _rebuild_from_type(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
-    if isinstance(function, Named) and function.name in ("_rebuild_tensor_v2", "_rebuild_tensor"):
+    rebuilds = ("_rebuild_tensor_v2", "_rebuild_tensor")
+    if isinstance(function, Named) and function.name in rebuilds and isinstance(arguments, tuple):
         return _rebuild_tensor(*arguments)
     return Stub("torch.Tensor")
 
@@ -194,14 +144,14 @@ TORCH_BUILDERS: Mapping[tuple[str, str], Builder] = {
     ("torch._utils", "_rebuild_parameter_with_state"): _first,
     ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
     ("torch.nn.parameter", "Parameter"): _first,
-    ("torch", "Size"): lambda values=(), *_: tuple(values),
+    ("torch", "Size"): lambda values=(), *_: _natural(values),
 }
 
 
 # numpy's arrays -------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(slots=True)
 class _Dtype(Buildable):
     """numpy.dtype(code) and its BUILD state, of which only the byte order is believed."""
 
@@ -223,14 +173,14 @@ class _Dtype(Buildable):
         return name if name in DTYPES else None
 
 
-@dataclass
+@dataclass(slots=True)
 class PickledArray(Buildable):
     """A numpy array inside a pickle: filled by its BUILD state."""
 
     shape: tuple[int, ...] = ()
     dtype: str | None = None
     fortran: bool = False
-    data: bytes = b""
+    data: bytes | FileSlice | LateText = b""
 
     def build(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) not in (4, 5):
@@ -244,22 +194,36 @@ class PickledArray(Buildable):
             return  # objects, strings, records: not a weight
         if isinstance(data, str):  # Python 2's bytes
             data = data.encode("latin-1")
-        if not isinstance(data, bytes):
-            raise DamagedPickle("an array without contents")
         sizes = _natural(shape)
-        if math.prod(sizes) * np.dtype(DTYPES[name]).itemsize != len(data):
+        size = math.prod(sizes) * np.dtype(DTYPES[name]).itemsize
+        if isinstance(data, LateText):  # up to six characters spell a byte
+            fits = data.place.length // 6 <= size <= data.place.length
+        elif isinstance(data, FileSlice):
+            fits = data.length == size
+        elif isinstance(data, bytes):
+            fits = len(data) == size
+        else:
+            raise DamagedPickle("an array without contents")
+        if not fits:
             raise DamagedPickle("an array whose shape and size differ")
         self.shape, self.dtype, self.fortran, self.data = sizes, name, fortran, data
 
     def reference(self) -> TensorRef | Stub:
         if self.dtype is None:
             return Stub("numpy.ndarray")
+        return TensorRef(self.dtype, self.shape, self.fetch)
 
-        def fetch(dtype: str = self.dtype) -> np.ndarray:
-            flat = np.frombuffer(self.data, dtype=DTYPES[dtype])
-            return flat.reshape(self.shape, order="F" if self.fortran else "C")
+    def fetch(self) -> np.ndarray:
+        flat = np.frombuffer(_contents(self.data), dtype=DTYPES[self.dtype or ""])
+        if flat.size != math.prod(self.shape):
+            raise DamagedPickle("an array whose shape and size differ")
+        return flat.reshape(self.shape, order="F" if self.fortran else "C")
 
-        return TensorRef(self.dtype, self.shape, fetch)
+
+def _contents(data: bytes | FileSlice | LateText) -> bytes | bytearray:
+    if isinstance(data, FileSlice):
+        return data.read()
+    return data.encoded() if isinstance(data, LateText) else data
 
 
 def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> PickledArray:
@@ -280,18 +244,23 @@ NUMPY_BUILDERS: Mapping[tuple[str, str], Builder] = {
         for core in ("core", "_core")  # numpy 1 and numpy 2
         for (module, name), builder in _NUMPY.items()
     },
-    ("numpy", "dtype"): lambda code="", *_: _Dtype(str(code)),
+    ("numpy", "dtype"): lambda code="", *_: _Dtype(code if isinstance(code, str) else ""),
 }
 
 
 def tensors_of(table: Mapping[Any, Any]) -> dict[str, TensorRef]:
-    """The entries of a pickled dict that are tensors or arrays under a text key."""
+    """The entries of a pickled dict that are tensors or arrays under a text key.
+
+    Raises DamagedPickle for more of them than any checkpoint has, and for unprintable names.
+    """
     found: dict[str, TensorRef] = {}
     for key, value in table.items():
         if isinstance(value, PickledArray):
             value = value.reference()
         if isinstance(key, str) and isinstance(value, TensorRef):
             if not key.isprintable():
-                raise InputError(f"a tensor is named {ascii(key[:60])}: this is no checkpoint")
+                raise DamagedPickle(f"a tensor is named {ascii(key[:60])}")
             found[key] = value
+            if len(found) > MAX_TENSORS:
+                raise DamagedPickle(f"more than {MAX_TENSORS} tensors")
     return found

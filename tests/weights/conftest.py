@@ -1,52 +1,15 @@
-"""Constructed checkpoints: a small true ResNet with seeded, trained-looking weights."""
+"""Small checkpoint files that many tests read."""
 
 from __future__ import annotations
 
-import argparse
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor
 
-
-def trained_state(architecture: str, seed: int) -> OrderedDict[str, Tensor]:
-    """torchvision's state dict with convolutions and every BN tensor moved off their start."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        model = torchvision.models.get_model(architecture)
-    state: OrderedDict[str, Tensor] = OrderedDict()
-    for name, meta in model.state_dict().items():
-        noise = torch.randn(meta.shape, generator=generator) if meta.is_floating_point() else None
-        if noise is None:
-            state[name] = torch.tensor(7)
-        elif name.endswith("running_var"):
-            state[name] = 0.5 + noise.abs()
-        elif meta.dim() == 4:
-            state[name] = noise * (1.2 / meta[0].numel()) ** 0.5
-        elif name.endswith("weight") and meta.dim() == 1:
-            state[name] = 0.6 + 0.1 * noise
-        else:
-            state[name] = 0.1 * noise
-    return state
-
-
-def moco_layout(q: dict[str, Tensor], k: dict[str, Tensor]) -> dict[str, object]:
-    """What main_moco.py saves, with the parser's Namespace that torch refuses to open."""
-    table: OrderedDict[str, Tensor] = OrderedDict()
-    for encoder, state in (("encoder_q", q), ("encoder_k", k)):
-        for name, tensor in state.items():
-            table[f"module.{encoder}.{name}"] = tensor
-    table["module.queue"] = torch.zeros(128, 16)
-    table["module.queue_ptr"] = torch.zeros(1, dtype=torch.long)
-    return {
-        "epoch": 200,
-        "arch": "resnet18",
-        "state_dict": table,
-        "args": argparse.Namespace(lr=0.03, moco_k=65536),
-    }
+from tests.weights.checkpoints import moco_layout, trained_state
 
 
 @pytest.fixture(scope="session")

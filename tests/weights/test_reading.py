@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from moco_det.errors import InputError
 from moco_det.weights.files import read_contents
@@ -173,7 +171,7 @@ def test_an_unknown_call_stays_a_stub(tmp_path: Path) -> None:
     marker = tmp_path / "made"
     path = tmp_path / "x.pkl"
     path.write_bytes(b"cpathlib\nPath.touch\n(S'" + str(marker).encode() + b"'\ntR.")
-    with pytest.raises(InputError, match="no known format"):
+    with pytest.raises(InputError, match="a whole pathlib.Path.touch object, which is not opened"):
         read_checkpoint(path)
     assert not marker.exists()
 
@@ -325,59 +323,3 @@ def test_an_expanded_view_cannot_claim_more_than_its_storage(tmp_path: Path) -> 
     torch.save({"conv1.weight": torch.zeros(1).expand(64, 3, 7, 7)}, path)
     with pytest.raises(InputError, match="larger than its storage"):
         read_contents(path)
-
-
-# Fuzzing --------------------------------------------------------------------------------------
-
-
-def small_files() -> list[tuple[str, bytes]]:
-    value = {"state_dict": {f"conv{i}.weight": torch.ones(2, 2) for i in range(4)}, "epoch": 3}
-    new, old = io.BytesIO(), io.BytesIO()
-    torch.save(value, new)
-    torch.save(value, old, _use_new_zipfile_serialization=False)
-    arrays = {"model": {"w": np.ones((2, 3), np.float32)}, "__author__": "x"}
-    plain = pickle.dumps(arrays, protocol=2)
-    tensors = safetensors.torch.save({"w": torch.ones(3)}, metadata={"a": "b"})
-    return [
-        ("new.pth", new.getvalue()),
-        ("old.pth", old.getvalue()),
-        ("arrays.pkl", plain),
-        ("w.safetensors", tensors),
-    ]
-
-
-FILES = small_files()
-
-
-@settings(
-    max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
-@given(data=st.data())
-def test_damaged_files_end_in_one_line_or_are_read(tmp_path: Path, data: st.DataObject) -> None:
-    name, original = data.draw(st.sampled_from(FILES))
-    changed = bytearray(original)
-    for _ in range(data.draw(st.integers(1, 6))):
-        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
-    length = data.draw(st.one_of(st.just(len(changed)), st.integers(0, len(changed))))
-    path = tmp_path / name
-    path.write_bytes(changed[:length])
-    try:
-        contents = read_contents(path)
-        if isinstance(contents.root, dict):
-            for table in [contents.root, *contents.root.values()]:
-                for tensor in tensors_of(table).values() if isinstance(table, dict) else ():
-                    tensor.read()
-        read_checkpoint(path)
-    except InputError as error:
-        assert name in str(error) or "tensor" in str(error)
-
-
-@settings(
-    max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
-@given(program=st.binary(max_size=60))
-def test_random_programs_end_in_one_line(tmp_path: Path, program: bytes) -> None:
-    path = tmp_path / "x.pkl"
-    path.write_bytes(b"\x80\x02" + program)
-    with pytest.raises(InputError, match="x.pkl"):
-        read_checkpoint(path)

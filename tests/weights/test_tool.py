@@ -40,7 +40,7 @@ def test_inspect_shows_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     assert main([str(moco_file), "--inspect"]) == 0
     text = capsys.readouterr().out
-    assert "facebookresearch/moco" in text and "11176512" in text
+    assert "facebookresearch/moco" in text and "11,176,512" in text
     assert list(tmp_path.iterdir()) == []
 
 

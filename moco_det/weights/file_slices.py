@@ -1,0 +1,156 @@
+"""Pieces of a file that stay on the disk until somebody wants their bytes."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import stat
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from moco_det.errors import InputError
+
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """Which file was opened, so that one that changes while it is read is noticed."""
+
+    path: Path
+    size: int
+    modified: int
+    changed: int  # of the inode: a program may set `modified` back, but not this
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path, status: os.stat_result | None = None) -> FileState:
+        status = status or os.stat(path)
+        return cls(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+    def check(self) -> None:
+        """Raise InputError when the file is not the one that was opened."""
+        try:
+            same = FileState.of(self.path) == self
+        except OSError:
+            same = False
+        if not same:
+            raise InputError(
+                f"{self.path} changed while it was read: wait until it is complete, then try again"
+            )
+
+
+def open_regular(path: Path) -> tuple[BinaryIO, FileState]:
+    """An open file and its state. Raises InputError for what is no readable regular file.
+
+    Opened without waiting, then looked at: a pipe would block, and a name may change hands between
+    a look and an opening.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: check the name of the weights file") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path} cannot be read: {reason}") from None
+    file = os.fdopen(descriptor, "rb") if not _is_directory(descriptor) else None
+    if file is None:
+        os.close(descriptor)
+        raise InputError(f"{path} is a directory: name the checkpoint file in it")
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        file.close()
+        raise InputError(f"{path} is not a regular file: name a checkpoint file")
+    return file, FileState.of(path, status)
+
+
+def _is_directory(descriptor: int) -> bool:
+    return stat.S_ISDIR(os.fstat(descriptor).st_mode)
+
+
+@dataclass(slots=True)
+class FileSlice:
+    """Bytes of a file, fetched on demand; `crc` (of all of them) is checked once where known."""
+
+    state: FileState
+    offset: int
+    length: int
+    crc: int | None = None
+    checked: bool = field(default=False, compare=False)
+
+    def read(self, start: int = 0, length: int | None = None) -> bytearray:
+        """All bytes, or `length` of them from `start`; writable, so that torch can keep them."""
+        length = self.length - start if length is None else length
+        self.state.check()
+        data = bytearray(length)
+        with open(self.state.path, "rb", buffering=0) as file:
+            whole = length == self.length
+            if not whole and self.crc is not None and not self.checked:
+                self._match(self._checksum(file))
+            file.seek(self.offset + start)
+            complete = _fill(file, memoryview(data))
+        self.state.check()
+        if not complete:
+            raise self.damaged()
+        if whole and self.crc is not None and not self.checked:
+            self._match(zlib.crc32(data))
+        return data
+
+    def check(self) -> None:
+        """Compare the checksum without keeping the bytes."""
+        if self.crc is not None and not self.checked:
+            with open(self.state.path, "rb", buffering=0) as file:
+                self._match(self._checksum(file))
+
+    def _checksum(self, file: io.FileIO) -> int:
+        file.seek(self.offset)
+        left, checksum = self.length, 0
+        while left:
+            block = file.read(min(left, BLOCK))
+            if not block:
+                raise self.damaged()
+            left -= len(block)
+            checksum = zlib.crc32(block, checksum)
+        return checksum
+
+    def _match(self, checksum: int) -> None:
+        if checksum != self.crc:
+            raise self.damaged()
+        self.checked = True
+
+    def damaged(self) -> InputError:
+        return InputError(f"{self.state.path} is damaged (checksum): fetch or save it again")
+
+
+def _fill(file: io.FileIO, view: memoryview) -> bool:
+    """Read until the view is full; False when the file ends first."""
+    while len(view):
+        count = file.readinto(view)
+        if not count:
+            return False
+        view = view[count:]
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class LateText:
+    """Text too long for a name, left in the file: how old protocols spell an array's bytes.
+
+    `codec` is one of Python's, or "quoted" for the backslashes between protocol 0's quotes.
+    """
+
+    place: FileSlice
+    codec: str
+
+    def encoded(self) -> bytes:
+        """The text's characters as bytes (latin-1). Raises InputError where they are none."""
+        data = self.place.read()
+        try:
+            if self.codec == "quoted":
+                return codecs.escape_decode(data)[0]  # type: ignore[attr-defined]
+            return data.decode(self.codec).encode("latin-1")
+        except ValueError:
+            raise self.place.damaged() from None

@@ -1,0 +1,79 @@
+"""Where and under what name an output may be written, and what happens when it cannot."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moco_det.errors import InputError
+from moco_det.weights import convert
+from tests.weights.checkpoints import nothing_but
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "message"),
+    [
+        ("b.onnx", None, "a backbone file ends with .pkl or .safetensors or .pth"),
+        ("b", None, "ends with"),
+        ("b.pkl", "torchvision", "a torchvision file ends with"),
+        ("b.pth", "detectron2", "a detectron2 file ends with"),
+        ("b.pkl", "onnx", "unknown target 'onnx'"),
+        ("nowhere/b.pkl", None, "there is no folder"),
+    ],
+)
+def test_a_wrong_output_is_one_clear_line(
+    moco_file: Path, tmp_path: Path, name: str, target: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        convert(moco_file, tmp_path / name, target_format=target)
+    assert nothing_but(tmp_path)
+
+
+def test_a_directory_as_output_is_refused(moco_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.pkl").mkdir()
+    with pytest.raises(InputError, match="is a directory"):
+        convert(moco_file, tmp_path / "b.pkl")
+    assert nothing_but(tmp_path, "b.pkl")
+
+
+def test_the_input_is_never_overwritten(tmp_path: Path, torchvision_file: Path) -> None:
+    path = tmp_path / "x.pth"
+    path.write_bytes(torchvision_file.read_bytes())
+    with pytest.raises(InputError, match="is the input itself"):
+        convert(path, path)
+    assert path.read_bytes() == torchvision_file.read_bytes()
+
+
+def test_a_write_that_breaks_leaves_the_old_file(
+    torchvision_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b.pkl").write_bytes(b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("moco_det.weights.writing.os.fsync", full)
+    with pytest.raises(InputError, match="b.pkl cannot be written: No space left"):
+        convert(torchvision_file, tmp_path / "b.pkl")
+    assert (tmp_path / "b.pkl").read_bytes() == b"old" and nothing_but(tmp_path, "b.pkl")
+
+
+def test_a_file_that_reads_back_otherwise_never_gets_its_name(
+    torchvision_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moco_det.weights import convert as room
+    from moco_det.weights.writing import write_pickle
+
+    def wrong(file: Any, content: dict[str, Any]) -> None:
+        model = dict(content["model"])
+        model["res3.1.conv1.norm.bias"] = model["res3.1.conv1.norm.bias"] + np.float32(1)
+        write_pickle(file, {**content, "model": model})
+
+    monkeypatch.setattr(sys.modules[room.__module__], "write_pickle", wrong)
+    with pytest.raises(InputError, match="layer2.1.bn1.bias was written wrongly"):
+        convert(torchvision_file, tmp_path / "b.pkl")
+    assert nothing_but(tmp_path)
