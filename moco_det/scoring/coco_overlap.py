@@ -1,0 +1,112 @@
+"""Overlap of the pairs that COCO's matching looks at: boxes here, masks by pycocotools' RLEs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+from tqdm import tqdm
+
+from moco_det.data.records import DetectionDataset
+from moco_det.scoring.arrays import Bools, Floats, Ints
+from moco_det.scoring.coco_matching import Pairs
+
+Rle = dict[str, Any]
+
+# pycocotools up to 2.0.11 keeps the length of the list it is asked for areas of in a byte
+LONGEST_LIST = 255
+
+
+def box_overlap(pairs: Pairs, found: Floats, truth: Floats, crowd: Bools) -> Pairs:
+    """The pairs with their IoU; boxes xywh. A crowd's is the share of the detection inside it.
+
+    The operations are those of COCO's mask API in its order, so the numbers are the same bits.
+    """
+    d, g = found[pairs.detection], truth[pairs.object]
+    low, high = np.maximum(d[:, :2], g[:, :2]), np.minimum(d[:, 2:] + d[:, :2], g[:, 2:] + g[:, :2])
+    sides = high - low
+    inner = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
+    area = d[:, 2] * d[:, 3]
+    union = np.where(crowd[pairs.object], area, area + g[:, 2] * g[:, 3] - inner)
+    iou = np.divide(inner, union, out=np.zeros_like(inner), where=inner > 0)
+    return Pairs(pairs.detection, pairs.object, iou)
+
+
+def mask_overlap(
+    pairs: Pairs,
+    found: list[Rle],
+    truth: list[Rle],
+    *,
+    found_area: Floats,
+    crowd: Bools,
+    group: Ints,
+    lowest: float,
+) -> Pairs:
+    """The pairs whose masks can overlap by `lowest`, with their IoU.
+
+    Decoding every pair's masks takes the most time of scoring. The masks' boxes bound their
+    intersection, and only pairs that may reach `lowest` by that bound are computed. `group` (D,)
+    is the detections' image and class.
+    """
+    if not len(pairs.iou):
+        return pairs
+    pairs = pairs.where(_bound(pairs, found, truth, found_area, crowd) >= lowest - 1e-9)
+    iou = np.zeros(len(pairs.iou))
+    owner = group[pairs.detection]
+    edges = np.flatnonzero(np.diff(owner, prepend=-1, append=-1))
+    for low, high in tqdm(
+        zip(edges[:-1], edges[1:], strict=True),
+        total=len(edges) - 1,
+        desc="comparing masks",
+        delay=2,
+        mininterval=1,
+    ):
+        rows, row = np.unique(pairs.detection[low:high], return_inverse=True)
+        columns, column = np.unique(pairs.object[low:high], return_inverse=True)
+        table = pycocotools.mask.iou(
+            [found[i] for i in rows], [truth[i] for i in columns], crowd[columns].tolist()
+        )
+        iou[low:high] = table[row, column]
+    return Pairs(pairs.detection, pairs.object, iou)
+
+
+def _bound(
+    pairs: Pairs, found: list[Rle], truth: list[Rle], found_area: Floats, crowd: Bools
+) -> Floats:
+    """What no IoU of a pair can exceed: its masks share no more than their boxes and areas do."""
+    d = pycocotools.mask.toBbox(found)[pairs.detection]
+    g = pycocotools.mask.toBbox(truth)[pairs.object]
+    sides = np.minimum(d[:, :2] + d[:, 2:], g[:, :2] + g[:, 2:]) - np.maximum(d[:, :2], g[:, :2])
+    sides = np.maximum(sides, 0.0)
+    a = found_area[pairs.detection]
+    b = mask_areas(truth)[pairs.object]
+    inner = np.minimum(sides[:, 0] * sides[:, 1], np.minimum(a, b))
+    union = np.where(crowd[pairs.object], a, a + b - inner)
+    return inner / np.maximum(union, 1.0)
+
+
+def mask_areas(rles: list[Rle]) -> Floats:
+    """Pixels of each mask (N,)."""
+    parts = [
+        pycocotools.mask.area(rles[start : start + LONGEST_LIST])
+        for start in range(0, len(rles), LONGEST_LIST)
+    ]
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def truth_rles(dataset: DetectionDataset) -> list[Rle]:
+    """Each annotation's mask as a compressed RLE, in reading order; a crowd or an object that has
+    only a box is that box's rectangle."""
+    rles = []
+    for record in dataset.records:
+        for a in record.annotations:
+            shape = a.segmentation
+            if shape is None:
+                x0, y0, x1, y1 = a.bbox
+                shape = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+            if isinstance(shape, list):
+                parts = pycocotools.mask.frPyObjects(shape, record.height, record.width)
+                shape = pycocotools.mask.merge(parts)
+            rles.append(shape)
+    return rles
