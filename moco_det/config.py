@@ -160,11 +160,14 @@ def _add_model_defaults(cfg: CfgNode) -> None:
                 "NUM_GROUPS": 1,
                 "OUT_FEATURES": ["res4"],
                 "RES2_OUT_CHANNELS": 256,
+                "RES5_DILATION": 1,
                 "STEM_OUT_CHANNELS": 64,
                 "STRIDE_IN_1X1": True,
                 "WIDTH_PER_GROUP": 64,
             },
             "FPN": {"FUSE_TYPE": "sum", "IN_FEATURES": [], "NORM": "", "OUT_CHANNELS": 256},
+            # this project's own node: the convolution of build_resnet_dilated_c5_backbone
+            "DILATED_C5": {"NORM": "", "OUT_CHANNELS": 512},
             "ANCHOR_GENERATOR": {
                 "NAME": "DefaultAnchorGenerator",
                 "ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
@@ -234,17 +237,23 @@ def _add_model_defaults(cfg: CfgNode) -> None:
 CHOICES: dict[str, tuple[Any, ...]] = {
     "VERSION": (2,),
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
-    "MODEL.BACKBONE.NAME": ("build_resnet_fpn_backbone",),
+    "MODEL.BACKBONE.NAME": (
+        "build_resnet_backbone",
+        "build_resnet_fpn_backbone",
+        "build_resnet_dilated_c5_backbone",
+    ),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.NORM": ("BN", "SyncBN", "FrozenBN"),
+    "MODEL.RESNETS.RES5_DILATION": (1, 2),
+    "MODEL.DILATED_C5.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
     "MODEL.FPN.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
     "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
-    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads",),
-    "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
+    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads", "Res5ROIHeads", "Res5ROIHeadsExtraNorm"),
+    "MODEL.ROI_BOX_HEAD.NAME": ("", "FastRCNNConvFCHead"),
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
     "MODEL.ROI_BOX_HEAD.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", "ROIAlign"),
@@ -348,6 +357,7 @@ def check(cfg: CfgNode) -> None:
             "MODEL.RESNETS.RES2_OUT_CHANNELS must be 64 for ResNet-18 and -34, "
             f"not {cfg.MODEL.RESNETS.RES2_OUT_CHANNELS}"
         )
+    check_heads(cfg)
     if cfg.MODEL.BACKBONE.FREEZE_AT > 0 and not cfg.MODEL.WEIGHTS:
         raise InputError(
             f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT} would freeze randomly "
@@ -355,6 +365,22 @@ def check(cfg: CfgNode) -> None:
         )
     if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TRAIN and DATASETS.TEST must each name a data set")
+
+
+def check_heads(cfg: CfgNode) -> None:
+    """Refuse a second stage that the backbone has no features for."""
+    heads, backbone = cfg.MODEL.ROI_HEADS, cfg.MODEL.BACKBONE.NAME
+    if heads.NAME == "StandardROIHeads":
+        if not cfg.MODEL.ROI_BOX_HEAD.NAME:
+            raise InputError("StandardROIHeads needs MODEL.ROI_BOX_HEAD.NAME FastRCNNConvFCHead")
+        return
+    features = list(cfg.MODEL.RESNETS.OUT_FEATURES)
+    if backbone != "build_resnet_backbone" or features != ["res4"]:
+        raise InputError(
+            f"MODEL.ROI_HEADS.NAME {heads.NAME} has res5 in the head: it needs "
+            "MODEL.BACKBONE.NAME build_resnet_backbone with MODEL.RESNETS.OUT_FEATURES ['res4'], "
+            f"not {backbone} with {features}"
+        )
 
 
 def dump(cfg: CfgNode) -> str:

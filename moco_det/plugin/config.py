@@ -31,9 +31,11 @@ HONOURED: dict[str, tuple[Any, ...]] = {
 def add_moco_det_config(cfg: CfgNode) -> None:
     """Add this project's own keys to a detectron2 config, as projects of detectron2 do.
 
-    There is none so far: every key in configs/ is detectron2's. Programs call this all the same,
-    so that a later key does not break them.
+    MODEL.DILATED_C5 is the 3x3 convolution of build_resnet_dilated_c5_backbone. Calling twice is
+    harmless.
     """
+    if "DILATED_C5" not in cfg.MODEL:
+        cfg.MODEL.DILATED_C5 = CfgNode({"NORM": "", "OUT_CHANNELS": 512})
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:

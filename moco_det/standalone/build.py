@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from fvcore.common.config import CfgNode
 
 from moco_det.errors import InputError
-from moco_det.resnet import Architecture, ResNet
+from moco_det.resnet import Architecture, ResNet, make_stage
 from moco_det.standalone.anchors import AnchorGenerator
 from moco_det.standalone.boxes import BoxCoder, Matcher
-from moco_det.standalone.detector import GeneralizedRCNN
+from moco_det.standalone.detector import Backbone, GeneralizedRCNN
+from moco_det.standalone.dilated_c5 import DilatedC5
 from moco_det.standalone.fpn import FPN
 from moco_det.standalone.mapper import Mapper
-from moco_det.standalone.roi_heads import (
-    BoxHead,
-    BoxPredictor,
-    MaskHead,
-    ROIPooler,
-    StandardROIHeads,
-)
+from moco_det.standalone.roi_heads import Res5ROIHeads, ROIHeads, Sampler, StandardROIHeads
+from moco_det.standalone.roi_layers import BoxHead, BoxPredictor, MaskHead, ROIPooler
 from moco_det.standalone.rpn import RPN, RPNHead
 from moco_det.standalone.solver import Schedule, Solver, parameter_groups
 
@@ -39,23 +37,36 @@ def build_detector(cfg: CfgNode, *, channels_last: bool = False) -> GeneralizedR
         raise InputError(f"the config describes no detector: {error}") from error
 
 
-def build_backbone(cfg: CfgNode) -> FPN:
+def build_backbone(cfg: CfgNode) -> Backbone:
+    return BACKBONES[cfg.MODEL.BACKBONE.NAME](cfg)
+
+
+def build_resnet(cfg: CfgNode) -> ResNet:
     resnets = cfg.MODEL.RESNETS
-    bottom_up = ResNet(
-        Architecture(
-            resnets.DEPTH,
-            num_groups=resnets.NUM_GROUPS,
-            width_per_group=resnets.WIDTH_PER_GROUP,
-            stem_out_channels=resnets.STEM_OUT_CHANNELS,
-            res2_out_channels=resnets.RES2_OUT_CHANNELS,
-        ),
+    return ResNet(
+        architecture(cfg),
         norm=resnets.NORM,
         out_features=resnets.OUT_FEATURES,
         stride_in_1x1=resnets.STRIDE_IN_1X1,
+        res5_dilation=resnets.RES5_DILATION,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
+
+
+def architecture(cfg: CfgNode) -> Architecture:
+    resnets = cfg.MODEL.RESNETS
+    return Architecture(
+        resnets.DEPTH,
+        num_groups=resnets.NUM_GROUPS,
+        width_per_group=resnets.WIDTH_PER_GROUP,
+        stem_out_channels=resnets.STEM_OUT_CHANNELS,
+        res2_out_channels=resnets.RES2_OUT_CHANNELS,
+    )
+
+
+def build_fpn(cfg: CfgNode) -> FPN:
     return FPN(
-        bottom_up,
+        build_resnet(cfg),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
@@ -63,7 +74,22 @@ def build_backbone(cfg: CfgNode) -> FPN:
     )
 
 
-def build_rpn(cfg: CfgNode, backbone: FPN) -> RPN:
+def build_dilated_c5(cfg: CfgNode) -> DilatedC5:
+    return DilatedC5(
+        build_resnet(cfg),
+        out_channels=cfg.MODEL.DILATED_C5.OUT_CHANNELS,
+        norm=cfg.MODEL.DILATED_C5.NORM,
+    )
+
+
+BACKBONES: dict[str, Callable[[CfgNode], Backbone]] = {
+    "build_resnet_backbone": build_resnet,
+    "build_resnet_fpn_backbone": build_fpn,
+    "build_resnet_dilated_c5_backbone": build_dilated_c5,
+}
+
+
+def build_rpn(cfg: CfgNode, backbone: Backbone) -> RPN:
     rpn = cfg.MODEL.RPN
     anchors = AnchorGenerator(
         sizes=cfg.MODEL.ANCHOR_GENERATOR.SIZES,
@@ -94,10 +120,63 @@ def build_rpn(cfg: CfgNode, backbone: FPN) -> RPN:
     )
 
 
-def build_roi_heads(cfg: CfgNode, backbone: FPN) -> StandardROIHeads:
-    heads, box, mask = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
-    channels = backbone.channels[heads.IN_FEATURES[0]]
-    strides = [backbone.strides[name] for name in heads.IN_FEATURES]
+def build_roi_heads(cfg: CfgNode, backbone: Backbone) -> ROIHeads:
+    return ROI_HEADS[cfg.MODEL.ROI_HEADS.NAME](cfg, backbone)
+
+
+def build_sampler(cfg: CfgNode) -> Sampler:
+    heads = cfg.MODEL.ROI_HEADS
+    return Sampler(
+        num_classes=heads.NUM_CLASSES,
+        matcher=Matcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS, allow_low_quality=False),
+        batch_size_per_image=heads.BATCH_SIZE_PER_IMAGE,
+        positive_fraction=heads.POSITIVE_FRACTION,
+        append_ground_truth=heads.PROPOSAL_APPEND_GT,
+    )
+
+
+def build_pooler(node: CfgNode, strides: Sequence[int]) -> ROIPooler:
+    return ROIPooler(
+        output_size=node.POOLER_RESOLUTION,
+        strides=strides,
+        sampling_ratio=node.POOLER_SAMPLING_RATIO,
+        aligned=node.POOLER_TYPE == "ROIAlignV2",
+    )
+
+
+def build_predictor(cfg: CfgNode, in_features: int) -> BoxPredictor:
+    heads, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
+    return BoxPredictor(
+        in_features=in_features,
+        num_classes=heads.NUM_CLASSES,
+        class_agnostic=box.CLS_AGNOSTIC_BBOX_REG,
+        coder=BoxCoder(tuple(box.BBOX_REG_WEIGHTS)),
+        box_loss_weight=box.BBOX_REG_LOSS_WEIGHT,
+        smooth_l1_beta=box.SMOOTH_L1_BETA,
+        score_threshold=heads.SCORE_THRESH_TEST,
+        nms_threshold=heads.NMS_THRESH_TEST,
+        detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+    )
+
+
+def build_mask_head(cfg: CfgNode, in_channels: int) -> MaskHead | None:
+    if not cfg.MODEL.MASK_ON:
+        return None
+    mask = cfg.MODEL.ROI_MASK_HEAD
+    return MaskHead(
+        in_channels=in_channels,
+        num_conv=mask.NUM_CONV,
+        conv_dim=mask.CONV_DIM,
+        norm=mask.NORM,
+        num_masks=1 if mask.CLS_AGNOSTIC_MASK else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+    )
+
+
+def build_standard_heads(cfg: CfgNode, backbone: Backbone) -> StandardROIHeads:
+    box, mask = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
+    in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
+    channels = backbone.channels[in_features[0]]
+    strides = [backbone.strides[name] for name in in_features]
     box_head = BoxHead(
         in_channels=channels,
         resolution=box.POOLER_RESOLUTION,
@@ -107,49 +186,45 @@ def build_roi_heads(cfg: CfgNode, backbone: FPN) -> StandardROIHeads:
         fc_dim=box.FC_DIM,
         norm=box.NORM,
     )
-    mask_head = mask_pooler = None
-    if cfg.MODEL.MASK_ON:
-        mask_head = MaskHead(
-            in_channels=channels,
-            num_conv=mask.NUM_CONV,
-            conv_dim=mask.CONV_DIM,
-            norm=mask.NORM,
-            num_masks=1 if mask.CLS_AGNOSTIC_MASK else heads.NUM_CLASSES,
-        )
-        mask_pooler = ROIPooler(
-            output_size=mask.POOLER_RESOLUTION,
-            strides=strides,
-            sampling_ratio=mask.POOLER_SAMPLING_RATIO,
-            aligned=mask.POOLER_TYPE == "ROIAlignV2",
-        )
     return StandardROIHeads(
-        in_features=heads.IN_FEATURES,
-        num_classes=heads.NUM_CLASSES,
-        batch_size_per_image=heads.BATCH_SIZE_PER_IMAGE,
-        positive_fraction=heads.POSITIVE_FRACTION,
-        append_ground_truth=heads.PROPOSAL_APPEND_GT,
-        matcher=Matcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS, allow_low_quality=False),
-        box_pooler=ROIPooler(
-            output_size=box.POOLER_RESOLUTION,
-            strides=strides,
-            sampling_ratio=box.POOLER_SAMPLING_RATIO,
-            aligned=box.POOLER_TYPE == "ROIAlignV2",
-        ),
+        in_features=in_features,
+        sampler=build_sampler(cfg),
+        box_pooler=build_pooler(box, strides),
         box_head=box_head,
-        box_predictor=BoxPredictor(
-            in_features=box_head.out_features,
-            num_classes=heads.NUM_CLASSES,
-            class_agnostic=box.CLS_AGNOSTIC_BBOX_REG,
-            coder=BoxCoder(tuple(box.BBOX_REG_WEIGHTS)),
-            box_loss_weight=box.BBOX_REG_LOSS_WEIGHT,
-            smooth_l1_beta=box.SMOOTH_L1_BETA,
-            score_threshold=heads.SCORE_THRESH_TEST,
-            nms_threshold=heads.NMS_THRESH_TEST,
-            detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-        ),
-        mask_pooler=mask_pooler,
-        mask_head=mask_head,
+        box_predictor=build_predictor(cfg, box_head.out_features),
+        mask_pooler=build_pooler(mask, strides) if cfg.MODEL.MASK_ON else None,
+        mask_head=build_mask_head(cfg, channels),
     )
+
+
+def build_res5_heads(
+    cfg: CfgNode, backbone: Backbone, extra_norm: str | None = None
+) -> Res5ROIHeads:
+    in_features, resnets = cfg.MODEL.ROI_HEADS.IN_FEATURES, cfg.MODEL.RESNETS
+    shape = architecture(cfg)
+    channels = shape.res2_out_channels * 8
+    return Res5ROIHeads(
+        in_features=in_features,
+        sampler=build_sampler(cfg),
+        pooler=build_pooler(
+            cfg.MODEL.ROI_BOX_HEAD, [backbone.strides[name] for name in in_features]
+        ),
+        res5=make_stage("res5", shape, norm=resnets.NORM, stride_in_1x1=resnets.STRIDE_IN_1X1),
+        extra_norm=extra_norm,
+        box_predictor=build_predictor(cfg, channels),
+        mask_head=build_mask_head(cfg, channels),
+    )
+
+
+def build_res5_heads_extra_norm(cfg: CfgNode, backbone: Backbone) -> Res5ROIHeads:
+    return build_res5_heads(cfg, backbone, extra_norm=cfg.MODEL.RESNETS.NORM)
+
+
+ROI_HEADS: dict[str, Callable[[CfgNode, Backbone], ROIHeads]] = {
+    "StandardROIHeads": build_standard_heads,
+    "Res5ROIHeads": build_res5_heads,
+    "Res5ROIHeadsExtraNorm": build_res5_heads_extra_norm,
+}
 
 
 def build_mapper(cfg: CfgNode, *, train: bool) -> Mapper:

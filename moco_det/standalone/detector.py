@@ -7,10 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from moco_det.resnet import ResNet
 from moco_det.standalone.boxes import nonempty
+from moco_det.standalone.dilated_c5 import DilatedC5
 from moco_det.standalone.fpn import FPN
-from moco_det.standalone.roi_heads import Detections, StandardROIHeads
+from moco_det.standalone.roi_heads import ROIHeads
+from moco_det.standalone.roi_layers import Detections
 from moco_det.standalone.rpn import RPN, Targets
+
+# Each has `strides` and `channels` by feature name, and `size_divisibility`.
+Backbone = ResNet | FPN | DilatedC5
 
 
 class GeneralizedRCNN(nn.Module):
@@ -23,9 +29,9 @@ class GeneralizedRCNN(nn.Module):
     def __init__(
         self,
         *,
-        backbone: FPN,
+        backbone: Backbone,
         proposal_generator: RPN,
-        roi_heads: StandardROIHeads,
+        roi_heads: ROIHeads,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         channels_last: bool,

@@ -14,7 +14,7 @@ from moco_det.standalone.detector import GeneralizedRCNN, rescale
 from moco_det.standalone.mapper import Mapper, Sample
 from moco_det.standalone.masks import encode_mask, paste_mask
 from moco_det.standalone.precision import Precision
-from moco_det.standalone.roi_heads import Detections
+from moco_det.standalone.roi_layers import Detections
 
 BATCH = 8
 

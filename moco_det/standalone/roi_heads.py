@@ -1,334 +1,44 @@
-"""Fast R-CNN's box head (Girshick 2015) and Mask R-CNN's mask head (He et al. 2017).
+"""The second stage: proposals to losses or detections, over pooled maps (FPN, DC5) or res5 (C4).
 
-Letters: N images, P regions of all images, C foreground classes; class index C is background.
+Letters: P regions of all images, C foreground classes; class index C is background.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, roi_align
 
-from moco_det.resnet import Conv2d, msra_fill, xavier_fill
-from moco_det.standalone.boxes import (
-    BoxCoder,
-    Matcher,
-    area,
-    clip,
-    pairwise_iou,
-    smooth_l1_sum,
-    subsample,
-)
+from moco_det.resnet import make_norm
+from moco_det.standalone.boxes import Matcher, pairwise_iou, subsample
 from moco_det.standalone.masks import Mask, mask_targets
+from moco_det.standalone.roi_layers import (
+    BoxHead,
+    BoxPredictor,
+    Detections,
+    MaskHead,
+    Regions,
+    ROIPooler,
+)
 from moco_det.standalone.rpn import Proposals, Targets, add_ground_truth
 
 
-@dataclass
-class Regions:
-    """Sampled regions of one image with what they should become.
+@dataclass(frozen=True)
+class Sampler:
+    """Draws the regions that a step trains on (Girshick 2015, section 2.3)."""
 
-    boxes (P, 4), classes (P,) in 0..C, ground_truth (P, 4) where the class is foreground, and
-    matched (P,), the index of the ground truth in the image's targets.
-    """
-
-    boxes: Tensor
-    classes: Tensor
-    ground_truth: Tensor
-    matched: Tensor
-
-
-@dataclass
-class Detections:
-    """What was found in one image, best first: boxes (D, 4), scores (D,), classes (D,).
-
-    ``masks`` (D, S, S) are probabilities inside the boxes.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    classes: Tensor
-    masks: Tensor | None = None
-
-
-class ROIPooler(nn.Module):
-    """ROIAlign from the pyramid level that fits each box's size (FPN, equation 1)."""
-
-    def __init__(
-        self, *, output_size: int, strides: Sequence[int], sampling_ratio: int, aligned: bool
-    ) -> None:
-        super().__init__()
-        self.output_size = output_size
-        self.strides = tuple(strides)
-        self.sampling_ratio = sampling_ratio
-        self.aligned = aligned
-
-    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """L maps (N, channels, H, W) and N boxes (P_i, 4) to (P, channels, size, size)."""
-        index = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
-        rois = torch.cat([index, torch.cat(list(boxes))], dim=1)  # P, 5
-        if len(features) == 1:
-            return self.pool(features[0], rois, self.strides[0])
-        levels = self.assign_levels(rois[:, 1:])
-        shape = (len(rois), features[0].shape[1], self.output_size, self.output_size)
-        pooled = features[0].new_zeros(shape)
-        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
-            chosen = (levels == level).nonzero(as_tuple=True)[0]
-            if chosen.numel():
-                found = self.pool(feature, rois[chosen], stride)
-                pooled = pooled.index_put((chosen,), found.to(pooled.dtype))
-        return pooled
-
-    def pool(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
-        return roi_align(
-            feature,
-            rois.to(feature.dtype),
-            (self.output_size, self.output_size),
-            1.0 / stride,
-            self.sampling_ratio,
-            self.aligned,
-        )
-
-    def assign_levels(self, boxes: Tensor) -> Tensor:
-        """Index (P,) of the map each box is pooled from: a 224-pixel box goes to stride 16."""
-        lowest = int(math.log2(self.strides[0]))
-        level = torch.floor(4 + torch.log2(area(boxes).sqrt() / 224 + 1e-8))
-        highest = lowest + len(self.strides) - 1
-        return level.clamp(lowest, highest).to(torch.int64) - lowest
-
-
-class BoxHead(nn.Sequential):
-    """3x3 convolutions, then fully connected layers, each with ReLU."""
-
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        resolution: int,
-        num_conv: int,
-        conv_dim: int,
-        num_fc: int,
-        fc_dim: int,
-        norm: str,
-    ) -> None:
-        super().__init__()
-        channels = in_channels
-        for k in range(num_conv):
-            conv = Conv2d(channels, conv_dim, 3, padding=1, norm=norm, relu=True)
-            msra_fill(conv)
-            self.add_module(f"conv{k + 1}", conv)
-            channels = conv_dim
-        size = channels * resolution * resolution
-        for k in range(num_fc):
-            if k == 0:
-                self.add_module("flatten", nn.Flatten())
-            layer = nn.Linear(size, fc_dim)
-            xavier_fill(layer)
-            self.add_module(f"fc{k + 1}", layer)
-            self.add_module(f"fc_relu{k + 1}", nn.ReLU())
-            size = fc_dim
-        self.out_features = size
-
-
-class BoxPredictor(nn.Module):
-    """Class scores (C + 1) and box deltas (4, or 4 C) of each region."""
-
-    def __init__(
-        self,
-        *,
-        in_features: int,
-        num_classes: int,
-        class_agnostic: bool,
-        coder: BoxCoder,
-        box_loss_weight: float,
-        smooth_l1_beta: float,
-        score_threshold: float,
-        nms_threshold: float,
-        detections_per_image: int,
-    ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.cls_score = nn.Linear(in_features, num_classes + 1)
-        self.bbox_pred = nn.Linear(in_features, 4 * (1 if class_agnostic else num_classes))
-        nn.init.normal_(self.cls_score.weight, std=0.01)
-        nn.init.normal_(self.bbox_pred.weight, std=0.001)
-        nn.init.zeros_(self.cls_score.bias)
-        nn.init.zeros_(self.bbox_pred.bias)
-        self.coder = coder
-        self.box_loss_weight = box_loss_weight
-        self.smooth_l1_beta = smooth_l1_beta
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.detections_per_image = detections_per_image
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(P, in_features) to scores (P, C + 1) and deltas (P, 4 or 4 C), float32."""
-        x = x.flatten(1)
-        return self.cls_score(x).float(), self.bbox_pred(x).float()
-
-    def losses(
-        self, scores: Tensor, deltas: Tensor, regions: Sequence[Regions]
-    ) -> dict[str, Tensor]:
-        """Cross-entropy over all regions and smooth L1 over foreground, both divided by P."""
-        classes = torch.cat([r.classes for r in regions])
-        boxes = torch.cat([r.boxes for r in regions])
-        truth = torch.cat([r.ground_truth for r in regions])
-        if classes.numel() == 0:
-            return {"loss_cls": scores.sum() * 0.0, "loss_box_reg": deltas.sum() * 0.0}
-        foreground = ((classes >= 0) & (classes < self.num_classes)).nonzero(as_tuple=True)[0]
-        chosen = deltas[foreground]
-        if deltas.shape[1] != 4:
-            rows = torch.arange(len(foreground), device=deltas.device)
-            chosen = chosen.reshape(-1, self.num_classes, 4)[rows, classes[foreground]]
-        goal = self.coder.encode(boxes[foreground], truth[foreground])
-        box = smooth_l1_sum(chosen, goal, self.smooth_l1_beta) / classes.numel()
-        return {
-            "loss_cls": F.cross_entropy(scores, classes),
-            "loss_box_reg": box * self.box_loss_weight,
-        }
-
-    def detect(
-        self,
-        scores: Tensor,
-        deltas: Tensor,
-        proposals: Sequence[Tensor],
-        image_sizes: Sequence[tuple[int, int]],
-    ) -> list[Detections]:
-        """Boxes above the score threshold, without duplicates of the same class."""
-        counts = [len(p) for p in proposals]
-        boxes = self.coder.decode(deltas, torch.cat(list(proposals))).split(counts)
-        probabilities = scores.softmax(dim=-1).split(counts)
-        return [
-            self.detect_one(box, probability, size)
-            for box, probability, size in zip(boxes, probabilities, image_sizes, strict=True)
-        ]
-
-    def detect_one(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Detections:
-        finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
-        boxes, scores = boxes[finite], scores[finite][:, :-1]
-        per_class = boxes.shape[1] // 4
-        boxes = clip(boxes.reshape(-1, 4), *size).reshape(-1, per_class, 4)
-        region, class_ = (scores > self.score_threshold).nonzero(as_tuple=True)
-        candidates = boxes[region, class_ if per_class > 1 else torch.zeros_like(class_)]
-        confidence = scores[region, class_]
-        keep = batched_nms(candidates, confidence, class_, self.nms_threshold)
-        if self.detections_per_image >= 0:
-            keep = keep[: self.detections_per_image]
-        return Detections(candidates[keep], confidence[keep], class_[keep])
-
-
-class MaskHead(nn.Sequential):
-    """3x3 convolutions, a transposed convolution of stride 2, and a mask for each class."""
-
-    def __init__(
-        self, *, in_channels: int, num_conv: int, conv_dim: int, norm: str, num_masks: int
-    ) -> None:
-        super().__init__()
-        channels = in_channels
-        for k in range(num_conv):
-            conv = Conv2d(channels, conv_dim, 3, padding=1, norm=norm, relu=True)
-            msra_fill(conv)
-            self.add_module(f"mask_fcn{k + 1}", conv)
-            channels = conv_dim
-        deconv = nn.ConvTranspose2d(channels, conv_dim, 2, stride=2)
-        msra_fill(deconv)
-        predictor = nn.Conv2d(conv_dim, num_masks, 1)
-        nn.init.normal_(predictor.weight, std=0.001)
-        assert predictor.bias is not None
-        nn.init.zeros_(predictor.bias)
-        self.add_module("deconv", deconv)
-        self.add_module("deconv_relu", nn.ReLU())
-        self.add_module("predictor", predictor)
-
-    def select(self, x: Tensor, classes: Tensor) -> Tensor:
-        """Mask logits (P, S, S), float32, of the given class of each region."""
-        logits = self(x).float()
-        rows = torch.arange(len(logits), device=logits.device)
-        index = classes if logits.shape[1] > 1 else torch.zeros_like(classes)
-        return logits[rows, index]
-
-
-class StandardROIHeads(nn.Module):
-    """Box head and, where there is one, mask head over shared features (FPN)."""
-
-    def __init__(
-        self,
-        *,
-        in_features: Sequence[str],
-        num_classes: int,
-        batch_size_per_image: int,
-        positive_fraction: float,
-        append_ground_truth: bool,
-        matcher: Matcher,
-        box_pooler: ROIPooler,
-        box_head: BoxHead,
-        box_predictor: BoxPredictor,
-        mask_pooler: ROIPooler | None = None,
-        mask_head: MaskHead | None = None,
-    ) -> None:
-        super().__init__()
-        self.in_features = tuple(in_features)
-        self.num_classes = num_classes
-        self.batch_size_per_image = batch_size_per_image
-        self.positive_fraction = positive_fraction
-        self.append_ground_truth = append_ground_truth
-        self.matcher = matcher
-        self.box_pooler = box_pooler
-        self.box_head = box_head
-        self.box_predictor = box_predictor
-        self.mask_pooler = mask_pooler
-        if mask_head is not None:
-            self.mask_head = mask_head
-        self.has_masks = mask_head is not None
-
-    def train_losses(
-        self,
-        features: dict[str, Tensor],
-        proposals: Sequence[Proposals],
-        targets: Sequence[Targets],
-    ) -> dict[str, Tensor]:
-        """Losses of a random sample of the proposals."""
-        maps = [features[name] for name in self.in_features]
-        regions = [self.sample(p, t) for p, t in zip(proposals, targets, strict=True)]
-        pooled = self.box_pooler(maps, [r.boxes for r in regions])
-        scores, deltas = self.box_predictor(self.box_head(pooled))
-        losses = self.box_predictor.losses(scores, deltas, regions)
-        if self.has_masks:
-            losses["loss_mask"] = self.mask_loss(maps, regions, targets)
-        return losses
-
-    def mask_loss(
-        self, maps: Sequence[Tensor], regions: Sequence[Regions], targets: Sequence[Targets]
-    ) -> Tensor:
-        """Mean binary cross-entropy over every pixel of every foreground region's mask."""
-        assert self.mask_pooler is not None
-        boxes: list[Tensor] = []
-        classes: list[Tensor] = []
-        masks: list[Mask] = []
-        for region, target in zip(regions, targets, strict=True):
-            foreground = region.classes < self.num_classes
-            foreground &= region.classes >= 0
-            boxes.append(region.boxes[foreground])
-            classes.append(region.classes[foreground])
-            if bool(foreground.any()):
-                if target.masks is None:
-                    raise ValueError("MODEL.MASK_ON needs masks in the training data")
-                masks.extend(target.masks[i] for i in region.matched[foreground].tolist())
-        pooled = self.mask_pooler(maps, boxes)
-        if len(pooled) == 0:
-            # every parameter must take part in the step, also where nothing is to learn
-            return sum((p.sum() for p in self.mask_head.parameters()), pooled.sum()) * 0.0
-        logits = self.mask_head.select(pooled, torch.cat(classes))
-        truth = mask_targets(masks, torch.cat(boxes), logits.shape[-1])
-        return F.binary_cross_entropy_with_logits(logits, truth.float())
+    num_classes: int
+    matcher: Matcher
+    batch_size_per_image: int
+    positive_fraction: float
+    append_ground_truth: bool
 
     @torch.no_grad()
-    def sample(self, proposals: Proposals, targets: Targets) -> Regions:
-        """Match proposals with the ground truth and draw the regions to train on."""
+    def __call__(self, proposals: Proposals, targets: Targets) -> Regions:
+        """Match one image's proposals with its objects and draw from both kinds."""
         if self.append_ground_truth:
             proposals = add_ground_truth(proposals, targets.boxes)
         matched, labels = self.matcher(pairwise_iou(targets.boxes, proposals.boxes))
@@ -347,6 +57,25 @@ class StandardROIHeads(nn.Module):
         truth = targets.boxes[matched] if len(targets.boxes) else boxes
         return Regions(boxes, classes[chosen], truth, matched)
 
+    def is_object(self, regions: Regions) -> Tensor:
+        """Mask (P,) of the regions that hold an object."""
+        return (regions.classes >= 0) & (regions.classes < self.num_classes)
+
+
+class ROIHeads(nn.Module):
+    """What the detector asks of a second stage."""
+
+    has_masks: bool
+
+    def train_losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: Sequence[Proposals],
+        targets: Sequence[Targets],
+    ) -> dict[str, Tensor]:
+        """Losses of a random sample of the proposals."""
+        raise NotImplementedError
+
     def detect(
         self,
         features: dict[str, Tensor],
@@ -354,15 +83,159 @@ class StandardROIHeads(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Detections]:
         """Detections of each image, with masks where the head has them."""
+        raise NotImplementedError
+
+
+class StandardROIHeads(ROIHeads):
+    """Box head and, where there is one, mask head, each over its own pooled features."""
+
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        sampler: Sampler,
+        box_pooler: ROIPooler,
+        box_head: BoxHead,
+        box_predictor: BoxPredictor,
+        mask_pooler: ROIPooler | None = None,
+        mask_head: MaskHead | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = tuple(in_features)
+        self.sampler = sampler
+        self.box_pooler = box_pooler
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+        self.mask_pooler = mask_pooler
+        self.has_masks = mask_head is not None
+        if mask_head is not None:
+            self.mask_head = mask_head
+
+    def train_losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: Sequence[Proposals],
+        targets: Sequence[Targets],
+    ) -> dict[str, Tensor]:
+        maps = [features[name] for name in self.in_features]
+        regions = [self.sampler(p, t) for p, t in zip(proposals, targets, strict=True)]
+        pooled = self.box_pooler(maps, [r.boxes for r in regions])
+        scores, deltas = self.box_predictor(self.box_head(pooled))
+        losses = self.box_predictor.losses(scores, deltas, regions)
+        if self.mask_pooler is not None:
+            objects = [r.select(self.sampler.is_object(r)) for r in regions]
+            pooled = self.mask_pooler(maps, [r.boxes for r in objects])
+            losses["loss_mask"] = mask_loss(self.mask_head, pooled, objects, targets)
+        return losses
+
+    def detect(
+        self,
+        features: dict[str, Tensor],
+        proposals: Sequence[Proposals],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[Detections]:
         maps = [features[name] for name in self.in_features]
         boxes = [p.boxes for p in proposals]
         scores, deltas = self.box_predictor(self.box_head(self.box_pooler(maps, boxes)))
         found = self.box_predictor.detect(scores, deltas, boxes, image_sizes)
         if self.mask_pooler is not None:
-            counts = [len(d.boxes) for d in found]
-            pooled = self.mask_pooler(maps, [d.boxes for d in found])
-            classes = torch.cat([d.classes for d in found])
-            masks = self.mask_head.select(pooled, classes).sigmoid().split(counts)
-            for detections, mask in zip(found, masks, strict=True):
-                detections.masks = mask
+            add_masks(self.mask_head, self.mask_pooler(maps, [d.boxes for d in found]), found)
         return found
+
+
+class Res5ROIHeads(ROIHeads):
+    """The second stage of a C4 detector: ROIAlign on res4, then the ResNet's own res5.
+
+    Ren et al. 2015 as He et al. 2016 (appendix A) did it; box and mask head share what res5 makes
+    of a region. With ``extra_norm`` a norm layer follows res5 (MoCo paper, appendix A.1: with all
+    BN tuned, res5 in the head needs one to control the scale of what the head sees).
+    """
+
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        sampler: Sampler,
+        pooler: ROIPooler,
+        res5: nn.Sequential,
+        box_predictor: BoxPredictor,
+        extra_norm: str | None = None,
+        mask_head: MaskHead | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = tuple(in_features)
+        self.sampler = sampler
+        self.pooler = pooler
+        self.res5 = res5
+        if extra_norm is not None:
+            layer = make_norm(extra_norm, box_predictor.cls_score.in_features)
+            if layer is None:
+                raise ValueError("Res5ROIHeadsExtraNorm needs MODEL.RESNETS.NORM to be a norm")
+            res5.add_module("norm", layer)
+        self.box_predictor = box_predictor
+        self.has_masks = mask_head is not None
+        if mask_head is not None:
+            self.mask_head = mask_head
+
+    def shared(self, features: dict[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """(P, channels of res5, S / 2, S / 2) of the regions of all images."""
+        return self.res5(self.pooler([features[name] for name in self.in_features], boxes))
+
+    def train_losses(
+        self,
+        features: dict[str, Tensor],
+        proposals: Sequence[Proposals],
+        targets: Sequence[Targets],
+    ) -> dict[str, Tensor]:
+        regions = [self.sampler(p, t) for p, t in zip(proposals, targets, strict=True)]
+        shared = self.shared(features, [r.boxes for r in regions])
+        scores, deltas = self.box_predictor(shared.mean(dim=(2, 3)))
+        losses = self.box_predictor.losses(scores, deltas, regions)
+        if self.has_masks:
+            chosen = [self.sampler.is_object(r) for r in regions]
+            objects = [r.select(c) for r, c in zip(regions, chosen, strict=True)]
+            pooled = shared[torch.cat(chosen)]
+            losses["loss_mask"] = mask_loss(self.mask_head, pooled, objects, targets)
+        return losses
+
+    def detect(
+        self,
+        features: dict[str, Tensor],
+        proposals: Sequence[Proposals],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[Detections]:
+        boxes = [p.boxes for p in proposals]
+        scores, deltas = self.box_predictor(self.shared(features, boxes).mean(dim=(2, 3)))
+        found = self.box_predictor.detect(scores, deltas, boxes, image_sizes)
+        if self.has_masks:
+            add_masks(self.mask_head, self.shared(features, [d.boxes for d in found]), found)
+        return found
+
+
+def add_masks(head: MaskHead, pooled: Tensor, found: Sequence[Detections]) -> None:
+    """Give each detection its class's mask, computed from its pooled features."""
+    classes = torch.cat([d.classes for d in found])
+    masks = head.select(pooled, classes).sigmoid().split([len(d.boxes) for d in found])
+    for detections, mask in zip(found, masks, strict=True):
+        detections.masks = mask
+
+
+def mask_loss(
+    head: MaskHead, pooled: Tensor, regions: Sequence[Regions], targets: Sequence[Targets]
+) -> Tensor:
+    """Mean binary cross-entropy over every pixel of every region's mask (He et al. 2017, 3).
+
+    ``pooled`` (P, channels, S, S) are the features of ``regions``, which are foreground alone.
+    """
+    if len(pooled) == 0:
+        # every parameter must take part in the step, also where nothing is to learn
+        return sum((p.sum() for p in head.parameters()), pooled.sum()) * 0.0
+    masks: list[Mask] = []
+    for region, target in zip(regions, targets, strict=True):
+        if len(region.boxes):
+            if target.masks is None:
+                raise ValueError("MODEL.MASK_ON needs masks in the training data")
+            masks.extend(target.masks[i] for i in region.matched.tolist())
+    logits = head.select(pooled, torch.cat([r.classes for r in regions]))
+    truth = mask_targets(masks, torch.cat([r.boxes for r in regions]), logits.shape[-1])
+    return F.binary_cross_entropy_with_logits(logits, truth.float())

@@ -3,7 +3,8 @@
     python -m tests.golden.make_golden
 
 state_dict_names.json holds names, order and shapes of every tensor; parity.npz holds the losses
-and detections of a small Mask R-CNN whose weights and inputs both engines make by themselves.
+and detections of small detectors (FPN, C4 and dilated C5) whose weights and inputs both engines
+make by themselves.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def names() -> dict[str, dict[str, list[int]]]:
     from tests.golden.real import real_model
 
     return {
-        title: {name: list(t.shape) for name, t in real_model(changes).state_dict().items()}
-        for title, changes in ARCHITECTURES.items()
+        title: {name: list(t.shape) for name, t in real_model(settings).state_dict().items()}
+        for title, settings in ARCHITECTURES.items()
     }
 
 
@@ -36,17 +37,20 @@ def parity() -> dict[str, np.ndarray]:
 
     from tests.golden.real import inputs_of, real_detections, real_losses, real_model
 
-    model = real_model(PARITY)
-    fill(model)
     arrays = {}
-    for number, found in enumerate(real_detections(model, images())):
-        arrays[f"boxes_{number}"] = found.pred_boxes.tensor.numpy()
-        arrays[f"scores_{number}"] = found.scores.numpy()
-        arrays[f"classes_{number}"] = found.pred_classes.numpy()
-        arrays[f"mask_sums_{number}"] = found.pred_masks.sum(dim=(1, 2, 3)).numpy()
-    torch.manual_seed(0)
-    for name, loss in real_losses(model, inputs_of(images())).items():
-        arrays[name] = loss.detach().numpy()
+    for title, settings in PARITY.items():
+        model = real_model(settings)
+        fill(model)
+        for number, found in enumerate(real_detections(model, images())):
+            arrays[f"{title}/boxes_{number}"] = found.pred_boxes.tensor.numpy()
+            arrays[f"{title}/scores_{number}"] = found.scores.numpy()
+            arrays[f"{title}/classes_{number}"] = found.pred_classes.numpy()
+            if found.has("pred_masks"):
+                arrays[f"{title}/mask_sums_{number}"] = found.pred_masks.sum(dim=(1, 2, 3)).numpy()
+        torch.manual_seed(0)
+        inputs = inputs_of(images(), masks="MODEL.MASK_ON" in settings.changes)
+        for name, loss in real_losses(model, inputs).items():
+            arrays[f"{title}/{name}"] = loss.detach().numpy()
     return arrays
 
 

@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from tests.golden.filling import OBJECTS, polygon_of
-from tests.golden.settings import CPU, base_tree
+from tests.golden.settings import CPU, Settings, base_tree
 from tests.standalone.targets import Objects
 
 pytest.importorskip("detectron2")
@@ -20,27 +20,33 @@ from detectron2.modeling import build_model  # noqa: E402
 from detectron2.structures import Boxes, Instances, PolygonMasks  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 
+from moco_det.plugin import add_moco_det_config  # noqa: E402
 
-def real_config(changes: list[str]) -> CfgNode:
+
+def real_config(settings: Settings) -> CfgNode:
     cfg = get_cfg()
-    cfg.merge_from_other_cfg(CfgNode(base_tree()))
-    cfg.merge_from_list([*CPU, *changes])
+    add_moco_det_config(cfg)
+    cfg.merge_from_other_cfg(CfgNode(base_tree(settings)))
+    cfg.merge_from_list([*CPU, *settings.changes])
     return cfg
 
 
-def real_model(changes: list[str]) -> nn.Module:
-    model: nn.Module = build_model(real_config(changes))
+def real_model(settings: Settings) -> nn.Module:
+    model: nn.Module = build_model(real_config(settings))
     return model
 
 
-def inputs_of(pictures: list[Tensor], objects: Objects = OBJECTS) -> list[dict[str, Any]]:
+def inputs_of(
+    pictures: list[Tensor], objects: Objects = OBJECTS, *, masks: bool = True
+) -> list[dict[str, Any]]:
     """The same for detectron2."""
     made = []
     for image, rows in zip(pictures, objects, strict=True):
         instances = Instances(image.shape[-2:])
         instances.gt_boxes = Boxes(torch.tensor([o[:4] for o in rows]).reshape(-1, 4))
         instances.gt_classes = torch.tensor([int(o[4]) for o in rows], dtype=torch.int64)
-        instances.gt_masks = PolygonMasks([[polygon_of(o)] for o in rows])
+        if masks:
+            instances.gt_masks = PolygonMasks([[polygon_of(o)] for o in rows])
         made.append({"image": image, "instances": instances})
     return made
 

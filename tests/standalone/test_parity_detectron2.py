@@ -36,28 +36,43 @@ from tests.golden.real import (  # noqa: E402
     real_losses,
     real_model,
 )
-from tests.golden.settings import MASKS, R18, SMALL, our_config  # noqa: E402
+from tests.golden.settings import (  # noqa: E402
+    MASKS,
+    R18,
+    R50,
+    SMALL_C4,
+    SMALL_FPN,
+    Settings,
+    our_config,
+)
 from tests.standalone.targets import targets_of  # noqa: E402
 
 pytestmark = pytest.mark.detectron2
 
-R50 = ["MODEL.RESNETS.DEPTH", "50"]
+TINY = Settings("RCNN_FPN", R18, MASKS, SMALL_FPN)
 DETECTORS = {
-    "R18": [*R18, *SMALL],
-    "R18 masks": [*R18, *MASKS, *SMALL],
-    "R50": [*R50, *SMALL],
-    "R50 masks": [*R50, *MASKS, *SMALL],
+    "FPN R18": Settings("RCNN_FPN", R18, SMALL_FPN),
+    "FPN R18 masks": TINY,
+    "FPN R50": Settings("RCNN_FPN", R50, SMALL_FPN),
+    "FPN R50 masks": Settings("RCNN_FPN", R50, MASKS, SMALL_FPN),
+    "C4 R50": Settings("RCNN_C4", R50, SMALL_C4),
+    "C4 R50 masks": Settings("RCNN_C4", R50, MASKS, SMALL_C4),
+    "C4 R50 without extra norm": Settings(
+        "RCNN_C4", R50, MASKS, SMALL_C4, ["MODEL.ROI_HEADS.NAME", "Res5ROIHeads"]
+    ),
+    "DC5 R50": Settings("RCNN_DC5", R50, SMALL_C4),
+    "DC5 R50 masks": Settings("RCNN_DC5", R50, MASKS, SMALL_C4),
 }
 Pair = tuple[nn.Module, GeneralizedRCNN]
 
 
 @pytest.fixture(scope="module", params=DETECTORS)
-def settings(request: pytest.FixtureRequest) -> list[str]:
+def settings(request: pytest.FixtureRequest) -> Settings:
     return DETECTORS[request.param]
 
 
 @pytest.fixture(scope="module")
-def pair(settings: list[str]) -> Pair:
+def pair(settings: Settings) -> Pair:
     """detectron2's model and ours with the same weights."""
     real, ours = real_model(settings), build_detector(our_config(settings))
     fill(real)
@@ -74,10 +89,11 @@ def test_tensors_have_the_same_names_order_and_shapes(pair: Pair) -> None:
 
 def test_anchors_are_the_same(pair: Pair) -> None:
     real, ours = pair
-    maps = [torch.zeros(1, 1, 64 // s, 96 // s) for s in (4, 8, 16, 32, 64)]
+    strides = ours.proposal_generator.anchors.strides
+    maps = [torch.zeros(1, 1, 64 // s, 96 // s) for s in strides]
     expected = real.proposal_generator.anchor_generator(maps)  # type: ignore[operator,union-attr]
     found = ours.proposal_generator.anchors(maps)
-    assert len(expected) == len(found) == 5
+    assert len(expected) == len(found) == len(strides) in (1, 5)
     for one, two in zip(expected, found, strict=True):
         torch.testing.assert_close(two, one.tensor, atol=0, rtol=0)
 
@@ -91,7 +107,7 @@ def test_proposals_are_the_same(pair: Pair) -> None:
         expected, _ = real.proposal_generator(given, features)  # type: ignore[operator]
         found, _ = ours.proposal_generator(ours.backbone(batch), sizes)
     for one, two in zip(expected, found, strict=True):
-        assert len(two.boxes) == 40
+        assert len(two.boxes) == len(one) >= 20
         torch.testing.assert_close(two.boxes, one.proposal_boxes.tensor, atol=1e-4, rtol=1e-5)
         torch.testing.assert_close(two.logits, one.objectness_logits, atol=1e-4, rtol=1e-5)
 
@@ -114,7 +130,8 @@ def test_detections_are_the_same(pair: Pair) -> None:
 def test_losses_and_gradients_are_the_same(pair: Pair, objects: Any) -> None:
     real, ours = (copy.deepcopy(m).train() for m in pair)
     torch.manual_seed(5)
-    expected = real_losses(real, without_masks(real, inputs_of(images(), objects)))
+    masks = ours.roi_heads.has_masks
+    expected = real_losses(real, inputs_of(images(), objects, masks=masks))
     torch.manual_seed(5)
     found = ours(images(), targets_of(objects))
     assert set(found) == set(expected)
@@ -131,17 +148,10 @@ def test_losses_and_gradients_are_the_same(pair: Pair, objects: Any) -> None:
         assert float((grad - gradient).abs().max()) / scale < 1e-3, name
 
 
-def without_masks(model: nn.Module, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if not model.roi_heads.mask_on:  # type: ignore[union-attr]
-        for row in inputs:
-            row["instances"].remove("gt_masks")
-    return inputs
-
-
-def test_twenty_steps_of_sgd_stay_together() -> None:
-    settings = [*R18, *MASKS, *SMALL]
+@pytest.mark.parametrize("name", ["FPN R18 masks", "C4 R50 masks", "DC5 R50"])
+def test_twenty_steps_of_sgd_stay_together(name: str) -> None:
     solver_keys = ["SOLVER.BASE_LR", "0.005", "SOLVER.MAX_ITER", "20", "SOLVER.STEPS", "(15,)"]
-    settings += [*solver_keys, "SOLVER.WARMUP_ITERS", "5"]
+    settings = DETECTORS[name].but(*solver_keys, "SOLVER.WARMUP_ITERS", "5")
     cfg, ours_cfg = real_config(settings), our_config(settings)
     torch.manual_seed(0)
     real, ours = real_model(settings).train(), build_detector(ours_cfg).train()
@@ -154,7 +164,7 @@ def test_twenty_steps_of_sgd_stay_together() -> None:
         pictures = images(seed=step)
         torch.manual_seed(100 + step)
         with EventStorage():
-            losses = real(inputs_of(pictures))
+            losses = real(inputs_of(pictures, masks=ours.roi_heads.has_masks))
         total = sum(losses.values(), torch.zeros(()))
         optimizer.zero_grad()
         total.backward()
@@ -175,9 +185,10 @@ def test_twenty_steps_of_sgd_stay_together() -> None:
         assert float((tensor - theirs[name]).abs().max()) < 1e-3, name
 
 
-def test_initial_parameters_have_the_same_distribution() -> None:
+@pytest.mark.parametrize("base", ["RCNN_FPN", "RCNN_C4", "RCNN_DC5"])
+def test_initial_parameters_have_the_same_distribution(base: str) -> None:
     # at full width, where a layer has numbers enough for its deviation to be sharp
-    settings = [*R50, *MASKS]
+    settings = Settings(base, R50, MASKS)
     torch.manual_seed(0)
     real, ours = real_model(settings), build_detector(our_config(settings))
     theirs = real.state_dict()
@@ -195,7 +206,7 @@ def test_initial_parameters_have_the_same_distribution() -> None:
         largest = [float(t.abs().max() / t.std()) for t in (tensor, expected)]
         # uniform ends at 1.73 deviations, normal does not
         assert (largest[0] < 1.8) == (largest[1] < 1.8), name
-    assert seen > 70
+    assert seen > 50
 
 
 @pytest.mark.parametrize(
@@ -208,7 +219,7 @@ def test_initial_parameters_have_the_same_distribution() -> None:
     ],
 )
 def test_parameter_groups_are_the_same(keys: list[str]) -> None:
-    settings = [*R18, *MASKS, *SMALL, *keys]
+    settings = TINY.but(*keys)
     real, ours = real_model(settings), build_detector(our_config(settings))
 
     def table(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -241,7 +252,7 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_learning_rate_is_the_same_at_every_iteration(name: str) -> None:
-    keys = [*R18, "SOLVER.BASE_LR", "0.02", *SCHEDULES[name].split()]
+    keys = TINY.but("SOLVER.BASE_LR", "0.02", *SCHEDULES[name].split())
     cfg, ours = real_config(keys), our_config(keys)
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=cfg.SOLVER.BASE_LR)
@@ -312,7 +323,7 @@ MAPPINGS = {
 
 @pytest.mark.parametrize("name", MAPPINGS)
 def test_samples_are_those_of_the_dataset_mapper(name: str, tmp_path: Path) -> None:
-    keys = [*R18, *MASKS, *MAPPINGS[name].split()]
+    keys = TINY.but(*MAPPINGS[name].split())
     real = DatasetMapper(real_config(keys), is_train=True)
     ours = build_mapper(our_config(keys), train=True)
     shapes = [(375, 500)] if name == "voc" else [(60, 90), (91, 64), (70, 70)]
@@ -347,7 +358,7 @@ def same_targets(found: Targets, expected: Any) -> None:
 
 
 def test_test_images_are_those_of_the_dataset_mapper(tmp_path: Path) -> None:
-    keys = [*R18, "INPUT.MIN_SIZE_TEST", "70", "INPUT.MAX_SIZE_TEST", "100"]
+    keys = TINY.but("INPUT.MIN_SIZE_TEST", "70", "INPUT.MAX_SIZE_TEST", "100")
     real = DatasetMapper(real_config(keys), is_train=False)
     ours = build_mapper(our_config(keys), train=False)
     for height, width in [(60, 90), (91, 64), (30, 80)]:

@@ -9,14 +9,9 @@ import torch
 from torch import Tensor
 
 from moco_det.standalone.boxes import BoxCoder, Matcher
-from moco_det.standalone.roi_heads import (
-    BoxHead,
-    BoxPredictor,
-    MaskHead,
-    Regions,
-    ROIPooler,
-    StandardROIHeads,
-)
+from moco_det.standalone.masks import mask_targets
+from moco_det.standalone.roi_heads import Sampler, StandardROIHeads, mask_loss
+from moco_det.standalone.roi_layers import BoxHead, BoxPredictor, MaskHead, Regions, ROIPooler
 from moco_det.standalone.rpn import Proposals, Targets
 from tests.golden.filling import polygon_of
 
@@ -200,17 +195,25 @@ def test_an_image_without_proposals_has_no_detections() -> None:
     assert found.boxes.shape == (0, 4) and found.classes.shape == (0,)
 
 
-def make_heads(*, masks: bool = True, append: bool = True) -> StandardROIHeads:
+def make_sampler(
+    *, append: bool = True, count: int = 8, positive_fraction: float = 0.25
+) -> Sampler:
+    return Sampler(
+        num_classes=3,
+        matcher=Matcher([0.5], [0, 1], allow_low_quality=False),
+        batch_size_per_image=count,
+        positive_fraction=positive_fraction,
+        append_ground_truth=append,
+    )
+
+
+def make_heads(*, masks: bool = True) -> StandardROIHeads:
     box_head = BoxHead(
         in_channels=4, resolution=2, num_conv=1, conv_dim=4, num_fc=1, fc_dim=6, norm=""
     )
     return StandardROIHeads(
         in_features=["p2"],
-        num_classes=3,
-        batch_size_per_image=8,
-        positive_fraction=0.25,
-        append_ground_truth=append,
-        matcher=Matcher([0.5], [0, 1], allow_low_quality=False),
+        sampler=make_sampler(),
         box_pooler=ROIPooler(output_size=2, strides=[4], sampling_ratio=0, aligned=True),
         box_head=box_head,
         box_predictor=make_predictor(),
@@ -235,9 +238,7 @@ PROPOSALS = Proposals(
 
 def test_regions_are_classified_by_overlap() -> None:
     torch.manual_seed(0)
-    heads = make_heads(append=False)
-    heads.batch_size_per_image, heads.positive_fraction = 100, 1.0
-    regions = heads.sample(PROPOSALS, TARGET)
+    regions = make_sampler(append=False, count=100, positive_fraction=1.0)(PROPOSALS, TARGET)
     found = {
         tuple(b): c for b, c in zip(regions.boxes.tolist(), regions.classes.tolist(), strict=True)
     }
@@ -247,16 +248,16 @@ def test_regions_are_classified_by_overlap() -> None:
 
 def test_at_most_a_quarter_is_foreground_and_the_truth_is_a_proposal() -> None:
     torch.manual_seed(0)
-    regions = make_heads().sample(PROPOSALS, TARGET)
+    regions = make_sampler()(PROPOSALS, TARGET)
     # 8 regions, a quarter of them foreground: 2 of 4, and all there is of background: 2
     assert regions.classes.tolist() == [1, 1, 3, 3]
     only = Proposals(torch.zeros(0, 4), torch.zeros(0))
-    assert make_heads().sample(only, TARGET).boxes.tolist() == [list(TRUTH)]
-    assert make_heads(append=False).sample(only, TARGET).boxes.shape == (0, 4)
+    assert make_sampler()(only, TARGET).boxes.tolist() == [list(TRUTH)]
+    assert make_sampler(append=False)(only, TARGET).boxes.shape == (0, 4)
 
 
 def test_without_objects_all_regions_are_background() -> None:
-    regions = make_heads().sample(PROPOSALS, NOTHING)
+    regions = make_sampler()(PROPOSALS, NOTHING)
     assert regions.classes.tolist() == [3] * 5 and regions.ground_truth.shape == (5, 4)
 
 
@@ -270,13 +271,13 @@ def test_the_mask_loss_is_the_mean_over_the_pixels_of_the_true_class() -> None:
         torch.tensor([TRUTH, TRUTH]),
         torch.tensor([0, 0]),
     )
-    loss = heads.mask_loss([feature], [regions], [TARGET])
+    objects = regions.select(heads.sampler.is_object(regions))
     assert heads.mask_pooler is not None
-    logits = heads.mask_head(heads.mask_pooler([feature], [regions.boxes[:1]]))[0, 1]  # class 1
+    pooled = heads.mask_pooler([feature], [objects.boxes])
+    loss = mask_loss(heads.mask_head, pooled, [objects], [TARGET])
+    logits = heads.mask_head(pooled)[0, 1]  # class 1
     # In its box of 8 x 8 texels the polygon lacks the corner that is 5 of 20 pixels long: 2 texels.
     # By the COCO rule the texels (row 6, column 0), (7, 0) and (7, 1) are outside or on the edge.
-    from moco_det.standalone.masks import mask_targets
-
     truth = mask_targets(TARGET.masks or [], regions.boxes[:1], 8)[0]
     assert 1 <= int((~truth).sum()) <= 3 and not truth[7, 0] and truth[:6].all()
     total = 0.0
