@@ -6,7 +6,7 @@ the engine implements are refused here, before anything is built.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,10 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from moco_det.errors import InputError
+from moco_det.matched import frozen_over_random
+from moco_det.strict_yaml import flatten, load_mapping
 
 BASE_KEY = "_BASE_"
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe yaml that refuses a key given twice: the last one would win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if not isinstance(key, Hashable):
-                raise InputError(f"the key in line {line} is a list or a mapping: keys are names")
-            if key in seen:
-                raise InputError(f"duplicate yaml key {key!r} in line {line}: keep one of the two")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -46,19 +32,11 @@ def _load_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in above:
         raise InputError(f"{path}: {BASE_KEY} leads back to itself")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        content = load_mapping(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise InputError(f"config file {path} does not exist: check --config-file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config file {path} cannot be read: {error}") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid yaml: {error}") from None
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: a config is a mapping of keys, not a {type(content).__name__}")
     base = content.pop(BASE_KEY, None)
     if base is None:
         return content
@@ -280,16 +258,10 @@ POSITIVE = (
 )
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as one level of dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{name}."))
-        else:
-            flat[name] = value
-    return flat
+NOT_HONOURED = (
+    "the standalone engine does not honour the key {key}; take it out, correct its spelling, or "
+    "run with --engine detectron2 if it is detectron2's"
+)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
@@ -305,15 +277,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
-def merge(cfg: CfgNode, tree: dict[str, Any], *, source: str) -> None:
-    """Merge a dictionary into a config; a key or a type that does not fit is an InputError."""
+def merge(cfg: CfgNode, tree: dict[str, Any], *, source: str, unknown: str = NOT_HONOURED) -> None:
+    """Merge a dictionary into a config of either engine; what does not fit is an InputError.
+
+    ``unknown`` is what is said of a key that the config does not have.
+    """
     known = flatten(cfg)
-    for key in flatten(tree):
-        if key not in known:
-            raise InputError(
-                f"{source}: the standalone engine does not honour the key {key}; take it out, "
-                "correct its spelling, or run with --engine detectron2 if it is detectron2's"
-            )
+    for key, value in flatten(tree).items():
+        if key not in known and value != {}:
+            raise InputError(f"{source}: {unknown.format(key=key)}")
     try:
         cfg.merge_from_other_cfg(CfgNode(tree))
     except (ValueError, AssertionError, KeyError) as error:
@@ -341,9 +313,6 @@ def check(cfg: CfgNode) -> None:
         if flat[key] not in allowed:
             names = ", ".join(repr(value) for value in allowed)
             raise InputError(f"{key} is {flat[key]!r}; the standalone engine implements {names}")
-    for key in POSITIVE:
-        if not flat[key] > 0:
-            raise InputError(f"{key} is {flat[key]!r}: it must be above zero")
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if not sizes or min(sizes) < 1:
         raise InputError(f"INPUT.MIN_SIZE_TRAIN is {sizes!r}: it lists sizes above zero")
@@ -358,11 +327,19 @@ def check(cfg: CfgNode) -> None:
             f"not {cfg.MODEL.RESNETS.RES2_OUT_CHANNELS}"
         )
     check_heads(cfg)
-    if cfg.MODEL.BACKBONE.FREEZE_AT > 0 and not cfg.MODEL.WEIGHTS:
-        raise InputError(
-            f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT} would freeze randomly "
-            "initialised stages: give MODEL.WEIGHTS or set FREEZE_AT 0"
-        )
+    check_values(cfg)
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Refuse what no run of either engine can mean."""
+    flat = flatten(cfg)
+    for key in POSITIVE:
+        if not flat[key] > 0:
+            raise InputError(f"{key} is {flat[key]!r}: it must be above zero")
+    frozen = frozen_over_random(flat)
+    if frozen:
+        key, reason = frozen
+        raise InputError(f"{key} {flat[key]} {reason}")
     if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TRAIN and DATASETS.TEST must each name a data set")
 

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from moco_det.errors import InputError
+from moco_det.matched import INPUT_KEYS, check_input
+from moco_det.strict_yaml import flatten
 from moco_det.weights import Backbone, load_backbone
 
 # Where a detector keeps its ResNet, and what of the name stays: below an FPN; or (C4, DC5) as the
@@ -53,12 +56,22 @@ class Loaded:
         )
 
 
-def load_initial_weights(model: nn.Module, path: str) -> Loaded:
+def load_weights(cfg: CfgNode, model: nn.Module) -> Loaded:
+    """MODEL.WEIGHTS into a detector of either engine, whose keys are the same."""
+    flat = flatten(cfg)
+    fed = {key: flat[key] for key in INPUT_KEYS}
+    return load_initial_weights(model, cfg.MODEL.WEIGHTS, fed=fed)
+
+
+def load_initial_weights(
+    model: nn.Module, path: str, *, fed: Mapping[str, Any] | None = None
+) -> Loaded:
     """Fill the backbone from a converted file, or the whole detector from a checkpoint of it.
 
     Exactly the layers outside the backbone may stay random, and only with a backbone file. Any
     other missing, unexpected or differently shaped tensor is an InputError, and the model is
-    left as it was.
+    left as it was; so is one where `fed`, how the config prepares images (the keys of
+    `moco_det.matched.INPUT_KEYS`), contradicts what the file says of its own training.
     """
     expected = backbone_names(model)
     if path == "":
@@ -72,6 +85,8 @@ def load_initial_weights(model: nn.Module, path: str) -> Loaded:
     backbone = load_backbone(file)
     tensors = {name: torch.from_numpy(array) for name, array in backbone.model.items()}
     compare(expected, tensors, file)
+    if fed is not None:
+        check_input(fed, backbone.input, path)
     with torch.no_grad():
         for name, target in expected.items():
             target.copy_(tensors[name])
@@ -164,7 +179,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"checkpoint {path} does not exist: check MODEL.WEIGHTS") from None
+        raise InputError(
+            f"checkpoint {path} does not exist: check MODEL.WEIGHTS; a backbone to start from is "
+            f"made by `python tools/convert_weights.py CHECKPOINT {path.with_suffix('.pkl')}`"
+        ) from None
     except Exception as error:
         # torch's own words advise to switch weights_only off, which would run what is in the file
         reason = damage(path) or f"{type(error).__name__}, nothing in it was run"

@@ -7,21 +7,17 @@ everything else must be the same.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-try:
-    from yaml import CSafeLoader as _SafeLoader
-except ImportError:  # PyYAML was built without libyaml: the same, ten times slower
-    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
-
 from moco_det.errors import InputError
+from moco_det.strict_yaml import flatten, load_mapping
 
 IGNORED_KEYS = ("OUTPUT_DIR", "SEED")
 WEIGHTS_KEY = "MODEL.WEIGHTS"
+FREEZE_KEY = "MODEL.BACKBONE.FREEZE_AT"
+NORM_KEY = "MODEL.RESNETS.NORM"
 
 # config key -> key of the weights file's "input" metadata that may demand its value
 INPUT_KEYS: dict[str, str] = {
@@ -68,34 +64,9 @@ class Matched:
         return lines
 
 
-class _StrictLoader(_SafeLoader):
-    """A safe yaml loader that refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise InputError(f"duplicate key {key!r} at line {key_node.start_mark.line + 1}")
-            seen.add(key if isinstance(key, Hashable) else repr(key))
-        return super().construct_mapping(node, deep=deep)
-
-
 def flatten_config(text: str, name: str = "config") -> dict[str, Any]:
     """A resolved yaml text as {dotted key: value}; InputError names `name` and the fault."""
-    try:
-        tree = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"the config of {name} is not yaml: {error}") from error
-    except InputError as error:
-        raise InputError(f"the config of {name}: {error}") from error
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise InputError(f"the config of {name} is a {type(tree).__name__}, wanted keys and values")
-    flat: dict[str, Any] = {}
-    _flatten(tree, "", flat)
-    return flat
+    return flatten(load_mapping(text, f"the config of {name}"))
 
 
 def compare_configs(
@@ -137,6 +108,11 @@ def compare_configs(
                 allowed.append(Difference(key, shown, reason))
         elif differs:
             forbidden.append(Difference(key, shown, "must be equal"))
+    for arm, flat in flats.items():
+        frozen = frozen_over_random(flat)
+        if frozen:
+            key, reason = frozen
+            forbidden.append(Difference(key, {arm: _show(flat[key])}, reason))
     return Matched(
         ok=not forbidden,
         arms=tuple(configs),
@@ -144,6 +120,45 @@ def compare_configs(
         allowed=tuple(allowed),
         forbidden=tuple(forbidden),
     )
+
+
+def frozen_over_random(flat: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(key, what is wrong with it) of a resolved config that freezes what nothing has filled."""
+    if flat.get(WEIGHTS_KEY, "") != "":
+        return None
+    if flat.get(FREEZE_KEY, 0) > 0:
+        return FREEZE_KEY, (
+            "would freeze randomly initialised stages: give MODEL.WEIGHTS or set FREEZE_AT 0"
+        )
+    if flat.get(NORM_KEY) == "FrozenBN":
+        return NORM_KEY, (
+            "without MODEL.WEIGHTS normalises nothing and never learns to: give weights, or train "
+            "a norm (SyncBN, BN)"
+        )
+    return None
+
+
+def check_input(config: Mapping[str, Any], given: Mapping[str, Any] | None, weights: str) -> None:
+    """InputError where a resolved config contradicts what its weights say they were trained on.
+
+    `config` holds values under the keys of INPUT_KEYS, `given` is the "input" of the weights.
+    """
+    for key, field in INPUT_KEYS.items():
+        demanded = (given or {}).get(field)
+        if demanded is not None and not fits(config[key], demanded):
+            raise InputError(
+                f"{key} is {_show(config[key])}, but {weights} was trained with "
+                f"{_show(demanded)}: set {key} to that, or use weights of this input"
+            )
+
+
+def fits(here: Any, demanded: Any) -> bool:
+    """Whether a config's input is the weights': pixel statistics to 0.01 of 255, others exactly."""
+    if isinstance(demanded, (list, tuple)) and isinstance(here, (list, tuple)):
+        return len(here) == len(demanded) and all(
+            abs(a - b) < 1e-2 for a, b in zip(here, demanded, strict=True)
+        )
+    return _same(here, demanded)
 
 
 class _Absent:
@@ -167,18 +182,9 @@ def _against_metadata(
         if wanted is None:
             continue
         demanded.append(arm)
-        if not _same(value, wanted):
+        if not fits(value, wanted):
             contradicted.append((arm, wanted))
     return contradicted, demanded
-
-
-def _flatten(tree: Mapping[Any, Any], prefix: str, flat: dict[str, Any]) -> None:
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            _flatten(value, f"{name}.", flat)
-        else:
-            flat[name] = value
 
 
 def _all_same(values: list[Any]) -> bool:

@@ -212,40 +212,6 @@ def check_classes_of_config(num_classes: int, dataset: DetectionDataset) -> None
         )
 
 
-def check_input_of_weights(
-    given: Mapping[str, Any] | None,
-    *,
-    weights: str,
-    image_format: str,
-    mean: Sequence[float],
-    std: Sequence[float],
-    stride_in_1x1: bool,
-) -> None:
-    """InputError where a config contradicts what its weights say they were trained on."""
-    if not given:
-        return
-    pairs = {
-        "INPUT.FORMAT": (image_format, given.get("format")),
-        "MODEL.PIXEL_MEAN": (list(mean), given.get("mean")),
-        "MODEL.PIXEL_STD": (list(std), given.get("std")),
-        "MODEL.RESNETS.STRIDE_IN_1X1": (stride_in_1x1, given.get("stride_in_1x1")),
-    }
-    for key, (here, demanded) in pairs.items():
-        if demanded is not None and not same(here, demanded):
-            raise InputError(
-                f"{key} is {here}, but {weights} was trained with {demanded}: "
-                f"set {key} to that, or use weights of this input"
-            )
-
-
-def same(here: Any, demanded: Any) -> bool:
-    if isinstance(here, list):
-        return len(here) == len(demanded) and all(
-            abs(a - b) < 1e-2 for a, b in zip(here, demanded, strict=True)
-        )
-    return bool(here == demanded)
-
-
 def summary(metrics: Mapping[str, Any]) -> list[str]:
     """The metrics as text lines, one ruler a line."""
     lines = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from moco_det.errors import InputError
-from moco_det.matched import compare_configs, flatten_config
+from moco_det.matched import check_input, compare_configs, flatten_config, frozen_over_random
 
 BASE = """\
 INPUT: {{FORMAT: {format}}}
@@ -125,11 +127,11 @@ def test_one_arm_is_matched_with_itself() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("A: 1\nA: 2", "duplicate key 'A' at line 2"),
-        ("A: {B: 1, B: 1}", "duplicate key 'B'"),
-        ("A: [", "not yaml"),
-        ("- 1", "wanted keys and values"),
-        ("A: !!python/object:os.system {}", "not yaml"),
+        ("A: 1\nA: 2", "duplicate yaml key 'A' in line 2"),
+        ("A: {B: 1, B: 1}", "duplicate yaml key 'B'"),
+        ("A: [", "not valid yaml"),
+        ("- 1", "not a list"),
+        ("A: !!python/object:os.system {}", "not valid yaml"),
     ],
 )
 def test_a_text_that_is_no_config_is_an_input_error_that_names_the_arm(
@@ -139,6 +141,63 @@ def test_a_text_that_is_no_config_is_an_input_error_that_names_the_arm(
         compare_configs({"moco": text}, {})
     assert said in str(caught.value)
     assert "moco" in str(caught.value)
+
+
+FED = {
+    "INPUT.FORMAT": "RGB",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": (58.395, 57.12, 57.375),
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+}
+
+
+def test_a_config_that_agrees_with_its_weights_passes() -> None:
+    check_input(FED, RGB, "moco.pkl")
+    check_input({**FED, "MODEL.PIXEL_MEAN": [123.6751, 116.28, 103.53]}, RGB, "moco.pkl")
+    # weights that say nothing forbid nothing
+    check_input({**FED, "INPUT.FORMAT": "BGR"}, None, "moco.pkl")
+    check_input({**FED, "MODEL.PIXEL_STD": [1.0, 1.0, 1.0]}, {"format": "RGB"}, "moco.pkl")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("INPUT.FORMAT", "BGR"),
+        ("MODEL.PIXEL_MEAN", [103.53, 116.28, 123.675]),
+        ("MODEL.PIXEL_STD", [1.0, 1.0, 1.0]),
+        ("MODEL.RESNETS.STRIDE_IN_1X1", True),
+    ],
+)
+def test_a_contradiction_names_key_value_and_weights(key: str, value: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        check_input({**FED, key: value}, RGB, "moco.pkl")
+    text = str(caught.value)
+    assert text.startswith(f"{key} is ") and "but moco.pkl was trained with" in text
+    assert f"set {key}" in text
+
+
+def test_pixel_statistics_that_round_alike_fit_both_arms() -> None:
+    rounded = config("b.pkl", mean="[123.68, 116.28, 103.53]")
+    matched = compare_configs({"a": config("a.pkl"), "b": rounded}, {"a": RGB, "b": RGB})
+    assert matched.ok
+    assert "MODEL.PIXEL_MEAN" in {d.key for d in matched.allowed}
+
+
+@pytest.mark.parametrize(
+    ("keys", "wrong"),
+    [
+        ("BACKBONE: {FREEZE_AT: 2}", "MODEL.BACKBONE.FREEZE_AT"),
+        ("RESNETS: {NORM: FrozenBN}", "MODEL.RESNETS.NORM"),
+        ("BACKBONE: {FREEZE_AT: 0}, RESNETS: {NORM: BN}", None),
+    ],
+)
+def test_what_is_frozen_over_random_weights_is_forbidden_even_if_all_arms_agree(
+    keys: str, wrong: str | None
+) -> None:
+    arms = {"random": f'MODEL: {{WEIGHTS: "", {keys}}}', "moco": f"MODEL: {{WEIGHTS: m, {keys}}}"}
+    matched = compare_configs(arms, {})
+    assert [d.key for d in matched.forbidden] == ([wrong] if wrong else [])
+    assert frozen_over_random(flatten_config(arms["moco"])) is None
 
 
 def test_nothing_to_compare_is_an_input_error() -> None:

@@ -12,7 +12,6 @@ from moco_det.data import DetectionDataset, Record
 from moco_det.errors import InputError
 from moco_det.runs import (
     check_classes_of_config,
-    check_input_of_weights,
     cpu_name,
     describe_data,
     describe_engine,
@@ -65,48 +64,6 @@ def test_an_arm_is_called_by_its_name_else_by_its_method_else_by_its_file() -> N
     assert foreign["name"] == "best" and foreign["source"] is None
     whole = describe_init(None, "model_final.pth", None, "3" * 64)
     assert whole["name"] == "model_final" and whole["sha256"] == "3" * 64
-
-
-def held_against(given: dict[str, Any] | None, **changes: Any) -> None:
-    config: dict[str, Any] = {
-        "image_format": "RGB",
-        "mean": [123.675, 116.28, 103.53],
-        "std": [58.395, 57.12, 57.375],
-        "stride_in_1x1": False,
-    }
-    config |= changes
-    check_input_of_weights(
-        given,
-        weights="moco.pkl",
-        image_format=config["image_format"],
-        mean=config["mean"],
-        std=config["std"],
-        stride_in_1x1=config["stride_in_1x1"],
-    )
-
-
-def test_a_config_that_agrees_with_its_weights_passes() -> None:
-    held_against(INPUT)
-    held_against(INPUT, mean=[123.6751, 116.28, 103.53])
-    held_against(None, image_format="BGR")  # weights that say nothing forbid nothing
-    held_against({"format": "RGB", "mean": None}, std=[1.0, 1.0, 1.0])
-
-
-@pytest.mark.parametrize(
-    ("key", "changes"),
-    [
-        ("INPUT.FORMAT", {"image_format": "BGR"}),
-        ("MODEL.PIXEL_MEAN", {"mean": [103.53, 116.28, 123.675]}),
-        ("MODEL.PIXEL_STD", {"std": [1.0, 1.0, 1.0]}),
-        ("MODEL.RESNETS.STRIDE_IN_1X1", {"stride_in_1x1": True}),
-    ],
-)
-def test_a_contradiction_names_key_value_and_weights(key: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(InputError) as caught:
-        held_against(INPUT, **changes)
-    text = str(caught.value)
-    assert text.startswith(f"{key} is {next(iter(changes.values()))}, but moco.pkl was trained")
-    assert f"set {key}" in text
 
 
 def dataset(*classes: str) -> DetectionDataset:

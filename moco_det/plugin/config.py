@@ -10,16 +10,17 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.solver import build_lr_scheduler
 
-from moco_det.config import POSITIVE, flatten, load_yaml
+from moco_det.config import check_values, load_yaml, merge, merge_overrides
 from moco_det.errors import InputError
+from moco_det.strict_yaml import flatten
 
 # Values that other programs of detectron2 honour and this one does not.
 HONOURED: dict[str, tuple[Any, ...]] = {
     "VERSION": (2,),
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
-    "MODEL.KEYPOINT_ON": (False,),
     "MODEL.LOAD_PROPOSALS": (False,),
     "TEST.AUG.ENABLED": (False,),
+    "TEST.EVALUATOR": ("moco_det", "detectron2"),
     "DATALOADER.SAMPLER_TRAIN": (
         "TrainingSampler",
         "RepeatFactorTrainingSampler",
@@ -28,14 +29,20 @@ HONOURED: dict[str, tuple[Any, ...]] = {
 }
 
 
+UNKNOWN = "detectron2 does not know the key {key}; take it out or correct its spelling"
+
+
 def add_moco_det_config(cfg: CfgNode) -> None:
     """Add this project's own keys to a detectron2 config, as projects of detectron2 do.
 
-    MODEL.DILATED_C5 is the 3x3 convolution of build_resnet_dilated_c5_backbone. Calling twice is
-    harmless.
+    MODEL.DILATED_C5 is the 3x3 convolution of build_resnet_dilated_c5_backbone. TEST.EVALUATOR
+    is whose scorer train_net takes: moco_det's, one ruler for both engines, or detectron2's for
+    the tasks that moco_det's has not. Calling twice is harmless.
     """
     if "DILATED_C5" not in cfg.MODEL:
         cfg.MODEL.DILATED_C5 = CfgNode({"NORM": "", "OUT_CHANNELS": 512})
+    if "EVALUATOR" not in cfg.TEST:
+        cfg.TEST.EVALUATOR = "moco_det"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
@@ -45,42 +52,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_moco_det_config(cfg)
-    merge(cfg, load_yaml(path), source=str(path))
+    merge(cfg, load_yaml(path), source=str(path), unknown=UNKNOWN)
     merge_overrides(cfg, overrides)
     # detectron2 passes over steps after the end, but stumbles over one at the end
     cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step != cfg.SOLVER.MAX_ITER)
     check(cfg)
     cfg.freeze()
     return cfg
-
-
-def merge(cfg: CfgNode, tree: dict[str, Any], *, source: str) -> None:
-    """Merge a dictionary into a config; a key or a type that does not fit is an InputError."""
-    known = flatten(cfg)
-    for key in flatten(tree):
-        if key not in known:
-            raise InputError(
-                f"{source}: detectron2 does not know the key {key}; take it out or correct its "
-                "spelling"
-            )
-    try:
-        cfg.merge_from_other_cfg(CfgNode(tree))
-    except (ValueError, AssertionError, KeyError) as error:
-        raise InputError(f"{source}: {error}") from None
-
-
-def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
-    """Merge ``KEY VALUE KEY VALUE ...`` as given on a command line."""
-    if len(overrides) % 2:
-        raise InputError(f"the options after the config come in pairs KEY VALUE: {overrides[-1]!r}")
-    known = flatten(cfg)
-    for key in overrides[0::2]:
-        if key not in known:
-            raise InputError(f"unknown key {key} on the command line: keys are like SOLVER.BASE_LR")
-    try:
-        cfg.merge_from_list(list(overrides))
-    except (ValueError, AssertionError, KeyError, SyntaxError) as error:
-        raise InputError(f"on the command line: {error}") from None
 
 
 def check(cfg: CfgNode) -> None:
@@ -90,16 +68,12 @@ def check(cfg: CfgNode) -> None:
         if flat[key] not in values:
             names = ", ".join(repr(value) for value in values)
             raise InputError(f"{key} is {flat[key]!r}; train_net on detectron2 honours {names}")
-    for key in POSITIVE:
-        if not flat[key] > 0:
-            raise InputError(f"{key} is {flat[key]!r}: it must be above zero")
-    if cfg.MODEL.BACKBONE.FREEZE_AT > 0 and not cfg.MODEL.WEIGHTS:
+    if cfg.MODEL.KEYPOINT_ON and cfg.TEST.EVALUATOR != "detectron2":
         raise InputError(
-            f"MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT} would freeze randomly "
-            "initialised stages: give MODEL.WEIGHTS or set FREEZE_AT 0"
+            "MODEL.KEYPOINT_ON is True, but moco_det scores boxes and masks: set TEST.EVALUATOR "
+            "detectron2"
         )
-    if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
-        raise InputError("DATASETS.TRAIN and DATASETS.TEST must each name a data set")
+    check_values(cfg)
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
         raise InputError(
@@ -123,11 +97,14 @@ def check_schedule(cfg: CfgNode) -> None:
 
 
 def check_device(name: str) -> None:
-    """InputError where the machine lacks the device."""
-    kind = name.split(":")[0]
-    if kind not in ("cpu", "cuda"):
+    """InputError for a device that no run is made on."""
+    if name.split(":")[0] not in ("cpu", "cuda"):
         raise InputError(f"MODEL.DEVICE is {name!r}: a run is made on cpu or cuda")
-    if kind == "cuda" and not torch.cuda.is_available():
+
+
+def check_machine(name: str) -> None:
+    """InputError where this machine lacks the device."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(
             "MODEL.DEVICE is cuda, but this machine has no CUDA device: add MODEL.DEVICE cpu"
         )

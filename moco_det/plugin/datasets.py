@@ -12,10 +12,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from moco_det.data import (
-    DetectionDataset,
-    load_dataset,
-)
+from moco_det.data import DetectionDataset, load_dataset
+from moco_det.data.catalog_names import BUILTIN_COCO, BUILTIN_VOC
 from moco_det.errors import InputError
 from moco_det.runs import load_pair
 
@@ -93,6 +91,9 @@ def load_data(
     ``mask_format`` is None where no masks are trained. Several data sets become one, which is
     trained on and scored as one. Both are registered under their `joined` names.
     """
+    for name in (*train, *test):
+        if "://" not in name and name not in (*BUILTIN_COCO, *BUILTIN_VOC):
+            refuse_theirs(name)
     train_set, test_set = load_pair(
         train=train,
         test=test,
@@ -107,6 +108,15 @@ def load_data(
     register(joined(train), train_set)
     register(joined(test), test_set)
     return train_set, test_set
+
+
+def refuse_theirs(name: str) -> None:
+    """InputError for a name that detectron2's catalog has and moco_det has no reader for."""
+    if name in DatasetCatalog:
+        raise InputError(
+            f"data set {name} is one that detectron2 alone reads and scores: set TEST.EVALUATOR "
+            "detectron2"
+        )
 
 
 def check_masks(dataset: DetectionDataset, mask_format: str) -> None:

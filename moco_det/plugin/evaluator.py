@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from moco_det.data import DetectionDataset
+from moco_det.plugin.their_scorer import score_by_detectron2
 from moco_det.runs import summary
 from moco_det.scoring import result_rows, score, write_predictions
 
@@ -59,10 +60,16 @@ class Evaluator(DatasetEvaluator):
 def evaluate(
     cfg: CfgNode, model: nn.Module, dataset: DetectionDataset, name: str, output: Path
 ) -> dict[str, Any]:
-    """Predict and score the data set registered under ``name``; the metrics of a result row."""
-    evaluator = Evaluator(dataset, output, with_masks=cfg.MODEL.MASK_ON)
-    loader = build_detection_test_loader(cfg, name)
-    metrics: dict[str, Any] = inference_on_dataset(model, loader, evaluator)
+    """Predict and score the data set registered under ``name``; the metrics of a result row.
+
+    TEST.EVALUATOR says by whose ruler.
+    """
+    metrics: dict[str, Any]
+    if cfg.TEST.EVALUATOR == "detectron2":
+        metrics = score_by_detectron2(cfg, model, name, output)
+    else:
+        evaluator = Evaluator(dataset, output, with_masks=cfg.MODEL.MASK_ON)
+        metrics = inference_on_dataset(model, build_detection_test_loader(cfg, name), evaluator)
     for line in summary(metrics):
         logger.info("evaluation: %s", line)
     return metrics

@@ -31,12 +31,14 @@ from torch import nn
 from moco_det.config import dump
 from moco_det.data import DetectionDataset
 from moco_det.errors import InputError
-from moco_det.loading import Loaded
-from moco_det.plugin.config import load_config, set_values
+from moco_det.loading import Loaded, load_weights
+from moco_det.plugin.catalog import load_catalog_data
+from moco_det.plugin.config import check_machine, load_config, set_values
 from moco_det.plugin.datasets import joined, load_data
 from moco_det.plugin.evaluator import evaluate
+from moco_det.plugin.their_scorer import check_scorer
 from moco_det.plugin.trainer import Trainer, build_detector
-from moco_det.plugin.weights import check_resumable, load_weights
+from moco_det.plugin.weights import check_resumable
 from moco_det.results import append_row
 from moco_det.runs import (
     cpu_name,
@@ -105,6 +107,7 @@ def launch_detectron2(args: argparse.Namespace, command: str) -> None:
 def check_processes(cfg: CfgNode, on_this_machine: int, machines: int) -> None:
     """InputError where detectron2 cannot run in that many processes."""
     total = on_this_machine * machines
+    check_machine(cfg.MODEL.DEVICE)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise InputError("detectron2 starts its processes itself: use --num-gpus, not torchrun")
     if total > 1 and cfg.MODEL.DEVICE.startswith("cpu"):
@@ -132,15 +135,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
         raise InputError(
             f"{output} holds a finished run: choose another OUTPUT_DIR, or --resume to keep it"
         )
-    train_set, test_set = load_data(
-        train=cfg.DATASETS.TRAIN,
-        test=cfg.DATASETS.TEST,
-        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-        mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
-        skip_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        strict=options.strict,
-        progress=comm.is_main_process(),
-    )
+    train_set, test_set = data_of(cfg, strict=options.strict)
     running, warnings = resolve(cfg)
     warnings += [*train_set.skipped, *(f"test: {line}" for line in test_set.skipped)]
     warnings += overlap_warnings(train_set, test_set)
@@ -152,6 +147,11 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
     if resume:
         path = checkpointer.get_checkpoint_file()
         check_resumable(model, path, training=not options.eval_only)
+        if not options.eval_only:
+            warnings.append(
+                f"resumed from {Path(path).name}: detectron2 saves no random state, so the stream "
+                "of images starts anew and the end is not that of an uninterrupted run"
+            )
     elif options.resume and options.eval_only:
         raise InputError(f"--resume: {output} holds no whole checkpoint")
 
@@ -195,14 +195,37 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
         return trainer.metrics
 
 
+def data_of(cfg: CfgNode, *, strict: bool) -> tuple[DetectionDataset, DetectionDataset]:
+    """The training and test sets of a config, registered with detectron2 and checked."""
+    progress = comm.is_main_process()
+    if cfg.TEST.EVALUATOR == "detectron2":
+        pair = load_catalog_data(
+            train=cfg.DATASETS.TRAIN,
+            test=cfg.DATASETS.TEST,
+            num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            keypoints=cfg.MODEL.KEYPOINT_ON,
+            progress=progress,
+        )
+        check_scorer(cfg.DATASETS.TEST[0])
+        return pair
+    return load_data(
+        train=cfg.DATASETS.TRAIN,
+        test=cfg.DATASETS.TEST,
+        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+        skip_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        strict=strict,
+        progress=progress,
+    )
+
+
 def resolve(cfg: CfgNode) -> tuple[CfgNode, list[str]]:
     """The config that runs: a drawn seed, joined data sets, and the precision there is."""
     drawn = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
-    changes: list[Any] = [
-        *("SEED", int(comm.all_gather(drawn)[0])),
-        *("DATASETS.TRAIN", (joined(cfg.DATASETS.TRAIN),)),
-        *("DATASETS.TEST", (joined(cfg.DATASETS.TEST),)),
-    ]
+    changes: list[Any] = ["SEED", int(comm.all_gather(drawn)[0])]
+    if cfg.TEST.EVALUATOR == "moco_det":  # detectron2 knows its own data sets one by one
+        changes += ["DATASETS.TRAIN", (joined(cfg.DATASETS.TRAIN),)]
+        changes += ["DATASETS.TEST", (joined(cfg.DATASETS.TEST),)]
     warnings = []
     if cfg.SOLVER.AMP.ENABLED and on_cpu(cfg):
         changes += ["SOLVER.AMP.ENABLED", False]

@@ -17,6 +17,7 @@ from moco_det.data import DetectionDataset
 from moco_det.errors import InputError
 from moco_det.plugin.evaluator import evaluate, numbers_only
 from moco_det.plugin.metrics_log import MetricsLog
+from moco_det.plugin.precise_bn import SyncedPreciseBN
 
 
 def build_detector(cfg: CfgNode) -> nn.Module:
@@ -50,7 +51,10 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """detectron2's hooks, with our scores, a log period for short runs and a progress bar."""
         replaced = (hooks.EvalHook, hooks.PeriodicWriter)
-        found = [hook for hook in super().build_hooks() if not isinstance(hook, replaced)]
+        theirs = [hook for hook in super().build_hooks() if not isinstance(hook, replaced)]
+        found = [
+            self._synced(hook) if isinstance(hook, hooks.PreciseBN) else hook for hook in theirs
+        ]
         if comm.is_main_process():
             found.append(ProgressBar(f"fine-tuning {Path(self.cfg.OUTPUT_DIR).name}"))
         found.append(hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate))
@@ -58,6 +62,15 @@ class Trainer(DefaultTrainer):
             period = max(1, min(20, self.max_iter // 40))
             found.append(hooks.PeriodicWriter(self.build_writers(), period=period))
         return found
+
+    def _synced(self, hook: hooks.PreciseBN) -> HookBase:
+        """The same precise BN, its place among the hooks kept: before the checkpoint is saved."""
+        return SyncedPreciseBN(
+            self.cfg.TEST.EVAL_PERIOD,
+            self.model,
+            hook._data_loader,
+            self.cfg.TEST.PRECISE_BN.NUM_ITER,
+        )
 
     def build_writers(self) -> list[EventWriter]:
         self.metrics_log.last = self.max_iter - 1

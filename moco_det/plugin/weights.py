@@ -1,35 +1,17 @@
-"""MODEL.WEIGHTS into a detectron2 model, strictly: nothing stays random that was not named."""
+"""Checkpoints that detectron2 can go on from.
+
+detectron2's own checkpointer matches names by heuristics and only warns of what it did not find;
+here, as in `moco_det.loading`, names and shapes must be exactly the model's.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from detectron2.config import CfgNode
 from torch import nn
 
 from moco_det.errors import InputError
-from moco_det.loading import Loaded, check_model_state, load_initial_weights, read_checkpoint
-from moco_det.runs import check_input_of_weights
-
-
-def load_weights(cfg: CfgNode, model: nn.Module) -> Loaded:
-    """Fill the backbone from a backbone file, or the whole model from a .pth checkpoint.
-
-    detectron2's own checkpointer matches names by heuristics and only warns of what it did not
-    find; here names and shapes must be exactly the model's. Raises InputError, also where the
-    config contradicts what the file says of its input.
-    """
-    loaded = load_initial_weights(model, cfg.MODEL.WEIGHTS)
-    if loaded.backbone is not None:
-        check_input_of_weights(
-            loaded.backbone.input,
-            weights=cfg.MODEL.WEIGHTS,
-            image_format=cfg.INPUT.FORMAT,
-            mean=cfg.MODEL.PIXEL_MEAN,
-            std=cfg.MODEL.PIXEL_STD,
-            stride_in_1x1=cfg.MODEL.RESNETS.STRIDE_IN_1X1,
-        )
-    return loaded
+from moco_det.loading import check_model_state, read_checkpoint
 
 
 def check_resumable(model: nn.Module, path: str, *, training: bool) -> None:

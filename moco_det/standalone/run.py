@@ -18,9 +18,9 @@ from moco_det import __version__
 from moco_det.config import dump
 from moco_det.data.atomic import make_folder
 from moco_det.errors import InputError
+from moco_det.loading import load_weights
 from moco_det.results import append_row
 from moco_det.runs import (
-    check_input_of_weights,
     cpu_name,
     describe_data,
     describe_engine,
@@ -35,8 +35,6 @@ from moco_det.runs import (
 )
 from moco_det.standalone import distributed
 from moco_det.standalone.build import build_detector
-from moco_det.standalone.checkpoint import Loaded, load_initial_weights
-from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.precision import choose_precision
 from moco_det.standalone.state import resume_model
 from moco_det.standalone.train import evaluate, train, training_records
@@ -173,21 +171,6 @@ def check_device(name: str) -> str:
             "MODEL.DEVICE is cuda, but this machine has no CUDA device: add MODEL.DEVICE cpu"
         )
     return kind
-
-
-def load_weights(cfg: CfgNode, model: GeneralizedRCNN) -> Loaded:
-    """MODEL.WEIGHTS into the model, after the config was held against the file's own words."""
-    loaded = load_initial_weights(model, cfg.MODEL.WEIGHTS)
-    if loaded.backbone is not None:
-        check_input_of_weights(
-            loaded.backbone.input,
-            weights=cfg.MODEL.WEIGHTS,
-            image_format=cfg.INPUT.FORMAT,
-            mean=cfg.MODEL.PIXEL_MEAN,
-            std=cfg.MODEL.PIXEL_STD,
-            stride_in_1x1=cfg.MODEL.RESNETS.STRIDE_IN_1X1,
-        )
-    return loaded
 
 
 def shared_seed(seed: int) -> int:

@@ -27,7 +27,10 @@ def plain(value: object) -> object:
 
 
 def test_the_standalone_defaults_are_detectron2s() -> None:
-    theirs = standalone.flatten(plugin.get_cfg())
+    cfg = plugin.get_cfg()
+    plugin.add_moco_det_config(cfg)
+    plugin.add_moco_det_config(cfg)  # twice is harmless
+    theirs = standalone.flatten(cfg)
     ours = standalone.flatten(standalone.get_cfg())
     assert len(ours) > 100
     assert {k: plain(v) for k, v in ours.items()} == {k: plain(theirs[k]) for k in ours}
