@@ -33,6 +33,12 @@ from moco_det.weights.tensors import TensorRef
 KNOWN_AUTHORS: dict[str, Mapping[str, Any]] = {
     "MOCO": RGB_IMAGENET,  # facebookresearch/moco's converter
     "torchvision": RGB_IMAGENET,  # detectron2's own converter
+    # converters of other projects; the configs beside each say RGB, these numbers, stride in 3x3
+    "OpenSelfSup": RGB_IMAGENET,  # DenseCL's too
+    "MMSelfSup": RGB_IMAGENET,
+    "PixPro": RGB_IMAGENET,
+    "Yonglong": RGB_IMAGENET,  # PyContrast
+    "solo-learn": RGB_IMAGENET,
 }
 KNOWN = ", ".join(row.name for row in FORMATS)
 

@@ -62,7 +62,9 @@ class GoldenList:
 
 
 Q, QK, OT, TS = ("query",), ("query", "key"), ("online", "target"), ("teacher", "student")
+EMA = ("ema", "model")
 STATE = under("state_dict")
+PIXELS = {"format": "RGB", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 MODEL = under("model")
 VISSL_TABLES = (
     "classy_state_dict/base_model/model/trunk",
@@ -71,11 +73,12 @@ VISSL_TABLES = (
 )
 BYOL_TABLES = ("online_network_state_dict", "target_network_state_dict")
 
-# Written by the projects' own code: torchvision, lightly, detectron2 and facebookresearch/moco's
-# builder. All others are written after the sources, at the versions in docs/weights.md.
+# Written by the projects' own code: torchvision, timm, lightly, detectron2 and the builder of
+# facebookresearch/moco. All others are written after the sources, at the versions in
+# docs/weights.md.
 LISTS: dict[str, GoldenList] = {
     "moco_det_1": GoldenList(
-        "moco-det/1", "resnet18", under("encoder", format="moco-det/1"), 0, 0, Q
+        "moco-det/1", "resnet18", under("encoder", format="moco-det/1", input=PIXELS), 0, 0, Q
     ),
     "moco_v1": GoldenList("facebookresearch/moco", "resnet18", STATE, 120, 6, QK),
     "moco_v2": GoldenList("facebookresearch/moco", "resnet18", STATE, 120, 10, QK),
@@ -110,6 +113,12 @@ LISTS: dict[str, GoldenList] = {
     "lightly_benchmark_dino": GoldenList("lightly-dino", "resnet50", STATE, 318, 19, TS),
     "lightly_dino": GoldenList("lightly-dino", "resnet18", root, 120, 17, TS),
     "torchvision": GoldenList("torchvision", "resnet18", root, 0, 2, Q),
+    "torchvision_training": GoldenList(
+        "torchvision-training", "resnet18", apart("model", "model_ema"), 120, 5, EMA
+    ),
+    "timm_training": GoldenList(
+        "timm-training", "resnet18", apart("state_dict", "state_dict_ema"), 120, 4, EMA
+    ),
     "detectron2_bare": GoldenList("detectron2", "resnet18", MODEL, 0, 0, Q),
     "detectron2_fpn": GoldenList("detectron2", "resnet18", MODEL, 0, 42, Q),
     "detectron2_dc5": GoldenList("detectron2", "resnet18", MODEL, 0, 14, Q),

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from moco_det.weights.formats.row import PLAIN, RGB_IMAGENET, STATE_DICT, Format, has
+from moco_det.weights.formats.row import (
+    BGR_MSRA,
+    PLAIN,
+    RGB_IMAGENET,
+    STATE_DICT,
+    Format,
+    has,
+)
 from moco_det.weights.formats.vocabularies import (
     from_children,
     from_children_or_torchvision,
@@ -26,7 +33,7 @@ LIBRARIES = (
             rf"(module\.)?{_NECKS}",
             r"(module\.)?encoder_q\..*",  # OpenSelfSup stores the backbone a second time here
             r"(module\.)?(encoder_k|momentum_encoder)\.((module\.)?1\..*|steps)",
-            r"(module\.)?queue(_ptr)?",
+            r"(module\.)?(queue(_ptr)?|loss_weight)",
         ),
         sign=has(r"(module\.)?(neck|head|encoder_[qk]|momentum_encoder|memory_bank)\."),
         input=RGB_IMAGENET,
@@ -107,7 +114,8 @@ LIBRARIES = (
         vocabulary=from_torchvision,
         head=(
             r"(momentum_)?(projector|classifier|predictor2?|prototypes|head)\..*",
-            r"queue(_ptr|_y|_index)?",
+            r"queue(_ptr|_y|_index)?|local_memory_(index|embeddings)",
+            r"(transformer_encoder|dino_loss_func|whitening)\..*",
             r"(momentum_)?(backbone|encoder)\.fc\..*",
         ),
         sign=has(r"(momentum_)?(classifier|projector)\."),
@@ -116,7 +124,7 @@ LIBRARIES = (
 )
 
 _LIGHTLY_HEAD = (
-    r"((key|teacher|student|anchor)_)?(projection|prediction|linear)_head(_(local|global))?"
+    r"((key|teacher|student|anchor|local)_)?(projection|prediction|linear)_head(_(local|global))?"
     r"(_momentum)?\..*",
     r"((key|teacher|student)_)?head\..*",
     r"(online_classifier|knn_classifier|criterion(_(local|global))?|prototypes|queues|smog|"
@@ -168,8 +176,38 @@ SUPERVISED = (
         input=RGB_IMAGENET,
     ),
     Format(
+        name="torchvision-training",
+        read_from="pytorch/vision references/classification/train.py with --model-ema",
+        containers=(("model", "model_ema"),),
+        encoders={"ema": (r"model_ema:(module\.)?",), "model": (r"model:(module\.)?",)},
+        vocabulary=from_torchvision,
+        head=(r"model(_ema)?:((module\.)?fc\..*|n_averaged)",),
+        marker=("model_ema", None),
+        input=RGB_IMAGENET,
+    ),
+    Format(
+        name="timm-training",
+        read_from="timm.utils.CheckpointSaver with an average of the weights",
+        containers=(("state_dict", "state_dict_ema"),),
+        encoders={"ema": (r"state_dict_ema:(module\.)?",), "model": (r"state_dict:(module\.)?",)},
+        vocabulary=from_torchvision,
+        head=(r"state_dict(_ema)?:(module\.)?fc\..*",),
+        marker=("state_dict_ema", None),
+        input=RGB_IMAGENET,
+    ),
+    Format(
+        name="torchvision-msra",
+        read_from="OpenMMLab's copies of caffe models (resnet50_caffe, resnet50_msra)",
+        containers=(("",), ("state_dict",), ("model",)),
+        encoders={"query": PLAIN},
+        vocabulary=from_torchvision,
+        head=(r"(module\.)?fc\..*",),
+        input=BGR_MSRA,
+        recognised=False,  # its names are torchvision's: nothing in the file tells
+    ),
+    Format(
         name="timm",
-        read_from="timm.models.resnet: the names of torchvision",
+        read_from="timm.models.resnet: its names are torchvision's",
         containers=STATE_DICT,
         encoders={"query": PLAIN},
         vocabulary=from_torchvision,

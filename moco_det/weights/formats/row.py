@@ -32,9 +32,9 @@ BGR_RESNEXT: dict[str, Any] = {
 }
 BGR_RESNEXT_AFFINE: dict[str, Any] = {**BGR_MSRA, "stride_in_1x1": False}
 
-# What an encoder may be called: each project's own word. Trained by gradient are query, online and
-# student; averages of them are key, target and teacher.
-ENCODERS = ("query", "key", "online", "target", "teacher", "student")
+# What an encoder may be called: each project's own word. Trained by gradient are query, online,
+# student and model; averages of them are key, target, teacher and ema.
+ENCODERS = ("query", "key", "online", "target", "teacher", "student", "ema", "model")
 
 Sign = Callable[[Mapping[str, TensorRef]], bool]
 
