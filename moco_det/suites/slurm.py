@@ -1,0 +1,54 @@
+"""A matrix as a job array: one task a run, on whatever the batch system gives."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from moco_det.data.atomic import write_text
+from moco_det.errors import InputError
+from moco_det.suites.matrix import Run
+
+
+def write_job_array(
+    runs: Sequence[Run],
+    output: Path,
+    *,
+    command: Sequence[str],
+    gpus: int,
+    directives: Sequence[str],
+) -> Path:
+    """Write OUTPUT/runs.txt and OUTPUT/array.sbatch; returns the script's path.
+
+    `command` is this benchmark's own command line without --slurm: each task calls it with --only
+    and the run in its line. `directives` are further options of sbatch, "--time=08:00:00". The
+    tasks append to one results.jsonl, and those that are finished already end at once.
+    """
+    if not runs:
+        raise InputError("every run is finished already: there is nothing to submit")
+    for directive in directives:
+        if not re.fullmatch(r"-[^\n]+", directive):
+            raise InputError(f"--sbatch {directive!r}: write an option of sbatch, --time=08:00:00")
+    names = output / "runs.txt"
+    script = output / "array.sbatch"
+    lines = [
+        "#!/bin/bash",
+        "# Submit with sbatch; then make the report with the command without --slurm.",
+        f"#SBATCH --array=0-{len(runs) - 1}",
+        "#SBATCH --job-name=moco-det",
+        f"#SBATCH --output={output.resolve()}/slurm-%A_%a.txt",
+        *([f"#SBATCH --gpus-per-node={gpus}"] if gpus else []),
+        # SIGTERM a little before the end: the run stops at a checkpoint and may be requeued
+        "#SBATCH --signal=B:TERM@60",
+        *(f"#SBATCH {directive}" for directive in directives),
+        "set -eu",
+        f"cd {shlex.quote(str(Path.cwd()))}",
+        f'run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(names.resolve()))})',
+        f'exec {shlex.join(command)} --no-report --only "$run"',
+        "",
+    ]
+    write_text(names, "".join(f"{run.name}\n" for run in runs))
+    write_text(script, "\n".join(lines))
+    return script

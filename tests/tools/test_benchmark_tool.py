@@ -1,0 +1,87 @@
+"""tools/benchmark.py: what it refuses, shows and writes before any run; the runs are in suites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moco_det.errors import InputError
+from moco_det_tools import benchmark
+from moco_det_tools.benchmark import main, own_command, read_seeds, read_slots
+
+RANDOM_ONLY = ["--no-supervised", "--engine", "standalone"]
+
+
+def suite(tmp_path: Path, extra: str = "") -> Path:
+    path = tmp_path / "mine.yaml"
+    quick = benchmark.SUITES.parent / "quick" / "R18_FPN.yaml"
+    path.write_text(
+        f"seeds: 2\nsettings:\n  - name: tiny\n    config: {quick}\n    set:\n"
+        "      DATASETS: {TRAIN: ['voc://a?split=b'], TEST: ['voc://a?split=c']}\n"
+        f"      SOLVER: {{MAX_ITER: 7}}\n{extra}",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_a_dry_run_shows_matrix_cost_and_commands_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["--suite", str(suite(tmp_path)), "-o", str(out), *RANDOM_ONLY, "--dry-run"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "2 runs on standalone" in said and "14 of 14 iterations" in said
+    assert "hours are known after the first run" in said
+    assert said.count("python tools/train_net.py --config-file") == 2
+    assert not out.exists()
+
+
+def test_a_job_array_calls_this_command_again_for_one_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["--suite", str(suite(tmp_path)), "-o", str(out), *RANDOM_ONLY, "--slurm"]
+    assert main([*words, "--sbatch=--time=1:00:00"]) == 0
+    script = (out / "array.sbatch").read_text(encoding="utf-8")
+    assert "--array=0-1" in script and "#SBATCH --time=1:00:00" in script
+    assert "moco_det_tools.benchmark --suite" in script and "--slurm" not in script.split("exec")[1]
+    first = (out / "runs.txt").read_text(encoding="utf-8").splitlines()[0]
+    capsys.readouterr()
+    assert main([*words[:-1], "--dry-run", "--only", first]) == 0
+    assert "1 runs on standalone" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--only gone: no such run"):
+        main([*words[:-1], "--dry-run", "--only", "gone"])
+
+
+def test_a_key_that_the_engine_does_not_honour_is_refused_before_the_first_run(
+    tmp_path: Path,
+) -> None:
+    path = suite(tmp_path, "      MODEL: {NO_SUCH: 1}\n")
+    with pytest.raises(InputError, match=r"setting tiny.*MODEL\.NO_SUCH"):
+        main(["--suite", str(path), "-o", str(tmp_path / "out"), *RANDOM_ONLY])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_suite_lists_those_there_are() -> None:
+    with pytest.raises(InputError, match=r"--suite nothing: no such suite; there are .*quick"):
+        main(["--suite", "nothing"])
+
+
+def test_seeds_and_gpus_are_read_or_refused() -> None:
+    assert read_seeds(None, 3) == [0, 1, 2] and read_seeds("2", 3) == [0, 1]
+    assert read_seeds("0,7", 3) == [0, 7]
+    for bad in ("0", "a", "1,1", "-1,2"):
+        with pytest.raises(InputError, match="--seeds"):
+            read_seeds(bad, 3)
+    assert read_slots(None, 1) == [()] and read_slots("0,1", 1) == [("0",), ("1",)]
+    assert read_slots("0,1,2,3", 2) == [("0", "1"), ("2", "3")]
+    for gpus, per_run in (("0,0", 1), ("0,1,2", 2), ("", 1), ("0", 0)):
+        with pytest.raises(InputError, match="gpus"):
+            read_slots(gpus, per_run)
+
+
+def test_the_array_s_own_options_are_not_handed_on() -> None:
+    words = ["--suite", "quick", "--slurm", "--sbatch", "--time=1", "--sbatch=-p x", "-o", "d"]
+    assert own_command(words) == ["-m", "moco_det_tools.benchmark", "--suite", "quick", "-o", "d"]
