@@ -33,6 +33,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "turn a checkpoint into a detector's backbone.pkl and prove it",
     ),
     "train-net": ("moco_det_tools.train_net", "fine-tune and evaluate a detector from a yaml"),
+    "benchmark": (
+        "moco_det_tools.benchmark",
+        "run initialisations x settings x seeds and keep their report up to date",
+    ),
+    "results": ("moco_det_tools.results", "list, show and export the rows of results.jsonl"),
+    "make-configs": (
+        "moco_det_tools.make_configs",
+        "write the matrix of detection configs into a folder",
+    ),
     "report": ("moco_det_tools.report", "make report.html, .md and .csv from results.jsonl"),
 }
 
