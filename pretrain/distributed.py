@@ -5,11 +5,50 @@ Rank r of W holds rows [r*n, (r+1)*n) of a global batch of N = W*n rows.
 
 from __future__ import annotations
 
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from pretrain.errors import InputError
+
+# One process measures neighbours or writes a checkpoint while the others wait for the next step.
+TIMEOUT = datetime.timedelta(hours=2)
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """The process group of torchrun, where that started this process; nothing otherwise.
+
+    NCCL on GPUs, of which each process takes the one of its LOCAL_RANK; gloo on CPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise InputError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {', '.join(missing)} not set: start "
+            "several processes by torchrun"
+        )
+    if device.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise InputError(
+                f"process {local} of this machine has no GPU: it has {torch.cuda.device_count()}; "
+                "start as many processes by torchrun --nproc-per-node"
+            )
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def world_size() -> int:
@@ -64,6 +103,15 @@ def broadcast(tensor: Tensor, src: int = 0) -> Tensor:
     if world_size() > 1:
         dist.broadcast(tensor, src)
     return tensor
+
+
+def from_main(thing: Any) -> Any:
+    """What the main process gave, on every process; it is pickled on the way."""
+    if world_size() == 1:
+        return thing
+    box = [thing]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 @torch.no_grad()

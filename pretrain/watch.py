@@ -1,16 +1,16 @@
-"""Watching a run: metrics.jsonl, and warnings about what short contrastive runs die of."""
+"""Watching a run: warnings about what short contrastive runs die of."""
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 # A run here collapsed at K/batch * (1-m) = 0.32 within 200 steps; MoCo's own setting is 0.256.
 DRIFT_LIMIT = 0.3
 # Feature std relative to that of random directions; that collapsed run ended at 0.06.
 COLLAPSE_LIMIT = 0.1
+# Percent below the random encoder's accuracy that are more than the vote's own scatter.
+KNN_MARGIN = 2.0
 
 
 def drift(size: int, batch: int, momentum: float) -> float:
@@ -48,8 +48,36 @@ class Watch:
         self.after = after
         self.best = float("inf")
         self.said: set[str] = set()
+        self.random_knn: float | None = None
 
-    def look(self, record: dict[str, Any]) -> str | None:
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to say the same."""
+        return {"best": self.best, "said": sorted(self.said), "random_knn": self.random_knn}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self.best = float(state["best"])
+        self.said = set(state["said"])
+        self.random_knn = state["random_knn"]
+
+    def look_at_knn(self, iteration: int, accuracy: float) -> str | None:
+        """A warning where the neighbours know less than those of the random encoder, or None.
+
+        The accuracy at iteration 0 is the random encoder's.
+        """
+        if iteration == 0:
+            self.random_knn = accuracy
+            return None
+        low = self.random_knn is not None and accuracy < self.random_knn - KNN_MARGIN
+        if iteration < self.after or not low or "knn" in self.said:
+            return None
+        self.said.add("knn")
+        return (
+            f"kNN accuracy is {accuracy:.1f} % and was {self.random_knn:.1f} % before the first "
+            "step: the features are worse than random ones"
+        )
+
+    def look(self, record: Mapping[str, Any]) -> str | None:
         """A warning about this record, or None."""
         if record["iteration"] < self.after:
             return None
@@ -68,27 +96,3 @@ class Watch:
                 f"chance is {self.chance_loss:.2f}: the encoder is drifting"
             )
         return None
-
-
-class MetricsFile:
-    """metrics.jsonl: one object a logged iteration."""
-
-    def __init__(self, path: Path, *, upto: int) -> None:
-        """Keep the lines up to iteration `upto` of an earlier part of the run, drop the rest."""
-        self.path = path
-        kept = []
-        if upto and path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    if json.loads(line)["iteration"] <= upto:
-                        kept.append(line + "\n")
-                except (json.JSONDecodeError, KeyError, TypeError):
-                    continue  # a line torn by the kill
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Append one record."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")

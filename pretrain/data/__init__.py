@@ -29,7 +29,7 @@ from pretrain.data.batches import BatchLoader, RawBatch, collate, make_loader, w
 from pretrain.data.corrupt import CorruptCount
 from pretrain.data.listing import EXTENSIONS, ImageList, list_images
 from pretrain.data.opening import ImageSource, Source, open_data
-from pretrain.data.order import Key, Order, steps_per_epoch
+from pretrain.data.order import Key, Order, share_of, steps_per_epoch
 from pretrain.data.paths import PathList
 from pretrain.data.shards import ShardStream, is_shards
 from pretrain.data.views import REPLACEMENTS, Sample, ViewSet, cache_images
@@ -58,6 +58,7 @@ __all__ = [
     "make_loader",
     "open_data",
     "read_image",
+    "share_of",
     "steps_per_epoch",
     "worker_errors",
 ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from pretrain.errors import InputError
 
@@ -37,6 +39,15 @@ class CorruptCount:
             return whole
         expected = self.max_share * max(self.seen, FIRST)
         return min(whole, max(1, int(expected + 3 * math.sqrt(expected))))
+
+    def state(self) -> dict[str, Any]:
+        """What a continued run has to know."""
+        return {"names": sorted(self.names), "seen": self.seen}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`; images that were counted since stay counted."""
+        self.names |= set(state["names"])
+        self.seen = max(self.seen, int(state["seen"]))
 
     def saw(self, images: int) -> None:
         """So many more images were asked for, whether they opened or not."""

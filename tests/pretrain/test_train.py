@@ -10,10 +10,10 @@ import pytest
 import torch
 import torchvision
 
-from pretrain import checkpoints, train
+from pretrain import checkpoints, loop, train
 from pretrain.config import load_config
+from pretrain.device import pick_device, use_bfloat16
 from pretrain.errors import InputError
-from pretrain.watch import Watch, drift, queue_warnings
 
 QUICK = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "quick" / "moco_v2_r18.yaml"
 
@@ -26,20 +26,6 @@ def records(folder: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     timing = ("images_per_second", "data_wait")
     return [{k: v for k, v in row.items() if k not in timing} for row in rows]
-
-
-def test_cosine_and_step_schedules_have_their_closed_forms() -> None:
-    def rate(step: int, schedule: str) -> float:
-        return train.learning_rate(
-            step, base=0.03, total=200, schedule=schedule, milestones=[120, 160], gamma=0.1
-        )
-
-    assert rate(0, "cosine") == pytest.approx(0.03)
-    assert rate(100, "cosine") == pytest.approx(0.015)
-    assert rate(50, "cosine") == pytest.approx(0.015 * (1 + math.sqrt(0.5)))
-    assert [rate(s, "step") for s in (0, 119)] == pytest.approx([0.03, 0.03])
-    assert [rate(s, "step") for s in (120, 159)] == pytest.approx([0.003, 0.003])
-    assert rate(160, "step") == pytest.approx(0.0003)
 
 
 def test_a_run_leaves_the_checkpoint_of_the_contract(tiny: list[str]) -> None:
@@ -86,14 +72,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    step = train._Run._step
+    step = loop.Loop._step
 
     def stopping(self: Any, raw: Any) -> None:
         if self.iteration == steps:
             raise KeyboardInterrupt
         step(self, raw)
 
-    monkeypatch.setattr(train._Run, "_step", stopping)
+    monkeypatch.setattr(loop.Loop, "_step", stopping)
 
 
 def leaves(tree: Any) -> list[Any]:
@@ -162,14 +148,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_checkpoint(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = config(tiny, "CHECKPOINT_EVERY", 2)
-    step = train._Run._step
+    step = loop.Loop._step
 
     def breaking(self: Any, raw: Any) -> None:
         step(self, raw)
         if self.iteration == 3:
             self.sums["loss"] = self.sums["loss"] * float("nan")
 
-    monkeypatch.setattr(train._Run, "_step", breaking)
+    monkeypatch.setattr(loop.Loop, "_step", breaking)
     with pytest.raises(InputError, match=r"not finite at iteration 3.*checkpoint_00000002\.pth"):
         train.train(cfg)
     assert not (Path(cfg.OUTPUT_DIR) / "checkpoint.pth").exists()
@@ -198,14 +184,14 @@ def test_epochs_count_whole_batches(tiny: list[str]) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_is_refused() -> None:
     with pytest.raises(InputError, match="DEVICE is cuda"):
-        train.pick_device("cuda")
+        pick_device("cuda")
 
 
 def test_the_precision_key_is_obeyed() -> None:
     cpu = torch.device("cpu")
-    assert train.use_bfloat16("bfloat16", cpu)
-    assert not train.use_bfloat16("float32", cpu)
-    assert isinstance(train.use_bfloat16("auto", cpu), bool)
+    assert use_bfloat16("bfloat16", cpu)
+    assert not use_bfloat16("float32", cpu)
+    assert isinstance(use_bfloat16("auto", cpu), bool)
 
 
 def test_bfloat16_runs_and_stays_close_to_float32(tiny: list[str], tmp_path: Path) -> None:
@@ -217,24 +203,3 @@ def test_bfloat16_runs_and_stays_close_to_float32(tiny: list[str], tmp_path: Pat
     # bf16 features are good to some 0.4 %, and T = 0.1 makes that ten times more in the logits.
     assert losses[1] == pytest.approx(losses[0], abs=0.1)
     assert losses[1] != losses[0]
-
-
-def test_drift_warning_separates_the_run_that_collapsed_from_the_papers() -> None:
-    assert drift(4096, 128, 0.99) == pytest.approx(0.32)
-    assert queue_warnings(4096, 128, 0.99, images=10_000)
-    assert not queue_warnings(1024, 128, 0.99, images=10_000)
-    assert not queue_warnings(65536, 256, 0.999, images=1_281_167)
-    assert "more than the 88 images" in queue_warnings(1024, 128, 0.99, images=88)[0]
-
-
-def test_the_watch_speaks_once_of_collapse_and_of_a_climbing_loss() -> None:
-    def record(iteration: int, loss: float, std: float) -> dict[str, float]:
-        return {"iteration": iteration, "loss": loss, "feature_std": std}
-
-    watch = Watch(6.93, after=100)
-    assert watch.look(record(50, 1.0, 0.01)) is None
-    assert watch.look(record(150, 5.0, 0.8)) is None
-    assert "climbed from 5.00 back to 6.90" in str(watch.look(record(200, 6.9, 0.8)))
-    assert watch.look(record(210, 6.9, 0.8)) is None
-    assert "collapsed" in str(watch.look(record(220, 6.9, 0.05)))
-    assert watch.look(record(230, 6.9, 0.05)) is None
