@@ -85,10 +85,8 @@ def _looked_up(table: Mapping[Any, int], rows: Sequence[Mapping[str, Any]], key:
 
 
 def _numbers(values: list[Any]) -> Floats:
-    """As float64; ValueError for what is no number: numpy would parse text in silence."""
-    if not values:
-        return np.zeros(0)
-    table = np.array(values)
-    if table.dtype.kind not in "fiu":
+    """As float64; ValueError or TypeError for what is no number."""
+    table = np.array(values) if values else np.zeros(0)
+    if table.dtype.kind not in "fiuO":  # asked for floats, numpy would read them out of text
         raise ValueError(f"not numbers but {table.dtype}")
     return table.astype(np.float64, copy=False)

@@ -122,7 +122,7 @@ def _matched(
         xywh = np.concatenate([truth.box[:, :2], truth.box[:, 2:] - truth.box[:, :2]], axis=1)
         pairs = box_overlap(pairs, found.box, xywh, truth.crowd)
     return areas, match(
-        pairs.where(pairs.iou >= lowest),
+        pairs.at(pairs.iou >= lowest),
         group=group,
         rank=ranked.rank,
         wanted=~truth.ignored & _within(truth.area),

@@ -21,9 +21,9 @@ class Pairs:
     object: Ints
     iou: Floats
 
-    def where(self, keep: Bools) -> Pairs:
-        """The pairs that are kept."""
-        return Pairs(self.detection[keep], self.object[keep], self.iou[keep])
+    def at(self, which: Bools | Ints) -> Pairs:
+        """The pairs under a mask, or at these positions."""
+        return Pairs(self.detection[which], self.object[which], self.iou[which])
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Matches:
 def same_group(detections: Ints, objects: Ints) -> Pairs:
     """All pairs of equal key (one of each image and class), their IoU not yet computed.
 
-    Ordered by detection and within it by object, which have to be sorted by nothing.
+    Ordered by detection, and within it by object.
     """
     order = np.argsort(objects, kind="stable")
     ordered = objects[order]
@@ -71,12 +71,12 @@ def match(
     """
     # the order of a pair within its detection is its rank there: IoU, then the object's position
     order = np.lexsort((pairs.object, pairs.iou, pairs.detection))
-    pairs = pairs.where(order)
+    pairs = pairs.at(order)
     detection, first, which = np.unique(pairs.detection, return_index=True, return_inverse=True)
     turn = _turns(group[detection], rank[detection])
     # all pairs of one turn together: its detections belong to different groups
     order = np.argsort(turn[which], kind="stable")
-    pairs, which = pairs.where(order), which[order]
+    pairs, which = pairs.at(order), which[order]
     size = np.diff(first, append=len(which))
 
     areas, levels = len(wanted), len(thresholds)

@@ -45,19 +45,24 @@ def mask_overlap(
 ) -> Pairs:
     """The pairs whose masks can overlap by `lowest`, with their IoU.
 
-    Decoding every pair's masks takes the most time of scoring. The masks' boxes bound their
-    intersection, and only pairs that may reach `lowest` by that bound are computed. `group` (D,)
-    is the detections' image and class.
+    Comparing masks takes the most time of scoring. Areas alone, and then the masks' boxes, bound
+    their intersection, and only pairs that may reach `lowest` by those bounds are compared.
+    `group` (D,) is the detections' image and class.
     """
-    if not len(pairs.iou):
-        return pairs
-    pairs = pairs.where(_bound(pairs, found, truth, found_area, crowd) >= lowest - 1e-9)
+    area = mask_areas(truth)
+    for by_boxes in (False, True):
+        mine, its = found_area[pairs.detection], area[pairs.object]
+        inner = np.minimum(mine, its)
+        if by_boxes:
+            inner = np.minimum(inner, _shared(pairs, found, truth))
+        union = np.where(crowd[pairs.object], mine, mine + its - inner)
+        pairs = pairs.at(inner >= (lowest - 1e-9) * union)
     iou = np.zeros(len(pairs.iou))
     owner = group[pairs.detection]
     edges = np.flatnonzero(np.diff(owner, prepend=-1, append=-1))
     for low, high in tqdm(
         zip(edges[:-1], edges[1:], strict=True),
-        total=len(edges) - 1,
+        total=max(len(edges) - 1, 0),
         desc="comparing masks",
         delay=2,
         mininterval=1,
@@ -71,19 +76,16 @@ def mask_overlap(
     return Pairs(pairs.detection, pairs.object, iou)
 
 
-def _bound(
-    pairs: Pairs, found: list[Rle], truth: list[Rle], found_area: Floats, crowd: Bools
-) -> Floats:
-    """What no IoU of a pair can exceed: its masks share no more than their boxes and areas do."""
-    d = pycocotools.mask.toBbox(found)[pairs.detection]
-    g = pycocotools.mask.toBbox(truth)[pairs.object]
-    sides = np.minimum(d[:, :2] + d[:, 2:], g[:, :2] + g[:, 2:]) - np.maximum(d[:, :2], g[:, :2])
-    sides = np.maximum(sides, 0.0)
-    a = found_area[pairs.detection]
-    b = mask_areas(truth)[pairs.object]
-    inner = np.minimum(sides[:, 0] * sides[:, 1], np.minimum(a, b))
-    union = np.where(crowd[pairs.object], a, a + b - inner)
-    return inner / np.maximum(union, 1.0)
+def _shared(pairs: Pairs, found: list[Rle], truth: list[Rle]) -> Floats:
+    """Pixels (P,) that the boxes around the masks of each pair share."""
+    corners = []
+    for rles, place in ((found, pairs.detection), (truth, pairs.object)):
+        some, which = np.unique(place, return_inverse=True)
+        box = pycocotools.mask.toBbox([rles[i] for i in some]) if len(some) else np.zeros((0, 4))
+        corners.append(np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1)[which])
+    d, g = corners
+    sides = np.minimum(d[:, 2:], g[:, 2:]) - np.maximum(d[:, :2], g[:, :2])
+    return np.maximum(sides, 0.0).prod(axis=1)
 
 
 def mask_areas(rles: list[Rle]) -> Floats:

@@ -9,7 +9,7 @@ import pytest
 
 from moco_det.data import read_voc
 from moco_det.errors import InputError
-from moco_det.scoring import score, score_voc
+from moco_det.scoring import read_predictions, score, score_voc, write_predictions
 from moco_det.scoring.voc import average_precision
 from tests.scoring.builders import dataset_of, random_case, row
 
@@ -186,6 +186,56 @@ def test_equals_the_evaluator_of_detectron2_in_full_precision(
     ours = score_voc(dataset, rows, metric=metric)
     assert ours["AP50"] == pytest.approx(100 * np.mean(aps[50]), abs=1e-9)
     assert ours["AP75"] == pytest.approx(100 * np.mean(aps[75]), abs=1e-9)
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("year", [2007, 2012])
+def test_equals_the_evaluator_of_detectron2_on_stored_predictions(
+    data_root: Path, tmp_path: Path, year: int
+) -> None:
+    evaluation = pytest.importorskip("detectron2.evaluation")
+    import torch
+    from detectron2.data import MetadataCatalog
+    from detectron2.structures import Boxes, Instances
+
+    root = data_root / "voc2012_sample"
+    dataset = read_voc(root, "val")
+    rng = np.random.default_rng(1)
+    rows = []
+    for record in dataset.records:
+        for a in record.annotations:
+            for _ in range(int(rng.integers(1, 4))):
+                # halves of a pixel and thousandths of a score pass detectron2's text unharmed
+                box = np.rint(2 * (np.array(a.bbox) + rng.normal(0, 8, 4))) / 2
+                rows.append(row(record.image_id, a.category + 1, tuple(box.tolist()), 0.0))
+    for label in dataset.category_ids:
+        mine = [item for item in rows if item["category_id"] == label]
+        for item, score_of in zip(mine, rng.permutation(999), strict=False):
+            item["score"] = (int(score_of) + 1) / 1000
+    write_predictions(tmp_path / "predictions.json", rows)
+    stored = read_predictions(tmp_path / "predictions.json", dataset)
+
+    name = f"voc_sample_for_scoring_{year}"
+    MetadataCatalog.get(name).set(
+        dirname=str(root), split="val", year=year, thing_classes=list(dataset.classes)
+    )
+    evaluator = evaluation.PascalVOCDetectionEvaluator(name)
+    evaluator.reset()
+    for record in dataset.records:
+        mine = [item for item in stored if item["image_id"] == record.image_id]
+        xywh = np.array([item["bbox"] for item in mine]).reshape(-1, 4)
+        found = Instances((record.height, record.width))
+        found.pred_boxes = Boxes(
+            torch.from_numpy(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1))
+        )
+        found.scores = torch.tensor([item["score"] for item in mine])
+        found.pred_classes = torch.tensor([item["category_id"] - 1 for item in mine])
+        evaluator.process([{"image_id": record.image_id}], [{"instances": found}])
+    theirs = evaluator.evaluate()["bbox"]
+    ours = score_voc(dataset, stored, metric="2007" if year == 2007 else "area")
+    assert 5 < ours["AP"] < 95
+    for key in ("AP", "AP50", "AP75"):
+        assert ours[key] == pytest.approx(theirs[key], abs=1e-9)
 
 
 def test_an_unknown_metric_is_refused() -> None:
