@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -27,7 +28,7 @@ from moco_det.matched import (
 from moco_det.report.statistics import (
     Comparison,
     Summary,
-    compare,
+    compare_all,
     compare_paired,
     correct,
     summarise,
@@ -97,12 +98,24 @@ class Group:
         """
         if reference is None or reference is arm:
             return None
-        theirs = reference.summary(ruler, key)
-        family = [other for other in self.on_trial if other is not reference]
-        if arm not in family:
-            return compare(arm.summary(ruler, key), theirs)
-        made = {other.label: compare(other.summary(ruler, key), theirs) for other in family}
-        return correct(made)[arm.label]
+        return self._differences(reference, ruler, key)[arm.label]
+
+    def _differences(self, reference: Arm, ruler: str, key: str) -> dict[str, Comparison]:
+        """Every other arm minus the reference, by label."""
+        asked = (reference.label, ruler, key)
+        if asked not in self._compared:
+            others = [arm for arm in self.arms if arm is not reference]
+            theirs = reference.summary(ruler, key)
+            made = compare_all([(arm.summary(ruler, key), theirs) for arm in others])
+            by_label = {arm.label: c for arm, c in zip(others, made, strict=True)}
+            trial = {arm.label for arm in self.on_trial}
+            family = {label: c for label, c in by_label.items() if label in trial}
+            self._compared[asked] = {**by_label, **correct(family)}
+        return self._compared[asked]
+
+    @cached_property
+    def _compared(self) -> dict[tuple[str, str, str], dict[str, Comparison]]:
+        return {}
 
     def paired(self, arm: Arm, reference: Arm, ruler: str, key: str) -> Comparison:
         """`arm` minus `reference` over the seeds that both have."""
@@ -216,28 +229,56 @@ def _identity(row: Row) -> dict[str, str]:
 
 
 def _config_fingerprint(row: Row) -> str:
-    canonical = json.dumps(_shared_config(row), sort_keys=True, default=str)
+    return _shared_fingerprint(_split(str(row.data["config"]))[0])
+
+
+@lru_cache(maxsize=4096)
+def _shared_fingerprint(text: str) -> str:
+    canonical = json.dumps(_shared(parse_config(text)), sort_keys=True, default=str)
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
 
 def _shared_config(row: Row) -> dict[str, Any]:
     """The config without what arms and seeds may change."""
+    return _shared(_config(row))
+
+
+def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
     free = {WEIGHTS_KEY, *IGNORED_KEYS, *INPUT_KEYS}
-    return {key: value for key, value in sorted(_config(row).items()) if key not in free}
+    return {key: value for key, value in sorted(config.items()) if key not in free}
 
 
 def _config(row: Row) -> Mapping[str, Any]:
     return parse_config(str(row.data["config"]))
 
 
-@lru_cache(maxsize=4096)
 def parse_config(text: str) -> Mapping[str, Any]:
     """A row's config with dotted keys; text that is no config is one value."""
+    shared, own = _split(text)
+    if not own:
+        return _parsed(text)
+    return {**_parsed(shared), **_parsed(own)}
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Mapping[str, Any]:
     try:
         return MappingProxyType(flatten_config(text))
     except InputError:
         # A row from elsewhere may hold any text; it then groups with its equals only.
-        return {"config": text}
+        return MappingProxyType({"config": text})
+
+
+# A top-level key with a value of one line, as our configs end; the rest is shared by seeds.
+_OWN_LINE = re.compile(r"^(?:OUTPUT_DIR|SEED): [^|>\s][^\n]*\n(?![ \t])", re.MULTILINE)
+
+
+def _split(text: str) -> tuple[str, str]:
+    """(the config that seeds share, the lines of OUTPUT_DIR and SEED), so that one is read once."""
+    own = _OWN_LINE.findall(text)
+    if len({line.split(":")[0] for line in own}) != len(own):
+        return text, ""  # a key given twice is for the parser to refuse
+    return _OWN_LINE.sub("", text), "".join(own)
 
 
 def _arm_identity(row: Row) -> tuple[str, str, str]:

@@ -22,6 +22,7 @@ from moco_det.report.detections import (
     read_predictions,
 )
 from moco_det.report.groups import Arm, Group
+from moco_det.report.labels import free_spot
 from moco_det.results import Row
 
 if TYPE_CHECKING:
@@ -276,19 +277,15 @@ def _label(
     long, tall = _text_width(text) + 6, FONT + 3
     if crowded and frame[2] - frame[0] < 0.7 * long:
         return ""
-    x0, y0, _, y1 = frame
-    x = min(max(x0, 0.0), max(width - long, 0.0))
-    for y in (y0 - tall, y0, y1 - tall, y1):
-        spot = (x, y, x + long, y + tall)
-        inside = y >= 0 and y + tall <= height
-        if inside and not any(_overlap(spot, other) for other in placed):
-            placed.append(spot)
-            return (
-                f'<g class="tag k{colour}"><rect x="{x:.1f}" y="{y:.1f}" width="{long:.1f}" '
-                f'height="{tall:.1f}" rx="2"/><text x="{x + 3:.1f}" y="{y + FONT - 2:.1f}">'
-                f"{escape(text)}</text></g>"
-            )
-    return ""
+    spot = free_spot(frame, (long, tall), (width, height), placed)
+    if spot is None:
+        return ""
+    x, y = spot
+    return (
+        f'<g class="tag k{colour}"><rect x="{x:.1f}" y="{y:.1f}" width="{long:.1f}" '
+        f'height="{tall:.1f}" rx="2"/><text x="{x + 3:.1f}" y="{y + FONT - 2:.1f}">'
+        f"{escape(text)}</text></g>"
+    )
 
 
 def _text_width(text: str) -> float:
@@ -296,10 +293,6 @@ def _text_width(text: str) -> float:
     wide = sum(character.isupper() for character in text)
     thin = sum(character in " .,:;il|" for character in text)
     return FONT * (0.72 * wide + 0.34 * thin + 0.62 * (len(text) - wide - thin))
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _canvas(record: Record) -> tuple[float, float]:

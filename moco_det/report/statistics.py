@@ -88,6 +88,30 @@ def summarise(values: Iterable[float | None]) -> Summary:
 
 def compare(arm: Summary, reference: Summary, *, confidence: float = CONFIDENCE) -> Comparison:
     """The difference of two means with Welch's interval (unequal variances)."""
+    return compare_all([(arm, reference)], confidence=confidence)[0]
+
+
+def compare_all(
+    pairs: Sequence[tuple[Summary, Summary]], *, confidence: float = CONFIDENCE
+) -> list[Comparison]:
+    """`compare` of many pairs: those with the same numbers of trials are one call of scipy."""
+    made: list[Comparison | None] = [_without_interval(arm, other) for arm, other in pairs]
+    by_trials: dict[tuple[int, int], list[int]] = {}
+    for i, (arm, reference) in enumerate(pairs):
+        if made[i] is None:
+            by_trials.setdefault((arm.n, reference.n), []).append(i)
+    for (n, m), members in by_trials.items():
+        ours = np.array([pairs[i][0].values for i in members])
+        theirs = np.array([pairs[i][1].values for i in members])
+        lows, highs, ps = _welch(ours, theirs, confidence)
+        gaps = ours.mean(axis=1) - theirs.mean(axis=1)
+        for k, i in enumerate(members):
+            made[i] = _decide(float(gaps[k]), float(lows[k]), float(highs[k]), float(ps[k]), n, m)
+    return [comparison for comparison in made if comparison is not None]
+
+
+def _without_interval(arm: Summary, reference: Summary) -> Comparison | None:
+    """The comparison where the trials allow no interval, None where they do."""
     n, m = arm.n, reference.n
     if arm.mean is None or reference.mean is None:
         return Comparison(None, None, None, n, m, "not measured")
@@ -96,8 +120,7 @@ def compare(arm: Summary, reference: Summary, *, confidence: float = CONFIDENCE)
         return Comparison(difference, None, None, n, m, "not enough trials")
     if max(arm.std or 0.0, reference.std or 0.0) < _NO_SPREAD:
         return Comparison(difference, None, None, n, m, "no spread measured")
-    low, high, p = _welch(arm.values, reference.values, confidence)
-    return _decide(difference, low, high, p, n, m)
+    return None
 
 
 def compare_paired(
@@ -194,11 +217,12 @@ def _decide(difference: float, low: float, high: float, p: float, n: int, m: int
 
 
 def _welch(
-    arm: Sequence[float], reference: Sequence[float], confidence: float
-) -> tuple[float, float, float]:
+    arm: np.ndarray, reference: np.ndarray, confidence: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(low, high, p) of each row of trials."""
     with warnings.catch_warnings():
         # One arm without spread is legal in Welch's test; scipy warns of cancellation there.
         warnings.simplefilter("ignore", RuntimeWarning)
-        result = stats.ttest_ind(arm, reference, equal_var=False)
+        result = stats.ttest_ind(arm, reference, axis=1, equal_var=False)
         interval = result.confidence_interval(confidence_level=confidence)
-    return float(interval.low), float(interval.high), float(result.pvalue)
+    return interval.low, interval.high, result.pvalue

@@ -18,8 +18,8 @@ from moco_det.report.formats import (
     scientific,
     signed,
 )
-from moco_det.report.groups import Arm, Group, short_name
-from moco_det.report.statistics import Comparison, compare
+from moco_det.report.groups import Group, short_name
+from moco_det.report.statistics import Comparison, compare_all
 from moco_det.report.verdict import RULERS
 from moco_det.results import Problem, Row
 
@@ -107,15 +107,23 @@ def _difference_cell(comparison: Comparison | None) -> Cell:
 def class_table(group: Group, ruler: str) -> Table:
     """Classes as rows in the data's order, arms as columns."""
     classes = [str(name) for name in group.first.data["dataset"]["classes"]]
-    measured = {name for row in group.rows for name in row.per_class(ruler)}
-    classes = [name for name in classes if name in measured] + sorted(measured - set(classes))
+    known = {name for row in group.rows for name in row.per_class(ruler)}
+    classes = [name for name in classes if name in known] + sorted(known - set(classes))
+    summaries = {
+        arm.label: [arm.class_summary(ruler, name) for name in classes] for arm in group.arms
+    }
+    reference = group.supervised
+    gaps: dict[str, list[Comparison]] = {}
+    for arm in group.arms:
+        if reference is not None and reference is not arm:
+            pairs = zip(summaries[arm.label], summaries[reference.label], strict=True)
+            gaps[arm.label] = compare_all(list(pairs))
     rows = []
-    for name in classes:
+    for i, name in enumerate(classes):
         cells = [Cell(name)]
-        for arm in group.arms:
-            summary = arm.class_summary(ruler, name)
-            note, tone = difference(_class_comparison(group, arm, ruler, name))
-            cells.append(Cell(mean_std(summary), note, tone))
+        for label, measured in summaries.items():
+            note, tone = difference(gaps[label][i] if label in gaps else None)
+            cells.append(Cell(mean_std(measured[i]), note, tone))
         rows.append(tuple(cells))
     trials = ", ".join(f"{arm.label} {len(arm.rows)}" for arm in group.arms)
     what = RULERS.get(ruler, "VOC AP").replace("AP", "AP of each class")
@@ -126,13 +134,6 @@ def class_table(group: Group, ruler: str) -> Table:
         header=("class", *(arm.label for arm in group.arms)),
         rows=tuple(rows),
     )
-
-
-def _class_comparison(group: Group, arm: Arm, ruler: str, name: str) -> Comparison | None:
-    reference = group.supervised
-    if reference is None or reference is arm:
-        return None
-    return compare(arm.class_summary(ruler, name), reference.class_summary(ruler, name))
 
 
 def matched_table(matched: Matched, group: Group) -> Table:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from moco_det.report.groups import apart_because, group_rows, short_name
+from moco_det.matched import flatten_config
+from moco_det.report.groups import apart_because, group_rows, parse_config, short_name
 from moco_det.results import Row
 
 
@@ -98,3 +99,41 @@ def test_addresses_of_data_are_shortened_to_names() -> None:
     assert short_name("voc:///data/voc_bccd?split=test") == "voc_bccd (test)"
     assert short_name("coco:///data/val.json?images=/data/val") == "val.json"
     assert short_name("coco_2017_val") == "coco_2017_val"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A: {B: 1}\nOUTPUT_DIR: runs/a b\nSEED: 3\nZ: [1, 2]\n",
+        "A: {B: 1}\nOUTPUT_DIR: a very long path that\n  goes on here\nSEED: 3\n",
+        'OUTPUT_DIR: "x: y # z"\nSEED: -1\nA: |\n  SEED: 4\n',
+        "SEED: 3",
+    ],
+)
+def test_a_config_read_in_two_parts_is_the_config_read_as_one(text: str) -> None:
+    assert dict(parse_config(text)) == flatten_config(text)
+
+
+def test_a_config_with_a_key_given_twice_is_one_text(make_row: Any) -> None:
+    text = "OUTPUT_DIR: a\nSEED: 3\nSEED: 4\n"
+    assert dict(parse_config(text)) == {"config": text}
+
+
+def test_several_arms_on_trial_are_corrected_together_and_one_is_not(make_row: Any) -> None:
+    # a difference of 1.0 at n=3 and deviations of 0.4: p is about 0.04 alone, 0.08 of two
+    def trials(arm: str, mean: float) -> list[dict[str, Any]]:
+        return [make_row(arm, s, (mean + d, 50.0, 20.0)) for s, d in enumerate((-0.4, 0.0, 0.4))]
+
+    one = rows(*trials("supervised", 30.0), *trials("moco", 31.0))
+    (group,) = group_rows(one)
+    alone = group.against(group.arms[1], group.supervised, "bbox", "AP")
+    assert alone is not None and alone.verdict == "higher" and alone.family == 1
+    (group,) = group_rows([*one, *rows(*trials("dense", 30.1), *trials("random", 10.0))])
+    by_label = {arm.label: arm for arm in group.arms}
+    both = group.against(by_label["moco"], group.supervised, "bbox", "AP")
+    assert (
+        both is not None and both.family == 2 and both.p_holm == pytest.approx(2 * (alone.p or 0))
+    )
+    assert both.verdict == "not distinguishable after correction"
+    control = group.against(by_label["random"], group.supervised, "bbox", "AP")
+    assert control is not None and control.verdict == "lower" and control.p_holm is None
