@@ -132,8 +132,13 @@ def forward_difference(
                 f"{path}: features of {stage} are not finite or of another shape "
                 f"({tuple(left.shape)} and {tuple(right.shape)}): nothing was written"
             )
+        if largest == 0:
+            raise InputError(
+                f"{path}: every feature of {stage} is 0 for a random image: the weights are dead "
+                "or damaged; use another checkpoint"
+            )
         difference[stage] = float((left - right).abs().max())
-        if not difference[stage] <= TOLERANCE * max(largest, 1e-12):
+        if not difference[stage] <= TOLERANCE * largest:
             raise InputError(
                 f"{path}: the converted network differs from the source at {stage} by "
                 f"{difference[stage]:.3g} (largest feature {largest:.3g}): nothing was written"

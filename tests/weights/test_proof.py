@@ -13,8 +13,8 @@ from torch import Tensor
 
 from moco_det.errors import InputError
 from moco_det.weights import convert
-from moco_det.weights.architectures import STAGES
-from moco_det.weights.proof import check_numbers, forward_difference, untrained
+from moco_det.weights.architectures import GEOMETRIES, STAGES
+from moco_det.weights.proof import check_numbers, forward_difference, source_features, untrained
 from tests.weights.checkpoints import in_detectron2_names, nothing_but, random_arrays
 
 
@@ -51,6 +51,40 @@ def test_whole_numbers_are_no_weights(tmp_path: Path, query: OrderedDict[str, Te
     torch.save({**query, "bn1.weight": torch.ones(64, dtype=torch.int32)}, tmp_path / "x.pth")
     with pytest.raises(InputError, match="bn1.weight holds int32"):
         convert(tmp_path / "x.pth", tmp_path / "b.pkl")
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnext50_32x4d"])
+def test_the_sources_features_are_torchvisions_bit_for_bit(architecture: str) -> None:
+    """The proof writes torchvision's network as formulas: here it is held against the original."""
+    arrays = random_arrays(architecture)
+    with torch.device("meta"):
+        network = torchvision.models.get_model(architecture).eval()
+    network.fc = torch.nn.Identity()
+    state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    counters = {n: torch.tensor(0) for n in network.state_dict() if n.endswith("tracked")}
+    network.load_state_dict({**state, **counters}, strict=True, assign=True)
+    theirs: dict[str, Tensor] = {}
+    places = ["maxpool", "layer1", "layer2", "layer3", "layer4"]
+    for stage, place in zip(STAGES, places, strict=True):
+        network.get_submodule(place).register_forward_hook(
+            lambda _m, _i, out, stage=stage: theirs.update({stage: out})
+        )
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        network(images)
+        ours = source_features(arrays, GEOMETRIES[architecture], images, stride_in_1x1=False)
+    assert list(ours) == list(STAGES)
+    assert all(torch.equal(ours[stage], theirs[stage]) for stage in STAGES)
+
+
+def test_a_network_that_gives_nothing_proves_nothing(
+    tmp_path: Path, query: OrderedDict[str, Tensor]
+) -> None:
+    dead = {name: t if "running" in name else torch.zeros_like(t) for name, t in query.items()}
+    torch.save(dead, tmp_path / "x.pth")
+    with pytest.raises(InputError, match="every feature of stem is 0"):
+        convert(tmp_path / "x.pth", tmp_path / "b.pkl")
+    assert nothing_but(tmp_path, "x.pth")
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnext50_32x4d"])
