@@ -207,4 +207,4 @@ def _show(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_show(item) for item in value) + "]"
-    return str(value)
+    return str(value) if value != "" else "(none)"

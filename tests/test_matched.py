@@ -53,7 +53,7 @@ def test_arms_that_differ_only_in_weights_seed_and_folder_are_matched() -> None:
     )
     assert matched.ok
     assert [d.key for d in matched.allowed] == ["MODEL.WEIGHTS"]
-    assert matched.allowed[0].values == {"random": "", "moco": "moco.pkl"}
+    assert matched.allowed[0].values == {"random": "(none)", "moco": "moco.pkl"}
     assert matched.keys_compared == 6
 
 

@@ -38,10 +38,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "run initialisations x settings x seeds and keep their report up to date",
     ),
     "results": ("moco_det_tools.results", "list, show and export the rows of results.jsonl"),
+    "check-matched": (
+        "moco_det_tools.check_matched",
+        "prove that configs differ in their initialisation and in nothing else",
+    ),
     "make-configs": (
         "moco_det_tools.make_configs",
         "write the matrix of detection configs into a folder",
     ),
+    "predict": ("moco_det_tools.predict", "draw a trained detector's detections on images"),
     "report": ("moco_det_tools.report", "make report.html, .md and .csv from results.jsonl"),
 }
 

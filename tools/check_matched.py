@@ -1,0 +1,50 @@
+"""Prove that configs differ in their initialisation and in nothing else."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from moco_det.engine import ENGINES, choose_engine
+from moco_det.matched_files import match_files
+from moco_det_tools.entry import run
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python tools/check_matched.py configs/coco_R50_FPN_2x_*.yaml",
+    )
+    p.add_argument("files", nargs="+", metavar="FILE.yaml", help="one config for each arm")
+    p.add_argument("--engine", choices=ENGINES, default="auto", help="whose defaults are under it")
+    p.add_argument(
+        "--without-weights",
+        action="store_true",
+        help="do not open MODEL.WEIGHTS: no arm may then have an input of its own",
+    )
+    p.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY VALUE",
+        dest="overrides",
+        help="config keys over every file, as train_net.py is given them",
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the proof; 0 where the arms are matched, 1 where they are not."""
+    args = parser().parse_args(argv)
+    matched = match_files(
+        args.files,
+        args.overrides,
+        engine=choose_engine(args.engine).engine,
+        read_weights=not args.without_weights,
+    )
+    print("\n".join(matched.lines()))
+    return 0 if matched.ok else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,32 @@
+"""Write the matrix of detection configs into a folder: one yaml for each setting and arm."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from moco_det.zoo.matrix import write
+from moco_det_tools.entry import run
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python tools/make_configs.py configs"
+    )
+    p.add_argument("folder", type=Path, help="where to; a file there of the same name is replaced")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the files and name those that changed."""
+    args = parser().parse_args(argv)
+    changed = write(args.folder)
+    for path in changed:
+        print(path)
+    print(f"{len(changed)} file(s) written, the others are as they were")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
