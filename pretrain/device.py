@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import torch
 
@@ -20,8 +21,10 @@ def pick_device(name: str) -> torch.device:
 def use_bfloat16(precision: str, device: torch.device) -> bool:
     """Whether a PRECISION key means bfloat16 autocast on this device.
 
-    `auto` takes it where it is faster: GPUs with bf16 units, CPUs with matrix tiles (AMX) or ARM's
-    bf16. With AVX-512 bf16 alone a step is slower than in float32, so it is left to the user.
+    `auto` takes it where it is faster: GPUs with bf16 units, CPUs with matrix tiles (AMX), AMD's
+    with AVX-512 bf16 and ARM's with bf16. Intel's with AVX-512 bf16 alone were slower than in
+    float32 (80 against 125 GFLOP/s in a matrix product), AMD's twice as fast (ResNet-50 at 224 px,
+    one core).
     """
     if precision != "auto":
         return precision == "bfloat16"
@@ -29,4 +32,15 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    return platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_amx_tile_supported()
+    if platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_amx_tile_supported():
+        return True
+    return fast_avx512_bfloat16(Path("/proc/cpuinfo"))
+
+
+def fast_avx512_bfloat16(cpuinfo: Path) -> bool:
+    """Whether Linux's description of the CPU is that of an AMD with AVX-512 bf16."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # another system
+        return False
+    return "AuthenticAMD" in text and "avx512_bf16" in text

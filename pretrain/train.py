@@ -34,12 +34,11 @@ FREE_KEYS = {
     "DATA.CACHE_MB",
     "DATA.STRICT",
     "DATA.MAX_CORRUPT",
-    "KNN.TRAIN",
-    "KNN.TEST",
     "CHECKPOINT_EVERY",
     "TENSORBOARD",
     "WANDB",
 }
+FREE_ROOMS = ("KNN.",)  # measures, and does not teach
 
 
 def train(cfg: CfgNode, *, resume: bool = False) -> Path:
@@ -73,17 +72,25 @@ def _train(cfg: CfgNode, device: torch.device, *, resume: bool) -> Path:
                 stack.callback(writer.close)
             _announce(cfg, parts)
             return loop.go(writers)
-        except InputError:
+        except Exception as error:
+            told = _told(cfg, error)
+            if told is None:
+                raise
             if fresh and loop.main and loop.iteration == 0:  # nothing was learnt: nothing is left
                 shutil.rmtree(folder, ignore_errors=True)
-            raise
-        except Exception as error:
-            if cfg.COMPILE and type(error).__module__.startswith("torch._"):
-                first = str(error).strip().partition("\n")[0]
-                raise InputError(
-                    f"COMPILE is True and torch.compile failed ({first}): set COMPILE False"
-                ) from error
-            raise
+            raise told from told.__cause__
+
+
+def _told(cfg: CfgNode, error: Exception) -> InputError | None:
+    """What of an error the user can mend, None for a fault of the program."""
+    if isinstance(error, InputError):
+        return error
+    if cfg.COMPILE and type(error).__module__.startswith("torch._"):
+        first = str(error).strip().partition("\n")[0]
+        told = InputError(f"COMPILE is True and torch.compile failed ({first}): set COMPILE False")
+        told.__cause__ = error
+        return told
+    return None
 
 
 def build_parts(cfg: CfgNode, device: torch.device, bfloat16: bool) -> Parts:
@@ -102,7 +109,7 @@ def build_parts(cfg: CfgNode, device: torch.device, bfloat16: bool) -> Parts:
         max_corrupt=cfg.DATA.MAX_CORRUPT,
         strict=cfg.DATA.STRICT,
     )
-    _check_shares(cfg)
+    check_shares(cfg)
     knn = None
     if cfg.KNN.EVERY and distributed.is_main():
         knn = KnnMonitor(
@@ -129,7 +136,7 @@ def build_parts(cfg: CfgNode, device: torch.device, bfloat16: bool) -> Parts:
     return Parts(method, source, device, bfloat16, total, knn)
 
 
-def _check_shares(cfg: CfgNode) -> None:
+def check_shares(cfg: CfgNode) -> None:
     """Refuse parts of a batch that would give batch norm other groups than the whole has."""
     share = data.share_of(cfg.SOLVER.BATCH, distributed.world_size())
     splits = cfg.ENCODER.BN_SPLITS // distributed.world_size()
@@ -240,7 +247,9 @@ def _same_config(cfg: CfgNode, content: dict[str, Any], path: Path) -> None:
     differ = [
         f"{key} ({before.get(key)} then, {now.get(key)} now)"
         for key in sorted(before.keys() | now.keys())
-        if key not in FREE_KEYS and before.get(key) != now.get(key)
+        if key not in FREE_KEYS
+        and not key.startswith(FREE_ROOMS)
+        and before.get(key) != now.get(key)
     ]
     if differ:
         raise InputError(f"{path} was made with another config: {', '.join(differ)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     checkpoint = train(load_config(args.config_file, args.opts), resume=args.resume)
-    print(checkpoint)
+    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
+        print(checkpoint)
     return 0
 
 

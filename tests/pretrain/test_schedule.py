@@ -50,6 +50,6 @@ def test_a_rate_by_epochs_stays_within_an_epoch_and_milestones_are_epochs() -> N
 
 
 def test_milestones_of_a_budget_in_iterations_are_iterations() -> None:
-    pairs = "SOLVER.LR 1 SOLVER.MAX_ITER 10 SOLVER.SCHEDULE step".split()
+    pairs = ["SOLVER.LR", "1", "SOLVER.MAX_ITER", "10", "SOLVER.SCHEDULE", "step"]
     cfg = load_config(None, [*pairs, "SOLVER.MILESTONES", "[6]"])
     assert [rate_of(cfg, i, total=10, steps=3) for i in (5, 6)] == pytest.approx([1, 0.1])

@@ -12,7 +12,7 @@ import torchvision
 
 from pretrain import checkpoints, loop, train
 from pretrain.config import load_config
-from pretrain.device import pick_device, use_bfloat16
+from pretrain.device import fast_avx512_bfloat16, pick_device, use_bfloat16
 from pretrain.errors import InputError
 
 QUICK = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "quick" / "moco_v2_r18.yaml"
@@ -192,6 +192,17 @@ def test_the_precision_key_is_obeyed() -> None:
     assert use_bfloat16("bfloat16", cpu)
     assert not use_bfloat16("float32", cpu)
     assert isinstance(use_bfloat16("auto", cpu), bool)
+
+
+def test_avx512_bfloat16_is_taken_on_amd_alone(tmp_path: Path) -> None:
+    for vendor, flags, expected in [
+        ("AuthenticAMD", "avx512f avx512_bf16", True),
+        ("GenuineIntel", "avx512f avx512_bf16", False),
+        ("AuthenticAMD", "avx2", False),
+    ]:
+        (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\nflags\t\t: {flags}\n")
+        assert fast_avx512_bfloat16(tmp_path / "cpuinfo") is expected
+    assert not fast_avx512_bfloat16(tmp_path / "absent")
 
 
 def test_bfloat16_runs_and_stays_close_to_float32(tiny: list[str], tmp_path: Path) -> None:

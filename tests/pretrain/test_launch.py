@@ -1,0 +1,134 @@
+"""Whole runs: two processes under torchrun, a batch in parts, torch.compile."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain import distributed, train
+from pretrain.config import load_config
+from pretrain.encoders import ARCHITECTURES, Encoder
+from pretrain.errors import InputError
+from tests.pretrain.small_trunk import SmallTrunk
+
+REPO = Path(__file__).resolve().parents[2]
+QUICK = REPO / "configs" / "pretrain" / "quick" / "moco_v2_r18.yaml"
+# A learning rate at which rounding does not grow from step to step.
+SLOW = ["SOLVER.LR", "0.001", "LOG_EVERY", "1"]
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def torchrun(pairs: list[str], *, resume: bool = False) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    env["OMP_NUM_THREADS"] = "1"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    tool = [str(REPO / "tools" / "pretrain.py"), "--config-file", str(QUICK)]
+    return subprocess.run(
+        [*launch, *tool, *(["--resume"] if resume else []), *pairs],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_under_torchrun_run_as_one_does_and_go_on(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    one = train.train(load_config(QUICK, [*tiny, *SLOW])).parent
+    pairs = [*tiny, *SLOW, "OUTPUT_DIR", str(tmp_path / "two"), "CHECKPOINT_EVERY", "2"]
+    done = torchrun(pairs)
+    assert done.returncode == 0, done.stderr
+    assert "on cpu, 2 processes" in done.stderr
+    assert "shuffling BN: on over 2 groups (2 x 1, processes x sub-batches)" in done.stderr
+    assert done.stdout.split() == [str(tmp_path / "two" / "checkpoint.pth")]
+    # At 32 px a ResNet ends in one pixel, where batch norm over four images magnifies rounding;
+    # tests/pretrain/test_distributed.py compares closely, with a trunk that does not.
+    two = losses(tmp_path / "two")
+    assert two[:2] == pytest.approx(losses(one)[:2], rel=1e-4)
+    assert two == pytest.approx(losses(one), rel=0.1) and len(two) == 4
+    # Stopped after the second step and continued, both processes go on alike.
+    expected = (tmp_path / "two" / "checkpoint.pth").read_bytes()
+    whole = losses(tmp_path / "two")
+    (tmp_path / "two" / "checkpoint.pth").unlink()
+    done = torchrun(pairs, resume=True)
+    assert "at iteration 2 of 4" in done.stderr, done.stderr
+    assert losses(tmp_path / "two") == whole
+    assert (tmp_path / "two" / "checkpoint.pth").read_bytes() == expected
+
+
+def test_a_batch_in_parts_is_the_whole_batch(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "resnet18", SmallTrunk)
+    found = []
+    for parts in (1, 2):
+        output = ["OUTPUT_DIR", str(tmp_path / str(parts)), "SOLVER.ACCUMULATE", str(parts)]
+        found.append(losses(train.train(load_config(QUICK, [*tiny, *SLOW, *output])).parent))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_parts_that_would_change_the_groups_of_batch_norm_are_refused(tiny: list[str]) -> None:
+    pairs = ["SOLVER.BATCH", "10", "ENCODER.BN_SPLITS", "4", "SOLVER.ACCUMULATE", "2"]
+    with pytest.raises(InputError, match="10 images of a process do not divide into its 4"):
+        train.train(load_config(QUICK, [*tiny, *pairs]))
+
+
+def test_a_batch_that_two_processes_cannot_share_is_refused(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(InputError, match="SOLVER.BATCH 8 cannot be shared equally by 3"):
+        train.check_shares(load_config(QUICK, tiny))
+
+
+def test_processes_without_torchruns_variables_are_refused(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(InputError, match="start several processes by torchrun"):
+        train.train(load_config(QUICK, tiny))
+
+
+def test_compile_reaches_every_trunk_and_its_failure_is_one_line(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    train.train(load_config(QUICK, [*tiny, "COMPILE", "True"]))
+    assert len(compiled) == 2  # of the query's and the key's encoder
+
+    def broken(self: Encoder, *args: Any, **named: Any) -> None:
+        raise torch._dynamo.exc.Unsupported("no compiler\nmore lines")
+
+    monkeypatch.setattr(Encoder, "forward", broken)
+    output = ["OUTPUT_DIR", str(tmp_path / "broken")]
+    with pytest.raises(InputError, match=r"torch\.compile failed \(no compiler\): set COMPILE"):
+        train.train(load_config(QUICK, [*tiny, *output, "COMPILE", "True"]))
+    assert not (tmp_path / "broken").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("compiled", ["False", "True"])
+def test_a_gpu_runs_and_goes_on(tiny: list[str], tmp_path: Path, compiled: str) -> None:
+    pairs = [*tiny, "DEVICE", "cuda", "PRECISION", "auto", "COMPILE", compiled]
+    cfg = load_config(QUICK, [*pairs, "CHECKPOINT_EVERY", "2"])
+    path = train.train(cfg)
+    whole = losses(path.parent)
+    path.unlink()
+    train.train(cfg, resume=True)
+    assert losses(path.parent) == pytest.approx(whole, rel=0.02)
