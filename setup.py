@@ -34,7 +34,7 @@ REQUIRES = [
     # and `import cv2` dies there. Where opencv-python is installed already, both can stay.
     "opencv-python-headless>=4.8",
     "pyyaml>=6.0",
-    "pillow>=9.4",
+    "pillow>=10.1",  # the first whose own font has sizes
     "scipy>=1.10",
     "jinja2>=3.1",
     "markupsafe>=2.0",

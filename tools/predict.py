@@ -1,0 +1,69 @@
+"""Draw a trained detector's detections on images: predict.py --config-file runs/a/config.yaml
+--input photos/ --output drawn/
+
+The weights are the model_final.pth beside the config, or those of --weights. Images that do not
+open are named and skipped. The output folder holds every image under its name, predictions.json
+(COCO result rows of what is drawn) and classes.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moco_det.engine import ENGINES, choose_engine
+from moco_det.predict import class_names, find_images, predict_folder, whole_config
+from moco_det_tools.entry import run
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of detectron2's demo, and the engine's."""
+    p = argparse.ArgumentParser(
+        prog="predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = p.add_argument
+    add("--config-file", required=True, metavar="FILE", help="config.yaml of a run, or another")
+    add("--input", required=True, nargs="+", metavar="PATH", help="images and folders of images")
+    add("-o", "--output", required=True, type=Path, metavar="DIR", help="a folder to be made")
+    add("--weights", metavar="FILE", help="checkpoint (default: model_final.pth beside the config)")
+    add("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="default 0.5")
+    add("--classes", nargs="+", default=(), metavar="NAME", help="names, where none are recorded")
+    add("--engine", choices=ENGINES, default="auto", help="auto: detectron2 if it is there")
+    add("--strict", action="store_true", help="one image that does not open is an error")
+    add(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Detect, draw, write; 0 when done."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    images = find_images(args.input)
+    choice = choose_engine(args.engine)
+    if choice.engine == "detectron2":
+        from moco_det.plugin.detect import open_detector
+    else:
+        from moco_det.standalone.detect import open_detector
+    print(f"engine {choice.engine} ({choice.reason})")
+    detector = open_detector(
+        args.config_file, whole_config(args.config_file, args.weights, args.opts)
+    )
+    done = predict_folder(
+        detector,
+        images,
+        args.output,
+        classes=class_names(detector, args.classes),
+        threshold=args.confidence_threshold,
+        strict=args.strict,
+    )
+    print(done.line(args.output))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
