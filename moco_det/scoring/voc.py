@@ -11,14 +11,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from moco_det.data.records import DetectionDataset
 from moco_det.errors import InputError
-from moco_det.scoring.predictions import Row, check_predictions
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from moco_det.scoring.arrays import Bools, Detections, Floats, Ints, objects_of
+from moco_det.scoring.predictions import Row, checked_detections
 
 IOU_PERCENT = tuple(range(50, 100, 5))
 
@@ -38,13 +35,14 @@ def score_voc(
     """
     if metric not in ("2007", "area"):
         raise InputError(f"VOC metric {metric!r} is not known: use 2007 or area")
-    check_predictions(predictions, dataset)
+    found = checked_detections(predictions, dataset)
     classes = len(dataset.classes)
-    key, gt_key, difficult, overlap, match, order = _match(dataset, predictions, classes)
+    gt_key, difficult, overlap, match = _match(dataset, found, classes)
+    order = np.argsort(-found.score, kind="stable")  # ties in file order
 
     ap = np.full((len(IOU_PERCENT), classes), np.nan)
     wanted = np.bincount(gt_key[~difficult] % classes, minlength=classes)
-    category = key[order] % classes
+    category = found.category[order]
     for c in np.flatnonzero(wanted):
         mine = order[category == c]  # this class's detections, best score first
         for t, percent in enumerate(IOU_PERCENT):
@@ -70,9 +68,7 @@ def score_voc(
     }
 
 
-def average_precision(
-    hits: npt.NDArray[np.bool_], wanted: int, metric: Literal["2007", "area"]
-) -> float:
+def average_precision(hits: Bools, wanted: int, metric: Literal["2007", "area"]) -> float:
     """AP (0..1) of detections in order of falling score, of which `hits` are right."""
     if hits.size == 0:
         return 0.0
@@ -89,9 +85,7 @@ def average_precision(
     return float((steps * envelope).sum())
 
 
-def _judge(
-    overlap: Floats, match: Ints, difficult: npt.NDArray[np.bool_], threshold: float
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def _judge(overlap: Floats, match: Ints, difficult: Bools, threshold: float) -> tuple[Bools, Bools]:
     """(right, counted) of one class's detections, best score first."""
     near = overlap > threshold
     ignored = np.zeros(len(near), dtype=bool)
@@ -104,33 +98,19 @@ def _judge(
 
 
 def _match(
-    dataset: DetectionDataset, predictions: list[Row], classes: int
-) -> tuple[Ints, Ints, npt.NDArray[np.bool_], Floats, Ints, Ints]:
+    dataset: DetectionDataset, found: Detections, classes: int
+) -> tuple[Ints, Bools, Floats, Ints]:
     """Each detection's best object among those of its image and class.
 
-    Returns the detections' keys, the objects' sorted keys (image x classes + class) and their
-    difficult flags, each detection's best overlap (-inf without objects) and the object's
-    position, and the order of detections by falling score, ties in file order.
+    Returns the objects' sorted keys (image x classes + class) and their difficult flags, each
+    detection's best overlap (-inf without objects) and the object's position.
     """
-    image = {record.image_id: i for i, record in enumerate(dataset.records)}
-    index = {category: c for c, category in enumerate(dataset.category_ids)}
-    objects = [
-        (i * classes + a.category, a.difficult or a.iscrowd, *a.bbox)
-        for i, record in enumerate(dataset.records)
-        for a in record.annotations
-    ]
-    table = np.array(objects, dtype=np.float64).reshape(-1, 6)
-    table = table[np.argsort(table[:, 0], kind="stable")]
-    gt_key = table[:, 0].astype(np.int64)
-    gt_box = table[:, 2:]
-
-    key = np.array(
-        [image[row["image_id"]] * classes + index[row["category_id"]] for row in predictions],
-        dtype=np.int64,
-    )
-    box = np.array([row["bbox"] for row in predictions], dtype=np.float64).reshape(-1, 4)
-    box[:, 2:] += box[:, :2]
-    scores = np.array([row["score"] for row in predictions], dtype=np.float64)
+    truth = objects_of(dataset)
+    gt_key = truth.image * classes + truth.category
+    by_key = np.argsort(gt_key, kind="stable")
+    gt_key, gt_box = gt_key[by_key], truth.box[by_key]
+    key = found.image * classes + found.category
+    box = np.concatenate([found.box[:, :2], found.box[:, :2] + found.box[:, 2:]], axis=1)
 
     start = np.searchsorted(gt_key, key, side="left")
     count = np.searchsorted(gt_key, key, side="right") - start
@@ -148,8 +128,7 @@ def _match(
         place = np.where(iou == np.repeat(best, count), candidate, len(gt_key))
         overlap[some] = best
         match[some] = np.minimum.reduceat(place, offset)
-    order = np.argsort(-scores, kind="stable")
-    return key, gt_key, table[:, 1].astype(bool), overlap, match, order
+    return gt_key, truth.ignored[by_key], overlap, match
 
 
 def _iou(a: Floats, b: Floats) -> Floats:
