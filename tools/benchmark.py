@@ -11,6 +11,7 @@ import ast
 import importlib.resources
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,10 @@ def make_report(output: Path, title: str | None) -> None:
         write_report([results], output, title=title)
     except InputError as error:
         print(f"the report was not updated: {error}", file=sys.stderr)
+    except Exception:
+        # A fault of the report keeps its traceback, and must not end a night of training.
+        traceback.print_exc()
+        print("the report was not updated; the runs go on", file=sys.stderr)
 
 
 def find_suite(name: str) -> Path:

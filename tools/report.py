@@ -1,6 +1,7 @@
-"""Makes report.html and report.md from result rows.
+"""Makes report.html, report.md and the tables as files from result rows; compares two reports.
 
 tools/report.py out/results.jsonl -o out/report
+tools/report.py new/results.jsonl --against old/results.jsonl
 """
 
 from __future__ import annotations
@@ -8,21 +9,28 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from moco_det.report import make_report
+from moco_det.errors import InputError
+from moco_det.report import compare_reports, make_report
+from moco_det.results import read_rows
 from moco_det_tools.entry import run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, make the report, say where it is."""
+    """Make the report, compare, or both; 1 where something regressed beyond noise."""
     parser = argparse.ArgumentParser(
         prog="report",
-        description="Make report.html (one file, opens offline) and report.md from result rows.",
+        description="Make report.html (one file, opens offline), report.md, tables.csv and "
+        "tables.tex from result rows. With --against, say what improved and what regressed beyond "
+        "noise; the exit code is then 1 if anything regressed, else 0.",
     )
     parser.add_argument(
         "results", nargs="+", metavar="RESULTS", help="results.jsonl files, or folders with one"
     )
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="where to write")
+    parser.add_argument("-o", "--output", metavar="DIR", help="where to write the report")
     parser.add_argument("--title", help="the report's heading")
+    parser.add_argument(
+        "--against", nargs="+", metavar="RESULTS", help="rows of the report to compare with"
+    )
     parser.add_argument(
         "--pretraining",
         nargs="+",
@@ -31,10 +39,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="output folders of tools/pretrain.py whose curves are to be shown",
     )
     args = parser.parse_args(argv)
-    written = make_report(args.results, args.output, title=args.title, pretraining=args.pretraining)
-    for path in written.values():
-        print(f"{path}  {path.stat().st_size / 1024:,.0f} KiB")
-    return 0
+    if args.output is None and not args.against:
+        raise InputError("nothing to do: name a folder with -o, or other rows with --against")
+    if args.output is not None:
+        written = make_report(
+            args.results,
+            args.output,
+            title=args.title,
+            pretraining=args.pretraining,
+            against=args.against or (),
+        )
+        for path in written.values():
+            print(f"{path}  {path.stat().st_size / 1024:,.0f} KiB")
+    if not args.against:
+        return 0
+    between = compare_reports(read_rows(args.results).rows, read_rows(args.against).rows)
+    print("\n".join(between.lines()))
+    return 1 if between.regressed else 0
 
 
 if __name__ == "__main__":

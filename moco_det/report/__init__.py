@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import re
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from moco_det.errors import InputError
+from moco_det.report.between import Between, compare_reports
+from moco_det.report.flat_tables import csv_text, tex_text
 from moco_det.report.groups import Arm, Group, group_rows
 from moco_det.report.page import Page, build_page
 from moco_det.report.statistics import Comparison, Summary, compare, summarise
@@ -18,17 +24,19 @@ from moco_det.results import read_rows
 
 __all__ = [
     "Arm",
+    "Between",
     "Comparison",
     "Group",
     "Summary",
     "compare",
+    "compare_reports",
     "group_rows",
     "make_report",
     "summarise",
 ]
 
 # file name -> template
-FILES: dict[str, str] = {"report.html": "report.html.j2", "report.md": "report.md.j2"}
+TEMPLATES: dict[str, str] = {"report.html": "report.html.j2", "report.md": "report.md.j2"}
 
 
 def make_report(
@@ -37,18 +45,26 @@ def make_report(
     *,
     title: str | None = None,
     pretraining: Sequence[str | Path] = (),
+    against: Sequence[str | Path] = (),
 ) -> dict[str, Path]:
-    """Write report.html (one file, no network) and report.md; returns {file name: path}.
+    """Write report.html (one file, no network), report.md, tables.csv and tables.tex.
+
+    Returns {file name: path}.
 
     `results` are results.jsonl files (or folders that hold one), `pretraining` folders with a
-    pre-training's metrics.jsonl. The same data gives the same bytes. Raises InputError where a
-    file is missing or no run has finished.
+    pre-training's metrics.jsonl, `against` results to compare these with. The same data gives the
+    same bytes. Raises InputError where a file is missing or no run has finished.
     """
     if not results:
         raise InputError("no results given; name one results.jsonl or more")
     rows = read_rows(results)
-    page = build_page(rows, title=title, pretraining=[Path(path) for path in pretraining])
-    texts = {name: _render(template, page) for name, template in FILES.items()}
+    between = compare_reports(rows.rows, read_rows(against).rows) if against else None
+    page = build_page(
+        rows, title=title, pretraining=[Path(path) for path in pretraining], between=between
+    )
+    groups = group_rows(rows.rows)
+    texts = {name: _render(template, page) for name, template in TEMPLATES.items()}
+    texts |= {"tables.csv": csv_text(groups), "tables.tex": tex_text(groups)}
     out = Path(out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +84,12 @@ def _render(template: str, page: Page) -> str:
     )
     environment.filters["cell"] = _markdown
     environment.filters["fence"] = _fence
-    return environment.get_template(template).render(page=page)
+    script = (resources.files("moco_det.report") / "templates" / "sort.js").read_text("utf-8")
+    # The page may run this script and no other: its policy names the script's digest.
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    return environment.get_template(template).render(
+        page=page, script=Markup(script), script_hash=f"sha256-{digest}"
+    )
 
 
 def _markdown(value: Any, strip: bool = True) -> str:

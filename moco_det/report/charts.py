@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from moco_det.report.curves import ArmCurve, Points
+from moco_det.report.statistics import Comparison
 
 # A highest 1 % this many times above the rest is a spike, drawn at the frame's edge.
 SPIKE = 3.0
 
 # Distinct colours in the style sheet; more arms than this share colours, names tell them apart.
 COLOURS = 7
+
+# Classes in one chart of differences; more cannot be read.
+MOST_GAPS = 24
 
 WIDTH, HEIGHT = 390.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 40.0
@@ -117,6 +121,98 @@ def strip_chart(strips: Sequence[Strip], *, title: str, x_label: str) -> Markup:
         x = at(strip.mean)
         parts.append(f'<path class="mean c{colour}" d="M{x:.1f} {y - 12:.1f}V{y + 12:.1f}"/>')
     return _svg("".join(parts), WIDTH, height, title)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A difference at one schedule, and its interval where there is one."""
+
+    x: float
+    value: float
+    low: float | None
+    high: float | None
+
+
+def gain_chart(
+    lines: Sequence[tuple[str, int, Sequence[Gain]]], *, title: str, x_label: str, y_label: str
+) -> Markup:
+    """Differences against the length of training, (label, colour, gains) a line; zero is drawn."""
+    gains = [gain for _, _, of_line in lines for gain in of_line]
+    if not gains:
+        return Markup("")
+    edges = [edge for g in gains for edge in (g.value, g.low, g.high) if edge is not None]
+    low, high = _padded(min(0.0, *edges), max(0.0, *edges), 0.06)
+    plot = _Plot(0.0, max(g.x for g in gains) * 1.06, low, high)
+    parts = [plot.axes(x_label=x_label, y_label=y_label)]
+    parts.append(f'<path class="zero" d="M{LEFT} {plot.y(0):.1f}H{WIDTH - RIGHT}"/>')
+    shift = 6.0  # intervals of one schedule stand side by side
+    for i, (label, colour, of_line) in enumerate(lines):
+        offset = (i - (len(lines) - 1) / 2) * shift
+        places = [(plot.x(g.x) + offset, g) for g in of_line]
+        path = "L".join(f"{x:.1f} {plot.y(g.value):.1f}" for x, g in places)
+        parts.append(f'<path class="line c{colour % COLOURS}" d="M{path}"/>')
+        for x, gain in places:
+            if gain.low is not None and gain.high is not None:
+                parts.append(
+                    f'<path class="thin whisker c{colour % COLOURS}" '
+                    f'd="M{x:.1f} {plot.y(gain.low):.1f}V{plot.y(gain.high):.1f}"/>'
+                )
+            text = escape(f"{label}: {gain.value:+.2f} at {_tick(gain.x)}")
+            parts.append(
+                f'<circle class="dot c{colour % COLOURS}" cx="{x:.1f}" '
+                f'cy="{plot.y(gain.value):.1f}" r="4"><title>{text}</title></circle>'
+            )
+    return _svg("".join(parts), WIDTH, HEIGHT, title)
+
+
+def gap_chart(
+    gaps: Sequence[tuple[str, Comparison]], colour: int, *, title: str, x_label: str
+) -> Markup:
+    """A dot a class at its difference, its interval as a line; zero is drawn.
+
+    Of more than MOST_GAPS classes the middle ones are left out.
+    """
+    if len(gaps) > MOST_GAPS:
+        half = MOST_GAPS // 2
+        gaps = [*gaps[:half], *gaps[-half:]]
+    shown = [(name, gap) for name, gap in gaps if gap.difference is not None]
+    if not shown:
+        return Markup("")
+    row, left, top = 20.0, 118.0, 4.0
+    edges = [e for _, gap in shown for e in (gap.difference, gap.low, gap.high) if e is not None]
+    low, high = _padded(min(0.0, *edges), max(0.0, *edges), 0.05)
+    bottom = top + row * len(shown)
+
+    def at(value: float) -> float:
+        return left + (value - low) / (high - low) * (WIDTH - left - 18)
+
+    parts = []
+    for tick in ticks(low, high, 4):
+        x = at(tick)
+        parts.append(f'<path class="grid" d="M{x:.1f} {top:.1f}V{bottom:.1f}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 15:.1f}" class="mid">{_tick(tick)}</text>')
+    parts.append(f'<path class="zero" d="M{at(0):.1f} {top:.1f}V{bottom:.1f}"/>')
+    for i, (name, gap) in enumerate(shown):
+        y = top + row * (i + 0.5)
+        short = name if len(name) <= 17 else name[:16] + "…"
+        parts.append(
+            f'<text x="{left - 10:.1f}" y="{y + 4:.1f}" class="end">{escape(short)}</text>'
+        )
+        if gap.low is not None and gap.high is not None:
+            parts.append(
+                f'<path class="thin whisker c{colour % COLOURS}" '
+                f'd="M{at(gap.low):.1f} {y:.1f}H{at(gap.high):.1f}"/>'
+            )
+        text = escape(f"{name}: {gap.difference:+.2f}")
+        parts.append(
+            f'<circle class="dot c{colour % COLOURS}" cx="{at(gap.difference or 0.0):.1f}" '
+            f'cy="{y:.1f}" r="4"><title>{text}</title></circle>'
+        )
+    parts.append(
+        f'<text x="{(left + WIDTH - 18) / 2:.1f}" y="{bottom + 33:.1f}" class="mid axis-name">'
+        f"{escape(x_label)}</text>"
+    )
+    return _svg("".join(parts), WIDTH, bottom + 40, title)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

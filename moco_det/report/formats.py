@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moco_det.report.statistics import Comparison, Summary
+from moco_det.report.statistics import MOST_SEEDS, Comparison, Summary
 
 UNDEFINED = "–"
 
@@ -33,6 +33,20 @@ def interval(comparison: Comparison) -> str:
     if comparison.low is None or comparison.high is None:
         return comparison.verdict
     return f"[{signed(comparison.low)}, {signed(comparison.high)}]"
+
+
+def p_value(p: float | None) -> str:
+    """ "0.03", "<0.001", or a dash where there is none."""
+    if p is None:
+        return UNDEFINED
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def seeds(count: int | None) -> str:
+    """ "12", ">1,000", or a dash where no deviation is known."""
+    if count is None:
+        return UNDEFINED
+    return f">{MOST_SEEDS:,}" if count > MOST_SEEDS else f"{count:,}"
 
 
 def duration(seconds: float) -> str:

@@ -10,6 +10,10 @@ from markupsafe import Markup
 
 from moco_det.errors import InputError
 from moco_det.report import charts
+from moco_det.report.against_papers import papers_sentence, papers_tables
+from moco_det.report.beside_probes import beside_table
+from moco_det.report.between import Between
+from moco_det.report.certainty import certainty_table
 from moco_det.report.curves import MAX_POINTS, ArmCurve, Points, arm_curve, read_metrics
 from moco_det.report.formats import counted, listed, number, sentence
 from moco_det.report.groups import Group, apart_because, arm_rank, group_rows, short_name
@@ -22,9 +26,11 @@ from moco_det.report.probes import (
     section,
 )
 from moco_det.report.samples import Samples, draw_samples, rule
+from moco_det.report.schedules import Schedules, schedule_families
 from moco_det.report.tables import (
     Table,
     ap_table,
+    class_gaps,
     class_table,
     environment_table,
     failure_table,
@@ -72,8 +78,12 @@ class Setting:
     strips: list[Figure]
     legend: list[tuple[str, int]]
     ap: list[Table]
+    certainty: Table | None
+    papers: list[Table]
+    beside: Table | None
     sizes: list[Table]
     classes: list[Table]
+    class_gaps: list[Figure]
     curves: list[Figure]
     parts: list[Figure]
     curve_note: str
@@ -92,6 +102,10 @@ class Page:
     title: str
     summary: str
     settings: list[Setting]
+    between: Table | None
+    only_one: list[str]
+    schedules: list[Schedules]
+    papers: str
     probes: list[ProbeSection]
     sample_rule: str
     pretraining: list[Figure]
@@ -104,7 +118,9 @@ class Page:
     commands: list[tuple[str, str]]
 
 
-def build_page(rows: Rows, *, title: str | None, pretraining: Sequence[Path]) -> Page:
+def build_page(
+    rows: Rows, *, title: str | None, pretraining: Sequence[Path], between: Between | None = None
+) -> Page:
     """Everything the report says; raises InputError where there is nothing to report."""
     groups, probes = group_rows(rows.rows), group_probes(rows.rows)
     if not groups and not probes:
@@ -125,7 +141,7 @@ def build_page(rows: Rows, *, title: str | None, pretraining: Sequence[Path]) ->
     budget = PICTURE_BYTES
     settings = []
     for i, group in enumerate(groups):
-        setting = _setting(group, i, groups[0], colours, budget)
+        setting = _setting(group, i, groups[0], probes, colours, budget)
         budget -= setting.samples.size
         settings.append(setting)
     shown: Sequence[Group | ProbeGroup] = groups or probes
@@ -135,6 +151,13 @@ def build_page(rows: Rows, *, title: str | None, pretraining: Sequence[Path]) ->
         title=title or f"{what}: {listed(names[:3])}",
         summary=_summary(groups, probes, len(failed)),
         settings=settings,
+        between=between.table() if between else None,
+        only_one=[
+            *(f"only here: {name}" for name in (between.only_here if between else ())),
+            *(f"only there: {name}" for name in (between.only_there if between else ())),
+        ],
+        schedules=schedule_families(groups, colours),
+        papers=papers_sentence(groups),
         probes=[section(group, colours) for group in probes],
         sample_rule=rule(),
         pretraining=[figure for path in pretraining for figure in _pretraining(path)],
@@ -165,7 +188,12 @@ def _summary(groups: Sequence[Group], probes: Sequence[ProbeGroup], failed: int)
 
 
 def _setting(
-    group: Group, index: int, main: Group, colours: dict[str, int], budget: int
+    group: Group,
+    index: int,
+    main: Group,
+    probes: Sequence[ProbeGroup],
+    colours: dict[str, int],
+    budget: int,
 ) -> Setting:
     try:
         matched = group.matched()
@@ -205,8 +233,12 @@ def _setting(
         strips=_strips(group, rulers, colours),
         legend=[(arm.label, colours[arm.label] % charts.COLOURS) for arm in group.arms],
         ap=ap,
+        certainty=certainty_table(group, rulers),
+        papers=papers_tables(group),
+        beside=beside_table(group, probes, colours),
         sizes=sizes,
         classes=classes,
+        class_gaps=_class_gaps(group, rulers, colours) if index < CURVE_SETTINGS else [],
         curves=curves,
         parts=parts,
         curve_note=note,
@@ -253,14 +285,38 @@ def _strips(group: Group, rulers: Sequence[str], colours: dict[str, int]) -> lis
     return figures
 
 
+def _class_gaps(group: Group, rulers: Sequence[str], colours: dict[str, int]) -> list[Figure]:
+    """Each arm on trial minus supervised, class by class, largest gain first."""
+    reference = group.supervised
+    if reference is None or not rulers:
+        return []
+    figures = []
+    for arm in group.on_trial:
+        gaps = class_gaps(arm, reference, rulers[0])
+        svg = charts.gap_chart(gaps, colours[arm.label],
+                               title=f"{RULERS[rulers[0]]} of {arm.label} minus supervised",
+                               x_label=f"{RULERS[rulers[0]]}, difference")  # fmt: skip
+        if svg:
+            caption = (
+                f"{sentence(RULERS[rulers[0]])} of {arm.label} (n={len(arm.rows)}) minus "
+                f"{reference.label} (n={len(reference.rows)}) by class, with Welch's 95 % "
+                f"intervals, not corrected; config {group.first.data['config_name']}."
+            )
+            if len(gaps) > charts.MOST_GAPS:
+                caption += f" The {charts.MOST_GAPS} largest of {len(gaps)} either way."
+            figures.append(Figure(f"{arm.label} − {reference.label}", svg, caption))
+    return figures
+
+
 def _curve_figures(
     group: Group, colours: dict[str, int], *, limit: int
 ) -> tuple[list[Figure], list[Figure], str]:
     """(figures, figures of the first `limit` parts of the loss, what is missing)."""
     logs: dict[str, list[dict[str, Points]]] = {}
     missing = 0
+    wanted = [*(key for key, _, _ in _CURVES), *_PARTS[:limit]]
     for arm in group.arms:
-        read = [read_metrics(row.run_dir / "metrics.jsonl") for row in arm.rows]
+        read = [read_metrics(row.run_dir / "metrics.jsonl", wanted) for row in arm.rows]
         missing += sum(log is None for log in read)
         logs[arm.label] = [log for log in read if log is not None]
     config = str(group.first.data["config_name"])
@@ -301,7 +357,7 @@ def _curve_figures(
 
 
 def _pretraining(path: Path) -> list[Figure]:
-    log = read_metrics(path / "metrics.jsonl")
+    log = read_metrics(path / "metrics.jsonl", ("loss", "accuracy"))
     if log is None:
         raise InputError(
             f"{path} holds no metrics.jsonl; name a folder that tools/pretrain.py wrote"

@@ -7,13 +7,15 @@ test procedure, Scandinavian Journal of Statistics 6, 1979).
 
 from __future__ import annotations
 
+import math
 import warnings
+from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 CONFIDENCE = 0.95
 
@@ -196,14 +198,18 @@ def seeds_needed(difference: float, arm: Summary, reference: Summary) -> int | N
     if deviation < _NO_SPREAD:
         return None
     effect = abs(difference) / deviation
-    counts = np.arange(2, MOST_SEEDS + 1)
-    freedom = 2 * counts - 2
-    critical = stats.t.ppf(0.5 + CONFIDENCE / 2, freedom)
-    shift = effect * np.sqrt(counts / 2)
-    # Beyond this shift the tail cannot be told from 1, and scipy's nct loses its footing there.
-    found = np.where(shift > 30, 1.0, stats.nct.sf(critical, freedom, np.minimum(shift, 30.0)))
-    enough = np.flatnonzero(found >= POWER)
-    return int(counts[enough[0]]) if len(enough) else MOST_SEEDS + 1
+    # Power grows with the number of seeds, so that the first number with enough can be bisected.
+    enough = bisect_left(range(2, MOST_SEEDS + 1), True, key=lambda n: _power(effect, n) >= POWER)
+    return 2 + enough
+
+
+def _power(effect: float, n: int) -> float:
+    """The power of a two-sided t test with n trials an arm, the effect in deviations."""
+    freedom, shift = 2 * n - 2, effect * math.sqrt(n / 2)
+    if shift > 30:
+        return 1.0  # cannot be told from it, and the noncentral t loses its footing there
+    critical = special.stdtrit(freedom, 0.5 + CONFIDENCE / 2)
+    return float(1.0 - special.nctdtr(freedom, shift, critical))
 
 
 def _decide(difference: float, low: float, high: float, p: float, n: int, m: int) -> Comparison:

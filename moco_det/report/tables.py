@@ -18,7 +18,7 @@ from moco_det.report.formats import (
     scientific,
     signed,
 )
-from moco_det.report.groups import Group, short_name
+from moco_det.report.groups import Arm, Group, short_name
 from moco_det.report.statistics import Comparison, compare_all
 from moco_det.report.verdict import RULERS
 from moco_det.results import Problem, Row
@@ -134,6 +134,15 @@ def class_table(group: Group, ruler: str) -> Table:
         header=("class", *(arm.label for arm in group.arms)),
         rows=tuple(rows),
     )
+
+
+def class_gaps(arm: Arm, reference: Arm, ruler: str) -> list[tuple[str, Comparison]]:
+    """(class, arm minus reference) of the classes that both measured, largest gain first."""
+    names = sorted({name for row in arm.rows for name in row.per_class(ruler)})
+    pairs = [(arm.class_summary(ruler, n), reference.class_summary(ruler, n)) for n in names]
+    made = zip(names, compare_all(pairs), strict=True)
+    measured = [(name, gap) for name, gap in made if gap.difference is not None]
+    return sorted(measured, key=lambda item: -(item[1].difference or 0.0))
 
 
 def matched_table(matched: Matched, group: Group) -> Table:

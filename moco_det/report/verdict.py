@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moco_det.report.formats import counted, interval, listed, mean_std, sentence, signed
+from moco_det.report.formats import (
+    counted,
+    interval,
+    listed,
+    mean_std,
+    seeds,
+    sentence,
+    signed,
+)
 from moco_det.report.groups import RANDOM_NAMES, SUPERVISED_NAMES, Arm, Group, short_name
-from moco_det.report.statistics import Comparison
+from moco_det.report.statistics import POWER, Comparison, seeds_needed
 
 RULERS: dict[str, str] = {"bbox": "box AP", "segm": "mask AP"}
 
@@ -25,7 +33,7 @@ class Sentence:
 def verdict(group: Group, *, matched: bool) -> list[Sentence]:
     """What one setting says about its arms, from its own numbers only."""
     rulers = [ruler for ruler in RULERS if group.has(ruler)]
-    sentences = [Sentence(_lead(group)), *_comparisons(group, rulers)]
+    sentences = [Sentence(_lead(group)), *_comparisons(group, rulers), *_power(group, rulers)]
     for ruler in rulers:
         measured = [
             f"{mean_std(arm.summary(ruler, 'AP'))} for {_subject(arm)} "
@@ -39,7 +47,13 @@ def verdict(group: Group, *, matched: bool) -> list[Sentence]:
             text = f"{sentence(RULERS[ruler])} is undefined in every run."
             sentences.append(Sentence(text))
     if any("[" in said.text for said in sentences if said.finding):
-        sentences.append(Sentence("Brackets are 95 % intervals of the difference."))
+        text = "Brackets are 95 % intervals of the difference"
+        if len(group.on_trial) > 1:
+            text += (
+                f"; verdicts against one reference are corrected for the {len(group.on_trial)} "
+                "arms on trial (Holm)"
+            )
+        sentences.append(Sentence(f"{text}."))
     if not matched:
         text = (
             ": their configs differ in more than the initialisation, so a difference must not be "
@@ -84,6 +98,33 @@ def _comparisons(group: Group, rulers: list[str]) -> list[Sentence]:
     return sentences
 
 
+def _power(group: Group, rulers: list[str]) -> list[Sentence]:
+    """What it would take to decide the closest undecided arm; nothing where all are decided."""
+    supervised = group.supervised
+    if supervised is None or not rulers:
+        return []
+    undecided: dict[str, float] = {}
+    for arm in group.on_trial:
+        comparison = group.against(arm, supervised, rulers[0], "AP")
+        if comparison is not None and comparison.low is not None and not comparison.decided:
+            undecided[arm.label] = abs(comparison.difference or 0.0)
+    if not undecided:
+        return []
+    label = max(undecided, key=lambda name: undecided[name])
+    arm = next(arm for arm in group.on_trial if arm.label == label)
+    pair = arm.summary(rulers[0], "AP"), supervised.summary(rulers[0], "AP")
+    one, measured = seeds_needed(1.0, *pair), seeds_needed(undecided[label], *pair)
+    if one is None or measured is None:
+        return []
+    text = (
+        f"At the deviation measured here, a true difference of 1 {RULERS[rulers[0]]} between "
+        f"{label} and {supervised.label} would need {seeds(one)} seeds an arm to be found with "
+        f"power {POWER:g}, and one as large as the measured {undecided[label]:.1f} "
+        f"{seeds(measured)}."
+    )
+    return [Sentence(text)]
+
+
 def _compared(arm: Arm, reference: Arm, measured: list[tuple[str, Comparison]]) -> Sentence:
     """One sentence about the rulers that gave the same verdict."""
     a, b = _subject(arm), _subject(reference)
@@ -98,6 +139,9 @@ def _compared(arm: Arm, reference: Arm, measured: list[tuple[str, Comparison]]) 
     gaps = listed([f"{signed(c.difference)} {ruler} {interval(c)}" for ruler, c in measured])
     if first.decided:
         return Sentence(f" ({first.trials}): {gaps}.", f"{a} is {first.verdict} than {b}")
+    if "correction" in first.verdict:
+        finding = f"{a} and {b} are not distinguishable at {first.trials} after correction"
+        return Sentence(f" for {first.family} arms: {gaps}.", finding)
     return Sentence(f": {gaps}.", f"{a} and {b} are not distinguishable at {first.trials}")
 
 

@@ -106,6 +106,9 @@ def run_matrix(
     except KeyboardInterrupt:
         outcome.stopped = True
         _stop(going)
+    except BaseException:
+        _stop(going)
+        raise
     return outcome
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import subprocess
@@ -117,11 +119,11 @@ def test_engines_and_precisions_are_never_averaged_together(
     assert "engine: standalone 1 → detectron2 1" in page.text
 
 
-def test_the_page_loads_nothing_and_runs_nothing(
+def test_the_page_loads_nothing_and_runs_only_its_own_sorting(
     tmp_path: Path, make_row: Any, write_rows: Any
 ) -> None:
     page, _ = page_of(write_rows(three_arms(make_row)), tmp_path / "out")
-    assert "script" not in {tag for tag, _ in page.tags}
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [{}]
     assert "link" not in {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
         for name in ("src", "href", "xlink:href", "action", "data"):
@@ -129,7 +131,10 @@ def test_the_page_loads_nothing_and_runs_nothing(
             assert value is None or value.startswith(("#", "data:"))
         assert not [name for name in attributes if name.startswith("on")]
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"url\(|@import|https?://", html)
+    assert not re.search(r"url\(|@import|https?://|fetch\(|import\(", html)
+    script = html.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    assert f"script-src 'sha256-{digest}'\"" in html and "default-src 'none'" in html
     anchors = {a["id"] for _, a in page.tags if a.get("id")}
     links = {str(a["href"])[1:] for tag, a in page.tags if tag == "a"}
     assert links <= anchors
@@ -167,7 +172,7 @@ def test_undefined_metrics_are_a_dash_and_never_nan(
     page, markdown = page_of(write_rows(rows), tmp_path / "out")
     table = table_with(page, "AP75", "moco")
     assert table[2] == ["moco", "0", "–", "40.0", "–"]
-    for text in (page.text, markdown):
+    for text in (page.text.split('"use strict"')[0], markdown):
         assert not re.search(r"\b[Nn]a[Nn]\b|\bNone\b(?!\.)", text)
     assert "undefined in every run" in page.text
 
@@ -301,7 +306,12 @@ def test_the_same_rows_give_the_same_bytes_and_leave_no_partial_file(
     first = {n: p.read_bytes() for n, p in make_report([path], tmp_path / "out").items()}
     second = {n: p.read_bytes() for n, p in make_report([path], tmp_path / "out").items()}
     assert first == second
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.html", "report.md"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "report.html",
+        "report.md",
+        "tables.csv",
+        "tables.tex",
+    ]
 
 
 def test_two_hundred_rows_make_a_small_page(tmp_path: Path, make_row: Any, write_rows: Any) -> None:

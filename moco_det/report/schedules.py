@@ -1,0 +1,143 @@
+"""Settings that differ in their schedule alone, side by side: the gain as training grows longer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from moco_det.report import charts
+from moco_det.report.formats import UNDEFINED, listed, mean_std, sentence
+from moco_det.report.groups import Group, parse_config, short_name
+from moco_det.report.tables import Cell, Table, difference
+from moco_det.report.verdict import RULERS
+
+# What a schedule consists of; everything else must be the same.
+SCHEDULE_KEYS = (
+    "SOLVER.MAX_ITER",
+    "SOLVER.STEPS",
+    "SOLVER.WARMUP_ITERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+)
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """Settings of one family, shortest first, their table and their chart."""
+
+    title: str
+    tables: list[Table]
+    chart: list[tuple[str, Markup]]
+
+
+def schedule_families(groups: Sequence[Group], colours: dict[str, int]) -> list[Schedules]:
+    """The families of two settings or more; a family shares all but its schedule."""
+    families: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        families.setdefault(_family(group), []).append(group)
+    return [
+        _schedules(sorted(members, key=lambda group: group.first.data["iterations"]), colours)
+        for members in families.values()
+        if len({group.first.data["iterations"] for group in members}) > 1
+    ]
+
+
+def _family(group: Group) -> tuple[str, ...]:
+    data = group.first.data
+    config = parse_config(str(data["config"]))
+    free = {*SCHEDULE_KEYS, "MODEL.WEIGHTS", "OUTPUT_DIR", "SEED", "MODEL.PIXEL_MEAN",
+            "MODEL.PIXEL_STD", "INPUT.FORMAT", "MODEL.RESNETS.STRIDE_IN_1X1"}  # fmt: skip
+    shared = {key: value for key, value in config.items() if key not in free}
+    return (
+        data["task"],
+        data["engine"]["name"],
+        data["engine"]["version"],
+        data["precision"],
+        data["dataset"]["train_fingerprint"],
+        data["dataset"]["test_fingerprint"],
+        str(data["batch"]),
+        json.dumps(shared, sort_keys=True, default=str),
+    )
+
+
+def _schedules(groups: Sequence[Group], colours: dict[str, int]) -> Schedules:
+    data = groups[0].first.data
+    title = (
+        f"{short_name(data['dataset']['test'])} · {data['task']} · {data['engine']['name']} · "
+        f"{data['precision']}"
+    )
+    rulers = [ruler for ruler in RULERS if all(group.has(ruler) for group in groups)]
+    figures = [(ruler, _chart(groups, ruler, colours)) for ruler in rulers]
+    return Schedules(
+        title=title,
+        tables=[_table(groups, ruler, colours) for ruler in rulers],
+        chart=[(_chart_caption(groups, ruler), svg) for ruler, svg in figures if svg],
+    )
+
+
+def schedule_name(group: Group, shortest: Group) -> str:
+    """ "2x (180,000)": how often the shortest schedule fits, and the iterations."""
+    steps = group.first.data["iterations"]
+    return f"{steps / shortest.first.data['iterations']:.3g}x ({steps:,})"
+
+
+def _table(groups: Sequence[Group], ruler: str, colours: dict[str, int]) -> Table:
+    labels = list(dict.fromkeys(arm.label for group in groups for arm in group.arms))
+    body = []
+    for label in labels:
+        cells = [Cell(label)]
+        for group in groups:
+            arm = next((arm for arm in group.arms if arm.label == label), None)
+            if arm is None:
+                cells.append(Cell(UNDEFINED, "not run"))
+                continue
+            gap = group.against(arm, group.supervised, ruler, "AP")
+            note, tone = difference(gap)
+            summary = arm.summary(ruler, "AP")
+            cells.append(Cell(mean_std(summary), note or f"n={summary.n}", tone))
+        body.append(tuple(cells))
+    counts = listed(
+        [
+            f"{schedule_name(group, groups[0])} n="
+            + "/".join(str(arm.summary(ruler, "AP").n) for arm in group.arms)
+            for group in groups
+        ]
+    )
+    return Table(
+        caption=f"{sentence(RULERS[ruler])} by schedule: mean ± sample standard deviation, under "
+        "it the gain over supervised of the same schedule with Welch's 95 % interval, in colour "
+        "where it is beyond noise. Schedules are multiples of the shortest, iterations in "
+        f"brackets; {counts}.",
+        header=("arm", *(schedule_name(group, groups[0]) for group in groups)),
+        rows=tuple(body),
+        colours=tuple(colours[label] for label in labels),
+    )
+
+
+def _chart(groups: Sequence[Group], ruler: str, colours: dict[str, int]) -> Markup:
+    lines: dict[str, list[charts.Gain]] = {}
+    for group in groups:
+        for arm in group.arms:
+            gap = group.against(arm, group.supervised, ruler, "AP")
+            if gap is not None and gap.difference is not None:
+                steps = float(group.first.data["iterations"])
+                lines.setdefault(arm.label, []).append(
+                    charts.Gain(steps, gap.difference, gap.low, gap.high)
+                )
+    drawn = [(label, colours[label], gains) for label, gains in lines.items() if len(gains) > 1]
+    return charts.gain_chart(
+        drawn,
+        title=f"Gain in {RULERS[ruler]} over supervised by schedule",
+        x_label="iterations",
+        y_label=f"gain in {RULERS[ruler]}",
+    )
+
+
+def _chart_caption(groups: Sequence[Group], ruler: str) -> str:
+    return (
+        f"Gain in {RULERS[ruler]} over supervised of the same schedule, with Welch's 95 % "
+        "intervals where the trials allow one; above the line an arm is better."
+    )

@@ -1,0 +1,106 @@
+"""Two reports compared: improved, regressed, or within noise; the exit code tells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moco_det.errors import InputError
+from moco_det.report import compare_reports
+from moco_det.results import Row
+from moco_det_tools.report import main
+
+SPREAD = (-0.4, 0.0, 0.4)
+
+
+def trials(make_row: Any, arm: str, mean: float, **changes: Any) -> list[dict[str, Any]]:
+    return [make_row(arm, seed, (mean + d, 50.0, 20.0), **changes) for seed, d in enumerate(SPREAD)]
+
+
+def rows(*data: dict[str, Any]) -> list[Row]:
+    return [Row(data=item, path=Path("results.jsonl"), line=i + 1) for i, item in enumerate(data)]
+
+
+def test_changes_beyond_noise_are_named_and_the_others_are_noise(make_row: Any) -> None:
+    there = rows(
+        *trials(make_row, "supervised", 30.0),
+        *trials(make_row, "moco", 31.0),
+        *trials(make_row, "random", 10.0),
+    )
+    here = rows(
+        *trials(make_row, "supervised", 33.0),
+        *trials(make_row, "moco", 28.0),
+        *trials(make_row, "random", 10.1),
+    )
+    between = compare_reports(here, there)
+    outcomes = {change.arm: change.outcome for change in between.changes}
+    assert outcomes == {"supervised": "improved", "moco": "regressed", "random": "within noise"}
+    assert between.regressed
+    moco = next(change for change in between.changes if change.arm == "moco")
+    assert moco.comparison.difference == pytest.approx(-3.0)
+    assert (moco.comparison.p_holm or 0) > (moco.comparison.p or 1)
+    assert not compare_reports(there, there).regressed
+    said = between.lines()[-1]
+    assert said.startswith("3 compared: ")
+    assert all(part in said for part in ("1 improved", "1 regressed", "1 within noise"))
+
+
+def test_versions_may_differ_and_are_named(make_row: Any) -> None:
+    newer = trials(make_row, "moco", 31.0)
+    for row in newer:
+        row["engine"] = {**row["engine"], "version": "2", "torch": "2.7"}
+    (change,) = compare_reports(rows(*newer), rows(*trials(make_row, "moco", 31.0))).changes
+    assert change.notes == ("engine 2 here, 1 there", "torch 2.7 here, 2.6 there")
+    assert change.outcome == "within noise"
+
+
+def test_one_trial_is_not_enough_and_is_no_regression(make_row: Any) -> None:
+    between = compare_reports(
+        rows(make_row("moco", 0, (10.0, 1.0, 1.0))), rows(*trials(make_row, "moco", 31.0))
+    )
+    assert between.changes[0].outcome == "not enough trials" and not between.regressed
+
+
+def test_what_only_one_report_has_is_named(make_row: Any) -> None:
+    between = compare_reports(
+        rows(*trials(make_row, "moco", 31.0), *trials(make_row, "dense", 31.0)),
+        rows(*trials(make_row, "moco", 31.0), *trials(make_row, "moco", 31.0, lr=0.5)),
+    )
+    assert len(between.changes) == 1
+    assert between.only_here[0].startswith("dense on ") and len(between.only_there) == 1
+
+
+def test_reports_that_share_nothing_are_refused(make_row: Any) -> None:
+    with pytest.raises(InputError, match="share no setting"):
+        compare_reports(
+            rows(*trials(make_row, "moco", 31.0)),
+            rows(*trials(make_row, "moco", 31.0, precision="bfloat16")),
+        )
+    with pytest.raises(InputError, match="share no arm"):
+        compare_reports(
+            rows(*trials(make_row, "moco", 31.0)), rows(*trials(make_row, "dense", 31.0))
+        )
+
+
+def test_the_tool_s_exit_code_tells_a_regression(
+    make_row: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = []
+    for name, mean in (("old", 31.0), ("new", 28.0)):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(
+            "".join(json.dumps(row) + "\n" for row in trials(make_row, "moco", mean)),
+            encoding="utf-8",
+        )
+        paths.append(str(path))
+    old, new = paths
+    assert main([new, "--against", old]) == 1
+    assert "regressed: moco, box AP: 28.0 ± 0.4 here, 31.0 ± 0.4 there" in capsys.readouterr().out
+    assert main([old, "--against", new, "-o", str(tmp_path / "out")]) == 0
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Against the other report" in html and "improved" in html
+    with pytest.raises(InputError, match="nothing to do"):
+        main([old])

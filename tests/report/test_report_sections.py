@@ -1,0 +1,234 @@
+"""The report's newer sections: published values, schedules, certainty, probes, files of tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moco_det.report import group_rows, make_report
+from moco_det.report.against_papers import (
+    counterparts,
+    mark,
+    papers_sentence,
+    papers_tables,
+    spread_limit,
+)
+from moco_det.report.certainty import certainty_table
+from moco_det.report.flat_tables import csv_text, escaped, tex_text
+from moco_det.report.groups import Group
+from moco_det.report.published import find_table
+from moco_det.report.schedules import schedule_families
+from moco_det.results import Row
+
+SPREAD = (-0.2, -0.1, 0.0, 0.1, 0.2)
+COLOURS = {"random": 0, "supervised": 1, "moco_v1": 2, "moco": 2, "dense": 3}
+VOC_CONFIG = """\
+MODEL:
+  BACKBONE: {NAME: build_resnet_backbone}
+  RESNETS: {DEPTH: 50, STRIDE_IN_1X1: false}
+  WEIGHTS: "%s"
+"""
+
+
+def group_of(*data: dict[str, Any]) -> Group:
+    rows = [Row(data=item, path=Path("results.jsonl"), line=i + 1) for i, item in enumerate(data)]
+    (group,) = group_rows(rows)
+    return group
+
+
+def voc_row(make_row: Any, arm: str, seed: int, ap: float, **changes: Any) -> dict[str, Any]:
+    """A run of Table 2(b) of the MoCo paper, as detectron2 would have made it."""
+    given = {"engine": "detectron2", "iterations": 24000, **changes}
+    row = make_row(arm, seed, (50.0, 80.0, 55.0), classes=[f"c{i}" for i in range(20)], **given)
+    row["dataset"] |= {"train_images": 16551, "test_images": 4952}
+    row["config"] = VOC_CONFIG % ("" if arm == "random" else f"{arm}.pkl")
+    row["batch"] = changes.get("batch", 16)
+    row["metrics"]["voc"] = {"AP": ap, "AP50": 81.3, "AP75": 58.8, "metric": "2007"}
+    return row
+
+
+def test_a_run_of_the_paper_s_setting_stands_beside_its_value(make_row: Any) -> None:
+    # the paper: supervised 53.5, MoCo 55.9; a deviation of 0.2 is published for one trial
+    rows = [voc_row(make_row, "supervised", s, 53.5 + d) for s, d in enumerate(SPREAD)]
+    rows += [voc_row(make_row, "moco_v1", s, 54.9 + d) for s, d in enumerate(SPREAD)]
+    group = group_of(*rows)
+    every = counterparts(group)
+    found = {beside.arm.label: beside for beside in reversed(every)}
+    # the paper comes first, a reproduction with other numbers after it
+    assert [b.table.id for b in every if b.arm.label == "moco_v1"] == [
+        "moco_v1.table2b",
+        "repro.openselfsup.voc",
+    ]
+    assert found["supervised"].table.id == "moco_v1.table2b" and not found["supervised"].differs
+    near, far = (mark(found[arm], "voc", "AP") for arm in ("supervised", "moco_v1"))
+    assert near is not None and near.word == "within published spread"
+    assert far is not None and far.word == "outside published spread"
+    assert far.deviation == pytest.approx(-1.0)
+    # the box AP by COCO's ruler has no published counterpart on VOC
+    assert mark(found["moco_v1"], "bbox", "AP") is None
+    (table,) = papers_tables(group)
+    assert "yes" in {cell.text for row in table.rows for cell in row}
+    assert papers_sentence([group]).startswith("Of the cells with a comparable published value: ")
+
+
+def test_what_differs_from_the_paper_is_named_and_nothing_is_marked(make_row: Any) -> None:
+    row = voc_row(make_row, "supervised", 0, 53.5, engine="standalone", batch=4, iterations=6000)
+    beside = counterparts(group_of(row))[0]
+    assert beside.differs == (
+        "engine detectron2 there, standalone here",
+        "iterations 24,000 there, 6,000 here",
+        "batch 16 there, 4 here",
+    )
+    cell = mark(beside, "voc", "AP")
+    assert cell is not None and cell.word == "not comparable"
+    assert "none is comparable" in papers_sentence([group_of(row)])
+
+
+def test_weights_that_were_trained_here_are_not_the_paper_s(make_row: Any) -> None:
+    row = voc_row(make_row, "moco_v1", 0, 55.9)
+    row["init"]["source"] = {"format": "moco-det/1", "method": "moco_v1"}
+    beside = counterparts(group_of(row))[0]
+    assert "by this project" in beside.differs[-1]
+
+
+def test_other_data_or_another_detector_has_no_counterpart(make_row: Any) -> None:
+    other = voc_row(make_row, "supervised", 0, 53.5)
+    other["dataset"]["test_images"] = 72
+    assert counterparts(group_of(other)) == []
+    other = voc_row(make_row, "supervised", 0, 53.5)
+    other["config"] = other["config"].replace("DEPTH: 50", "DEPTH: 18")
+    assert counterparts(group_of(other)) == []
+    assert papers_tables(group_of(other)) == []
+    assert papers_sentence([group_of(other)]).startswith("Nothing published")
+
+
+def test_epochs_in_the_arm_s_name_choose_the_row(make_row: Any) -> None:
+    row = voc_row(make_row, "mocov2", 0, 57.4)
+    row["init"]["source"] = {"format": "moco", "method": "moco_v2", "file": "moco_v2_800ep.pth"}
+    (beside,) = counterparts(group_of(row))
+    assert beside.row.epochs == 800 and beside.row.values["voc.AP"] == 57.4
+
+
+def test_the_published_spread_by_hand() -> None:
+    voc, coco = find_table("moco_v1.table2b"), find_table("moco_v1.table5a")
+    # 1.96 * 0.2 * sqrt(1/5 + 1/5) = 0.248
+    assert spread_limit(voc, voc.rows[0], "voc.AP", 5) == pytest.approx(0.248, abs=1e-3)
+    assert spread_limit(coco, coco.rows[0], "bbox.AP", 1) == 0.3
+    assert spread_limit(coco, coco.rows[0], "bbox.AP50", 1) is None
+
+
+def arms(make_row: Any, gain: float, **changes: Any) -> list[dict[str, Any]]:
+    made = [
+        make_row("supervised", s, (30 + d, 50.0, 20.0), **changes) for s, d in enumerate(SPREAD)
+    ]
+    return made + [
+        make_row("moco", s, (30 + gain + d, 50.0, 20.0), **changes) for s, d in enumerate(SPREAD)
+    ]
+
+
+def test_schedules_stand_side_by_side_with_the_gain_over_supervised(make_row: Any) -> None:
+    rows = [*arms(make_row, -1.0, iterations=90), *arms(make_row, 1.0, iterations=180)]
+    groups = group_rows([Row(data=d, path=Path("r"), line=1) for d in rows])
+    (family,) = schedule_families(groups, COLOURS)
+    (table,) = family.tables
+    assert table.header == ("arm", "1x (90)", "2x (180)")
+    moco = table.rows[1]
+    assert moco[0].text == "moco" and (moco[1].tone, moco[2].tone) == ("loss", "gain")
+    assert moco[2].note.startswith("+1.0 [")
+    assert len(family.chart) == 1 and "whisker" in family.chart[0][1]
+
+
+def test_settings_that_differ_in_more_than_the_schedule_are_no_family(make_row: Any) -> None:
+    rows = [*arms(make_row, 1.0, iterations=90), *arms(make_row, 1.0, iterations=180, lr=0.5)]
+    groups = group_rows([Row(data=d, path=Path("r"), line=1) for d in rows])
+    assert len(groups) == 2 and schedule_families(groups, COLOURS) == []
+
+
+def test_the_table_of_certainty_says_interval_pairs_and_seeds(make_row: Any) -> None:
+    rows = arms(make_row, 0.1)
+    rows += [make_row("dense", s, (30 + 2 + d, 50.0, 20.0)) for s, d in enumerate(SPREAD)]
+    table = certainty_table(group_of(*rows), ["bbox"])
+    assert table is not None and "corrected p" in table.header
+    by_name = {row[0].text: [cell.text for cell in row] for row in table.rows}
+    moco, dense = by_name["moco − supervised"], by_name["dense − supervised"]
+    assert moco[-1] == "not distinguishable" and dense[-1] == "higher"
+    # the deviation is 0.158; 0.5 AP is 3.2 deviations, which three seeds find
+    assert moco[table.header.index("seeds for 0.5 AP")] == "3"
+    # every pair differs by the same 0.1, which leaves a paired test no spread
+    assert moco[table.header.index("paired")] == "+0.1"
+
+
+def test_one_seed_has_no_certainty_and_says_so(make_row: Any) -> None:
+    table = certainty_table(group_of(make_row("supervised"), make_row("moco")), ["bbox"])
+    assert table is not None
+    assert [cell.text for cell in table.rows[0]][-1] == "not enough trials"
+    assert certainty_table(group_of(make_row("moco")), ["bbox"]) is None
+
+
+def test_the_csv_has_a_line_an_arm_and_metric(make_row: Any) -> None:
+    rows = [voc_row(make_row, "supervised", s, 53.5 + d) for s, d in enumerate(SPREAD)]
+    rows += [voc_row(make_row, "moco_v1", s, 55.9 + d) for s, d in enumerate(SPREAD)]
+    lines = list(csv.DictReader(io.StringIO(csv_text([group_of(*rows)]))))
+    assert len(lines) == 2 * 2 * 3  # rulers bbox and voc, two arms, three metrics
+    voc = next(x for x in lines if (x["arm"], x["ruler"], x["metric"]) == ("moco_v1", "voc", "AP"))
+    assert (voc["mean"], voc["n"], voc["published"]) == ("55.9", "5", "55.9")
+    assert voc["against_supervised"] == "2.4" and voc["verdict"] == "higher"
+    assert voc["mark"] == "within published spread"
+    assert "Table 2(b)" in voc["published_source"]
+
+
+def test_the_tex_table_has_the_papers_layout_and_colours(make_row: Any) -> None:
+    row = make_row("moco_a&b", 0, (31.0, 50.0, 20.0), mask=(28.0, 40.0, 15.0))
+    rows = [row]
+    for s, d in enumerate(SPREAD):
+        rows.append(make_row("supervised", s, (30 + d, 50.0, 20.0), mask=(28 + d, 40.0, 15.0)))
+        rows.append(make_row("moco", s, (32 + d, 50.0, 20.0), mask=(26 + d, 40.0, 15.0)))
+    text = tex_text([group_of(*rows)])
+    assert "\\begin{tabular}{lrcccccc}" in text and "\\multicolumn{3}{c}{Mask AP}" in text
+    moco = next(line for line in text.splitlines() if line.startswith("moco &"))
+    assert "\\gain{+2.0}" in moco and "\\loss{$-$2.0}" in moco
+    assert "moco\\_a\\&b & 1 & 31.0 \\nogap{+1.0}" in text
+    assert text.count("{") == text.count("}")
+
+
+def test_tex_prints_any_text_as_it_is() -> None:
+    assert escaped("a_b 5% {x} \\y ~^#$&") == (
+        "a\\_b 5\\% \\{x\\} \\textbackslash{}y \\textasciitilde{}\\textasciicircum{}\\#\\$\\&"
+    )
+
+
+def test_class_differences_are_drawn_largest_gain_first(
+    make_row: Any, write_rows: Any, tmp_path: Path
+) -> None:
+    rows = []
+    for s, d in enumerate(SPREAD):
+        for arm, cat, dog in (("supervised", 30.0, 30.0), ("moco", 28.0, 35.0)):
+            classes = {"cat": cat + d, "dog": dog + d}
+            rows.append(make_row(arm, s, (30 + d, 50.0, 20.0), per_class=classes))
+    files = make_report([write_rows(rows)], tmp_path / "out")
+    html = files["report.html"].read_text(encoding="utf-8")
+    assert "dog: +5.00" in html and "cat: -2.00" in html
+    assert html.index("dog: +5.00") < html.index("cat: -2.00")
+
+
+def test_probes_of_the_same_weights_stand_beside_their_ap(
+    make_row: Any, write_rows: Any, tmp_path: Path
+) -> None:
+    rows = arms(make_row, 1.0)
+    for row in rows:
+        row["init"]["source"] = {"sha256": row["init"]["name"].ljust(64, "0"), "method": None}
+    probe = make_row("moco", task="probe", protocol="knn", config="{k: 200}")
+    probe["init"]["sha256"] = "moco".ljust(64, "0")
+    probe["metrics"] = {"probe": {"top1": 43.2, "top5": None, "mean_class": 40.0}}
+    files = make_report([write_rows([*rows, probe])], tmp_path / "out")
+    text = files["report.md"].read_text(encoding="utf-8")
+    assert "| arm | box AP | top-1, kNN |" in text
+    assert "| moco | 31.0 ± 0.2 (n=5) | 43.2 (n=1) |" in text
+    assert "| supervised | 30.0 ± 0.2 (n=5) | – (not probed) |" in text
+    probe["init"]["sha256"] = "other".ljust(64, "0")
+    files = make_report([write_rows([*rows, probe])], tmp_path / "out")
+    assert "top-1, kNN" not in files["report.md"].read_text(encoding="utf-8")
