@@ -32,9 +32,10 @@ def arm(tmp_path: Path) -> Arm:
     return write
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Two backbone files: one of torchvision's input, one of MSRA's."""
+    tmp_path = tmp_path_factory.mktemp("weights")
     arrays = backbone_arrays()
     write_backbone(tmp_path / "moco.pkl", arrays, input=dict(RGB_IMAGENET))
     write_backbone(tmp_path / "msra.pkl", arrays, input=dict(BGR_MSRA))

@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.utils.events import EventWriter, get_event_storage
 
 # Scalars that are scores of the test set; they get a line of their own.
-RULERS = ("bbox/", "segm/", "voc/")
+RULERS = ("bbox/", "segm/", "voc/", "keypoints/")
 
 
 class MetricsLog(EventWriter):

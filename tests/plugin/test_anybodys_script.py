@@ -1,0 +1,100 @@
+"""One import makes our yaml files work in a program that knows detectron2 alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from moco_det import zoo
+from moco_det.loading import backbone_names
+from moco_det.weights import convert, load_backbone
+
+pytest.importorskip("detectron2")
+pytestmark = pytest.mark.detectron2
+
+from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
+from detectron2.config import CfgNode, get_cfg  # noqa: E402
+from detectron2.engine import DefaultPredictor  # noqa: E402
+from detectron2.modeling import build_model  # noqa: E402
+
+from moco_det.plugin import add_moco_det_config  # noqa: E402
+
+# what shrinks a paper's run to a test's; all keys are detectron2's own
+SMALL = [
+    *("MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", 64, "MODEL.RPN.POST_NMS_TOPK_TEST", 20),
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 5),
+]
+
+
+def config(name: str, weights: str = "") -> CfgNode:
+    cfg = get_cfg()
+    add_moco_det_config(cfg)
+    cfg.merge_from_file(zoo.get_config_file(name))
+    cfg.merge_from_list([*SMALL, "MODEL.WEIGHTS", weights])
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def resnet50_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted ResNet-50 of seeded random numbers: C4 and DC5 have no smaller one."""
+    folder = tmp_path_factory.mktemp("resnet50")
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        state = torchvision.models.resnet50(weights=None).state_dict()
+    torch.save(state, folder / "resnet50.pth")
+    convert(folder / "resnet50.pth", folder / "backbone.pkl")
+    return folder / "backbone.pkl"
+
+
+@pytest.mark.parametrize("name", ["voc_R50_C4_24k_moco", "voc_R50_DC5_24k_moco"])
+def test_detectron2s_predictor_takes_a_config_of_ours(name: str) -> None:
+    cfg = config(name)
+    image = np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
+    found = DefaultPredictor(cfg)(image)["instances"]
+    assert len(found) <= 5 and found.image_size == (64, 80)
+    assert found.has("pred_boxes") and not found.has("pred_masks")
+
+
+@pytest.mark.parametrize(
+    "name", ["voc_R50_C4_24k_moco", "voc_R50_DC5_24k_moco", "coco_R50_FPN_1x_moco"]
+)
+def test_detectron2s_checkpointer_puts_our_backbone_file_where_ours_does(
+    name: str, resnet50_file: Path
+) -> None:
+    model = build_model(config(name, str(resnet50_file)))
+    DetectionCheckpointer(model).load(str(resnet50_file))
+    given = load_backbone(resnet50_file).model
+    filled = backbone_names(model)
+    assert len(given) == len(filled) == 265
+    for bare, tensor in filled.items():
+        np.testing.assert_array_equal(tensor.detach().numpy(), given[bare])
+
+
+def test_a_config_of_one_of_detectron2s_own_programs_needs_the_import_alone(tmp_path: Path) -> None:
+    program = """
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+import moco_det.plugin
+from moco_det import zoo
+cfg = get_cfg()
+cfg.merge_from_file(zoo.get_config_file("voc_R50_C4_24k_random"))
+cfg.MODEL.DEVICE = "cpu"
+print(type(build_model(cfg).roi_heads).__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "Res5ROIHeadsExtraNorm"
+
+
+def test_a_head_without_a_norm_is_refused() -> None:
+    cfg = config("voc_R50_C4_24k_moco")
+    cfg.MODEL.RESNETS.NORM = ""
+    with pytest.raises((ValueError, AssertionError)), torch.device("meta"):
+        build_model(cfg)
