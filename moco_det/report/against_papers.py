@@ -230,7 +230,8 @@ def _line(beside: Beside, marks: Mapping[str, Mark | None]) -> tuple[Cell, ...]:
             cells.append(Cell(UNDEFINED))
             continue
         tone = {"within published spread": "gain", "outside published spread": "loss"}
-        note = f"{number(one.measured)} here, {number(one.published)} there: {one.word}"
+        word = "" if one.word == "not comparable" else f": {one.word.replace(' published', '')}"
+        note = f"published {number(one.published)}{word}"
         cells.append(Cell(signed(one.deviation), note, tone.get(one.word, "")))
     said = "yes" if not beside.differs else "no: " + "; ".join(beside.differs)
     return (
@@ -246,7 +247,9 @@ def _caption(ruler: str, found: Sequence[Beside]) -> str:
     spreads = dict.fromkeys(
         b.table.spread_source for b in found if not b.differs and b.table.spread_source
     )
-    caption = f"{what}: the mean measured here minus the published value, percent."
+    caption = (
+        f"{what}: the mean measured here minus the published value, which stands below, percent."
+    )
     if spreads:
         caption += (
             " Within published spread: no farther off than two means of so many trials are by "

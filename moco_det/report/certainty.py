@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moco_det.report.formats import UNDEFINED, interval, p_value, seeds, sentence, signed
+from moco_det.report.formats import UNDEFINED, interval, p_value, seeds, signed
 from moco_det.report.groups import Arm, Group
 from moco_det.report.statistics import CONFIDENCE, POWER, Comparison, seeds_needed
 from moco_det.report.tables import Cell, Table, config_note, difference
@@ -32,26 +32,17 @@ def certainty_table(group: Group, rulers: Sequence[str]) -> Table | None:
         return None
     level = f"{100 * CONFIDENCE:.0f} %"
     family = len(group.on_trial)
-    correction = f"corrected p: Holm's, over the {family} arms on trial; " if family > 1 else ""
+    correction = f"corrected: Holm's, over the {family} arms on trial; " if family > 1 else ""
+    sizes = " / ".join(f"{size:g}" for size in ASKED)
     return Table(
         caption=f"Differences in AP with Welch's {level} interval and its two-sided p; "
         f"{correction}paired: the mean difference over shared seeds with the paired t interval; "
         "seeds needed: an arm, for a two-sided t test at "
-        f"{100 * (1 - CONFIDENCE):.0f} % to find a difference of that many AP with power "
+        f"{100 * (1 - CONFIDENCE):.0f} % to find a true difference of {sizes} AP with power "
         f"{POWER:g} at the measured deviation. {config_note(group)}",
-        header=(
-            "comparison",
-            "AP",
-            "n",
-            "difference",
-            "p",
-            *(["corrected p"] if family > 1 else []),
-            "paired",
-            *(f"seeds for {size:g} AP" for size in ASKED),
-            "in words",
-        ),
+        header=("comparison", "difference", "p", "paired", f"seeds for {sizes} AP", "in words"),
         rows=tuple(body),
-        words=2,
+        words=1,
     )
 
 
@@ -61,18 +52,15 @@ def _line(
     _, tone = difference(comparison)
     paired = group.paired(arm, reference, ruler, "AP")
     ours, theirs = arm.summary(ruler, "AP"), reference.summary(ruler, "AP")
-    corrected = [Cell(p_value(comparison.p_holm))] if len(group.on_trial) > 1 else []
     pairs = Cell(UNDEFINED, "no shared seeds")
     if paired.difference is not None:
         pairs = Cell(signed(paired.difference), f"{interval(paired)}, {paired.n} pairs")
+    corrected = "" if comparison.family < 2 else f"corrected {p_value(comparison.p_holm)}"
     return (
-        Cell(f"{arm.label} − {reference.label}"),
-        Cell(sentence(RULERS[ruler]).removesuffix(" AP")),
-        Cell(comparison.trials.removeprefix("n=")),
+        Cell(f"{arm.label} − {reference.label}", f"{RULERS[ruler]}, {comparison.trials}"),
         Cell(signed(comparison.difference), interval(comparison), tone),
-        Cell(p_value(comparison.p)),
-        *corrected,
+        Cell(p_value(comparison.p), corrected),
         pairs,
-        *(Cell(seeds(seeds_needed(size, ours, theirs))) for size in ASKED),
+        Cell(" / ".join(seeds(seeds_needed(size, ours, theirs)) for size in ASKED)),
         Cell(comparison.verdict),
     )

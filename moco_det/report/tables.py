@@ -68,8 +68,10 @@ def ap_table(
     if supervised is not None and len(group.arms) > 1:
         caption += (
             f"; under it the difference to {supervised.label} with Welch's 95 % interval, in "
-            "colour where that excludes zero (not corrected for the number of arms)"
+            "colour where that is beyond noise"
         )
+        if len(group.on_trial) > 1:
+            caption += f" after Holm's correction over the {len(group.on_trial)} arms on trial"
     elif supervised is None:
         caption += "; no single supervised arm to compare with"
     return Table(

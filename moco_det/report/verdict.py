@@ -16,6 +16,9 @@ from moco_det.report.formats import (
 from moco_det.report.groups import RANDOM_NAMES, SUPERVISED_NAMES, Arm, Group, short_name
 from moco_det.report.statistics import POWER, Comparison, seeds_needed
 
+# With more arms on trial than this the verdict lists them instead of telling of each.
+MANY_ARMS = 3
+
 RULERS: dict[str, str] = {"bbox": "box AP", "segm": "mask AP"}
 
 
@@ -34,7 +37,7 @@ def verdict(group: Group, *, matched: bool) -> list[Sentence]:
     """What one setting says about its arms, from its own numbers only."""
     rulers = [ruler for ruler in RULERS if group.has(ruler)]
     sentences = [Sentence(_lead(group)), *_comparisons(group, rulers), *_power(group, rulers)]
-    for ruler in rulers:
+    for ruler in rulers if len(group.on_trial) <= MANY_ARMS else ():
         measured = [
             f"{mean_std(arm.summary(ruler, 'AP'))} for {_subject(arm)} "
             f"(n={arm.summary(ruler, 'AP').n})"
@@ -80,6 +83,8 @@ def _comparisons(group: Group, rulers: list[str]) -> list[Sentence]:
         return [Sentence(f"There is one arm, {group.arms[0].label}, so nothing is compared.")]
     sentences: list[Sentence] = []
     supervised, random = group.supervised, group.random
+    if len(group.on_trial) > MANY_ARMS and supervised is not None:
+        return _many(group, supervised, rulers)
     tried = [arm for arm in group.arms if arm.name not in (*SUPERVISED_NAMES, *RANDOM_NAMES)]
     for arm in tried or [arm for arm in group.arms if arm is not random]:
         for reference in (supervised, random):
@@ -95,6 +100,25 @@ def _comparisons(group: Group, rulers: list[str]) -> list[Sentence]:
     if supervised is None:
         text = "There is no single supervised arm, so nothing is compared with supervised "
         sentences.append(Sentence(f"{text}pre-training."))
+    return sentences
+
+
+def _many(group: Group, supervised: Arm, rulers: list[str]) -> list[Sentence]:
+    """The arms on trial against supervised by verdict, a sentence a verdict and ruler."""
+    sentences = []
+    for ruler in rulers:
+        by_verdict: dict[str, list[str]] = {}
+        for arm in group.on_trial:
+            comparison = group.against(arm, supervised, ruler, "AP")
+            if comparison is not None and comparison.difference is not None:
+                said = f"{arm.label} {signed(comparison.difference)} {interval(comparison)}"
+                by_verdict.setdefault(comparison.verdict, []).append(said)
+        for said, arms in by_verdict.items():
+            decided = f"than {supervised.label} " if said in ("higher", "lower") else ""
+            if said.startswith("not distinguishable"):
+                decided = f"from {supervised.label} "
+            finding = f"{sentence(said)} {decided}in {RULERS[ruler]}"
+            sentences.append(Sentence(f": {listed(arms)}.", finding))
     return sentences
 
 
@@ -119,7 +143,7 @@ def _power(group: Group, rulers: list[str]) -> list[Sentence]:
     text = (
         f"At the deviation measured here, a true difference of 1 {RULERS[rulers[0]]} between "
         f"{label} and {supervised.label} would need {seeds(one)} seeds an arm to be found with "
-        f"power {POWER:g}, and one as large as the measured {undecided[label]:.1f} "
+        f"power {POWER:g}; one as large as the {undecided[label]:.1f} measured would need "
         f"{seeds(measured)}."
     )
     return [Sentence(text)]

@@ -152,14 +152,26 @@ def test_the_table_of_certainty_says_interval_pairs_and_seeds(make_row: Any) -> 
     rows = arms(make_row, 0.1)
     rows += [make_row("dense", s, (30 + 2 + d, 50.0, 20.0)) for s, d in enumerate(SPREAD)]
     table = certainty_table(group_of(*rows), ["bbox"])
-    assert table is not None and "corrected p" in table.header
-    by_name = {row[0].text: [cell.text for cell in row] for row in table.rows}
+    assert table is not None
+    by_name = {row[0].text: row for row in table.rows}
     moco, dense = by_name["moco − supervised"], by_name["dense − supervised"]
-    assert moco[-1] == "not distinguishable" and dense[-1] == "higher"
+    assert moco[-1].text == "not distinguishable" and dense[-1].text == "higher"
+    assert moco[2].note.startswith("corrected ") and moco[0].note == "box AP, n=5"
     # the deviation is 0.158; 0.5 AP is 3.2 deviations, which three seeds find
-    assert moco[table.header.index("seeds for 0.5 AP")] == "3"
+    assert moco[table.header.index("seeds for 0.5 / 1 / 2 AP")].text == "3 / 2 / 2"
     # every pair differs by the same 0.1, which leaves a paired test no spread
-    assert moco[table.header.index("paired")] == "+0.1"
+    assert moco[table.header.index("paired")].text == "+0.1"
+
+
+def test_many_arms_are_listed_by_verdict(make_row: Any, write_rows: Any, tmp_path: Path) -> None:
+    rows = arms(make_row, 1.0)
+    for arm, gain in (("dense", -2.0), ("byol", 0.0), ("swav", 2.0)):
+        rows += [make_row(arm, s, (30 + gain + d, 50.0, 20.0)) for s, d in enumerate(SPREAD)]
+    files = make_report([write_rows(rows)], tmp_path / "out")
+    text = files["report.md"].read_text(encoding="utf-8")
+    assert "**Higher than supervised in box AP**: moco +1.0" in text
+    assert "**Lower than supervised in box AP**: dense −2.0" in text
+    assert "**Not distinguishable from supervised in box AP**: byol 0.0" in text
 
 
 def test_one_seed_has_no_certainty_and_says_so(make_row: Any) -> None:
