@@ -115,9 +115,13 @@ class Bank(nn.Module):
 
     def similarity(self, q: Tensor, indices: Tensor) -> Tensor:
         """Similarity [N, K] of each query of q [N, C] to its own rows `indices` [N, K]."""
-        if self.images <= DENSE * indices.shape[1]:
+        if self.dense(indices.shape[1]):
             return (q @ self.read_all().t()).gather(1, indices)
         return torch.einsum("nc,nkc->nk", q, self.read(indices))
+
+    def dense(self, drawn: int) -> bool:
+        """Whether `similarity` to so many rows a query is made from that to all rows."""
+        return self.images <= DENSE * drawn
 
     @torch.no_grad()
     def write(self, features: Tensor, indices: Tensor) -> None:

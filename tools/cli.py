@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "moco_det_tools.make_shards",
         "copy images into WebDataset shards, or count what shards hold",
     ),
+    "plan": ("moco_det_tools.plan", "memory, steps and time of a pre-training run before it"),
     "pretrain": ("moco_det_tools.pretrain", "learn an encoder from images, write checkpoint.pth"),
     "probe": (
         "moco_det_tools.probe",
