@@ -22,9 +22,9 @@ PIXELS = {
 }
 
 
-def random_arrays(architecture: str) -> dict[str, np.ndarray]:
+def random_arrays(architecture: str, seed: int = 5) -> dict[str, np.ndarray]:
     """Trained-looking arrays under torchvision's names."""
-    generator = np.random.default_rng(5)
+    generator = np.random.default_rng(seed)
     arrays = {}
     for tensor in backbone_tensors(GEOMETRIES[architecture]):
         noise = generator.standard_normal(tensor.shape, dtype=np.float32)

@@ -1,14 +1,17 @@
-"""The golden key lists: which file of which project each one is."""
+"""The golden key lists: which file of which project each one is, and such a file with numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from moco_det.weights.formats import BY_NAME, backbone_name
 from moco_det.weights.tensors import TensorRef
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -145,3 +148,32 @@ def golden(name: str) -> dict[str, TensorRef]:
         dtype = "float32" if shape else "int64"
         table[key] = TensorRef(dtype, shape, unread)
     return table
+
+
+def filled(name: str, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """A list's file with these state dicts (by encoder) as its encoders; heads are made tiny."""
+    expected = LISTS[name]
+    row = BY_NAME[expected.format]
+    table: dict[str, Tensor] = {}
+    for key, tensor in golden(name).items():
+        names = {encoder: backbone_name(row, encoder, key) for encoder in expected.encoders}
+        here = [(encoder, tv) for encoder, tv in names.items() if tv is not None]
+        assert len(here) <= 1, "a key of two encoders"
+        if not here:
+            table[key] = torch.full([min(size, 3) for size in tensor.shape], 0.5)
+        elif here[0][1] in states[here[0][0]]:
+            table[key] = states[here[0][0]][here[0][1]]
+    return expected.wrap(table)
+
+
+def caffe_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The list's blobs: these arrays under Caffe2's names, and other numbers in other blobs."""
+    row = BY_NAME[LISTS[name].format]
+    blobs = {}
+    for blob, tensor in golden(name).items():
+        tv = backbone_name(row, "query", blob)
+        if tv in arrays:
+            blobs[blob] = arrays[tv]
+        else:  # biases of convolutions, the classifier
+            blobs[blob] = np.full([min(size, 2**12) for size in tensor.shape], 0.25, np.float32)
+    return blobs

@@ -9,7 +9,6 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,27 +17,11 @@ from torch import Tensor
 
 from moco_det.weights import convert, load_backbone, read_checkpoint
 from moco_det.weights.architectures import GEOMETRIES, Geometry, backbone_tensors
-from moco_det.weights.formats import BY_NAME, backbone_name
+from moco_det.weights.formats import BY_NAME
 from tests.weights.checkpoints import random_arrays
-from tests.weights.golden_lists import LISTS, golden
+from tests.weights.golden_lists import LISTS, caffe_arrays, filled
 
 PLAIN = [name for name, expected in LISTS.items() if not BY_NAME[expected.format].affine]
-
-
-def filled(name: str, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
-    """A list's file with these state dicts (by encoder) as its encoders; heads are made tiny."""
-    expected = LISTS[name]
-    row = BY_NAME[expected.format]
-    table: dict[str, Tensor] = {}
-    for key, tensor in golden(name).items():
-        names = {encoder: backbone_name(row, encoder, key) for encoder in expected.encoders}
-        here = [(encoder, tv) for encoder, tv in names.items() if tv is not None]
-        assert len(here) <= 1, "a key of two encoders"
-        if not here:
-            table[key] = torch.full([min(size, 3) for size in tensor.shape], 0.5)
-        elif here[0][1] in states[here[0][0]]:
-            table[key] = states[here[0][0]][here[0][1]]
-    return expected.wrap(table)
 
 
 TINY = Geometry(bottleneck=False, blocks=(1, 1, 1, 1))
@@ -69,19 +52,6 @@ def test_each_encoder_is_read_bit_for_bit(
             numbers = state[tensor.torchvision].numpy()
             assert np.array_equal(source.array(tensor.torchvision), numbers), tensor
     assert read_checkpoint(tmp_path / "x.pth").encoder == expected.encoders[0]
-
-
-def caffe_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The list's blobs: these arrays under Caffe2's names, and other numbers in other blobs."""
-    row = BY_NAME[LISTS[name].format]
-    blobs = {}
-    for blob, tensor in golden(name).items():
-        tv = backbone_name(row, "query", blob)
-        if tv in arrays:
-            blobs[blob] = arrays[tv]
-        else:  # biases of convolutions, the classifier
-            blobs[blob] = np.full([min(size, 2**12) for size in tensor.shape], 0.25, np.float32)
-    return blobs
 
 
 def test_an_msra_file_keeps_its_numbers_and_takes_the_bias_into_the_mean(tmp_path: Path) -> None:

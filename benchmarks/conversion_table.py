@@ -1,0 +1,194 @@
+"""Every format, architecture and direction: tensors matched and the largest forward difference.
+
+    python benchmarks/conversion_table.py ROWS.jsonl -o docs/conversions.md
+
+The files are those of conversion_cases.py. Each is converted with its proof, then back to formats
+that can hold it; every number that came back is compared bit by bit with the source's. A failure
+ends the script: there is no row without its proof. Rows that ROWS.jsonl has already are not made
+again, so that the script can be stopped and goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from conversion_cases import Case, all_cases
+from tqdm import tqdm
+
+from moco_det.errors import InputError
+from moco_det.resnet import ARCHITECTURES
+from moco_det.weights import FORMATS, SourceCheckpoint, convert, read_checkpoint
+from moco_det.weights.architectures import GEOMETRIES, STAGES
+from moco_det.weights.proof import source_features
+from moco_det_tools.entry import run
+
+INTRODUCTION = """# Conversions
+
+Made by `python benchmarks/conversion_table.py ROWS.jsonl -o docs/conversions.md` with torch
+{torch}; not written by hand. `list NAME` is a file built from `tests/weights/golden/NAME.txt`;
+the others were written by the library named.
+
+A cell says how many backbone tensors were filled of those that the target has, and the largest
+absolute difference, over all stages, between the features of the source's network in torchvision's
+names and of the converted one in detectron2's. A 0 is exact: both make the same float32 operations
+in the same order. `in detectron2` is the same difference for the file opened by detectron2's own
+checkpointer in its own ResNet, whose frozen norm computes in another order.
+
+Numbers that came back were compared with the source's bit by bit, and a `.pkl` made again from a
+`.safetensors` has the bytes of the first. What a `.pkl` becomes depends on its architecture alone:
+an empty cell is filled in another row of it.
+"""
+BACK = ("torchvision .pth", "timm .safetensors", "detectron2 .safetensors")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    format: str
+    maker: str
+    architecture: str
+    encoder: str
+    cells: tuple[str, ...]
+
+
+def rows_of(case: Case, folder: Path) -> Iterator[Row]:
+    """A row for each encoder of the file."""
+    path = folder / f"checkpoint{case.suffix}"
+    case.write(path)
+    encoders = read_checkpoint(path, source_format=case.source_format).encoders
+    for encoder in encoders:
+        named = encoder if len(encoders) > 1 else None
+        pkl = folder / "backbone.pkl"
+        conversion = convert(path, pkl, source_format=case.source_format, encoder=named)
+        source = conversion.source
+        if source.architecture != case.architecture:
+            raise InputError(f"{case.maker}: {source.architecture}, not {case.architecture}")
+        arrays = {name: source.array(name) for name in source.tensors}
+        stated = source.input
+        assert stated is not None
+        plain = stated["format"] == "RGB" and not stated["stride_in_1x1"]
+        cells = [cell(conversion.tensors, conversion.max_abs_difference)]
+        cells.append(in_detectron2(pkl, arrays, source))
+        for target in BACK:
+            wanted = target in case.back and (plain or "detectron2" in target)
+            cells.append(back(pkl, target, arrays) if wanted else "")
+        default = " (default)" if named and encoder == encoders[0] else ""
+        yield Row(source.format, case.maker, source.architecture, encoder + default, tuple(cells))
+
+
+def back(pkl: Path, target: str, arrays: dict[str, np.ndarray]) -> str:
+    """Convert onwards; compare every number with the source's."""
+    kind, suffix = target.split()
+    output = pkl.with_name(f"back{suffix}")
+    conversion = convert(pkl, output, target_format=kind)
+    again = read_checkpoint(output)
+    for name, array in arrays.items():
+        if not np.array_equal(again.array(name), array):
+            raise InputError(f"{name} came back from {target} with other numbers")
+    once_more = pkl.with_name("again.pkl")
+    if kind == "detectron2" and convert(output, once_more).sha256 != read_checkpoint(pkl).sha256:
+        raise InputError(f"the .pkl made from {target} is another one")
+    return cell(conversion.tensors, conversion.max_abs_difference)
+
+
+def in_detectron2(pkl: Path, arrays: dict[str, np.ndarray], source: SourceCheckpoint) -> str:
+    """The file opened by detectron2's own checkpointer, in its own ResNet with its frozen norm."""
+    if importlib.util.find_spec("detectron2") is None:
+        return "-"
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.config import get_cfg
+    from detectron2.layers import ShapeSpec
+    from detectron2.modeling.backbone import build_resnet_backbone
+
+    assert source.input is not None
+    in_1x1 = bool(source.input["stride_in_1x1"])
+    numbers = ARCHITECTURES[source.architecture]
+    cfg = get_cfg()
+    resnets = cfg.MODEL.RESNETS
+    resnets.DEPTH, resnets.STRIDE_IN_1X1 = numbers.depth, in_1x1
+    resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP = numbers.num_groups, numbers.width_per_group
+    resnets.STEM_OUT_CHANNELS = numbers.stem_out_channels
+    resnets.RES2_OUT_CHANNELS = numbers.res2_out_channels
+    resnets.OUT_FEATURES = list(STAGES)
+    network = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    left = DetectionCheckpointer(network)._load_model(
+        DetectionCheckpointer(network)._load_file(str(pkl))
+    )
+    if left.missing_keys or left.unexpected_keys:
+        raise InputError(f"{source.format}: detectron2 leaves {left.missing_keys[:3]}")
+    images = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    geometry = GEOMETRIES[source.architecture]
+    expected = source_features(arrays, geometry, images, stride_in_1x1=in_1x1)
+    found = network(images)
+    return f"{max(float((found[s] - expected[s]).abs().max()) for s in STAGES):.1e}"
+
+
+def cell(tensors: int, difference: float) -> str:
+    return f"{tensors} of {tensors}, {difference:.1e}"
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The document."""
+    lines = [
+        *INTRODUCTION.format(torch=importlib.metadata.version("torch").partition("+")[0]).split(
+            "\n"
+        ),
+        "| format | made by | architecture | encoder | to detectron2 .pkl | in detectron2 | "
+        + " | ".join(f"on to {target}" for target in BACK)
+        + " |",
+        "|" + "---|" * (6 + len(BACK)),
+    ]
+    for row in rows:
+        words = (row.format, row.maker, row.architecture, row.encoder, *row.cells)
+        lines.append("| " + " | ".join(words) + " |")
+    missing = sorted({f.name for f in FORMATS} - {row.format for row in rows})
+    lines += ["", f"{len(rows)} rows" + (f"; no row for {', '.join(missing)}." if missing else ".")]
+    return "\n".join(lines) + "\n"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parse = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parse.add_argument("rows", type=Path, help="where finished rows are kept")
+    parse.add_argument("-o", "--output", type=Path, help="the document; without it, print it")
+    return parse
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the table; returns 0."""
+    options = parser().parse_args(argv)
+    done: dict[str, list[Row]] = {}
+    if options.rows.exists():
+        for line in options.rows.read_text(encoding="utf-8").splitlines():
+            name, rows = json.loads(line)
+            done[name] = [Row(**{**row, "cells": tuple(row["cells"])}) for row in rows]
+    for case in tqdm(all_cases(), unit="file"):
+        name = f"{case.maker} {case.architecture} {case.source_format}"
+        if name in done:
+            continue
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            done[name] = list(rows_of(case, Path(folder)))
+        with open(options.rows, "a", encoding="utf-8") as file:
+            file.write(json.dumps([name, [asdict(row) for row in done[name]]]) + "\n")
+    text = markdown([row for rows in done.values() for row in rows])
+    if options.output is None:
+        print(text, end="")
+    else:
+        options.output.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
