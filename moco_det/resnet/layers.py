@@ -32,9 +32,13 @@ class FrozenBatchNorm2d(nn.Module):
         # var + eps is exactly 1, so that an unloaded layer is the identity
         self.register_buffer("running_var", torch.ones(num_features) - eps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift of each channel."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.constants()
         return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
 
     def extra_repr(self) -> str:
@@ -132,10 +136,34 @@ class Conv2d(nn.Conv2d):
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
+        constants = folding(self.norm) if self.has_norm and self.bias is None else None
+        if constants is None:
+            return self.finish(super().forward(x))
+        scale, shift = constants
+        x = self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+        return F.relu_(x) if self.relu else x
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What follows the convolution: norm and ReLU."""
         if self.has_norm:
             x = self.norm(x)
         return F.relu_(x) if self.relu else x
+
+
+def folding(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift of a norm that is a constant affine map, else None.
+
+    Such a norm goes into the convolution before it: one pass over the feature map less. So does
+    FrozenBN always, and BN where its running statistics are used and nothing is learned.
+    """
+    if isinstance(norm, FrozenBatchNorm2d):
+        return norm.constants()
+    if not isinstance(norm, nn.BatchNorm2d) or norm.training or torch.is_grad_enabled():
+        return None
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None
+    scale = norm.weight * (variance + norm.eps).rsqrt()
+    return scale, norm.bias - mean * scale
 
 
 def msra_fill(layer: nn.Conv2d | nn.ConvTranspose2d) -> None:

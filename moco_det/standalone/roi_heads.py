@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moco_det.resnet import make_norm
+from moco_det.resnet import Conv2d, make_norm
+from moco_det.resnet.network import BottleneckBlock
 from moco_det.standalone.boxes import Matcher, pairwise_iou, subsample
 from moco_det.standalone.masks import Mask, mask_targets
+from moco_det.standalone.roi_align import pool
 from moco_det.standalone.roi_layers import (
     BoxHead,
     BoxPredictor,
@@ -179,7 +181,14 @@ class Res5ROIHeads(ROIHeads):
 
     def shared(self, features: dict[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """(P, channels of res5, S / 2, S / 2) of the regions of all images."""
-        return self.res5(self.pooler([features[name] for name in self.in_features], boxes))
+        maps = [features[name] for name in self.in_features]
+        first = self.res5[0]
+        if maps[0].device.type != "cpu" or not isinstance(first, BottleneckBlock):
+            return self.res5(self.pooler(maps, boxes))
+        x = block_of_regions(first, self.pooler, maps[0], boxes)
+        for layer in self.res5[1:]:
+            x = layer(x)
+        return x
 
     def train_losses(
         self,
@@ -210,6 +219,29 @@ class Res5ROIHeads(ROIHeads):
         if self.has_masks:
             add_masks(self.mask_head, self.shared(features, [d.boxes for d in found]), found)
         return found
+
+
+def block_of_regions(
+    block: BottleneckBlock, pooler: ROIPooler, feature: Tensor, boxes: Sequence[Tensor]
+) -> Tensor:
+    """``block(pooler([feature], boxes))`` with its 1x1 convolutions done once, before ROIAlign.
+
+    Both are linear, one over channels and the other over positions, so they commute. The map has
+    far fewer positions than a thousand regions have bins, and only the bins that the stride of a
+    convolution keeps are pooled.
+    """
+    image, y, x = pooler.axes(feature, pooler.rois(boxes), pooler.strides[0])
+
+    def moved(layer: Conv2d) -> Tensor:
+        step = layer.stride[0]
+        pooled = pool(F.conv2d(feature, layer.weight), image, y.every(step), x.every(step))
+        if layer.bias is not None:
+            pooled = pooled + layer.bias[:, None, None]
+        return layer.finish(pooled)
+
+    assert block.shortcut is not None  # res5 doubles the channels
+    out = block.conv3(block.conv2(moved(block.conv1)))
+    return F.relu_(out + moved(block.shortcut))
 
 
 def add_masks(head: MaskHead, pooled: Tensor, found: Sequence[Detections]) -> None:

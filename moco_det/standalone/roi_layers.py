@@ -18,6 +18,7 @@ from torchvision.ops import batched_nms, roi_align
 
 from moco_det.resnet import Conv2d, msra_fill, xavier_fill
 from moco_det.standalone.boxes import BoxCoder, area, clip, smooth_l1_sum
+from moco_det.standalone.roi_align import Axis, axes_of, pool
 
 
 @dataclass
@@ -70,8 +71,7 @@ class ROIPooler(nn.Module):
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """L maps (N, channels, H, W) and N boxes (P_i, 4) to (P, channels, size, size)."""
-        index = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
-        rois = torch.cat([index, torch.cat(list(boxes))], dim=1)  # P, 5
+        rois = self.rois(boxes)
         if len(features) == 1:
             return self.pool(features[0], rois, self.strides[0])
         levels = self.assign_levels(rois[:, 1:])
@@ -84,7 +84,26 @@ class ROIPooler(nn.Module):
                 pooled = pooled.index_put((chosen,), found.to(pooled.dtype))
         return pooled
 
+    @staticmethod
+    def rois(boxes: Sequence[Tensor]) -> Tensor:
+        """Boxes of N images as one tensor (P, 5): image, xyxy."""
+        index = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
+        return torch.cat([index, torch.cat(list(boxes))], dim=1)
+
+    def axes(self, feature: Tensor, rois: Tensor, stride: int) -> tuple[Tensor, Axis, Axis]:
+        """The image each region lies in, and its interpolation along y and x."""
+        return axes_of(
+            rois,
+            (feature.shape[2], feature.shape[3]),
+            output_size=self.output_size,
+            scale=1.0 / stride,
+            sampling_ratio=self.sampling_ratio,
+            aligned=self.aligned,
+        )
+
     def pool(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
+        if feature.device.type == "cpu":
+            return pool(feature, *self.axes(feature, rois, stride))
         return roi_align(
             feature,
             rois.to(feature.dtype),

@@ -81,3 +81,27 @@ def test_initialisations_have_the_right_spread() -> None:
     assert uniform.weight.std().item() == pytest.approx(math.sqrt(1 / 300), rel=0.02)
     assert he.bias is not None
     assert he.bias.abs().max() == 0 and uniform.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["BN", "SyncBN", "FrozenBN"])
+def test_a_constant_norm_goes_into_the_convolution_and_the_numbers_stay(name: str) -> None:
+    torch.manual_seed(0)
+    layer = Conv2d(3, 4, 3, padding=1, norm=name, relu=True)
+    with torch.no_grad():
+        for tensor in layer.norm.state_dict().values():  # type: ignore[union-attr,operator]
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(4) + 0.5)
+    x = torch.randn(2, 3, 6, 5)
+    calls: list[object] = []
+    layer.norm.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[union-attr,operator]
+    apart = torch.relu(layer.eval().norm(nn.Conv2d.forward(layer, x)))  # type: ignore[operator]
+    assert len(calls) == 1
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), apart.detach(), atol=1e-5, rtol=1e-5)
+    assert len(calls) == 1  # folded: the norm itself was not called
+    found = layer.train()(x)  # where BN learns, it is called
+    assert len(calls) == (1 if name == "FrozenBN" else 2)
+    gradient = torch.autograd.grad(found.sum(), layer.weight)[0]
+    if name == "FrozenBN":
+        reference = torch.autograd.grad(apart.sum(), layer.weight)[0]
+        torch.testing.assert_close(gradient, reference, atol=1e-4, rtol=1e-4)

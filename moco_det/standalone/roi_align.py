@@ -1,0 +1,129 @@
+"""ROIAlign on the CPU as two small matrix products a region: forward and backward.
+
+He et al. 2017, section 3. A region is an axis-aligned box and bilinear interpolation is a product
+of one factor in y and one in x, so the S x T samples of a region are ``Wy F Wx^T`` with two thin
+matrices. The numbers are those of torchvision's ``roi_align``, whose CPU backward adds one value
+at a time; here both directions are matrix products over the part of the map below the region.
+
+Letters: N images, C channels, H x W map, P regions, S x T bins of a region, G samples a bin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Interpolation along one axis: weights (P, S, size), zero outside first <= i < last (P,)."""
+
+    weights: Tensor
+    first: Tensor
+    last: Tensor
+
+    def every(self, step: int) -> Axis:
+        """Each ``step``-th bin alone."""
+        return Axis(self.weights[:, ::step], self.first, self.last)
+
+
+def axis_of(
+    low: Tensor, high: Tensor, *, bins: int, size: int, sampling_ratio: int, aligned: bool
+) -> Axis:
+    """Weights of regions that span ``low`` .. ``high`` (P,) in the map's pixels.
+
+    With ``sampling_ratio`` 0 a bin has as many samples as it has pixels, rounded up. A sample
+    further than a pixel outside counts as 0; one nearer is moved onto the border.
+    """
+    if aligned:
+        low, length = low - 0.5, high - low
+    else:
+        length = (high - low).clamp(min=1.0)
+    bin_size = length / bins
+    if sampling_ratio > 0:
+        count = torch.full_like(length, float(sampling_ratio))
+    else:
+        count = bin_size.ceil()
+    most = max(int(count.max()), 1) if len(count) else 1
+    sample = torch.arange(most, device=low.device)
+    bin_ = torch.arange(bins, device=low.device)[:, None]
+    inside_bin = (sample + 0.5) * (bin_size / count)[:, None, None]
+    place = low[:, None, None] + bin_ * bin_size[:, None, None] + inside_bin  # P, S, G
+    real = (sample < count[:, None, None]) & (place >= -1.0) & (place <= size)
+    place = torch.where(real, place, 0.0).clamp(0, size - 1)
+    floor = place.floor().clamp(max=size - 1)
+    upper = (floor + 1).clamp(max=size - 1)
+    share = torch.where(real, 1.0 / count.clamp(min=1)[:, None, None], 0.0)
+    weights = low.new_zeros(len(low), bins, size)
+    weights.scatter_add_(2, floor.long(), share * (1 - (place - floor)))
+    weights.scatter_add_(2, upper.long(), share * (place - floor))
+    if not len(low):
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return Axis(weights, nothing, nothing)
+    nowhere = torch.where(real, floor, size).flatten(1).amin(dim=1)
+    first = nowhere.long()
+    last = torch.where(real, upper, -1).flatten(1).amax(dim=1).long() + 1
+    return Axis(weights, first, last)
+
+
+class _Pool(torch.autograd.Function):
+    """(N, C, H, W) and the two axes of P regions to (P, C, S, T)."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, image: Tensor, y: Axis, x: Axis) -> Tensor:
+        places = torch.stack([image, y.first, y.last, x.first, x.last], dim=1).tolist()
+        rows = maps.permute(0, 2, 3, 1).float().contiguous()  # N, H, W, C
+        wy, wx = y.weights, x.weights
+        pooled = rows.new_zeros(len(places), wy.shape[1], wx.shape[1], rows.shape[3])
+        for p, (n, y0, y1, x0, x1) in enumerate(places):
+            if y0 < y1 and x0 < x1:
+                window = rows[n, y0:y1, x0:x1].flatten(1)  # h, w * C
+                strips = (wy[p, :, y0:y1] @ window).view(wy.shape[1], x1 - x0, -1)  # S, w, C
+                pooled[p] = wx[p, :, x0:x1] @ strips
+        ctx.places, ctx.axes, ctx.shape, ctx.dtype = places, (wy, wx), rows.shape, maps.dtype
+        return pooled.permute(0, 3, 1, 2).to(maps.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradients[0].permute(0, 2, 3, 1).float().contiguous()  # P, S, T, C
+        wy, wx = ctx.axes
+        rows = gradient.new_zeros(ctx.shape)
+        for p, (n, y0, y1, x0, x1) in enumerate(ctx.places):
+            if y0 < y1 and x0 < x1:
+                strips = wx[p, :, x0:x1].T @ gradient[p]  # S, w, C
+                window = rows[n, y0:y1, x0:x1].flatten(1)  # a view: its rows are whole
+                window.addmm_(wy[p, :, y0:y1].T, strips.flatten(1))
+        return rows.permute(0, 3, 1, 2).to(ctx.dtype), None, None, None
+
+
+def pool(maps: Tensor, image: Tensor, y: Axis, x: Axis) -> Tensor:
+    """Regions of maps (N, C, H, W), each of the image (P,) it lies in, to (P, C, S, T).
+
+    Computed in float32 and returned in the maps' format, channels last.
+    """
+    pooled: Tensor = _Pool.apply(maps, image, y, x)
+    return pooled
+
+
+def axes_of(
+    rois: Tensor,
+    shape: tuple[int, int],
+    *,
+    output_size: int,
+    scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> tuple[Tensor, Axis, Axis]:
+    """Image (P,), y axis and x axis of rois (P, 5: image, xyxy) in a map (height, width)."""
+    x0, y0, x1, y1 = (rois[:, 1:].float() * scale).unbind(dim=1)
+    height, width = shape
+    y = axis_of(
+        y0, y1, bins=output_size, size=height, sampling_ratio=sampling_ratio, aligned=aligned
+    )
+    x = axis_of(
+        x0, x1, bins=output_size, size=width, sampling_ratio=sampling_ratio, aligned=aligned
+    )
+    return rois[:, 0].long(), y, x
