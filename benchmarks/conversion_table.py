@@ -27,7 +27,7 @@ from tqdm import tqdm
 from moco_det.errors import InputError
 from moco_det.resnet import ARCHITECTURES
 from moco_det.weights import FORMATS, SourceCheckpoint, convert, read_checkpoint
-from moco_det.weights.architectures import GEOMETRIES, STAGES
+from moco_det.weights.architectures import GEOMETRIES, STAGES, backbone_tensors
 from moco_det.weights.proof import source_features
 from moco_det_tools.entry import run
 
@@ -156,6 +156,12 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def parameters(case: Case) -> int:
+    """The size of its backbone: small ones first."""
+    tensors = backbone_tensors(GEOMETRIES[case.architecture])
+    return sum(int(np.prod(tensor.shape)) for tensor in tensors)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(
@@ -174,15 +180,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in options.rows.read_text(encoding="utf-8").splitlines():
             name, rows = json.loads(line)
             done[name] = [Row(**{**row, "cells": tuple(row["cells"])}) for row in rows]
-    for case in tqdm(all_cases(), unit="file"):
-        name = f"{case.maker} {case.architecture} {case.source_format}"
+    cases = {f"{case.maker} {case.architecture} {case.source_format}": case for case in all_cases()}
+    for name in tqdm(sorted(cases, key=lambda name: parameters(cases[name])), unit="file"):
         if name in done:
             continue
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            done[name] = list(rows_of(case, Path(folder)))
+            done[name] = list(rows_of(cases[name], Path(folder)))
         with open(options.rows, "a", encoding="utf-8") as file:
             file.write(json.dumps([name, [asdict(row) for row in done[name]]]) + "\n")
-    text = markdown([row for rows in done.values() for row in rows])
+    text = markdown([row for name in cases for row in done[name]])
     if options.output is None:
         print(text, end="")
     else:
