@@ -1,4 +1,4 @@
-"""Processor seconds from predictions to AP: pycocotools and detectron2's VOC evaluator against ours, in turn.
+"""Seconds from predictions to AP: pycocotools and detectron2's VOC evaluator against ours, in turn.
 
     python benchmarks/scoring.py coco [--images 5000] [--boxes 100] [--masks]
     PYTHONPATH=DETECTRON2 python benchmarks/scoring.py voc [--images 4952] [--boxes 30]

@@ -127,12 +127,13 @@ def find_images(inputs: Iterable[str | Path]) -> dict[str, Path]:
         path = Path(text)
         if path.is_dir():
             files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
-            files = [f for f in files if f.is_file() and not f.name.startswith(".")]
-            if not files:
+            below = [(f.relative_to(path).as_posix(), f) for f in files if f.is_file()]
+            below = [(name, f) for name, f in below if "/." not in f"/{name}"]  # no hidden ones
+            if not below:
                 raise InputError(
                     f"folder {path} holds no images ({', '.join(SUFFIXES)}): name another"
                 )
-            found += [(f.relative_to(path).as_posix(), f) for f in files]
+            found += below
         elif path.is_file():
             found.append((path.name, path))
         else:
@@ -158,8 +159,8 @@ def find_images(inputs: Iterable[str | Path]) -> dict[str, Path]:
 
 def describe_images(
     images: dict[str, Path], classes: Sequence[str], *, strict: bool = False
-) -> tuple[DetectionDataset, tuple[str, ...]]:
-    """The images that decode as a data set without annotations, and why the others do not.
+) -> DetectionDataset:
+    """The images that decode as a data set without annotations; `skipped` says why others do not.
 
     InputError where none is left, and on the first bad one under `strict`.
     """
@@ -190,10 +191,9 @@ def describe_images(
     for fault in faults:
         logger.warning("skipped: %s", fault)
     ids = tuple(range(1, len(classes) + 1))
-    dataset = DetectionDataset(
+    return DetectionDataset(
         "images", "images", tuple(records), tuple(classes), ids, skipped=tuple(faults)
     )
-    return dataset, tuple(faults)
 
 
 def predict_folder(
@@ -212,14 +212,14 @@ def predict_folder(
     """
     if not 0.0 <= threshold <= 1.0:
         raise InputError(f"the score threshold is {threshold}: it lies between 0 and 1")
-    dataset, faults = describe_images(images, classes, strict=strict)
+    dataset = describe_images(images, classes, strict=strict)
     with new_folder(output) as folder:
         rows = [row for row in detector.detect(dataset) if row["score"] >= threshold]
         write_predictions(folder / "predictions.json", rows)
         names = dict(zip(dataset.category_ids, dataset.classes, strict=True))
         write_text(folder / "classes.json", json.dumps(names, indent=1) + "\n")
         _draw_all(dataset, rows, names, folder)
-    return Summary(len(dataset), len(rows), faults)
+    return Summary(len(dataset), len(rows), dataset.skipped)
 
 
 def _draw_all(dataset: DetectionDataset, rows: Rows, names: dict[int, str], folder: Path) -> None:

@@ -47,6 +47,8 @@ def photos(tmp_path: Path) -> Path:
     Image.fromarray(rng.integers(0, 255, (80, 64), dtype=np.uint8)).save(folder / "deep" / "a.png")
     Image.fromarray(rng.integers(0, 255, (70, 70, 3), dtype=np.uint8)).save(folder / "c.bmp")
     (folder / "notes.txt").write_text("no image")
+    (folder / ".thumbnails").mkdir()
+    shutil.copyfile(folder / "b.jpg", folder / ".thumbnails" / "b.jpg")
     return folder
 
 
