@@ -196,7 +196,7 @@ def papers_tables(group: Group) -> list[Table]:
             if any(marks.values()):
                 body.append(_line(beside, marks))
         if body:
-            tables.append(Table(_caption(ruler, found), ("arm", "published", *keys, "comparable"),
+            tables.append(Table(_caption(ruler, found), ("arm", "published", *keys),
                                 tuple(body), words=2))  # fmt: skip
     return tables
 
@@ -230,16 +230,13 @@ def _line(beside: Beside, marks: Mapping[str, Mark | None]) -> tuple[Cell, ...]:
             cells.append(Cell(UNDEFINED))
             continue
         tone = {"within published spread": "gain", "outside published spread": "loss"}
-        word = "" if one.word == "not comparable" else f": {one.word.replace(' published', '')}"
-        note = f"published {number(one.published)}{word}"
+        word = one.word.split()[0]
+        said = f", {word}" if word in ("within", "outside") else ""
+        note = f"published {number(one.published)}{said}"
         cells.append(Cell(signed(one.deviation), note, tone.get(one.word, "")))
-    said = "yes" if not beside.differs else "no: " + "; ".join(beside.differs)
-    return (
-        Cell(f"{beside.arm.label}"),
-        Cell(beside.row.label, f"{beside.table.citation}: {beside.table.title}"),
-        *cells,
-        Cell(said),
-    )
+    differs = f". Not comparable: {'; '.join(beside.differs)}" if beside.differs else ""
+    source = f"{beside.table.citation}: {beside.table.title}{differs}"
+    return (Cell(beside.arm.label), Cell(beside.row.label, source), *cells)
 
 
 def _caption(ruler: str, found: Sequence[Beside]) -> str:
@@ -247,14 +244,12 @@ def _caption(ruler: str, found: Sequence[Beside]) -> str:
     spreads = dict.fromkeys(
         b.table.spread_source for b in found if not b.differs and b.table.spread_source
     )
-    caption = (
-        f"{what}: the mean measured here minus the published value, which stands below, percent."
-    )
+    caption = f"{what}, percent: the mean measured here minus the published value below it."
     if spreads:
         caption += (
-            " Within published spread: no farther off than two means of so many trials are by "
-            f"chance 95 times of 100, or than the gap that the authors call random variation "
-            f"({listed(list(spreads))})."
+            " Within or outside: the published spread, which is how far two means of so many "
+            "trials lie apart by chance 95 times of 100, or the gap that the authors call random "
+            f"variation ({listed(list(spreads))}); without a word no spread is published."
         )
     return f"{caption} Weights that were not trained here are taken for those of the paper."
 

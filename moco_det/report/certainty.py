@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moco_det.report.formats import UNDEFINED, interval, p_value, seeds, signed
+from moco_det.report.formats import UNDEFINED, counted, interval, p_value, seeds, signed
 from moco_det.report.groups import Arm, Group
 from moco_det.report.statistics import CONFIDENCE, POWER, Comparison, seeds_needed
 from moco_det.report.tables import Cell, Table, config_note, difference
@@ -54,7 +54,7 @@ def _line(
     ours, theirs = arm.summary(ruler, "AP"), reference.summary(ruler, "AP")
     pairs = Cell(UNDEFINED, "no shared seeds")
     if paired.difference is not None:
-        pairs = Cell(signed(paired.difference), f"{interval(paired)}, {paired.n} pairs")
+        pairs = Cell(signed(paired.difference), f"{interval(paired)}, {counted(paired.n, 'pair')}")
     corrected = "" if comparison.family < 2 else f"corrected {p_value(comparison.p_holm)}"
     return (
         Cell(f"{arm.label} − {reference.label}", f"{RULERS[ruler]}, {comparison.trials}"),
