@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         supervised=not args.no_supervised,
         default_supervised=suite.supervised,
     )
+    suites.check_depths(suite.settings, arms)
     if engine == "standalone":
         check_settings(suite.settings)
     every = suites.build_matrix(

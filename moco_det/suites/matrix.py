@@ -32,6 +32,7 @@ class Arm:
     weights: Path | None
     sha256: str | None
     input: Mapping[str, Any]
+    architecture: str | None = None
 
     def keys(self) -> dict[str, Any]:
         """The config keys that the weights' own metadata demands."""
@@ -120,10 +121,25 @@ def read_arms(
     arms = [Arm(RANDOM, None, None, {})] if random else []
     for name, file in sorted(files.items(), key=lambda item: item[0] not in SUPERVISED):
         backbone = load_backbone(file)
-        arms.append(Arm(name, file, backbone.sha256, dict(backbone.input or {})))
+        arms.append(
+            Arm(name, file, backbone.sha256, dict(backbone.input or {}), backbone.architecture)
+        )
     if not arms:
         raise InputError("nothing to run: give --weights NAME=FILE, or leave out --no-random")
     return arms
+
+
+def check_depths(settings: Sequence[Setting], arms: Sequence[Arm]) -> None:
+    """InputError, before the first run, for weights of another depth than a setting's ResNet."""
+    for arm in arms:
+        found = re.fullmatch(r"resnet(\d+)", arm.architecture or "")
+        for setting in settings:
+            depth = setting.keys.get("MODEL.RESNETS.DEPTH", 50)
+            if found and int(found[1]) != depth:
+                raise InputError(
+                    f"{arm.weights} of the arm {arm.name} is a {arm.architecture}, but the setting "
+                    f"{setting.name} has MODEL.RESNETS.DEPTH {depth}: convert weights of that depth"
+                )
 
 
 def build_matrix(

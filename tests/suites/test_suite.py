@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from moco_det.errors import InputError
-from moco_det.suites import Arm, Run, Setting, build_matrix, read_arms, read_suite
+from moco_det.suites import Arm, Run, Setting, build_matrix, check_depths, read_arms, read_suite
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -68,7 +68,7 @@ def test_a_bad_suite_is_refused_by_name(suite_file: Path, text: str, said: str) 
 
 def test_every_suite_of_the_project_reads_and_says_its_cost() -> None:
     files = sorted((CONFIGS / "suites").glob("*.yaml"))
-    assert {"quick"} <= {file.stem for file in files}
+    assert {"quick", "voc", "coco"} <= {file.stem for file in files}
     for file in files:
         suite = read_suite(file)
         assert suite.settings and all(setting.iterations > 0 for setting in suite.settings)
@@ -124,6 +124,14 @@ def test_bad_weights_are_refused_before_the_first_run(words: list[str], said: st
     with pytest.raises(InputError) as caught:
         read_arms(words)
     assert said in str(caught.value)
+
+
+def test_weights_of_another_depth_are_refused_before_the_first_run() -> None:
+    settings = [Setting("s", {"MODEL.RESNETS.DEPTH": 18}), Setting("default", {})]
+    arm = Arm("moco", Path("moco.pkl"), "a" * 64, {}, "resnet18")
+    check_depths(settings[:1], [arm, Arm("random", None, None, {})])
+    with pytest.raises(InputError, match=r"moco\.pkl .* resnet18, .* default .*DEPTH 50"):
+        check_depths(settings, [arm])
 
 
 def test_random_and_supervised_are_there_unless_refused(tmp_path: Path) -> None:
