@@ -42,6 +42,8 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "moco_v1": Recipe(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_p=0.2, gray_first=True),
     "moco_v2": Recipe(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2, blur_p=0.5),
+    # As the released CIFAR-10 demo has it: two pixels of blur are a tenth of a small view.
+    "moco_v2_no_blur": Recipe(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2),
     "crop_flip": Recipe(),
 }
 

@@ -44,6 +44,9 @@ def get_cfg() -> CfgNode:
     # A row becomes MOMENTUM * row + (1 - MOMENTUM) * embedding, normalised; 0 replaces it.
     cfg.BANK.MOMENTUM = 0.5
     cfg.BANK.DTYPE = "float32"  # float32 | float16
+    # Leave rows that still hold the random start out of the loss: the first epoch then only fills
+    # the bank. For runs of few epochs; the papers do not.
+    cfg.BANK.SKIP_UNSEEN = False
 
     cfg.MEMORY_BANK = CfgNode()
     cfg.MEMORY_BANK.K = 65536
@@ -81,7 +84,7 @@ def get_cfg() -> CfgNode:
     cfg.DATA.SHUFFLE_BUFFER = 4096
 
     cfg.AUGMENT = CfgNode()
-    cfg.AUGMENT.RECIPE = "moco_v1"  # moco_v1 | moco_v2 | crop_flip
+    cfg.AUGMENT.RECIPE = "moco_v1"  # moco_v1 | moco_v2 | moco_v2_no_blur | crop_flip
     cfg.AUGMENT.SIZE = 224
     cfg.AUGMENT.MIN_SCALE = 0.2
 
@@ -135,7 +138,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "ENCODER.HEAD": ("fc", "mlp"),
     "BANK.DTYPE": ("float32", "float16"),
     "INST_DISC.LOSS": ("nce", "softmax", "parametric"),
-    "AUGMENT.RECIPE": ("moco_v1", "moco_v2", "crop_flip"),
+    "AUGMENT.RECIPE": ("moco_v1", "moco_v2", "moco_v2_no_blur", "crop_flip"),
     "SOLVER.SCHEDULE": ("cosine", "step", "exponential"),
     "SOLVER.LR_UPDATE": ("iteration", "epoch"),
     "KNN.FEATURES": ("pooled", "head"),

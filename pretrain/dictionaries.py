@@ -67,7 +67,10 @@ class Queue(nn.Module):
 class Bank(nn.Module):
     """One feature for each image of the set (Wu et al. 2018, Section 3.1).
 
-    It starts with random unit vectors. Rows are kept in `dtype` and handed out in float32.
+    It starts with random unit vectors. Rows are kept in `dtype` and handed out in float32. With
+    `skip_unseen` the random start does not enter the loss, so that the first epoch only fills the
+    bank: else queries flee what the bank holds of them for an epoch, from which short runs do not
+    recover. The papers do not skip.
     """
 
     rows: Tensor
@@ -80,12 +83,14 @@ class Bank(nn.Module):
         *,
         momentum: float,
         dtype: torch.dtype = torch.float32,
+        skip_unseen: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         if images < 1 or dim < 1:
             raise ValueError(f"a bank needs images >= 1 and dim >= 1, not {images} and {dim}")
         self.momentum = momentum
+        self.skip_unseen = skip_unseen
         start = F.normalize(torch.randn(images, dim, generator=generator), dim=1)
         self.register_buffer("rows", start.to(dtype))  # n x C
         self.register_buffer("seen", torch.zeros(images, dtype=torch.bool))
@@ -118,6 +123,14 @@ class Bank(nn.Module):
         if self.dense(indices.shape[1]):
             return (q @ self.read_all().t()).gather(1, indices)
         return torch.einsum("nc,nkc->nk", q, self.read(indices))
+
+    def weight(self, indices: Tensor) -> Tensor | None:
+        """What a query of each image [N] counts: 0 for a row of the random start to be skipped."""
+        return self.seen[indices].float() if self.skip_unseen else None
+
+    def left_out(self, indices: Tensor) -> Tensor | None:
+        """Which of the rows [...] are no negatives because they still hold the random start."""
+        return ~self.seen[indices] if self.skip_unseen else None
 
     def dense(self, drawn: int) -> bool:
         """Whether `similarity` to so many rows a query is made from that to all rows."""

@@ -25,28 +25,39 @@ def similarities(q: Tensor, k_pos: Tensor, negatives: Tensor) -> tuple[Tensor, T
     return positive, torch.einsum("nc,nkc->nk", q, negatives)
 
 
-def info_nce(positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
+def info_nce(
+    positive: Tensor, negative: Tensor, temperature: float, *, weight: Tensor | None = None
+) -> Tensor:
     """InfoNCE, the mean over queries of -log(exp(q.k+/T) / sum over k+ and k- of exp(q.k/T)).
 
-    `positive` [N] and `negative` [N, K] are similarities; one of -inf drops a negative out. With
-    all similarities equal it is ln(K+1). MoCo paper, Section 3.1, Eqn. 1.
+    `positive` [N] and `negative` [N, K] are similarities; one of -inf drops a negative out, a
+    `weight` [N] of 0 a query. With all similarities equal it is ln(K+1). MoCo paper, Section 3.1,
+    Eqn. 1.
     """
     logits = torch.cat([positive[:, None], negative], dim=1).div_(temperature)  # N x (1+K)
     first = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    return F.cross_entropy(logits, first)
+    return _mean(F.cross_entropy(logits, first, reduction="none"), weight)
 
 
-def softmax_over_all(similarity: Tensor, own: Tensor, temperature: float) -> Tensor:
+def softmax_over_all(
+    similarity: Tensor, own: Tensor, temperature: float, *, weight: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of choosing column `own` [N] of similarities [N, n], mean over queries.
 
     Over a bank of all images it is the full non-parametric softmax (Wu et al. 2018, Section 3.1,
     Eq. 2-3); over the keys of the batch, InfoNCE whose negatives are the other images' keys.
     """
-    return F.cross_entropy(similarity / temperature, own)
+    return _mean(F.cross_entropy(similarity / temperature, own, reduction="none"), weight)
 
 
 def nce(
-    positive: Tensor, negative: Tensor, *, temperature: float, log_z: Tensor, images: int
+    positive: Tensor,
+    negative: Tensor,
+    *,
+    temperature: float,
+    log_z: Tensor,
+    images: int,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Noise-contrastive estimation over n = `images` classes with uniform noise, mean over queries.
 
@@ -60,7 +71,7 @@ def nce(
     offset = log_z.detach() + math.log(negative.shape[1] / images)
     data = F.logsigmoid(positive / temperature - offset)  # N
     noise = F.logsigmoid(offset - negative / temperature).sum(dim=1)  # N
-    return -(data + noise).mean()
+    return _mean(-(data + noise), weight)
 
 
 def nce_chance(samples: int) -> float:
@@ -79,9 +90,14 @@ def log_z_estimate(negative: Tensor, *, temperature: float, images: int) -> Tens
     return logits.logsumexp(dim=0) - math.log(logits.numel()) + math.log(images)
 
 
-def proximal(features: Tensor, before: Tensor) -> Tensor:
+def proximal(features: Tensor, before: Tensor, *, weight: Tensor | None = None) -> Tensor:
     """Mean squared distance of features [N, C] to what they were an epoch before [N, C].
 
     The proximal term without its weight lambda (Wu et al. 2018, Section 3.3, Eq. 9-10).
     """
-    return (features - before).square().sum(dim=1).mean()
+    return _mean((features - before).square().sum(dim=1), weight)
+
+
+def _mean(losses: Tensor, weight: Tensor | None) -> Tensor:
+    """Over all queries, those of weight 0 among them: as many count on every process."""
+    return losses.mean() if weight is None else (losses * weight).mean()

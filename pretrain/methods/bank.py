@@ -48,6 +48,7 @@ class BankMethod(Method):
         return [
             f"bank: {bank.images} rows of {bank.rows.shape[1]} in {dtype}, "
             f"{bank.mebibytes:.1f} MiB in each process; {kept}",
+            *(["bank: the first epoch only fills it"] if bank.skip_unseen else []),
             f"batch norm over {groups} group{'s' if groups > 1 else ''}; shuffling BN: not needed, "
             "positives come from earlier steps",
         ]

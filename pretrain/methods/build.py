@@ -196,7 +196,13 @@ def _numbered(cfg: CfgNode, known: Known) -> int:
 def _bank(cfg: CfgNode, images: int) -> Bank:
     dim = cfg.ENCODER.DIM
     try:
-        return Bank(images, dim, momentum=cfg.BANK.MOMENTUM, dtype=BANK_DTYPES[cfg.BANK.DTYPE])
+        return Bank(
+            images,
+            dim,
+            momentum=cfg.BANK.MOMENTUM,
+            dtype=BANK_DTYPES[cfg.BANK.DTYPE],
+            skip_unseen=cfg.BANK.SKIP_UNSEEN,
+        )
     except RuntimeError as error:  # what torch raises where memory does not suffice
         raise InputError(
             f"METHOD {cfg.METHOD}: no memory for a bank of {images} rows of {dim}, made in float32 "

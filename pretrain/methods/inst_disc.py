@@ -58,10 +58,12 @@ class _Proximal(BankMethod):
         )
         self.proximal_weight = proximal_weight
 
-    def with_proximal(self, loss: Tensor, q: Tensor, before: Tensor, metrics: Metrics) -> Outcome:
+    def with_proximal(
+        self, loss: Tensor, q: Tensor, batch: Batch, before: Tensor, metrics: Metrics
+    ) -> Outcome:
         """The outcome for features q [n, C] whose rows are `before` [n, C]."""
         if self.proximal_weight > 0:
-            distance = proximal(q, before)
+            distance = proximal(q, before, weight=self.bank.weight(batch.indices))
             loss = loss + self.proximal_weight * distance
             metrics = {**metrics, "proximal": distance.detach()}
         return Outcome(loss, metrics, q.detach())
@@ -124,9 +126,9 @@ class InstDiscNCE(_Proximal):
         rows = self.draw.rows(batch.indices)
         self._estimates = []
         if not self._z_is_known:  # asks the device once, not at every step
-            if self.log_z.isnan():
+            if self.log_z.isnan() and self._rows_can_tell(batch):
                 self.log_z.copy_(self._first_log_z(batch, rows))
-            self._z_is_known = True
+            self._z_is_known = not bool(self.log_z.isnan())
         return rows
 
     def forward(self, batch: Batch, keys: Tensor | None) -> Outcome:
@@ -135,17 +137,27 @@ class InstDiscNCE(_Proximal):
         before = self.bank.read(batch.indices)  # n x C
         positive = (q * before).sum(dim=1)  # n
         negative = self.draw.similarity(q, keys)  # n x m
-        if self.z_momentum < 1:
+        if self.z_momentum < 1 and self._z_is_known:
             self._estimates.append(self._log_z_of(negative.detach()))
         loss = nce(
             positive,
             negative,
             temperature=self.temperature,
-            log_z=self.log_z,
+            log_z=self.log_z if self._z_is_known else torch.zeros_like(self.log_z),
             images=self.bank.images,
+            weight=self._weight(batch),
         )
         metrics = contrastive_metrics(q, positive, negative, keys == batch.indices[:, None])
-        return self.with_proximal(loss, q, before, metrics)
+        return self.with_proximal(loss, q, batch, before, metrics)
+
+    def _weight(self, batch: Batch) -> Tensor | None:
+        weight = self.bank.weight(batch.indices)
+        return weight if weight is None or self._z_is_known else torch.zeros_like(weight)
+
+    def _rows_can_tell(self, batch: Batch) -> bool:
+        """Whether Z can be estimated: where the random start is skipped, once most rows are not."""
+        weight = self.bank.weight(batch.indices)
+        return weight is None or float(gather(weight).mean()) > 0.5
 
     @torch.no_grad()
     def after_step(self, indices: Tensor, features: Tensor) -> None:
@@ -203,9 +215,15 @@ class InstDiscSoftmax(_Proximal):
     def forward(self, batch: Batch, keys: Tensor | None) -> Outcome:
         q = self.embed(batch)  # n x C
         similarity = q @ self.bank.read_all().t()  # n x images
-        loss = softmax_over_all(similarity, batch.indices, self.temperature)
-        metrics = metrics_of_all(q, similarity, batch.indices)
-        return self.with_proximal(loss, q, self.bank.read(batch.indices), metrics)
+        metrics = metrics_of_all(q, similarity.detach(), batch.indices)
+        if self.bank.skip_unseen:
+            out = (~self.bank.seen).expand_as(similarity)
+            out = out.scatter(1, batch.indices[:, None], False)
+            similarity = similarity.masked_fill(out, -math.inf)
+        loss = softmax_over_all(
+            similarity, batch.indices, self.temperature, weight=self.bank.weight(batch.indices)
+        )
+        return self.with_proximal(loss, q, batch, self.bank.read(batch.indices), metrics)
 
     @property
     def chance_loss(self) -> float:

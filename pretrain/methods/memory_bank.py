@@ -48,9 +48,17 @@ class MemoryBank(BankMethod):
         q = self.embed(batch)  # n x C
         positive = (q * self.bank.read(batch.indices)).sum(dim=1)  # n
         negative = self.draw.similarity(q, keys)  # n x K
-        own = keys == batch.indices[:, None]  # n x K
-        loss = info_nce(positive, negative.masked_fill(own, -math.inf), self.temperature)
-        return Outcome(loss, contrastive_metrics(q, positive, negative, own), q.detach())
+        out = keys == batch.indices[:, None]  # n x K: the query's own image
+        unseen = self.bank.left_out(keys)
+        if unseen is not None:
+            out = out | unseen
+        loss = info_nce(
+            positive,
+            negative.masked_fill(out, -math.inf),
+            self.temperature,
+            weight=self.bank.weight(batch.indices),
+        )
+        return Outcome(loss, contrastive_metrics(q, positive, negative, out), q.detach())
 
     @property
     def chance_loss(self) -> float:
