@@ -10,11 +10,14 @@ import torch
 from pretrain.errors import InputError
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of a DEVICE key; InputError where CUDA is asked for and absent."""
+def pick_device(name: str, *, key: str = "DEVICE") -> torch.device:
+    """The device of a key or an option: auto, cpu or cuda.
+
+    InputError where CUDA is asked for and absent.
+    """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise InputError("DEVICE is cuda and torch sees no GPU: use DEVICE cpu or auto")
+        raise InputError(f"{key} is cuda and torch sees no GPU: use {key} cpu or auto")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 

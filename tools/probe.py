@@ -131,9 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from moco_det.results import append_row
     from moco_det.runs import now
+    from pretrain.device import pick_device
     from pretrain.probe import fingerprint, labelled_pair
 
-    device = pick_device(args.device)
+    device = pick_device(args.device, key="--device")
     train, test = labelled_pair(args.train, args.test, keys=("--train", "--test"))
     subjects = load_subjects(args)
     size = common_size(args, subjects)
@@ -175,15 +176,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--results {args.results} is a folder: name a file, results.jsonl")
     if "schedule" in args:
         make_schedule(args).check()
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of --device."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda and torch sees no GPU: use cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load_subjects(args: argparse.Namespace) -> list[Subject]:
