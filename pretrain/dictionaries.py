@@ -68,9 +68,9 @@ class Bank(nn.Module):
     """One feature for each image of the set (Wu et al. 2018, Section 3.1).
 
     It starts with random unit vectors. Rows are kept in `dtype` and handed out in float32. With
-    `skip_unseen` the random start does not enter the loss, so that the first epoch only fills the
-    bank: else queries flee what the bank holds of them for an epoch, from which short runs do not
-    recover. The papers do not skip.
+    `skip_unseen` the random start enters neither the loss nor, by the momentum, later rows, so
+    that the first epoch only fills the bank: else queries flee what the bank holds of them for an
+    epoch, from which short runs do not recover. The papers do not skip.
     """
 
     rows: Tensor
@@ -146,6 +146,8 @@ class Bank(nn.Module):
         # Copies of an image all write the same value: a GPU may write them in any order.
         latest = features[last_of_each(indices)].float()
         moved = self.read(indices).lerp_(latest, 1.0 - self.momentum)
+        if self.skip_unseen:  # of the random start nothing stays
+            moved = torch.where(self.seen[indices, None], moved, latest)
         self.rows.index_copy_(0, indices, F.normalize(moved, dim=1).to(self.rows.dtype))
         self.seen[indices] = True
 

@@ -111,3 +111,13 @@ def test_z_is_estimated_once_most_queries_have_a_feature_in_the_bank() -> None:
 def test_a_bank_says_that_its_first_epoch_only_fills_it() -> None:
     assert "only fills" in "\n".join(methods()[0].notes())
     assert "only fills" not in "\n".join(methods(skip=False)[0].notes())
+
+
+def test_the_first_feature_of_an_image_replaces_the_random_start() -> None:
+    bank = parts()["bank"]
+    first = F.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(3)), dim=1)
+    bank.write(first, HALF)
+    assert torch.allclose(bank.rows[HALF], first, atol=1e-6)
+    bank.write(first.flip(1), HALF)
+    moved = F.normalize((first + first.flip(1)) / 2, dim=1)
+    assert torch.allclose(bank.rows[HALF], moved, atol=1e-6)
