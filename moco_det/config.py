@@ -100,6 +100,7 @@ def get_cfg() -> CfgNode:
             "MAX_ITER": 40000,
             "MOMENTUM": 0.9,
             "NESTEROV": False,
+            "REFERENCE_WORLD_SIZE": 0,
             "STEPS": (30000,),
             "WARMUP_FACTOR": 0.001,
             "WARMUP_ITERS": 1000,
@@ -325,6 +326,12 @@ def check(cfg: CfgNode) -> None:
         raise InputError(
             "MODEL.RESNETS.RES2_OUT_CHANNELS must be 64 for ResNet-18 and -34, "
             f"not {cfg.MODEL.RESNETS.RES2_OUT_CHANNELS}"
+        )
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference < 0 or (reference and cfg.SOLVER.IMS_PER_BATCH % reference):
+        raise InputError(
+            f"SOLVER.REFERENCE_WORLD_SIZE {reference} does not divide SOLVER.IMS_PER_BATCH "
+            f"{cfg.SOLVER.IMS_PER_BATCH}: it is the number of processes the config was made for"
         )
     check_heads(cfg)
     check_values(cfg)

@@ -21,6 +21,8 @@ from moco_det.errors import InputError
 from moco_det.matched import INPUT_KEYS, check_input
 from moco_det.strict_yaml import flatten
 from moco_det.weights import Backbone, load_backbone
+from moco_det.weights.files import naming, read_contents
+from moco_det.weights.tensors import tensors_of
 
 # Where a detector keeps its ResNet, and what of the name stays: below an FPN; or (C4, DC5) as the
 # backbone itself, with res5 in the heads where there is one. The extra norm after res5
@@ -68,6 +70,8 @@ def load_initial_weights(
 ) -> Loaded:
     """Fill the backbone from a converted file, or the whole detector from a checkpoint of it.
 
+    A whole detector is a run's .pth or a pickle as detectron2's model zoo has them. A pickled
+    detector with other heads gives its backbone alone, which `Loaded.line` says.
     Exactly the layers outside the backbone may stay random, and only with a backbone file. Any
     other missing, unexpected or differently shaped tensor is an InputError, and the model is
     left as it was; so is one where `fed`, how the config prepares images (the keys of
@@ -80,6 +84,11 @@ def load_initial_weights(
     if file.suffix in (".pth", ".pt"):
         state = read_checkpoint(file)
         load_model_state(model, state["model"], file)
+        of = len(floats(model.state_dict()))
+        return Loaded(of, of, (), file, None)
+    detector = pickled_detector(file)
+    if detector is not None and fits(model, detector):
+        load_model_state(model, detector, file)
         of = len(floats(model.state_dict()))
         return Loaded(of, of, (), file, None)
     backbone = load_backbone(file)
@@ -145,6 +154,28 @@ def some(names: list[str], limit: int = 4) -> str:
     return "(" + ", ".join(names[:limit]) + more + ")"
 
 
+def pickled_detector(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a detector pickled as in detectron2's model zoo; None of anything else.
+
+    Nothing in the file is run.
+    """
+    if path.suffix != ".pkl" or not path.is_file():
+        return None
+    root = read_contents(path).root
+    model = root.get("model") if isinstance(root, dict) else None
+    if not isinstance(model, dict) or not any(str(n).startswith("roi_heads.") for n in model):
+        return None
+    with naming(path):
+        # numbers of their own: the reader's arrays may be views of the file's bytes
+        return {n: torch.from_numpy(ref.read().copy()) for n, ref in tensors_of(model).items()}
+
+
+def fits(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has this model's tensors in their shapes."""
+    own, given = floats(model.state_dict()), given_tensors(state)
+    return {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in given.items()}
+
+
 def load_model_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Fill the whole model from its own state dict, or raise InputError and fill nothing."""
     check_model_state(model, state, path)
@@ -154,10 +185,13 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) 
 
 def check_model_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """InputError unless a state dict is one of this model."""
-    # detectron2 also writes the anchors and the pixel statistics of some versions
+    compare(floats(model.state_dict()), given_tensors(state), path)
+
+
+def given_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A detector's state dict without the anchors and pixel statistics some versions write."""
     extra = ("pixel_mean", "pixel_std", "anchor_generator")
-    given = {n: t for n, t in floats(state).items() if not any(word in n for word in extra)}
-    compare(floats(model.state_dict()), given, path)
+    return {n: t for n, t in floats(state).items() if not any(word in n for word in extra)}
 
 
 def damage(path: Path) -> str:

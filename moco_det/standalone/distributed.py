@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 
 from moco_det.errors import InputError
 
@@ -36,6 +37,13 @@ def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
         return values
     everybody = gather(values)
     return {key: sum(v[key] for v in everybody) / len(everybody) for key in values}
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the first one's buffers: the BN statistics that a checkpoint holds."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def launch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -38,13 +39,23 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the CPU computes faster in bfloat16: x86 with matrix tiles (AMX), ARM with bf16.
+    """Whether the CPU computes faster in bfloat16: matrix tiles (AMX), AMD's AVX-512, ARM's bf16.
 
-    AVX-512 BF16 alone is not enough: there a training step takes longer than in float32.
+    Intel's AVX-512 BF16 without tiles is not enough: there a step takes longer than in float32.
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    return platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_amx_tile_supported()
+    if platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_amx_tile_supported():
+        return True
+    return is_amd(Path("/proc/cpuinfo"))
+
+
+def is_amd(cpuinfo: Path) -> bool:
+    """Whether Linux calls the CPU one of AMD's; False where it says nothing."""
+    try:
+        return "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # another system
+        return False
 
 
 def choose_precision(*, amp: bool, device: str) -> Precision:

@@ -16,6 +16,7 @@ from moco_det.resnet import Conv2d, make_norm
 from moco_det.resnet.network import BottleneckBlock
 from moco_det.standalone.boxes import Matcher, pairwise_iou, subsample
 from moco_det.standalone.masks import Mask, mask_targets
+from moco_det.standalone.recording import is_recording, note
 from moco_det.standalone.roi_align import pool
 from moco_det.standalone.roi_layers import (
     BoxHead,
@@ -58,6 +59,15 @@ class Sampler:
         matched = matched[chosen]
         truth = targets.boxes[matched] if len(targets.boxes) else boxes
         return Regions(boxes, classes[chosen], truth, matched)
+
+    def draw(self, proposals: Sequence[Proposals], targets: Sequence[Targets]) -> list[Regions]:
+        """The regions of every image."""
+        regions = [self(p, t) for p, t in zip(proposals, targets, strict=True)]
+        background = sum(int((r.classes == self.num_classes).sum()) for r in regions)
+        everything = sum(len(r.classes) for r in regions)
+        note("roi_head/num_fg_samples", (everything - background) / len(regions))
+        note("roi_head/num_bg_samples", background / len(regions))
+        return regions
 
     def is_object(self, regions: Regions) -> Tensor:
         """Mask (P,) of the regions that hold an object."""
@@ -120,7 +130,7 @@ class StandardROIHeads(ROIHeads):
         targets: Sequence[Targets],
     ) -> dict[str, Tensor]:
         maps = [features[name] for name in self.in_features]
-        regions = [self.sampler(p, t) for p, t in zip(proposals, targets, strict=True)]
+        regions = self.sampler.draw(proposals, targets)
         pooled = self.box_pooler(maps, [r.boxes for r in regions])
         scores, deltas = self.box_predictor(self.box_head(pooled))
         losses = self.box_predictor.losses(scores, deltas, regions)
@@ -196,7 +206,7 @@ class Res5ROIHeads(ROIHeads):
         proposals: Sequence[Proposals],
         targets: Sequence[Targets],
     ) -> dict[str, Tensor]:
-        regions = [self.sampler(p, t) for p, t in zip(proposals, targets, strict=True)]
+        regions = self.sampler.draw(proposals, targets)
         shared = self.shared(features, [r.boxes for r in regions])
         scores, deltas = self.box_predictor(shared.mean(dim=(2, 3)))
         losses = self.box_predictor.losses(scores, deltas, regions)
@@ -270,4 +280,17 @@ def mask_loss(
             masks.extend(target.masks[i] for i in region.matched.tolist())
     logits = head.select(pooled, torch.cat([r.classes for r in regions]))
     truth = mask_targets(masks, torch.cat([r.boxes for r in regions]), logits.shape[-1])
+    note_mask_errors(logits, truth)
     return F.binary_cross_entropy_with_logits(logits, truth.float())
+
+
+def note_mask_errors(logits: Tensor, truth: Tensor) -> None:
+    """Shares of mask pixels that are right, of outside ones taken for inside, and the reverse."""
+    if not is_recording():
+        return
+    wrong = (logits > 0) != truth
+    inside = max(int(truth.sum()), 1)
+    outside = max(truth.numel() - int(truth.sum()), 1)
+    note("mask_rcnn/accuracy", 1 - wrong.float().mean())
+    note("mask_rcnn/false_positive", int((wrong & ~truth).sum()) / outside)
+    note("mask_rcnn/false_negative", int((wrong & truth).sum()) / inside)

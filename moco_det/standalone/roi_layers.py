@@ -18,6 +18,7 @@ from torchvision.ops import batched_nms, roi_align
 
 from moco_det.resnet import Conv2d, msra_fill, xavier_fill
 from moco_det.standalone.boxes import BoxCoder, area, clip, smooth_l1_sum
+from moco_det.standalone.recording import is_recording, note
 from moco_det.standalone.roi_align import Axis, axes_of, pool
 
 
@@ -200,6 +201,7 @@ class BoxPredictor(nn.Module):
         if classes.numel() == 0:
             return {"loss_cls": scores.sum() * 0.0, "loss_box_reg": deltas.sum() * 0.0}
         foreground = ((classes >= 0) & (classes < self.num_classes)).nonzero(as_tuple=True)[0]
+        note_accuracy(scores, classes, foreground)
         chosen = deltas[foreground]
         if deltas.shape[1] != 4:
             rows = torch.arange(len(foreground), device=deltas.device)
@@ -239,6 +241,19 @@ class BoxPredictor(nn.Module):
         if self.detections_per_image >= 0:
             keep = keep[: self.detections_per_image]
         return Detections(candidates[keep], confidence[keep], class_[keep])
+
+
+def note_accuracy(scores: Tensor, classes: Tensor, foreground: Tensor) -> None:
+    """How many regions are classified rightly, and how many objects are taken for background."""
+    if not is_recording():
+        return
+    predicted = scores.argmax(dim=1)
+    right = predicted == classes
+    note("fast_rcnn/cls_accuracy", right.float().mean())
+    if foreground.numel():
+        note("fast_rcnn/fg_cls_accuracy", right[foreground].float().mean())
+        missed = predicted[foreground] == scores.shape[1] - 1
+        note("fast_rcnn/false_negative", missed.float().mean())
 
 
 class MaskHead(nn.Sequential):

@@ -25,6 +25,7 @@ from moco_det.standalone.boxes import (
     smooth_l1_sum,
     subsample,
 )
+from moco_det.standalone.recording import note
 
 
 @dataclass
@@ -144,9 +145,11 @@ class RPN(nn.Module):
         all_deltas = torch.cat(list(deltas), dim=1)  # N, R, 4
         objectness = all_logits.new_zeros(())
         localisation = all_logits.new_zeros(())
+        counts = [0, 0]
         for image, target in enumerate(targets):
             positive, negative, matched = self.sample(all_anchors, target.boxes)
             sampled = torch.cat([positive, negative])
+            counts = [counts[0] + positive.numel(), counts[1] + negative.numel()]
             truth = torch.zeros_like(sampled, dtype=torch.float32)
             truth[: positive.numel()] = 1.0
             objectness = objectness + F.binary_cross_entropy_with_logits(
@@ -156,6 +159,8 @@ class RPN(nn.Module):
             localisation = localisation + smooth_l1_sum(
                 all_deltas[image, positive], goal, self.smooth_l1_beta
             )
+        note("rpn/num_pos_anchors", counts[0] / len(targets))
+        note("rpn/num_neg_anchors", counts[1] / len(targets))
         scale = self.loss_weight / (self.batch_size_per_image * len(targets))
         return {
             "loss_rpn_cls": objectness * scale,

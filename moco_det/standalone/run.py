@@ -36,6 +36,7 @@ from moco_det.runs import (
 from moco_det.standalone import distributed
 from moco_det.standalone.build import build_detector
 from moco_det.standalone.precision import choose_precision
+from moco_det.standalone.scaling import scale_to_processes, scaling_line, small_norm_groups
 from moco_det.standalone.state import resume_model
 from moco_det.standalone.train import evaluate, train, training_records
 
@@ -71,6 +72,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
             "--eval-only would score a random detector: name its checkpoint in MODEL.WEIGHTS, "
             "or add --resume to take OUTPUT_DIR's last one"
         )
+    asked, cfg = cfg, scale_to_processes(cfg, distributed.world_size())
     output = Path(cfg.OUTPUT_DIR)
     leader = distributed.rank() == 0
     device = check_device(cfg.MODEL.DEVICE)
@@ -95,10 +97,12 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
         resume_model(model, output)
     warnings = [*train_set.skipped, *(f"test: {line}" for line in test_set.skipped)]
     warnings += overlap_warnings(train_set, test_set)
+    if not options.eval_only:
+        warnings += small_norm_groups(cfg, distributed.world_size())
     if precision.note:
         warnings.append(precision.note)
     if leader:
-        prepare_folder(output, cfg, options)
+        prepare_folder(output, asked, options)
         logger.info(
             "engine standalone %s, torch %s, %s on %s, %d process(es), seed %d",
             __version__,
@@ -108,6 +112,8 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
             distributed.world_size(),
             seed,
         )
+        if cfg is not asked:
+            logger.info("%s", scaling_line(asked, cfg))
         logger.info("%s", loaded.line())
         for line in warnings:
             logger.warning("%s", line)
@@ -133,7 +139,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
             with_masks=cfg.MODEL.MASK_ON,
             dataset=describe_data(train_set, test_set),
             config_name=options.config_name,
-            config=dump(cfg),
+            config=dump(asked),
             init=describe_init(options.init_name, cfg.MODEL.WEIGHTS, loaded.backbone, sha256),
             engine=describe_engine("standalone", __version__),
             precision=precision.name,

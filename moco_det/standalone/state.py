@@ -24,7 +24,9 @@ def save(
     iteration: int,
 ) -> None:
     """A checkpoint from which the run goes on as if never stopped."""
+    on_gpu = torch.cuda.is_available()
     states = distributed.gather(torch.get_rng_state())
+    states_gpu = distributed.gather(torch.cuda.get_rng_state() if on_gpu else None)
     if distributed.rank() == 0:
         content = {
             "format": "moco-det-detector/1",
@@ -34,8 +36,8 @@ def save(
             "iteration": iteration,
             "random": states,
         }
-        if torch.cuda.is_available():
-            content["random_cuda"] = torch.cuda.get_rng_state()
+        if on_gpu:
+            content["random_cuda"] = states_gpu
         save_checkpoint(output, name, content)
 
 
@@ -54,10 +56,19 @@ def restore(
     load_model_state(model, content["model"], path)
     optimizer.load_state_dict(content["optimizer"])
     scaler.load_state_dict(content["scaler"])
-    states = content["random"]
-    torch.set_rng_state(states[min(distributed.rank(), len(states) - 1)])
-    if torch.cuda.is_available() and "random_cuda" in content:
-        torch.cuda.set_rng_state(content["random_cuda"])
+    states, rank = content["random"], distributed.rank()
+    if len(states) != distributed.world_size():
+        logger.warning(
+            "%s was written by %d process(es) and is resumed by %d: the run goes on, but not as "
+            "if never stopped",
+            path,
+            len(states),
+            distributed.world_size(),
+        )
+    if rank < len(states):
+        torch.set_rng_state(states[rank])
+        if torch.cuda.is_available() and "random_cuda" in content:
+            torch.cuda.set_rng_state(content["random_cuda"][rank])
     logger.info("resumed from %s after iteration %d", path, content["iteration"] + 1)
     return int(content["iteration"]) + 1
 

@@ -26,6 +26,7 @@ from moco_det.standalone.mapper import Sample
 from moco_det.standalone.metrics_log import Log
 from moco_det.standalone.precise_bn import update_statistics
 from moco_det.standalone.precision import Precision
+from moco_det.standalone.recording import recorded
 from moco_det.standalone.state import restore, save
 
 logger = logging.getLogger(__name__)
@@ -96,11 +97,13 @@ def train(
             waited = time.monotonic() - clock
             lr = solver.set_iteration(iteration)
             try:
-                losses = step(cfg, wrapped, solver.optimizer, scaler, samples, precision)
+                with recorded(log.is_due(iteration)) as numbers:
+                    losses = step(cfg, wrapped, solver.optimizer, scaler, samples, precision)
             except FloatingPointError as error:  # the proposals see it before the losses do
                 raise diverged(str(error), iteration, output) from None
             check_finite(losses, iteration, output)
-            log.write_losses(iteration, losses, lr, time.monotonic() - clock, waited)
+            seconds = time.monotonic() - clock
+            log.write_step(iteration, losses, numbers, lr=lr, seconds=seconds, waited=waited)
             bar.update()
             bar.set_postfix(loss=f"{sum(losses.values()):.3f}", refresh=False)
             done = iteration + 1
@@ -113,6 +116,7 @@ def train(
                 save(output, name, model, solver.optimizer, scaler, iteration)
     if metrics is None:
         metrics = finish(cfg.SOLVER.MAX_ITER - 1)
+    log.close()
     return metrics, cfg.SOLVER.MAX_ITER
 
 
@@ -188,6 +192,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predictions of the test set to predictions.json, and their scores."""
     mapper = build_mapper(cfg, train=False)
+    distributed.share_buffers(model)
     rows = predict(model, test_set, mapper, precision, description=f"testing {test_set.name}")
     metrics: dict[str, Any] = {}
     if distributed.rank() == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,41 @@ def test_a_backbone_file_fills_the_backbone_exactly_and_nothing_else(backbone_fi
             assert torch.equal(tensor, before[name]), name
     assert loaded.backbone is not None and loaded.backbone.source is not None
     assert loaded.backbone.source["method"] == "moco_v2"
+
+
+def zoo_pickle(model: GeneralizedRCNN, path: Path) -> Path:
+    """The model as detectron2's zoo stores one: pickled arrays, with anchors and pixel numbers."""
+    arrays = {n: t.numpy() for n, t in model.state_dict().items() if t.is_floating_point()}
+    arrays["proposal_generator.anchor_generator.cell_anchors.0"] = np.zeros((3, 4), np.float32)
+    arrays["pixel_mean"] = np.zeros((3, 1, 1), np.float32)
+    content = {"model": arrays, "__author__": "Detectron2 Model Zoo"}
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    return path
+
+
+def test_a_detector_of_detectron2s_model_zoo_loads_as_a_whole(tmp_path: Path) -> None:
+    frozen = {"MODEL.RESNETS.NORM": "FrozenBN", "MODEL.FPN.NORM": "''", "MODEL.WEIGHTS": "zoo.pkl"}
+    source, model = make_model(1, frozen), make_model(2, frozen)
+    loaded = load_initial_weights(model, str(zoo_pickle(source, tmp_path / "model_final_1.pkl")))
+    assert loaded.new_layers == () and loaded.backbone is None
+    assert "tensors of the whole detector loaded" in loaded.line()
+    assert_untouched(model, copy_of(source))
+
+
+def test_a_zoo_detector_of_other_classes_gives_its_backbone_and_says_so(tmp_path: Path) -> None:
+    source = make_model(1, {"MODEL.ROI_HEADS.NUM_CLASSES": "5"})
+    fill(source)  # random weights are refused as a backbone
+    model = make_model(2)
+    before = copy_of(model)
+    loaded = load_initial_weights(model, str(zoo_pickle(source, tmp_path / "zoo.pkl")))
+    assert loaded.line().startswith("100 of 100 backbone tensors loaded")
+    assert "roi_heads.box_predictor.cls_score" in loaded.new_layers
+    after, theirs = model.state_dict(), source.state_dict()
+    for name, tensor in after.items():
+        if name.startswith(PREFIX) and tensor.is_floating_point():
+            assert torch.equal(tensor, theirs[name]), name
+        else:
+            assert torch.equal(tensor, before[name]), name
 
 
 def test_the_new_layers_are_named(backbone_file: Path) -> None:

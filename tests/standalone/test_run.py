@@ -31,13 +31,25 @@ NAMES = {
     "lr",
     "time",
     "data_time",
+    "eta_seconds",
+    "fast_rcnn/cls_accuracy",
+    "fast_rcnn/fg_cls_accuracy",
+    "fast_rcnn/false_negative",
+    "mask_rcnn/accuracy",
+    "mask_rcnn/false_positive",
+    "mask_rcnn/false_negative",
+    "roi_head/num_fg_samples",
+    "roi_head/num_bg_samples",
+    "rpn/num_pos_anchors",
+    "rpn/num_neg_anchors",
 }
+CLOCK = ("time", "data_time", "eta_seconds")
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what the clock says."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("time", "data_time")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
 
 
 def final_state(folder: Path) -> dict[str, Any]:
@@ -69,7 +81,8 @@ def finished(painted: ScenesPaths, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_a_run_leaves_its_files(finished: Path) -> None:
-    assert {p.name for p in finished.iterdir()} == {
+    names = {p.name for p in finished.iterdir()}
+    assert {name for name in names if not name.startswith("events.out.tfevents")} == {
         "config.yaml",
         "last_checkpoint",
         "log.txt",
@@ -94,6 +107,29 @@ def test_every_step_and_the_score_are_logged(finished: Path) -> None:
     expected = [0.005 * f for f in (0.001, 0.001 + 0.999 / 2, 1, 0.1)]
     assert [row["lr"] for row in rows[:4]] == pytest.approx(expected)
     assert {"bbox/AP", "bbox/AP50", "segm/AP"} <= set(rows[4])
+
+
+def test_tensorboard_has_the_numbers_of_the_log(finished: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    pytest.importorskip("torch.utils.tensorboard")
+    events = reader.EventAccumulator(str(finished))
+    events.Reload()
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert set(events.Tags()["scalars"]) == {
+        name for row in rows for name, v in row.items() if name != "iteration" and v is not None
+    }
+    for name in ("total_loss", "lr", "rpn/num_neg_anchors"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(r["iteration"], pytest.approx(r[name])) for r in rows if name in r]
+
+
+def test_the_time_left_is_the_median_step_times_the_steps_left(tmp_path: Path) -> None:
+    log = Log(tmp_path / "metrics.jsonl", 5, keep_before=0)
+    for i, seconds in enumerate([9.0, 2.0, 4.0]):
+        log.write_step(i, {"loss_cls": 1.0}, {}, lr=0.1, seconds=seconds, waited=0.0)
+    log.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["eta_seconds"] for row in rows] == [36.0, 16.5, 8.0]
 
 
 def test_the_row_says_what_was_run(finished: Path) -> None:
@@ -278,5 +314,6 @@ def test_lines_of_steps_that_are_done_again_are_dropped_and_a_torn_one_too(tmp_p
 def test_long_runs_log_every_twentieth_step_and_the_last(tmp_path: Path) -> None:
     log = Log(tmp_path / "metrics.jsonl", 1005, keep_before=0)
     for i in range(1005):
-        log.write_losses(i, {"loss_cls": 1.0}, 0.1, 0.0, 0.0)
+        log.write_step(i, {"loss_cls": 1.0}, {}, lr=0.1, seconds=2.0, waited=0.0)
+    log.close()
     assert [row["iteration"] for row in lines_of(tmp_path)] == [*range(0, 1005, 20), 1004]
