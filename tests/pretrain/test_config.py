@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from moco_det.report.published import find_table
 from pretrain.config import load_config
 from pretrain.errors import InputError
 
@@ -17,14 +19,100 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_all_config_files_were_found() -> None:
-    assert {str(p.relative_to(CONFIGS)) for p in FILES} >= {
-        "moco_v1_r50_in1m_200ep.yaml",
-        "moco_v2_r50_in1m_200ep.yaml",
-        "moco_v2_r50_in1m_800ep.yaml",
-        "supervised_r50_in1m_90ep.yaml",
-        "quick/moco_v2_r18.yaml",
-        "quick/supervised_r18.yaml",
+    names = {str(p.relative_to(CONFIGS)) for p in FILES}
+    assert set(PUBLISHED) <= names
+    assert names - set(PUBLISHED) == {
+        "inst_disc_proximal_r50_in1m_200ep.yaml",
+        "ablation/moco_v1_k4096_m0.yaml",
+        "ablation/moco_v1_no_shuffle.yaml",
+        *(f"quick/{name}_r18.yaml" for name in QUICK),
     }
+
+
+# Each config with a published number: table, row and column of moco_det/report/data.
+PUBLISHED = {
+    "moco_v1_r50_in1m_200ep.yaml": ("moco_v1.fig3", "moco", "K65536"),
+    "moco_v1_rx50_32x8d_in1m_200ep.yaml": ("moco_v1.table1", "moco_2", "probe.top1"),
+    "moco_v1_r50w2x_in1m_200ep.yaml": ("moco_v1.table1", "moco_3", "probe.top1"),
+    "moco_v1_r50w4x_in1m_200ep.yaml": ("moco_v1.table1", "moco_4", "probe.top1"),
+    "moco_v1_r50_ig1b.yaml": ("moco_v1.table2a", "moco_ig_1b", "voc.AP"),
+    "moco_v2_r50_in1m_200ep.yaml": ("moco_v2.linear", "moco_v2_200_epochs", "probe.top1"),
+    "moco_v2_r50_in1m_800ep.yaml": ("moco_v2.linear", "moco_v2_800_epochs", "probe.top1"),
+    "supervised_r50_in1m_90ep.yaml": ("moco_v2.linear", "supervised", "probe.top1"),
+    "end_to_end_r50_in1m_200ep.yaml": ("moco_v1.fig3", "end_to_end", "K1024"),
+    "memory_bank_r50_in1m_200ep.yaml": ("moco_v1.fig3", "memory_bank", "K65536"),
+    "inst_disc_r50_in1m_200ep.yaml": (
+        "moco_v1.fn2_membank_nce",
+        "instdisc_as_cited_61",
+        "probe.top1",
+    ),
+    "ablation/moco_v2_a_mlp.yaml": ("moco_v2.linear", "moco_v2_ablation_a_mlp", "probe.top1"),
+    "ablation/moco_v2_b_aug.yaml": ("moco_v2.linear", "moco_v2_ablation_b_aug", "probe.top1"),
+    "ablation/moco_v2_c_mlp_aug.yaml": (
+        "moco_v2.linear",
+        "moco_v2_ablation_c_mlp_aug",
+        "probe.top1",
+    ),
+    **{
+        f"ablation/moco_v1_k4096_m{m}.yaml": ("moco_v1.momentum", "moco_k_4096", f"m{m}")
+        for m in ("0.9", "0.99", "0.999", "0.9999")
+    },
+    **{
+        f"ablation/moco_v1_k{k}.yaml": ("moco_v1.fig3", "moco", f"K{k}")
+        for k in (256, 512, 1024, 16384)
+    },
+    **{
+        f"ablation/memory_bank_k{k}.yaml": ("moco_v1.fig3", "memory_bank", f"K{k}")
+        for k in (256, 512, 1024, 4096, 16384)
+    },
+    **{
+        f"ablation/end_to_end_batch{b}.yaml": ("moco_v1.fig3", "end_to_end", f"K{b}")
+        for b in (256, 512)
+    },
+}
+QUICK = (
+    "demo_moco_v2",
+    "demo_supervised",
+    "end_to_end",
+    "inst_disc",
+    "memory_bank",
+    "moco_v2",
+    "supervised",
+)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_config_opens_with_the_number_that_was_published(name: str) -> None:
+    table, row, column = PUBLISHED[name]
+    number = find_table(table).row(row).values[column]
+    line = (CONFIGS / name).read_text().splitlines()[1]
+    assert f" {number} " in line.replace(",", " ")
+
+
+def test_what_the_ablations_change_is_what_their_names_say() -> None:
+    base = load_config(CONFIGS / "moco_v1_r50_in1m_200ep.yaml")
+    assert (base.MOCO.K, base.MOCO.M) == (65536, 0.999)
+    for path in (CONFIGS / "ablation").glob("*.yaml"):
+        cfg = load_config(path)
+        for part in path.stem.split("_"):
+            if re.fullmatch(r"k\d+", part):
+                node = cfg.MOCO if cfg.METHOD == "moco" else cfg.MEMORY_BANK
+                assert int(part[1:]) == node.K
+            if re.fullmatch(r"m[\d.]+", part):
+                assert float(part[1:]) == cfg.MOCO.M
+            if part.startswith("batch"):
+                assert int(part[5:]) == cfg.SOLVER.BATCH
+                assert pytest.approx(0.03 * cfg.SOLVER.BATCH / 256) == cfg.SOLVER.LR
+        assert cfg.MOCO.SHUFFLE is (path.stem != "moco_v1_no_shuffle")
+        assert cfg.SOLVER.EPOCHS == 200
+        assert f"runs/pretrain/{path.stem}" == cfg.OUTPUT_DIR
+
+
+def test_a_billion_images_are_trained_on_as_the_paper_says() -> None:
+    cfg = load_config(CONFIGS / "moco_v1_r50_ig1b.yaml")
+    assert (cfg.SOLVER.BATCH, cfg.SOLVER.LR, cfg.SOLVER.MAX_ITER) == (1024, 0.12, 1_250_000)
+    solver = (cfg.SOLVER.SCHEDULE, cfg.SOLVER.GAMMA, cfg.SOLVER.GAMMA_EVERY)
+    assert solver == ("exponential", 0.9, 62_500)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
