@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -108,10 +109,8 @@ def test_images_of_any_shape_give_views(shape: tuple[int, int], name: str) -> No
         assert (views == views[:, :1, :1]).all()
 
 
-def draws(
-    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, count: int
-) -> dict[str, np.ndarray | list[Any]]:
-    """What `count` views were given, by an image whose halves tell a flip."""
+def draws(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, count: int) -> list[dict[str, Any]]:
+    """What each of `count` views was given, of an image that brightens to the right."""
     rows: list[dict[str, Any]] = []
 
     def jitter(
@@ -131,6 +130,16 @@ def draws(
         rows[-1]["steps"].append("blur")
         return pixels
 
+    def crop(*args: Any) -> tuple[int, int, int, int]:
+        top, left, height, width = random_crop(*args)
+        rows[-1].update(area=height * width, aspect=height / width)
+        # Midpoints of the whole numbers: a crop of nearly all the image has few places to lie, and
+        # their left ends lie below 1/2 on average, the more the fewer they are.
+        rows[-1].update(top=(top + 0.5) / (65 - height), left=(left + 0.5) / (65 - width))
+        return top, left, height, width
+
+    random_crop = augment.random_crop
+    monkeypatch.setattr(augment, "random_crop", crop)
     for step in (jitter, grayscale, blur):
         monkeypatch.setattr(colour, step.__name__, step)
     ramp = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(64, axis=0)
@@ -138,10 +147,12 @@ def draws(
         rows.append({"jitter": False, "gray": False, "blur": False, "steps": []})
         (view,) = augment.views(ramp, recipe, size=8, count=1, rng=augment.sample_rng(0, epoch, 0))
         rows[-1]["flip"] = bool(view[0, 0, 0] > view[0, -1, 0])
-    return {
-        key: [row[key] for row in rows if key in row]
-        for key in ("jitter", "gray", "blur", "flip", "steps", "factors", "hue", "order", "sigma")
-    }
+    return rows
+
+
+def given(rows: list[dict[str, Any]], key: str) -> list[Any]:
+    """What was given by that name, of the views that were given it."""
+    return [row[key] for row in rows if key in row]
 
 
 def assert_uniform(values: Any, low: float, high: float) -> None:
@@ -158,33 +169,49 @@ def assert_uniform(values: Any, low: float, high: float) -> None:
     [
         ("moco_v1", {"jitter": 1.0, "gray": 0.2, "blur": 0.0, "flip": 0.5}),
         ("moco_v2", {"jitter": 0.8, "gray": 0.2, "blur": 0.5, "flip": 0.5}),
+        ("moco_v2_no_blur", {"jitter": 0.8, "gray": 0.2, "blur": 0.0, "flip": 0.5}),
         ("crop_flip", {"jitter": 0.0, "gray": 0.0, "blur": 0.0, "flip": 0.5}),
     ],
 )
 def test_probabilities_and_ranges_are_the_recipes(
     monkeypatch: pytest.MonkeyPatch, name: str, chances: dict[str, float]
 ) -> None:
-    got = draws(monkeypatch, augment.RECIPES[name], 4000)
+    rows = draws(monkeypatch, augment.RECIPES[name], 4000)
     for step, chance in chances.items():
         # 4,000 draws: the standard error is at most 0.8 %.
-        assert np.mean(got[step]) == pytest.approx(chance, abs=0.03), step
-    varying = np.array([got[step] for step, chance in chances.items() if 0 < chance < 1])
-    if len(varying) > 1:  # the steps know nothing of each other
-        assert np.abs(np.corrcoef(varying) - np.eye(len(varying))).max() < 0.06
-    order = {"moco_v1": ["gray", "jitter"], "moco_v2": ["jitter", "gray", "blur"]}.get(name, [])
-    for steps in got["steps"]:
-        assert list(dict.fromkeys(steps)) == [step for step in order if step in steps]
+        assert np.mean(given(rows, step)) == pytest.approx(chance, abs=0.03), step
+    expected = ["gray", "jitter"] if name == "moco_v1" else ["jitter", "gray", "blur"]
+    for steps in given(rows, "steps"):
+        assert list(dict.fromkeys(steps)) == [step for step in expected if step in steps]
     if chances["jitter"]:
-        assert_uniform(got["factors"], 0.6, 1.4)
-        hue = {"moco_v1": 0.4, "moco_v2": 0.1}[name]
-        assert_uniform(got["hue"], -hue, hue)
-        seen = np.array([colour.ORDERS.index(order) for order in got["order"]])
-        counts = np.bincount(seen, minlength=24)
-        assert counts.min() > 0.6 * len(seen) / 24 and counts.max() < 1.4 * len(seen) / 24
-        numbers = np.column_stack([np.array(got["factors"]), got["hue"], seen])
-        assert np.abs(np.corrcoef(numbers.T) - np.eye(5)).max() < 0.08
+        assert_uniform(given(rows, "factors"), 0.6, 1.4)
+        hue = 0.4 if name == "moco_v1" else 0.1
+        assert_uniform(given(rows, "hue"), -hue, hue)
+        orders = [colour.ORDERS.index(order) for order in given(rows, "order")]
+        shares = np.bincount(orders, minlength=24) / len(orders)
+        assert shares.min() > 0.6 / 24 and shares.max() < 1.4 / 24
     if chances["blur"]:
-        assert_uniform(got["sigma"], 0.1, 2.0)
+        assert_uniform(given(rows, "sigma"), 0.1, 2.0)
+
+
+def test_no_draw_of_a_view_tells_anything_about_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No uniform number serves two purposes: crop, flip, jitter, gray and blur are uncorrelated."""
+    columns = []
+    for row in draws(monkeypatch, augment.RECIPES["moco_v2"], 4000):
+        order = colour.ORDERS.index(row["order"]) if row["jitter"] else np.nan
+        factors = row.get("factors", [np.nan] * 3)
+        rest = [row.get(key, np.nan) for key in ("hue", "sigma", "area", "aspect", "top", "left")]
+        columns.append([row["jitter"], row["gray"], row["blur"], row["flip"]])
+        columns[-1] += [*factors, order, *rest]
+    values = np.array(columns, dtype=float)
+    pairs = 0
+    for i, j in itertools.combinations(range(values.shape[1]), 2):
+        x, y = values[np.isfinite(values[:, i]) & np.isfinite(values[:, j])][:, [i, j]].T
+        if np.ptp(x) > 0 and np.ptp(y) > 0:  # jitter's numbers exist only where it happens
+            # 1,600 views or more: the standard error is at most 0.025.
+            assert abs(np.corrcoef(x, y)[0, 1]) < 0.1, (i, j)
+            pairs += 1
+    assert pairs == 14 * 13 // 2 - 5 - 1
 
 
 def test_the_views_of_an_image_are_drawn_independently(monkeypatch: pytest.MonkeyPatch) -> None:
