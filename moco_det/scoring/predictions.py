@@ -20,6 +20,7 @@ from moco_det.data.atomic import write_text
 from moco_det.data.records import DetectionDataset
 from moco_det.errors import InputError
 from moco_det.scoring.arrays import Detections, detections_of
+from moco_det.scoring.rle import whole_masks
 
 Row = dict[str, Any]
 
@@ -109,13 +110,19 @@ def checked_detections(
 
 def _masks_fit(dataset: DetectionDataset, rows: list[Row]) -> bool:
     sizes = {record.image_id: [record.height, record.width] for record in dataset.records}
-    return all(
+    masks = [(m, row["image_id"]) for row in rows if (m := row.get("segmentation")) is not None]
+    shaped = all(
         isinstance(mask, dict)
         and isinstance(mask.get("counts"), (str, bytes))
         and isinstance(mask.get("size"), (list, tuple))
-        and list(mask["size"]) == sizes[row["image_id"]]
-        for row in rows
-        if (mask := row.get("segmentation")) is not None
+        and list(mask["size"]) == sizes[image_id]
+        for mask, image_id in masks
+    )
+    return shaped and bool(
+        whole_masks(
+            [mask["counts"] for mask, _ in masks],
+            [mask["size"][0] * mask["size"][1] for mask, _ in masks],
+        ).all()
     )
 
 
@@ -143,6 +150,8 @@ def _refuse(rows: list[Row], dataset: DetectionDataset | None, source: str) -> N
                     f"a mask of size {row['segmentation']['size']} for image "
                     f"{row['image_id']!r} of size {sizes[row['image_id']]}"
                 )
+        if fault is None and row.get("segmentation") and not _whole_mask(row["segmentation"]):
+            fault = f"a damaged mask, its runs do not fill its size {row['segmentation']['size']}"
         if fault is not None:
             raise InputError(
                 f"{source}: row {position} has {fault}: are these predictions of this data set?"
@@ -169,6 +178,13 @@ def _row_fault(row: Any) -> str | None:
     ):
         return "a segmentation that is not a compressed RLE"
     return None
+
+
+def _whole_mask(mask: dict[str, Any]) -> bool:
+    sides = mask["size"]
+    if len(sides) != 2 or not all(_finite(side) and 0 <= side < 2**31 for side in sides):
+        return False
+    return bool(whole_masks([mask["counts"]], [int(sides[0] * sides[1])]).all())
 
 
 def _finite(value: Any) -> bool:

@@ -29,12 +29,12 @@ def test_rows_carry_the_data_sets_own_ids_and_masks() -> None:
 
 def test_written_rows_are_read_back_exactly(tmp_path: Path) -> None:
     first = row("a", 3, (0.1, 1 / 3, 9.7, 8.0), 0.123456789012345)
-    second = {**row("b", 7, (1, 2, 3, 4), 1), "segmentation": {"size": [40, 40], "counts": b"n1"}}
+    second = {**row("b", 7, (1, 2, 3, 4), 1), "segmentation": {"size": [40, 40], "counts": b"Pb1"}}
     path = tmp_path / "deep" / "predictions.json"
     write_predictions(path, [first, second])
     rows = read_predictions(path)
     assert rows[0] == first
-    assert rows[1]["segmentation"] == {"size": [40, 40], "counts": "n1"}
+    assert rows[1]["segmentation"] == {"size": [40, 40], "counts": "Pb1"}
     assert read_predictions(path, DATASET) == rows
     write_predictions(path, [])
     assert read_predictions(path, DATASET) == []
@@ -79,6 +79,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         ({"segmentation": {"counts": "n"}}, "not a compressed RLE"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "not a compressed RLE"),
         ({"segmentation": {"size": [3, 4], "counts": "n"}}, r"mask of size \[3, 4\] for image"),
+        ({"segmentation": {"size": [40, 40], "counts": "n"}}, "damaged mask, its runs do not fill"),
     ],
 )
 def test_a_bad_row_is_named(change, message: str) -> None:
