@@ -141,15 +141,21 @@ def frozen_over_random(flat: Mapping[str, Any]) -> tuple[str, str] | None:
 def check_input(config: Mapping[str, Any], given: Mapping[str, Any] | None, weights: str) -> None:
     """InputError where a resolved config contradicts what its weights say they were trained on.
 
-    `config` holds values under the keys of INPUT_KEYS, `given` is the "input" of the weights.
+    `config` holds values under the keys of INPUT_KEYS, `given` is the "input" of the weights. All
+    keys that contradict are named at once: of another source, weights differ in several of them.
     """
-    for key, field in INPUT_KEYS.items():
-        demanded = (given or {}).get(field)
-        if demanded is not None and not fits(config[key], demanded):
-            raise InputError(
-                f"{key} is {_show(config[key])}, but {weights} was trained with "
-                f"{_show(demanded)}: set {key} to that, or use weights of this input"
-            )
+    wrong = {
+        key: demanded
+        for key, field in INPUT_KEYS.items()
+        if (demanded := (given or {}).get(field)) is not None and not fits(config[key], demanded)
+    }
+    if wrong:
+        has = ", ".join(f"{key} is {_show(config[key])}" for key in wrong)
+        trained = " ".join(f"{key} '{_show(demanded)}'" for key, demanded in wrong.items())
+        raise InputError(
+            f"{has}, but {weights} was trained with {trained}: set that, or use weights of this "
+            "input"
+        )
 
 
 def fits(here: Any, demanded: Any) -> bool:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import pytest
 
 from moco_det.errors import InputError
-from moco_det.matched import check_input, compare_configs, flatten_config, frozen_over_random
+from moco_det.matched import (
+    INPUT_KEYS,
+    check_input,
+    compare_configs,
+    flatten_config,
+    frozen_over_random,
+)
 
 BASE = """\
 INPUT: {{FORMAT: {format}}}
@@ -171,9 +178,26 @@ def test_a_config_that_agrees_with_its_weights_passes() -> None:
 def test_a_contradiction_names_key_value_and_weights(key: str, value: Any) -> None:
     with pytest.raises(InputError) as caught:
         check_input({**FED, key: value}, RGB, "moco.pkl")
+    shown = {"format": "RGB", "mean": "[123.675, 116.28, 103.53]", "stride_in_1x1": "False"}
+    demanded = shown.get(INPUT_KEYS[key], "[58.395, 57.12, 57.375]")
+    assert str(caught.value).startswith(f"{key} is ")
+    assert f", but moco.pkl was trained with {key} '{demanded}': set that" in str(caught.value)
+
+
+def test_all_contradictions_are_told_at_once_in_the_form_of_a_command_line() -> None:
+    """Weights of another source differ in several keys: none must be found one run later."""
+    caffe = {"format": "BGR", "mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0]}
+    with pytest.raises(InputError) as caught:
+        check_input(FED, {**caffe, "stride_in_1x1": False}, "msra.pkl")
     text = str(caught.value)
-    assert text.startswith(f"{key} is ") and "but moco.pkl was trained with" in text
-    assert f"set {key}" in text
+    assert "INPUT.FORMAT is RGB" in text and "MODEL.PIXEL_STD is [58.395, 57.12, 57.375]" in text
+    assert "STRIDE_IN_1X1" not in text
+    options = shlex.split(text.split("was trained with ")[1].split(": set")[0])
+    assert dict(zip(options[0::2], options[1::2], strict=True)) == {
+        "MODEL.PIXEL_MEAN": "[103.53, 116.28, 123.675]",
+        "MODEL.PIXEL_STD": "[1, 1, 1]",
+        "INPUT.FORMAT": "BGR",
+    }
 
 
 def test_pixel_statistics_that_round_alike_fit_both_arms() -> None:

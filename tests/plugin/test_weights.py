@@ -111,7 +111,7 @@ def test_the_config_must_not_contradict_the_files_own_input(
     tiny: Tiny, backbone_file: Path
 ) -> None:
     cfg, model = built(tiny, MODEL__WEIGHTS=str(backbone_file), INPUT__FORMAT="BGR")
-    with pytest.raises(InputError, match="INPUT.FORMAT is BGR, but .* was trained with RGB"):
+    with pytest.raises(InputError, match="FORMAT is BGR, but .* trained with INPUT.FORMAT 'RGB'"):
         load_weights(cfg, model)
 
 
