@@ -365,6 +365,12 @@ def check_heads(cfg: CfgNode) -> None:
             "MODEL.BACKBONE.NAME build_resnet_backbone with MODEL.RESNETS.OUT_FEATURES ['res4'], "
             f"not {backbone} with {features}"
         )
+    if cfg.MODEL.RESNETS.DEPTH in (18, 34) and heads.NAME == "Res5ROIHeads":
+        raise InputError(
+            f"MODEL.ROI_HEADS.NAME Res5ROIHeads is detectron2's, whose res5 after ResNet-"
+            f"{cfg.MODEL.RESNETS.DEPTH} has bottlenecks that no weights fit: take "
+            "Res5ROIHeadsExtraNorm, which has the ResNet's own"
+        )
 
 
 def dump(cfg: CfgNode) -> str:

@@ -87,6 +87,30 @@ def test_tensors_have_the_same_names_order_and_shapes(pair: Pair) -> None:
     assert named[0] == named[1]
 
 
+WIDE = ["MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.WIDTH_PER_GROUP", "128"]
+RESNEXT = ["MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"]
+R34 = ["MODEL.RESNETS.DEPTH", "34", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+R101 = ["MODEL.RESNETS.DEPTH", "101"]
+OTHERS = {
+    "FPN R34": Settings("RCNN_FPN", R34, MASKS),
+    "FPN ResNeXt-101 32x8d": Settings("RCNN_FPN", R101, RESNEXT, MASKS),
+    "C4 R18": Settings("RCNN_C4", R18),
+    "C4 R101": Settings("RCNN_C4", R101, MASKS),
+    "C4 wide R50": Settings("RCNN_C4", WIDE),
+    "C4 frozen": Settings("RCNN_C4", R50, ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.WEIGHTS", "w"]),
+    "DC5 ResNeXt-101 32x8d": Settings("RCNN_DC5", R101, RESNEXT),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_resnets_have_the_same_names_order_and_shapes(name: str) -> None:
+    settings = OTHERS[name].but("MODEL.DEVICE", "meta")  # nobody needs their numbers
+    with torch.device("meta"):
+        models = real_model(settings), build_detector(our_config(settings))
+    real, ours = ([(n, t.shape) for n, t in m.state_dict().items()] for m in models)
+    assert ours == real and len(ours) > 100
+
+
 def test_anchors_are_the_same(pair: Pair) -> None:
     real, ours = pair
     strides = ours.proposal_generator.anchors.strides
@@ -148,7 +172,10 @@ def test_losses_and_gradients_are_the_same(pair: Pair, objects: Any) -> None:
         assert float((grad - gradient).abs().max()) / scale < 1e-3, name
 
 
-@pytest.mark.parametrize("name", ["FPN R18 masks", "C4 R50 masks", "DC5 R50"])
+STEPPED = ("FPN R18", "FPN R18 masks", "C4 R50", "C4 R50 masks", "DC5 R50", "DC5 R50 masks")
+
+
+@pytest.mark.parametrize("name", STEPPED)
 def test_twenty_steps_of_sgd_stay_together(name: str) -> None:
     solver_keys = ["SOLVER.BASE_LR", "0.005", "SOLVER.MAX_ITER", "20", "SOLVER.STEPS", "(15,)"]
     settings = DETECTORS[name].but(*solver_keys, "SOLVER.WARMUP_ITERS", "5")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+import moco_det.standalone.train as training
 from moco_det.bn_statistics import average_over_processes
 from moco_det.errors import InputError
 from moco_det.resnet.layers import SyncBatchNorm2d
@@ -92,3 +97,17 @@ def agree(folder: Path) -> None:
     average_over_processes([by_hand])
     found["average"] = (by_hand.running_mean.item(), by_hand.running_var.item())
     torch.save(found, folder / f"{rank}.pt")
+
+
+def run_until_killed(cfg: CfgNode, options: RunOptions, number: int) -> None:
+    """A run that the system kills in the middle of step ``number``, counted from 0."""
+    real = training.step
+    steps = itertools.count()
+
+    def step(*arguments: Any) -> dict[str, float]:
+        if next(steps) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+
+    training.step = step
+    run_in_process(cfg, options)
