@@ -1,6 +1,6 @@
 """A detector's training step and inference: real detectron2 against our engine, in turn.
 
-    PYTHONPATH=DETECTRON2 python benchmarks/detector_steps.py [--detectors fpn c4 dc5] [--size 320]
+    PYTHONPATH=DETECTRON2 python benchmarks/detector_steps.py [--detectors fpn c4 dc5]
 
 Both have one config of configs/base (ResNet-50), the same weights, images, objects and sampled
 regions; the losses of the first step are held against each other before anything is timed. A step
@@ -43,8 +43,8 @@ KEYS = [
     *("MODEL.DILATED_C5.NORM", "BN", "MODEL.ROI_HEADS.NUM_CLASSES", "20"),
     *("DATASETS.TRAIN", "('train',)", "DATASETS.TEST", "('test',)", "SOLVER.BASE_LR", "0.001"),
 ]
-LIMIT = 1e-3  # of the relative difference of two losses in float32
-TOLERANT = 5e-2  # in bfloat16, which has 8 bits
+# of the relative difference of two losses; bfloat16 has 8 bits
+LIMITS = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
 @dataclass
@@ -176,44 +176,48 @@ def theirs(name: str, inputs: Inputs, more: Sequence[str]) -> Engine:
     return Engine(train, detect)
 
 
-def compare(name: str, args: argparse.Namespace, precision: Precision) -> None:
+def compare(name: str, args: argparse.Namespace) -> None:
     """One detector: the check, then the rounds."""
     inputs = made_inputs(args.size, args.batch)
-    engines = [theirs(name, inputs, args.keys), ours(name, inputs, args.keys, precision)]
-    seconds: dict[str, list[list[float]]] = {"training step": [], "inference": []}
-    work = (len(seconds) * args.rounds + 1) * 2
+    engines = {"detectron2": theirs(name, inputs, args.keys)}
+    for precision in args.precision:
+        engines[precision] = ours(name, inputs, args.keys, Precision(precision, "cpu"))
+    seconds: dict[str, list[dict[str, float]]] = {"training step": [], "inference": []}
+    work = (len(seconds) * args.rounds + 1) * len(engines)
     with tqdm(total=work, desc=name, unit="call", mininterval=1) as bar:
-        first = []
-        for engine in engines:  # also the first touch of memory and kernels
-            first.append(engine.train())
+        first = {}
+        for title, engine in engines.items():  # also the first touch of memory and kernels
+            first[title] = engine.train()
             bar.update()
-        limit = LIMIT if precision.name == "float32" else TOLERANT
-        for key, loss in first[0].items():
-            if abs(first[1][key] - loss) > limit * max(abs(loss), 0.1):
-                raise InputError(f"{name}: {key} is {loss} there and {first[1][key]} here")
+        for title in args.precision:
+            for key, loss in first["detectron2"].items():
+                if abs(first[title][key] - loss) > LIMITS[title] * max(abs(loss), 0.1):
+                    raise InputError(f"{name}: {key} is {loss} there and {first[title][key]} here")
         for what, rounds in seconds.items():
             for _ in range(args.rounds):
-                pair = []
-                for engine in engines:
+                taken = {}
+                for title, engine in engines.items():
                     clock = time.process_time()
                     engine.train() if what == "training step" else engine.detect()
-                    pair.append(time.process_time() - clock)
+                    taken[title] = time.process_time() - clock
                     bar.update()
-                rounds.append(pair)
+                rounds.append(taken)
     for what, rounds in seconds.items():
-        there, here = (statistics.median(side) for side in zip(*rounds, strict=True))
-        ratios = sorted(a / b for a, b in rounds)
-        print(
-            f"{name:4} {what:14} detectron2 {there:6.2f} s   ours {here:6.2f} s   "
-            f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f}..{ratios[-1]:.2f})",
-            flush=True,
-        )
+        for title in args.precision:
+            there, here = (statistics.median(r[t] for r in rounds) for t in ("detectron2", title))
+            ratios = sorted(r["detectron2"] / r[title] for r in rounds)
+            print(
+                f"{name:4} {what:14} detectron2 {there:6.2f} s   ours, {title} {here:6.2f} s   "
+                f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f}..{ratios[-1]:.2f})",
+                flush=True,
+            )
 
 
 def peak_memory(name: str, engine: str, args: argparse.Namespace) -> float:
     """MiB that a process of its own reaches in one step."""
     command = [sys.executable, __file__, "--only", engine, "--detectors", name]
-    command += ["--size", str(args.size), "--batch", str(args.batch), *args.keys]
+    command += ["--precision", args.precision[0], "--size", str(args.size)]
+    command += ["--batch", str(args.batch), *args.keys]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(json.loads(result.stdout.splitlines()[-1])["mib"])
 
@@ -226,34 +230,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--batch", type=int, default=2, help="images of a step")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    p.add_argument("--precision", nargs="+", choices=LIMITS, default=list(LIMITS), help="of ours")
     p.add_argument("--memory", action="store_true", help="peak memory instead of time")
     p.add_argument("--only", choices=("ours", "detectron2"), help=argparse.SUPPRESS)
     p.add_argument("keys", nargs="*", metavar="KEY VALUE", help="config overrides for both")
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
-    precision = Precision(args.precision, "cpu")
     if args.only:
         inputs = made_inputs(args.size, args.batch)
         name = args.detectors[0]
-        build = theirs if args.only == "detectron2" else None
-        engine = (
-            build(name, inputs, args.keys) if build else ours(name, inputs, args.keys, precision)
-        )
+        if args.only == "detectron2":
+            engine = theirs(name, inputs, args.keys)
+        else:
+            engine = ours(name, inputs, args.keys, Precision(args.precision[0], "cpu"))
         engine.train()
         scale = 1024 if sys.platform != "darwin" else 1024**2
         print(json.dumps({"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale}))
         return 0
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {args.batch} images of "
-        f"{args.size} px, detectron2 in float32, ours in {args.precision}"
+        f"{args.size} px, detectron2 in float32"
     )
     for name in args.detectors:
         if args.memory:
             there, here = (peak_memory(name, e, args) for e in ("detectron2", "ours"))
             print(f"{name:4} peak memory    detectron2 {there:.0f} MiB   ours {here:.0f} MiB")
         else:
-            compare(name, args, precision)
+            compare(name, args)
     return 0
 
 

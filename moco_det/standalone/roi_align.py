@@ -10,6 +10,7 @@ Letters: N images, C channels, H x W map, P regions, S x T bins of a region, G s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,34 +70,56 @@ def axis_of(
     return Axis(weights, first, last)
 
 
+@dataclass(frozen=True)
+class Part:
+    """The regions that one map pools: their rows (P,) in the result, image (P,) and axes."""
+
+    rows: Tensor
+    image: Tensor
+    y: Axis
+    x: Axis
+
+    def places(self) -> list[list[int]]:
+        """Row, image and window (y0, y1, x0, x1) of every region."""
+        columns = (self.rows, self.image, self.y.first, self.y.last, self.x.first, self.x.last)
+        return torch.stack(columns, dim=1).tolist()
+
+
 class _Pool(torch.autograd.Function):
-    """(N, C, H, W) and the two axes of P regions to (P, C, S, T)."""
+    """Maps (N, C, H, W), each with its part of P regions, to (P, C, S, T)."""
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, image: Tensor, y: Axis, x: Axis) -> Tensor:
-        places = torch.stack([image, y.first, y.last, x.first, x.last], dim=1).tolist()
-        rows = maps.permute(0, 2, 3, 1).float().contiguous()  # N, H, W, C
-        wy, wx = y.weights, x.weights
-        pooled = rows.new_zeros(len(places), wy.shape[1], wx.shape[1], rows.shape[3])
-        for p, (n, y0, y1, x0, x1) in enumerate(places):
-            if y0 < y1 and x0 < x1:
-                window = rows[n, y0:y1, x0:x1].flatten(1)  # h, w * C
-                strips = (wy[p, :, y0:y1] @ window).view(wy.shape[1], x1 - x0, -1)  # S, w, C
-                pooled[p] = wx[p, :, x0:x1] @ strips
-        ctx.places, ctx.axes, ctx.shape, ctx.dtype = places, (wy, wx), rows.shape, maps.dtype
-        return pooled.permute(0, 3, 1, 2).to(maps.dtype)
+    def forward(ctx: Any, parts: Sequence[Part], *maps: Tensor) -> Tensor:
+        bins = parts[0].y.weights.shape[1], parts[0].x.weights.shape[1]
+        total = sum(len(part.rows) for part in parts)
+        pooled = maps[0].new_empty(total, *bins, maps[0].shape[1], dtype=torch.float32)
+        for part, feature in zip(parts, maps, strict=True):
+            cells = feature.permute(0, 2, 3, 1).float().contiguous()  # N, H, W, C
+            wy, wx = part.y.weights, part.x.weights
+            for p, (row, n, y0, y1, x0, x1) in enumerate(part.places()):
+                if y0 >= y1 or x0 >= x1:
+                    pooled[row].zero_()
+                    continue
+                window = cells[n, y0:y1, x0:x1].flatten(1)  # h, w * C
+                strips = (wy[p, :, y0:y1] @ window).view(bins[0], x1 - x0, -1)  # S, w, C
+                torch.bmm(wx[p, :, x0:x1].expand(bins[0], -1, -1), strips, out=pooled[row])
+        ctx.parts, ctx.shapes, ctx.dtype = parts, [f.shape for f in maps], maps[0].dtype
+        return pooled.permute(0, 3, 1, 2).to(maps[0].dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradients[0].permute(0, 2, 3, 1).float().contiguous()  # P, S, T, C
-        wy, wx = ctx.axes
-        rows = gradient.new_zeros(ctx.shape)
-        for p, (n, y0, y1, x0, x1) in enumerate(ctx.places):
-            if y0 < y1 and x0 < x1:
-                strips = wx[p, :, x0:x1].T @ gradient[p]  # S, w, C
-                window = rows[n, y0:y1, x0:x1].flatten(1)  # a view: its rows are whole
-                window.addmm_(wy[p, :, y0:y1].T, strips.flatten(1))
-        return rows.permute(0, 3, 1, 2).to(ctx.dtype), None, None, None
+        results: list[Tensor | None] = [None]
+        for part, (n_all, channels, height, width) in zip(ctx.parts, ctx.shapes, strict=True):
+            cells = gradient.new_zeros(n_all, height, width, channels)
+            wy, wx = part.y.weights, part.x.weights
+            for p, (row, n, y0, y1, x0, x1) in enumerate(part.places()):
+                if y0 < y1 and x0 < x1:
+                    strips = wx[p, :, x0:x1].T @ gradient[row]  # S, w, C
+                    window = cells[n, y0:y1, x0:x1].flatten(1)  # a view: its rows are whole
+                    window.addmm_(wy[p, :, y0:y1].T, strips.flatten(1))
+            results.append(cells.permute(0, 3, 1, 2).to(ctx.dtype))
+        return tuple(results)
 
 
 def pool(maps: Tensor, image: Tensor, y: Axis, x: Axis) -> Tensor:
@@ -104,7 +127,12 @@ def pool(maps: Tensor, image: Tensor, y: Axis, x: Axis) -> Tensor:
 
     Computed in float32 and returned in the maps' format, channels last.
     """
-    pooled: Tensor = _Pool.apply(maps, image, y, x)
+    return pool_parts([maps], [Part(torch.arange(len(image)), image, y, x)])
+
+
+def pool_parts(maps: Sequence[Tensor], parts: Sequence[Part]) -> Tensor:
+    """The same from several maps, each of which pools its own part of the regions."""
+    pooled: Tensor = _Pool.apply(parts, *maps)
     return pooled
 
 

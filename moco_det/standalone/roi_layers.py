@@ -19,7 +19,7 @@ from torchvision.ops import batched_nms, roi_align
 from moco_det.resnet import Conv2d, msra_fill, xavier_fill
 from moco_det.standalone.boxes import BoxCoder, area, clip, smooth_l1_sum
 from moco_det.standalone.recording import is_recording, note
-from moco_det.standalone.roi_align import Axis, axes_of, pool
+from moco_det.standalone.roi_align import Axis, Part, axes_of, pool, pool_parts
 
 
 @dataclass
@@ -76,6 +76,12 @@ class ROIPooler(nn.Module):
         if len(features) == 1:
             return self.pool(features[0], rois, self.strides[0])
         levels = self.assign_levels(rois[:, 1:])
+        if rois.device.type == "cpu":
+            parts = []
+            for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+                rows = (levels == level).nonzero(as_tuple=True)[0]
+                parts.append(Part(rows, *self.axes(feature, rois[rows], stride)))
+            return pool_parts(features, parts)
         shape = (len(rois), features[0].shape[1], self.output_size, self.output_size)
         pooled = features[0].new_zeros(shape)
         for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
@@ -150,7 +156,7 @@ class BoxHead(nn.Sequential):
             layer = nn.Linear(size, fc_dim)
             xavier_fill(layer)
             self.add_module(f"fc{k + 1}", layer)
-            self.add_module(f"fc_relu{k + 1}", nn.ReLU())
+            self.add_module(f"fc_relu{k + 1}", nn.ReLU(inplace=True))
             size = fc_dim
         self.out_features = size
 
@@ -281,7 +287,21 @@ class MaskHead(nn.Sequential):
 
     def select(self, x: Tensor, classes: Tensor) -> Tensor:
         """Mask logits (P, S, S), float32, of the given class of each region."""
-        logits = self(x).float()
-        rows = torch.arange(len(logits), device=logits.device)
-        index = classes if logits.shape[1] > 1 else torch.zeros_like(classes)
-        return logits[rows, index]
+        *convolutions, deconv, _, predictor = self
+        for layer in convolutions:
+            x = layer(x)
+        # Stride and kernel of the transposed convolution are 2, so each cell makes four of its own:
+        # a matrix product. And of all classes' masks only one is wanted.
+        assert isinstance(deconv, nn.ConvTranspose2d) and isinstance(predictor, nn.Conv2d)
+        assert deconv.bias is not None and predictor.bias is not None
+        p, channels, height, width = x.shape
+        weight = deconv.weight.permute(2, 3, 1, 0).reshape(-1, channels)  # 2 * 2 * hidden, channels
+        cells = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        hidden = F.relu_(F.linear(cells, weight, deconv.bias.repeat(4)))
+        index = classes if len(predictor.bias) > 1 else torch.zeros_like(classes)
+        wanted = predictor.weight[index].flatten(1)[:, :, None]  # P, hidden, 1
+        logits = torch.bmm(hidden.view(p, height * width * 4, deconv.out_channels), wanted).float()
+        logits = (
+            logits.view(p, height, width, 2, 2) + predictor.bias[index][:, None, None, None, None]
+        )
+        return logits.transpose(2, 3).reshape(p, 2 * height, 2 * width)

@@ -74,6 +74,27 @@ class RPNHead(nn.Module):
             deltas.append(delta.permute(0, 3, 4, 1, 2).reshape(n, -1, 4))
         return logits, deltas
 
+    def at(self, feature: Tensor, image: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``forward`` gives at S cells alone: logits (S, A) and deltas (S, A, 4), float32.
+
+        ``image`` (S,) and ``cell`` (S,), y * W + x, say where in a map (N, channels, H, W).
+        """
+        height, width = feature.shape[2:]
+        around = F.pad(feature.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # N, H + 2, W + 2, channels
+        corner = (image * (height + 2) + cell // width) * (width + 2) + cell % width
+        step = torch.arange(3, device=cell.device)
+        window = (step[:, None] * (width + 2) + step).flatten()  # 9
+        places = (corner[:, None] + window).flatten()
+        patches = around.flatten(0, 2).index_select(0, places)
+        patches = patches.reshape(len(cell), 9 * feature.shape[1])
+        weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)
+        hidden = F.relu_(F.linear(patches, weight, self.conv.bias))
+        score, delta = (
+            F.linear(hidden, layer.weight.flatten(1), layer.bias).float()
+            for layer in (self.objectness_logits, self.anchor_deltas)
+        )
+        return score, delta.reshape(len(cell), score.shape[1], 4)
+
 
 class RPN(nn.Module):
     """Proposals of every image and, in training, the two losses of the proposals' network."""
@@ -100,6 +121,7 @@ class RPN(nn.Module):
         self.in_features = tuple(in_features)
         self.rpn_head = head
         self.anchors = anchors
+        self.per_cell = anchors.per_cell[0]
         self.matcher = matcher
         self.coder = coder
         self.batch_size_per_image = batch_size_per_image
@@ -121,51 +143,77 @@ class RPN(nn.Module):
         """Feature maps and (height, width) of each image to proposals and losses."""
         maps = [features[name] for name in self.in_features]
         anchors = self.anchors(maps)
-        logits, deltas = self.rpn_head(maps)
         losses: dict[str, Tensor] = {}
         if self.training:
             if targets is None:
                 raise ValueError("the RPN needs targets in training")
-            losses = self.losses(anchors, logits, deltas, targets)
+            losses = self.losses(anchors, maps, targets)
+        with torch.no_grad():  # the proposals are constants
+            logits, deltas = self.rpn_head(maps)
         return self.propose(anchors, logits, deltas, image_sizes), losses
 
     def losses(
         self,
         anchors: Sequence[Tensor],
-        logits: Sequence[Tensor],
-        deltas: Sequence[Tensor],
+        maps: Sequence[Tensor],
         targets: Sequence[Targets],
     ) -> dict[str, Tensor]:
         """Objectness (binary cross-entropy) and box (smooth L1) losses over a sample of anchors.
 
-        Both are sums over the sample divided by ``batch_size_per_image * N``.
+        Both are sums over the sample divided by ``batch_size_per_image * N``. The head is computed
+        at the sampled cells alone, a few hundred of many thousands, and so is its gradient.
         """
-        all_anchors = torch.cat(list(anchors))  # R, 4
-        all_logits = torch.cat(list(logits), dim=1)  # N, R
-        all_deltas = torch.cat(list(deltas), dim=1)  # N, R, 4
-        objectness = all_logits.new_zeros(())
-        localisation = all_logits.new_zeros(())
-        counts = [0, 0]
-        for image, target in enumerate(targets):
-            positive, negative, matched = self.sample(all_anchors, target.boxes)
-            sampled = torch.cat([positive, negative])
-            counts = [counts[0] + positive.numel(), counts[1] + negative.numel()]
-            truth = torch.zeros_like(sampled, dtype=torch.float32)
-            truth[: positive.numel()] = 1.0
-            objectness = objectness + F.binary_cross_entropy_with_logits(
-                all_logits[image, sampled], truth, reduction="sum"
+        every = torch.cat(list(anchors))  # R, 4
+        samples = [self.sample(every, target.boxes) for target in targets]
+        positives = torch.cat([positive for positive, _, _ in samples])
+        negatives = torch.cat([negative for _, negative, _ in samples])
+        images = [
+            torch.arange(len(samples), device=every.device).repeat_interleave(
+                torch.tensor([sample[kind].numel() for sample in samples], device=every.device)
             )
-            goal = self.coder.encode(all_anchors[positive], target.boxes[matched[positive]])
-            localisation = localisation + smooth_l1_sum(
-                all_deltas[image, positive], goal, self.smooth_l1_beta
-            )
-        note("rpn/num_pos_anchors", counts[0] / len(targets))
-        note("rpn/num_neg_anchors", counts[1] / len(targets))
+            for kind in (0, 1)
+        ]
+        logits, deltas = self.outputs(
+            maps,
+            [len(level) for level in anchors],
+            torch.cat(images),
+            torch.cat([positives, negatives]),
+        )
+        truth = torch.zeros_like(logits)
+        truth[: len(positives)] = 1.0
+        goals = [
+            self.coder.encode(every[positive], target.boxes[matched[positive]])
+            for (positive, _, matched), target in zip(samples, targets, strict=True)
+        ]
+        note("rpn/num_pos_anchors", len(positives) / len(targets))
+        note("rpn/num_neg_anchors", len(negatives) / len(targets))
+        objectness = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
+        localisation = smooth_l1_sum(
+            deltas[: len(positives)], torch.cat(goals), self.smooth_l1_beta
+        )
         scale = self.loss_weight / (self.batch_size_per_image * len(targets))
         return {
             "loss_rpn_cls": objectness * scale,
             "loss_rpn_loc": localisation * scale * self.box_loss_weight,
         }
+
+    def outputs(
+        self, maps: Sequence[Tensor], counts: Sequence[int], images: Tensor, sampled: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (S,) and deltas (S, 4) of anchors (S,) of images (S,), ``counts`` a map."""
+        logits, deltas, order = [], [], []
+        first = 0
+        for feature, count in zip(maps, counts, strict=True):
+            here = ((sampled >= first) & (sampled < first + count)).nonzero(as_tuple=True)[0]
+            place = sampled[here] - first
+            score, delta = self.rpn_head.at(feature, images[here], place // self.per_cell)
+            row, anchor = torch.arange(len(here), device=here.device), place % self.per_cell
+            logits.append(score[row, anchor])
+            deltas.append(delta[row, anchor])
+            order.append(here)
+            first += count
+        back = torch.cat(order).argsort()
+        return torch.cat(logits)[back], torch.cat(deltas)[back]
 
     @torch.no_grad()
     def sample(self, anchors: Tensor, ground_truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -318,3 +318,23 @@ def test_training_masks_without_masks_is_refused() -> None:
     target = Targets(TARGET.boxes, TARGET.classes)
     with pytest.raises(ValueError, match="masks"):
         make_heads().train_losses({"p2": torch.zeros(1, 4, 8, 8)}, [PROPOSALS], [target])
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_the_mask_of_a_class_is_that_of_the_whole_heads_output(agnostic: bool) -> None:
+    torch.manual_seed(0)
+    head = MaskHead(in_channels=3, num_conv=1, conv_dim=5, norm="", num_masks=1 if agnostic else 4)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(3, 3, 4, 6, requires_grad=True)
+    classes = torch.tensor([2, 0, 2])
+    whole = head(x)[torch.arange(3), torch.zeros_like(classes) if agnostic else classes]
+    found = head.select(x, classes)
+    torch.testing.assert_close(found, whole, atol=1e-4, rtol=1e-4)
+    weights, inputs = torch.randn(3, 8, 12), [x, *head.parameters()]
+    expected = torch.autograd.grad((whole * weights).sum(), inputs)
+    for one, two in zip(
+        torch.autograd.grad((found * weights).sum(), inputs), expected, strict=True
+    ):
+        torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-4)
+    assert head.select(x[:0], classes[:0]).shape == (0, 8, 12)

@@ -97,7 +97,7 @@ def test_losses_equal_a_slow_reference(beta: float) -> None:
     anchors = rpn.anchors(maps)
     logits, deltas = rpn.rpn_head(maps)
     torch.manual_seed(11)
-    losses = rpn.losses(anchors, logits, deltas, TARGETS)
+    losses = rpn.losses(anchors, maps, TARGETS)
     objectness, localisation = slow_losses(
         rpn, torch.cat(anchors), torch.cat(logits, 1), torch.cat(deltas, 1), TARGETS
     )
@@ -135,6 +135,28 @@ def test_the_heads_rows_are_in_the_order_of_the_anchors() -> None:
     assert logits.tolist() == [[1, 10, 2, 20, 3, 30, 4, 40]]
     assert deltas[0, 2].tolist() == [2, 4, 6, 8]  # cell 1, anchor 0: 2 * (1, 2, 3, 4)
     assert deltas[0, 7].tolist() == [20, 24, 28, 32]  # cell 3, anchor 1: 4 * (5, 6, 7, 8)
+
+
+def test_a_few_cells_have_the_outputs_and_gradients_of_the_whole_map() -> None:
+    torch.manual_seed(0)
+    head = RPNHead(in_channels=4, num_anchors=2)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    feature = torch.randn(2, 4, 3, 5, requires_grad=True)
+    image = torch.tensor([0, 1, 1, 0, 0])
+    cell = torch.tensor([0, 14, 7, 4, 4])  # corners, the middle, and one twice
+    weights = torch.randn(5, 2, 5)
+    (logits,), (deltas,) = head([feature])
+    whole = torch.cat([logits.reshape(2, 15, 2, 1), deltas.reshape(2, 15, 2, 4)], dim=3)
+    score, delta = head.at(feature, image, cell)
+    found = torch.cat([score[..., None], delta], dim=2)
+    torch.testing.assert_close(found, whole[image, cell])
+    inputs = [feature, *head.parameters()]
+    expected = torch.autograd.grad((whole[image, cell] * weights).sum(), inputs)
+    for one, two in zip(
+        torch.autograd.grad((found * weights).sum(), inputs), expected, strict=True
+    ):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
 
 
 def propose(rpn: RPN, boxes: list[list[list[float]]], scores: list[list[float]]) -> Proposals:
