@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 Rows = list[dict[str, Any]]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
+FRAMES = "take its frames first, as by ffmpeg -i VIDEO FOLDER/%06d.png, and name that folder"
 # Written as they came; whatever else was read is drawn into a PNG.
 KEPT = (".jpg", ".jpeg", ".png")
 
@@ -120,20 +122,27 @@ def find_images(inputs: Iterable[str | Path]) -> dict[str, Path]:
     """{name: path} of the files named and of all images below the folders named, in order.
 
     A name is the path below its folder, or the file's own; where two would be drawn into the same
-    file the second has a number. InputError for what does not exist and a folder without images.
+    file the second has a number. InputError for what does not exist, a folder without images and
+    a video that is named; videos in a folder are counted in a warning.
     """
     found: list[tuple[str, Path]] = []
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
+            files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES + VIDEOS)
             below = [(f.relative_to(path).as_posix(), f) for f in files if f.is_file()]
             below = [(name, f) for name, f in below if "/." not in f"/{name}"]  # no hidden ones
+            videos = [f for _, f in below if f.suffix.lower() in VIDEOS]
+            if videos:
+                logger.warning("%s: videos are left out, %d of them: %s", path, len(videos), FRAMES)
+            below = [(name, f) for name, f in below if f.suffix.lower() in SUFFIXES]
             if not below:
                 raise InputError(
                     f"folder {path} holds no images ({', '.join(SUFFIXES)}): name another"
                 )
             found += below
+        elif path.suffix.lower() in VIDEOS and path.is_file():
+            raise InputError(f"{path} is a video, and images are read here: {FRAMES}")
         elif path.is_file():
             found.append((path.name, path))
         else:

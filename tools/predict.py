@@ -2,8 +2,8 @@
 --input photos/ --output drawn/
 
 The weights are the model_final.pth beside the config, or those of --weights. Images that do not
-open are named and skipped. The output folder holds every image under its name, predictions.json
-(COCO result rows of what is drawn) and classes.json.
+open are named and skipped; videos are not read. The output folder holds every image under its
+name, predictions.json (COCO result rows of what is drawn) and classes.json.
 """
 
 from __future__ import annotations
@@ -13,10 +13,20 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from moco_det.engine import ENGINES, choose_engine
-from moco_det.predict import class_names, find_images, predict_folder, whole_config
+from moco_det.errors import InputError
+from moco_det.predict import FRAMES, class_names, find_images, predict_folder, whole_config
 from moco_det_tools.entry import run
+
+
+class NoVideo(argparse.Action):
+    """An option of detectron2's demo that is not here, and what to do instead."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse it, whatever it was given."""
+        raise InputError(f"{'/'.join(self.option_strings)}: images are read here: {FRAMES}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     add("--config-file", required=True, metavar="FILE", help="config.yaml of a run, or another")
     add("--input", required=True, nargs="+", metavar="PATH", help="images and folders of images")
+    for option, values in (("--video-input", "?"), ("--webcam", 0)):
+        add(option, action=NoVideo, nargs=values, help=argparse.SUPPRESS)
     add("-o", "--output", required=True, type=Path, metavar="DIR", help="a folder to be made")
     add("--weights", metavar="FILE", help="checkpoint (default: model_final.pth beside the config)")
     add("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="default 0.5")

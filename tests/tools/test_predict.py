@@ -165,7 +165,23 @@ def broken_weights(finished: Path, folder: Path) -> tuple[list[Path], list[str]]
     return [folder / "photos"], ["--weights", str(folder / "bad.pth")]
 
 
+def video(finished: Path, folder: Path) -> tuple[list[Path], list[str]]:
+    (folder / "bad.MP4").write_bytes(b"frames")
+    return [folder / "bad.MP4"], []
+
+
+def video_option(finished: Path, folder: Path) -> tuple[list[Path], list[str]]:
+    return [folder / "photos"], ["--video-input", "bad.mp4"]
+
+
+def webcam(finished: Path, folder: Path) -> tuple[list[Path], list[str]]:
+    return [folder / "photos"], ["--webcam"]
+
+
 BAD = {
+    video: "bad.MP4 is a video, and images are read here: take its frames first",
+    video_option: "--video-input: images are read here: take its frames first",
+    webcam: "--webcam: images are read here: take its frames first",
     missing: "bad.jpg does not exist",
     empty_folder: "bad holds no images",
     corrupt: "no image can be used: image",
@@ -187,6 +203,19 @@ def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(
     assert call(finished, inputs, tmp_path / "drawn", *options) == 2
     assert BAD[spoil] in error_of(capsys)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_videos_in_a_folder_are_left_out_and_said_so(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (photos / "deep" / "trip.mov").write_bytes(b"frames")
+    with caplog.at_level(logging.WARNING):
+        assert list(find_images([photos])) == ["b.jpg", "c.bmp", "deep/a.png"]
+    (message,) = caplog.messages
+    assert "1 of them" in message and "take its frames first" in message
+    caplog.clear()
+    find_images([photos / "b.jpg"])
+    assert not caplog.messages
 
 
 def test_an_output_folder_with_something_in_it_is_left_alone(
