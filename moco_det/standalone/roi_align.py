@@ -89,6 +89,7 @@ class _Pool(torch.autograd.Function):
     """Maps (N, C, H, W), each with its part of P regions, to (P, C, S, T)."""
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)  # in 8 bits a sample would lie elsewhere
     def forward(ctx: Any, parts: Sequence[Part], *maps: Tensor) -> Tensor:
         bins = parts[0].y.weights.shape[1], parts[0].x.weights.shape[1]
         total = sum(len(part.rows) for part in parts)

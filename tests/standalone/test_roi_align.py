@@ -85,6 +85,18 @@ def test_no_regions_have_a_gradient_of_zero() -> None:
     assert found.shape == (0, 3, 2, 2) and maps.grad is not None and not maps.grad.any()
 
 
+def test_in_bfloat16_the_interpolation_stays_exact() -> None:
+    maps = torch.randn(2, 3, 20, 26, generator=torch.Generator().manual_seed(3)).bfloat16()
+    axes = axes_of(rois(), (20, 26), output_size=4, scale=SCALE, sampling_ratio=0, aligned=True)
+    given = maps.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = pool(given, *axes)
+    exact = pool(maps.detach().float(), *axes)
+    assert torch.equal(found, exact.bfloat16())
+    found.sum().backward()
+    assert given.grad is not None and given.grad.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN", ""])
 @pytest.mark.parametrize("stride_in_1x1", [False, True])
 def test_a_block_on_regions_is_the_same_with_its_1x1_convolutions_moved(
