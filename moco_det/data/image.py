@@ -23,6 +23,10 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Samples of more than eight bits: their conversion to RGB, detectron2's too, turns all above 255
+# into white.
+_WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+
 
 def read_image(path: str, format: Literal["RGB", "BGR"] = "RGB") -> npt.NDArray[np.uint8]:
     """The pixels of an image file, uint8 of shape (height, width, 3), turned upright by its EXIF.
@@ -34,6 +38,7 @@ def read_image(path: str, format: Literal["RGB", "BGR"] = "RGB") -> npt.NDArray[
         raise InputError(f"image format {format!r} is not known: use RGB or BGR")
     try:
         with Image.open(path) as stored:
+            _refuse_wide(stored)
             image = _upright(stored).convert("RGB")
         pixels = np.array(image)
     except Exception as error:  # the decoders raise a dozen types, struct.error among them
@@ -61,6 +66,7 @@ def image_fault(path: str, height: int, width: int) -> str | None:
             # a draft still reads the whole stream, so truncation is found, at a third of the cost
             stored.draft(None, (max(size[0] // 8, 1), max(size[1] // 8, 1)))
             stored.load()
+            _refuse_wide(stored)
     except Exception as error:
         return _reason(path, error)
     found = size if turned else (size[1], size[0])
@@ -77,6 +83,11 @@ def _orientation(image: Image.Image) -> int | None:
         return image.getexif().get(EXIF_ORIENTATION)
     except Exception:  # a damaged EXIF block does not spoil the pixels
         return None
+
+
+def _refuse_wide(image: Image.Image) -> None:
+    if image.mode in _WIDE:
+        raise ValueError("its samples have more than eight bits: store it with eight")
 
 
 def _upright(image: Image.Image) -> Image.Image:

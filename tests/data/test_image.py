@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from moco_det.data import check_images, image_size, read_image, read_voc
+from moco_det.data.image import image_fault
 from moco_det.errors import InputError
 from tests.data.builders import write_image, write_voc
 
@@ -75,6 +76,18 @@ def test_broken_images_are_named(tmp_path: Path) -> None:
         read_image(str(tmp_path / "none.jpg"))
     with pytest.raises(InputError, match="format 'HSV' is not known"):
         read_image(str(tmp_path / "whole.jpg"), "HSV")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_samples_of_more_than_eight_bits_are_refused_not_clipped(
+    tmp_path: Path, kind: type
+) -> None:
+    path = str(tmp_path / "deep.tif")
+    Image.fromarray(np.full((4, 6), 1000, kind)).save(path)
+    with pytest.raises(InputError, match="deep.tif .*more than eight bits"):
+        read_image(path)
+    fault = image_fault(path, 4, 6)
+    assert fault is not None and "more than eight bits" in fault
 
 
 def _voc_of(tmp_path: Path, count: int) -> Path:
