@@ -38,13 +38,15 @@ class Detector:
     """A trained detector of either engine.
 
     `detect` takes a data set without annotations and gives COCO result rows in its ids.
-    `train` are the data sets that it learned from, by the names in its config.
+    `train` are the data sets that it learned from, by the names in its config, and `precision` is
+    the one it computes in.
     """
 
     detect: Callable[[DetectionDataset], Rows]
     classes: int
     weights: Path
     train: tuple[str, ...]
+    precision: str
 
 
 @dataclass(frozen=True)

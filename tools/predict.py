@@ -61,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from moco_det.plugin.detect import open_detector
     else:
         from moco_det.standalone.detect import open_detector
-    print(f"engine {choice.engine} ({choice.reason})")
     detector = open_detector(
         args.config_file, whole_config(args.config_file, args.weights, args.opts)
     )
+    print(f"engine {choice.engine} ({choice.reason}), {detector.precision}")
     done = predict_folder(
         detector,
         images,

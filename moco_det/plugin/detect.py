@@ -46,5 +46,9 @@ def open_detector(config_file: str | Path, overrides: Sequence[str]) -> Detector
         return found.rows
 
     return Detector(
-        detect, cfg.MODEL.ROI_HEADS.NUM_CLASSES, Path(cfg.MODEL.WEIGHTS), tuple(cfg.DATASETS.TRAIN)
+        detect,
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        Path(cfg.MODEL.WEIGHTS),
+        tuple(cfg.DATASETS.TRAIN),
+        "float32",  # mixed precision is for training in detectron2
     )

@@ -39,5 +39,9 @@ def open_detector(config_file: str | Path, overrides: Sequence[str]) -> Detector
         return predict(model, dataset, mapper, precision, description="detecting")
 
     return Detector(
-        detect, cfg.MODEL.ROI_HEADS.NUM_CLASSES, Path(cfg.MODEL.WEIGHTS), tuple(cfg.DATASETS.TRAIN)
+        detect,
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        Path(cfg.MODEL.WEIGHTS),
+        tuple(cfg.DATASETS.TRAIN),
+        precision.name,
     )

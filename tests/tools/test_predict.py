@@ -83,7 +83,9 @@ def test_every_image_of_a_folder_is_drawn_and_its_numbers_stand_beside_it(
     # lossless, so what differs was drawn
     before = np.asarray(Image.open(photos / "c.bmp"))
     assert (before != np.asarray(Image.open(output / "c.bmp.png"))).any()
-    assert f"{len(rows)} detections on 3 images, in {output}" in capsys.readouterr().out
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("engine standalone (") and first.endswith("), float32")
+    assert last == f"{len(rows)} detections on 3 images, in {output}"
 
 
 def test_the_threshold_decides_what_is_drawn_and_written(
@@ -228,7 +230,7 @@ def test_an_output_folder_with_something_in_it_is_left_alone(
 
 
 def detector(rows: Any, train: tuple[str, ...] = (), folder: Path = Path("none")) -> Detector:
-    return Detector(rows, 2, folder / "model_final.pth", train)
+    return Detector(rows, 2, folder / "model_final.pth", train, "float32")
 
 
 def test_a_failure_in_the_middle_leaves_no_folder(
@@ -269,7 +271,7 @@ def test_class_names_are_given_or_recorded_or_read_from_the_training_data(
     tmp_path: Path, data_root: Path
 ) -> None:
     uri = f"voc://{data_root / 'voc_bccd'}?split=val"
-    cells = Detector(lambda _: [], 3, tmp_path / "model_final.pth", (uri,))
+    cells = Detector(lambda _: [], 3, tmp_path / "model_final.pth", (uri,), "float32")
     assert class_names(cells) == ("Platelets", "RBC", "WBC")
     rows = [{"dataset": {"classes": ["x", "y"]}}, {"dataset": {"classes": ["p", "r", "w"]}}]
     lines = [*(json.dumps(row) for row in rows), json.dumps({"dataset": 3}), "{half a li"]
