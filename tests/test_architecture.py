@@ -215,11 +215,11 @@ def too_long(sources: Sources, limit: int = 400) -> list[str]:
 
 
 def unmarked_detectron2(sources: Sources) -> list[str]:
-    """Test or benchmark files that import detectron2 without being marked and able to skip."""
+    """Test or benchmark files that import detectron2 without being marked or able to skip."""
+    ways = ("mark.detectron2", 'importorskip("detectron2")', 'find_spec("detectron2") is None')
     faults = []
     for name in sorted({one.split(":")[0] for one in forbidden(sources, sources, ["detectron2"])}):
-        text = sources[name]
-        if "mark.detectron2" not in text and 'importorskip("detectron2")' not in text:
+        if not any(way in sources[name] for way in ways):
             faults.append(f"{name} imports detectron2 and is not marked for it")
     return faults
 
@@ -349,5 +349,7 @@ def test_tests_and_benchmarks_that_import_detectron2_are_marked_for_it() -> None
     files = [file for folder in ("tests", "benchmarks") for file in (REPO / folder).rglob("*.py")]
     assert files
     assert unmarked_detectron2({"t": "import detectron2.config"}) != []
+    skips = 'if find_spec("detectron2") is None:\n    raise SystemExit\nimport detectron2'
+    assert unmarked_detectron2({"t": skips}) == []
     sources = {str(file.relative_to(REPO)): file.read_text(encoding="utf-8") for file in files}
     assert unmarked_detectron2(sources) == []
