@@ -22,6 +22,7 @@ from tests.standalone.conftest import backbone_arrays, write_backbone
 from tests.standalone.tiny import CLASSES, CONFIG, KEYS, scenes
 
 START = ["--engine", "standalone", "--config-file", str(CONFIG)]
+ENGINES = ["standalone", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,14 @@ def arguments(
         "SOLVER.MAX_ITER": "1",
     }
     return [*START, *options, *[text for pair in (keys | changes).items() for text in pair]]
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """The option that asks for an engine; the last one given counts."""
+    if request.param == "detectron2":
+        pytest.importorskip("detectron2")
+    return "--engine", request.param
 
 
 def call(*args: Any) -> int:
@@ -172,10 +181,14 @@ BAD: dict[Spoil, str] = {
 
 @pytest.mark.parametrize("spoil", BAD, ids=lambda f: f.__name__)
 def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(
-    spoil: Spoil, painted: ScenesPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    spoil: Spoil,
+    engine: tuple[str, str],
+    painted: ScenesPaths,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     changes = spoil(tmp_path, painted)
-    assert call(painted, tmp_path / "out", changes) == 2
+    assert call(painted, tmp_path / "out", changes, engine) == 2
     assert BAD[spoil] in error_of(capsys)
     assert not (tmp_path / "out").exists()
 
@@ -189,18 +202,24 @@ def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(
     ],
 )
 def test_wrong_options_are_one_line_and_code_2(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    message: str,
+    engine: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(lambda: main([*START, *options])) == 2
+    assert run(lambda: main([*START, *engine, *options])) == 2
     assert message in error_of(capsys)
 
 
 def test_a_machine_without_a_gpu_is_told_the_way_out(
-    painted: ScenesPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: tuple[str, str],
+    painted: ScenesPaths,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert call(painted, tmp_path / "out", {"MODEL.DEVICE": "cuda"}) == 2
+    assert call(painted, tmp_path / "out", {"MODEL.DEVICE": "cuda"}, engine) == 2
     assert "MODEL.DEVICE cpu" in error_of(capsys)
     assert not (tmp_path / "out").exists()
 
@@ -256,6 +275,32 @@ def test_eval_only_scores_a_checkpoint_and_adds_no_row(
     assert found == (finished / "predictions.json").read_bytes()
     assert not (tmp_path / "out" / "results.jsonl").exists()
     assert not (tmp_path / "out" / "model_final.pth").exists()
+
+
+@pytest.mark.parametrize("scheme", ["voc", "coco"])
+def test_own_data_is_named_in_the_yaml(
+    scheme: str, engine: tuple[str, str], painted: ScenesPaths, tmp_path: Path
+) -> None:
+    names = {
+        "voc": (painted.voc_train, painted.voc_test, "False"),
+        "coco": (painted.train, painted.test, "True"),
+    }
+    train, test, masks = names[scheme]
+    config = tmp_path / "own.yaml"
+    config.write_text(
+        f"_BASE_: {CONFIG}\nMODEL: {{MASK_ON: {masks}}}\n"
+        f"DATASETS:\n  TRAIN: ['{train}']\n  TEST: ['{test}']\n"
+    )
+    keys = {k: v for k, v in KEYS.items() if not k.startswith("DATASETS.")}
+    keys |= {"SOLVER.MAX_ITER": "1", "OUTPUT_DIR": str(tmp_path / "out")}
+    if scheme == "voc":  # the boxes of the first scenes have no striped disk
+        keys["MODEL.ROI_HEADS.NUM_CLASSES"] = "7"
+    options = [text for pair in keys.items() for text in pair]
+    assert run(lambda: main(["--config-file", str(config), *engine, *options])) == 0
+    (row,) = (r.data for r in read_rows([tmp_path / "out" / "results.jsonl"]).rows)
+    assert row["engine"]["name"] == engine[1] and row["config_name"] == "own"
+    assert (row["dataset"]["train_uri"], row["dataset"]["test_uri"]) == (train, test)
+    assert ("voc" in row["metrics"]) == (scheme == "voc")
 
 
 def test_one_broken_image_among_many_is_skipped_with_a_warning_and_strict_refuses(
