@@ -18,7 +18,27 @@ EXPECTED = {
     "voc_2007_trainval": 5011,
     "voc_2007_test": 4952,
     "voc_2012_trainval": 11540,
+    "keypoints_coco_2017_train": 118287,
+    "keypoints_coco_2017_val": 5000,
+    "cityscapes_fine_instance_seg_train": 2975,
+    "cityscapes_fine_instance_seg_val": 500,
 }
+COCO_2017 = ("coco/train2017", "coco/val2017")
+# name -> (json, folders that its images are in), below $DETECTRON2_DATASETS
+LISTED = {
+    **{name: (json_file, (images,)) for name, (json_file, images) in BUILTIN_COCO.items()},
+    "keypoints_coco_2017_train": (
+        "coco/annotations/person_keypoints_train2017.json",
+        ("coco/train2017",),
+    ),
+    "keypoints_coco_2017_val": (
+        "coco/annotations/person_keypoints_val2017.json",
+        ("coco/val2017",),
+    ),
+    "lvis_v0.5_train": ("lvis/lvis_v0.5_train.json", COCO_2017),
+    "lvis_v0.5_val": ("lvis/lvis_v0.5_val.json", COCO_2017),
+}
+CITYSCAPES = {f"cityscapes_fine_instance_seg_{split}": split for split in ("train", "val")}
 # A checkpoint of an R50 detector with its momentum is about 0.35 GB (44 million parameters of
 # 4 bytes, twice), and a 2x schedule leaves 36 of them.
 ROOM_GB = 15.0
@@ -37,8 +57,13 @@ def check_datasets(root: Path | None = None) -> Iterator[Finding]:
         )
         return
     absent = []
-    for name in (*BUILTIN_COCO, *BUILTIN_VOC):
-        finding = check_coco(name, root) if name in BUILTIN_COCO else check_voc(name, root)
+    checks = {
+        **dict.fromkeys(LISTED, check_listed),
+        **dict.fromkeys(BUILTIN_VOC, check_voc),
+        **dict.fromkeys(CITYSCAPES, check_cityscapes),
+    }
+    for name, check in checks.items():
+        finding = check(name, root)
         if finding is None:
             absent.append(name)
         else:
@@ -47,17 +72,18 @@ def check_datasets(root: Path | None = None) -> Iterator[Finding]:
         yield Finding(NOTE, f"not under {shown}: {', '.join(absent)}")
 
 
-def check_coco(name: str, root: Path) -> Finding | None:
-    """The annotation file and as many images as it lists."""
-    json_file, images = (root / part for part in BUILTIN_COCO[name])
-    if not json_file.is_file():
+def check_listed(name: str, root: Path) -> Finding | None:
+    """A json of COCO's form and as many images as it lists."""
+    json_file, folders = LISTED[name]
+    if not (root / json_file).is_file():
         return None
-    listed = count_text(json_file, b'"file_name"')
-    found = count_files(images)
+    listed = count_text(root / json_file, b'"file_name"')
+    found = sum(count_files(root / folder) for folder in folders)
     if found < listed:
+        images = " and ".join(str(root / folder) for folder in folders)
         return Finding(
             FAULT,
-            f"{name}: {json_file.name} lists {listed:,} images, {images} holds {found:,}",
+            f"{name}: {Path(json_file).name} lists {listed:,} images, {images} holds {found:,}",
             "download the images again and unpack all of them",
         )
     return counted(name, listed)
@@ -81,6 +107,29 @@ def check_voc(name: str, root: Path) -> Finding | None:
             "unpack the archive of this year again",
         )
     return counted(name, len(ids))
+
+
+def check_cityscapes(name: str, root: Path) -> Finding | None:
+    """The images of a split, each with the outlines of its objects."""
+    split = CITYSCAPES[name]
+    images, outlines = (
+        {file.name.removesuffix(end) for file in (root / "cityscapes" / part).glob(f"*/*{end}")}
+        for part, end in (
+            (f"leftImg8bit/{split}", "_leftImg8bit.png"),
+            (f"gtFine/{split}", "_gtFine_polygons.json"),
+        )
+    )
+    if not images and not outlines:
+        return None
+    alone = sorted(images ^ outlines)
+    if alone:
+        return Finding(
+            FAULT,
+            f"{name}: {len(alone):,} of {len(images | outlines):,} images lack their PNG or their "
+            f"outlines, {alone[0]} first",
+            "unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip again",
+        )
+    return counted(name, len(images))
 
 
 def counted(name: str, number: int) -> Finding:

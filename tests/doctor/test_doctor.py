@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from moco_det import zoo
+from moco_det.config import load_yaml
 from moco_det.doctor import FAULT, NOTE, OK, Finding, engines, examine, hardware, packages, storage
 from moco_det_tools.doctor import main
 from moco_det_tools.entry import run
@@ -159,6 +161,41 @@ def test_data_sets_are_found_with_counts_and_a_hole_is_a_fault(
     assert "lists 3 images" in found["coco_2017_val"].what and "2" in found["coco_2017_val"].what
     (absent,) = [f for f in found.values() if f.level == NOTE]
     assert "coco_2017_train" in absent.what and "voc_2007_train," not in absent.what
+
+
+def test_data_of_the_tasks_for_detectron2_alone_is_found_too(tmp_path: Path) -> None:
+    city = tmp_path / "cityscapes"
+    for split, names in {"train": ("a", "b"), "val": ("c",)}.items():
+        for name in names:
+            for file in (
+                city / "leftImg8bit" / split / "ulm" / f"{name}_leftImg8bit.png",
+                city / "gtFine" / split / "ulm" / f"{name}_gtFine_polygons.json",
+            ):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+    (city / "gtFine" / "train" / "ulm" / "b_gtFine_polygons.json").unlink()
+    for name in ("lvis/lvis_v0.5_val.json", "coco/annotations/person_keypoints_val2017.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text('{"images": [{"file_name": "1"}, {"file_name": "2"}]}')
+    for name in ("train2017/1.jpg", "val2017/2.jpg"):  # LVIS draws on both folders of COCO
+        (tmp_path / "coco" / name).parent.mkdir()
+        (tmp_path / "coco" / name).touch()
+    found = {f.what.split(":")[0]: f for f in storage.check_datasets(tmp_path)}
+    assert found["lvis_v0.5_val"] == Finding(OK, "lvis_v0.5_val: 2 images")
+    keypoints = found["keypoints_coco_2017_val"]
+    assert keypoints.level == FAULT and "lists 2 images" in keypoints.what
+    train, val = (found[f"cityscapes_fine_instance_seg_{split}"] for split in ("train", "val"))
+    assert train.level == FAULT and "1 of 2 images lack" in train.what and "b first" in train.what
+    assert val.level == FAULT and "its maker counts 500" in val.what
+
+
+def test_every_data_set_of_the_configs_is_looked_for() -> None:
+    looked_for = {*storage.LISTED, *storage.BUILTIN_VOC, *storage.CITYSCAPES}
+    named = set()
+    for name in zoo.names():
+        data = load_yaml(zoo.get_config_file(name))["DATASETS"]
+        named |= {*data["TRAIN"], *data["TEST"]}
+    assert len(named) == 11 and named <= looked_for
 
 
 def test_a_split_shorter_than_its_maker_counts_is_a_fault() -> None:
