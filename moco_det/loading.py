@@ -80,6 +80,12 @@ def load_initial_weights(
     expected = backbone_names(model)
     if path == "":
         return Loaded(0, len(expected), new_layers(model), None, None)
+    if "://" in path:
+        name = path.rsplit("/", 1)[-1]
+        raise InputError(
+            f"MODEL.WEIGHTS {path} is an address, and weights are read from disk alone: download "
+            f"it, then python tools/convert_weights.py {name} weights/{Path(name).stem}.pkl"
+        )
     file = Path(path)
     if file.suffix in (".pth", ".pt"):
         state = read_checkpoint(file)

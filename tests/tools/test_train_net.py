@@ -134,6 +134,11 @@ def missing_weights(folder: Path, painted: ScenesPaths) -> dict[str, str]:
     return {"MODEL.WEIGHTS": str(folder / "bad.pkl")}
 
 
+def weights_at_an_address(folder: Path, painted: ScenesPaths) -> dict[str, str]:
+    """As detectron2's own configs name them."""
+    return {"MODEL.WEIGHTS": "detectron2://ImageNetPretrained/MSRA/R-50.pkl"}
+
+
 def empty_weights(folder: Path, painted: ScenesPaths) -> dict[str, str]:
     (folder / "bad.pkl").write_bytes(b"")
     return {"MODEL.WEIGHTS": str(folder / "bad.pkl")}
@@ -172,6 +177,7 @@ BAD: dict[Spoil, str] = {
     wrong_number_of_classes: "MODEL.ROI_HEADS.NUM_CLASSES is 80",
     no_such_device: "MODEL.DEVICE is 'tpu'",
     missing_weights: "bad.pkl does not exist",
+    weights_at_an_address: "convert_weights.py R-50.pkl weights/R-50.pkl",
     empty_weights: "bad.pkl is empty",
     weights_that_are_none: "bad.pth",
     weights_of_another_architecture: "bad.pkl does not fit this model",
