@@ -12,6 +12,7 @@ import torch
 import torchvision
 
 from moco_det import zoo
+from moco_det.data.scenes import ScenesPaths
 from moco_det.loading import backbone_names
 from moco_det.weights import convert, load_backbone
 
@@ -20,10 +21,10 @@ pytestmark = pytest.mark.detectron2
 
 from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.config import CfgNode, get_cfg  # noqa: E402
-from detectron2.engine import DefaultPredictor  # noqa: E402
+from detectron2.engine import DefaultPredictor, DefaultTrainer  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 
-from moco_det.plugin import add_moco_det_config  # noqa: E402
+from moco_det.plugin import add_moco_det_config, register_dataset  # noqa: E402
 
 # what shrinks a paper's run to a test's; all keys are detectron2's own
 SMALL = [
@@ -91,6 +92,31 @@ print(type(build_model(cfg).roi_heads).__name__)
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True
     )
     assert done.stdout.splitlines()[-1] == "Res5ROIHeadsExtraNorm"
+
+
+def test_detectron2s_own_trainer_trains_a_config_of_ours_and_its_predictor_opens_the_result(
+    scenes: ScenesPaths, tmp_path: Path
+) -> None:
+    cfg = config("voc_R50_C4_24k_random")
+    train, test = (register_dataset(name) for name in (scenes.voc_train, scenes.voc_test))
+    assert len(train) == 12 and len(test) == 4
+    small = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+    small += ["MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8]
+    small += ["INPUT.MIN_SIZE_TRAIN", (64,), "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2]
+    small += ["SOLVER.STEPS", (), "TEST.PRECISE_BN.NUM_ITER", 1, "DATALOADER.NUM_WORKERS", 0]
+    small += ["DATASETS.TRAIN", (scenes.voc_train,), "DATASETS.TEST", ()]
+    cfg.merge_from_list([*small, "OUTPUT_DIR", str(tmp_path)])
+    trainer = DefaultTrainer(cfg)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.train()
+    after = trainer.model.state_dict()
+    norm = "roi_heads.res5.norm.weight"  # ours alone, so ours was trained
+    assert not torch.equal(before[norm], after[norm].cpu())
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    predictor = DefaultPredictor(cfg)
+    assert torch.equal(predictor.model.state_dict()[norm], after[norm])
+    image = np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
+    assert len(predictor(image)["instances"]) <= 5
 
 
 def test_a_head_without_a_norm_is_refused() -> None:
