@@ -7,7 +7,8 @@ folders of these names with photographs of your own. For each config of configs/
 both engines start from one file and train on the same photographs, all of them in every batch,
 every anchor a proposal and every proposal sampled, without flips: nothing is drawn, so whatever
 differs is a difference of the engines or rounding. Images are small, heads and schedule are the
-config's. A run that is there already in the output folder is not made again.
+config's. Each engine also scores the detector that the other trained. A run that is there already
+in the output folder is not made again.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import json
 import os
 import subprocess
 import sys
+from ast import literal_eval
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from moco_det.data.atomic import write_text
 from moco_det.data.catalog_names import coco_uri, voc_uri
 from moco_det.errors import InputError
 from moco_det.results import read_rows
+from moco_det.scoring import score
 from moco_det.standalone import build_detector
 from moco_det_tools.entry import run
 
@@ -71,13 +74,20 @@ ANCHORS = {"MODEL.ANCHOR_GENERATOR.SIZES": "[[64]]", "MODEL.ROI_BOX_HEAD.POOLER_
 PYRAMID = {"MODEL.ANCHOR_GENERATOR.SIZES": "[[16], [32], [64], [128], [256]]"}
 
 
+Metrics = dict[str, dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class Run:
-    """What a run left: the losses of every iteration, the metrics of its row, its detections."""
+    """What a run left: the losses of every iteration, the metrics of its row, its detections.
+
+    `elsewhere` are the metrics of the same detector on the other engine.
+    """
 
     losses: list[dict[str, float]]
-    metrics: dict[str, dict[str, Any]]
+    metrics: Metrics
     detections: list[dict[str, Any]]
+    elsewhere: Metrics | None = None
 
 
 def photographs(stem: str, samples: Path, folder: Path, number: int) -> str:
@@ -173,18 +183,35 @@ def read_run(output: Path) -> Run:
 
 
 def train(engine: str, file: str, keys: dict[str, str], output: Path) -> Run:
-    """The run of an engine, by the tool; its bar is on the terminal, the rest in a log."""
+    """The run of an engine, by the tool."""
     if not (output / "results.jsonl").is_file():
-        output.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(TOOL), "--engine", engine, "--config-file", file]
         resume = ["--resume"] if (output / "last_checkpoint").is_file() else []
-        options = arguments({**keys, "OUTPUT_DIR": str(output)})
-        print(f"{output.parent.name} on {engine}", file=sys.stderr)
-        with open(output.parent / f"{engine}.log", "w", encoding="utf-8") as log:
-            code = subprocess.call([*command, *resume, *options], stdout=log)
-        if code:
-            raise InputError(f"{engine} ended with {code}: {log.name} says why")
+        call_tool(engine, file, keys, output, *resume)
     return read_run(output)
+
+
+def score_elsewhere(engine: str, file: str, keys: dict[str, str], weights: Path) -> Metrics:
+    """The metrics of a detector that the other engine trained."""
+    output = weights.parent.with_name(f"{weights.parent.name}_by_{engine}")
+    if not (output / "predictions.json").is_file():
+        call_tool(engine, file, {**keys, "MODEL.WEIGHTS": str(weights)}, output, "--eval-only")
+    rows = json.loads((output / "predictions.json").read_text(encoding="utf-8"))
+    (name,) = literal_eval(keys["DATASETS.TEST"])
+    metrics: Metrics = score(load_dataset(name), rows, with_masks="coco" in Path(file).stem)
+    return metrics
+
+
+def call_tool(engine: str, file: str, keys: dict[str, str], output: Path, *options: str) -> None:
+    """tools/train_net.py: its bar is on the terminal, the rest in a log beside the output."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(TOOL), "--engine", engine, "--config-file", file, *options]
+    print(f"{output.parent.name}: {output.name}", file=sys.stderr)
+    with open(output.with_suffix(".log"), "w", encoding="utf-8") as log:
+        code = subprocess.call(
+            [*command, *arguments({**keys, "OUTPUT_DIR": str(output)})], stdout=log
+        )
+    if code:
+        raise InputError(f"{engine} ended with {code}: {log.name} says why")
 
 
 def start_of(
@@ -204,37 +231,53 @@ def both(stem: str, samples: Path, output: Path, *, number: int, iterations: int
     """A stem's run on each engine."""
     folder = output / f"{stem}_{number}x{iterations}"
     file, keys = start_of(stem, samples, folder, number=number, iterations=iterations)
-    return {engine: train(engine, file, keys, folder / engine) for engine in ENGINES}
+    runs = {engine: train(engine, file, keys, folder / engine) for engine in ENGINES}
+    return {
+        engine: replace(
+            runs[engine],
+            elsewhere=score_elsewhere(other, file, keys, folder / engine / "model_final.pth"),
+        )
+        for engine, other in zip(ENGINES, reversed(ENGINES), strict=True)
+    }
 
 
 def report(runs: dict[str, dict[str, Run]], shown: int = 20) -> str:
-    """Two markdown tables: total losses of the first iterations, and AP with what differs."""
+    """Markdown tables: total losses of the first iterations; AP on either engine."""
     heads = [f"{stem} {engine}" for stem in runs for engine in ENGINES]
     lines = [f"| iteration | {' | '.join(heads)} |", "|--:|" + "--:|" * len(heads)]
     steps = min(shown, *(len(run.losses) for pair in runs.values() for run in pair.values()))
     for step in range(steps):
         cells = [pair[e].losses[step]["total_loss"] for pair in runs.values() for e in ENGINES]
         lines.append(f"| {step} | {' | '.join(f'{cell:.4f}' for cell in cells)} |")
+    lines.append("")
+    lines += [
+        f"{stem}: total losses differ by at most {largest_difference(pair, min(5, steps)):.1e} of "
+        f"themselves in the first 5 iterations, {largest_difference(pair, steps):.1e} in {steps}."
+        for stem, pair in runs.items()
+    ]
     keys = ("AP", "AP50")
-    columns = [f"{key} {engine}" for key in keys for engine in ENGINES]
-    lines += ["", f"| config | iterations | ruler | {' | '.join(columns)} | losses differ by |"]
-    lines.append("|---|--:|---|" + "--:|" * (len(columns) + 1))
+    columns = [f"{key} on {engine}" for key in keys for engine in ENGINES]
+    lines += ["", f"| config | trained on | iterations | ruler | {' | '.join(columns)} |"]
+    lines.append("|---|---|--:|---|" + "--:|" * len(columns))
     for stem, pair in runs.items():
-        ours, theirs = (pair[engine] for engine in ENGINES)
-        for ruler in ours.metrics:
-            values = [pair[e].metrics[ruler][key] for key in keys for e in ENGINES]
-            cells = ["-" if value is None else f"{value:.2f}" for value in values]
-            lines.append(
-                f"| {stem} | {len(ours.losses)} | {ruler} | {' | '.join(cells)} | "
-                f"{largest_difference(ours, theirs, steps):.1e} |"
-            )
+        for engine, one in pair.items():
+            for ruler, own in one.metrics.items():
+                other = (one.elsewhere or {}).get(ruler, {})
+                tables = [own if e == engine else other for e in ENGINES]
+                values = [table.get(key) for key in keys for table in tables]
+                cells = ["-" if value is None else f"{value:.2f}" for value in values]
+                where = f"{stem} | {engine} | {len(one.losses)} | {ruler}"
+                lines.append(f"| {where} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def largest_difference(ours: Run, theirs: Run, steps: int) -> float:
+def largest_difference(pair: dict[str, Run], steps: int) -> float:
     """The largest relative difference of any total loss of the first iterations."""
-    pairs = zip(ours.losses[:steps], theirs.losses[:steps], strict=True)
-    return max(abs(a["total_loss"] - b["total_loss"]) / b["total_loss"] for a, b in pairs)
+    ours, theirs = (pair[engine].losses[:steps] for engine in ENGINES)
+    return max(
+        abs(a["total_loss"] - b["total_loss"]) / b["total_loss"]
+        for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def parser() -> argparse.ArgumentParser:

@@ -46,13 +46,16 @@ def test_losses_detections_and_ap_are_the_same(
 
 
 def made(first: float, ap: float | None) -> Run:
-    return Run([{"total_loss": first}, {"total_loss": 2.0}], {"voc": {"AP": ap, "AP50": 4.0}}, [])
+    losses = [{"total_loss": first}, {"total_loss": 2.0}]
+    return Run(losses, {"voc": {"AP": ap, "AP50": 4.0}}, [], {"voc": {"AP": 6.0, "AP50": 7.0}})
 
 
 def test_the_tables_have_both_engines_beside_each_other() -> None:
     text = report({"voc_x": {"standalone": made(1.01, None), "detectron2": made(1.0, 3.0)}})
     assert "| 0 | 1.0100 | 1.0000 |" in text and "| 1 | 2.0000 | 2.0000 |" in text
-    assert "| voc_x | 2 | voc | - | 3.00 | 4.00 | 4.00 | 1.0e-02 |" in text
+    assert "voc_x: total losses differ by at most 1.0e-02" in text
+    assert "| voc_x | standalone | 2 | voc | - | 6.00 | 4.00 | 7.00 |" in text
+    assert "| voc_x | detectron2 | 2 | voc | 6.00 | 3.00 | 7.00 | 4.00 |" in text
 
 
 def test_a_folder_without_the_samples_is_refused_by_name(tmp_path: Path) -> None:
