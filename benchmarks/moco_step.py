@@ -1,0 +1,211 @@
+"""Images a second through a MoCo step: written as the original is, ours, and the networks alone.
+
+    python benchmarks/moco_step.py [--arch resnet50] [--size 224] [--batch 32] [--device cpu]
+
+The reference is Algorithm 1 of the MoCo paper as its released code spells it out: float32,
+channels first, a loop over parameters for the momentum update, a cloned queue. Ours is the step
+of pretrain/loop.py in the precision named. "networks alone" are forward and backward of the query
+encoder and forward of the key encoder in that same precision and layout, with nothing around
+them: what a step cannot beat. All take turns in one process; a ratio is taken within a round.
+On a CPU the seconds are those that the processor spent, so that other work counts little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from moco_det_tools.entry import run
+from pretrain import augment
+from pretrain.config import load_config
+from pretrain.device import pick_device
+from pretrain.encoders import ARCHITECTURES, Encoder
+from pretrain.methods import Batch, build_method
+
+Step = Callable[[], Tensor]
+DIM, NEGATIVES, MOMENTUM, TEMPERATURE = 128, 65536, 0.999, 0.2
+
+
+class PlainMoCo:
+    """MoCo as one writes it down: no care for memory layout or the number of small operations."""
+
+    def __init__(self, arch: str, device: torch.device) -> None:
+        self.query = Encoder(arch, head="mlp", dim=DIM).to(device).train()
+        self.key = copy.deepcopy(self.query)
+        for parameter in self.key.parameters():
+            parameter.requires_grad = False
+        self.queue = F.normalize(torch.randn(DIM, NEGATIVES, device=device), dim=0)  # C x K
+        self.pointer = 0
+        self.optimizer = torch.optim.SGD(
+            self.query.parameters(), 0.03, momentum=0.9, weight_decay=1e-4, foreach=False
+        )
+
+    def step(self, view_q: Tensor, view_k: Tensor) -> Tensor:
+        """One step on normalised float32 views [N, 3, S, S]."""
+        q = F.normalize(self.query(view_q), dim=1)
+        with torch.no_grad():
+            for pair in zip(self.query.parameters(), self.key.parameters(), strict=True):
+                pair[1].data = pair[1].data * MOMENTUM + pair[0].data * (1.0 - MOMENTUM)
+            order = torch.randperm(len(view_k), device=view_k.device)
+            k = F.normalize(self.key(view_k[order]), dim=1)[torch.argsort(order)]
+        positive = torch.einsum("nc,nc->n", [q, k]).unsqueeze(-1)
+        negative = torch.einsum("nc,ck->nk", [q, self.queue.clone().detach()])
+        logits = torch.cat([positive, negative], dim=1) / TEMPERATURE
+        loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.queue[:, self.pointer : self.pointer + len(k)] = k.T
+        self.pointer = (self.pointer + len(k)) % NEGATIVES
+        return loss.detach()
+
+
+def reference(pixels: Tensor, *, arch: str, device: torch.device) -> Step:
+    """The plain step, on views that its loader has normalised already."""
+    plain = PlainMoCo(arch, device)
+    mean, std = (
+        torch.tensor(values, device=device)[:, None, None]
+        for values in (augment.IMAGE_MEAN, augment.IMAGE_STD)
+    )
+    views = [
+        ((view.permute(0, 3, 1, 2).float() / 255 - mean) / std).contiguous()
+        for view in pixels.unbind(dim=1)
+    ]
+    return lambda: plain.step(*views)
+
+
+def ours(
+    pixels: Tensor, *, arch: str, device: torch.device, bfloat16: bool, compiled: bool
+) -> Step:
+    """Our step from uint8 pixels [N, V, S, S, 3] on."""
+    pairs = {"ENCODER.ARCH": arch, "ENCODER.HEAD": "mlp", "MOCO.K": NEGATIVES, "SOLVER.MAX_ITER": 1}
+    cfg = load_config(None, [str(part) for pair in pairs.items() for part in pair])
+    method = build_method(cfg, images=None, classes=None, bfloat16=bfloat16)
+    method.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    if compiled:
+        for child in method.children():
+            if isinstance(child, Encoder):
+                child.trunk.compile()
+    optimizer = torch.optim.SGD(
+        [p for p in method.parameters() if p.requires_grad],
+        0.03,
+        momentum=0.9,
+        weight_decay=1e-4,
+        fused=True,
+    )
+    numbers = torch.arange(len(pixels), device=device)
+
+    def step() -> Tensor:
+        batch = Batch(tuple(augment.normalise(view) for view in pixels.unbind(dim=1)), numbers)
+        outcome = method(batch, method.prepare(batch))
+        optimizer.zero_grad(set_to_none=True)
+        outcome.loss.backward()
+        optimizer.step()
+        method.after_step(numbers, outcome.features)
+        return outcome.loss.detach()
+
+    return step
+
+
+def networks(pixels: Tensor, *, arch: str, device: torch.device, bfloat16: bool) -> Step:
+    """Forward and backward of one trunk and forward of another."""
+    query, key = (
+        ARCHITECTURES[arch](nn.BatchNorm2d).to(device).to(memory_format=torch.channels_last).train()
+        for _ in range(2)
+    )
+    views = [augment.normalise(view) for view in pixels.unbind(dim=1)]
+
+    def step() -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            with torch.no_grad():
+                key(views[1])
+            total = query(views[0]).float().sum()
+        for parameter in query.parameters():
+            parameter.grad = None
+        total.backward()
+        return total.detach()
+
+    return step
+
+
+def rate(step: Step, images: int, seconds: float, device: torch.device) -> float:
+    """Images a second over whole steps that take at least so long."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    count, start = 0, clock()
+    while True:
+        step()
+        count += images
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        spent = clock() - start
+        if spent >= seconds:
+            return count / spent
+
+
+def table(rates: dict[str, list[float]]) -> list[str]:
+    """A line a contender: the median rate, its ratio to the first and to the last of the round."""
+    first, last = list(rates)[0], list(rates)[-1]
+    lines = [f"{'':26}{'images/s':>10}{'to ' + first:>16}{'to ' + last:>20}"]
+    for name, values in rates.items():
+        to_first, to_last = (
+            statistics.median(a / b for a, b in zip(values, rates[other], strict=True))
+            for other in (first, last)
+        )
+        median = statistics.median(values)
+        lines.append(f"{name:26}{median:10.2f}{to_first:16.2f}{to_last:20.2f}")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, measure in turn, print the table."""
+    p = argparse.ArgumentParser(description="MoCo steps, images/s, in turn.")
+    p.add_argument("--arch", default="resnet50", choices=sorted(ARCHITECTURES))
+    p.add_argument("--size", type=int, default=224)
+    p.add_argument("--batch", type=int, default=16, help="images a step")
+    p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    p.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"])
+    p.add_argument("--threads", type=int, default=0, help="of the CPU (default: torch's choice)")
+    p.add_argument("--compile", action="store_true", help="torch.compile in our step")
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--seconds", type=float, default=5.0, help="of one contender in one round")
+    args = p.parse_args(argv)
+    device = pick_device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    shape = (args.batch, 2, args.size, args.size, 3)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
+    bfloat16 = args.precision == "bfloat16"
+    contenders = {
+        "reference": reference(pixels, arch=args.arch, device=device),
+        f"ours, {args.precision}": ours(
+            pixels, arch=args.arch, device=device, bfloat16=bfloat16, compiled=args.compile
+        ),
+        "networks alone": networks(pixels, arch=args.arch, device=device, bfloat16=bfloat16),
+    }
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(f"torch {torch.__version__}, {where}, {torch.get_num_threads()} threads, {args.arch} at "
+          f"{args.size} px, batch {args.batch}")  # fmt: skip
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    with tqdm(total=(args.rounds + 1) * len(contenders), desc="measuring") as bar:
+        for number in range(args.rounds + 1):
+            for name, step in contenders.items():
+                seconds = args.seconds if number else 0.0  # the first round warms up
+                found = rate(step, args.batch, seconds, device)
+                if number:
+                    rates[name].append(found)
+                bar.update()
+    print("\n".join(table(rates)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
