@@ -248,6 +248,14 @@ def test_a_header_opens_with_what_number_cost_and_a_command_for_this_file(file: 
     assert weights == "" or header(file, "Weights").endswith(f" {weights}")
 
 
+def test_the_page_on_configs_names_every_stem_and_arm() -> None:
+    text = (CONFIGS.parent / "docs" / "configs.md").read_text(encoding="utf-8")
+    for stem in STEMS:
+        start, _, schedule = stem.rpartition("_")
+        assert f"| `{stem}` |" in text or (f"`{start}_1x`" in text and f"`_{schedule}`" in text)
+    assert {arm for arm in ARMS if f"| `{arm}` |" in text} == EIGHT
+
+
 @pytest.fixture(scope="module")
 def shapes() -> dict[str, dict[str, tuple[int, ...]]]:
     """Names and shapes of the parameters of one detector for each distinct architecture."""
