@@ -27,6 +27,7 @@ EVERY = {
     "end_to_end": ["METHOD", "end_to_end"],
     "memory_bank": ["METHOD", "memory_bank", "MEMORY_BANK.K", "16"],
     "nce": ["METHOD", "inst_disc", "INST_DISC.K", "16", "INST_DISC.Z_MOMENTUM", "0.9"],
+    "skip": ["METHOD", "inst_disc", "INST_DISC.K", "16", "BANK.SKIP_UNSEEN", "True"],
     "softmax": ["METHOD", "inst_disc", "INST_DISC.LOSS", "softmax", "INST_DISC.PROXIMAL", "1.0"],
     "parametric": ["METHOD", "inst_disc", "INST_DISC.LOSS", "parametric"],
     "supervised": ["METHOD", "supervised"],
@@ -183,3 +184,19 @@ def test_other_images_are_refused(
     other = load_config(QUICK, [*pairs, "DATA.PATH", str(class_folders / "cat")])
     with pytest.raises(InputError, match="trained with 24 images and DATA.PATH .* has 12"):
         train.train(other, resume=True)
+
+
+def test_another_config_is_refused_but_for_what_does_not_teach(
+    tiny: list[str], class_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [*tiny, "CHECKPOINT_EVERY", "1"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(load_config(QUICK, pairs))
+    other = load_config(QUICK, [*pairs, "SOLVER.LR", "0.5"])
+    with pytest.raises(InputError, match=r"another config: SOLVER.LR \(0.06 then, 0.5 now\)"):
+        train.train(other, resume=True)
+    knn = ["KNN.TRAIN", str(class_folders), "KNN.TEST", str(class_folders), "KNN.EVERY", "1"]
+    path = train.train(load_config(QUICK, [*pairs, "KNN.SIZE", "32", *knn]), resume=True)
+    assert any("knn_accuracy" in row for row in records(path.parent))
