@@ -252,7 +252,7 @@ def test_the_page_on_configs_names_every_stem_and_arm() -> None:
     text = (CONFIGS.parent / "docs" / "configs.md").read_text(encoding="utf-8")
     for stem in STEMS:
         start, _, schedule = stem.rpartition("_")
-        assert f"| `{stem}` |" in text or (f"`{start}_1x`" in text and f"`_{schedule}`" in text)
+        assert f"| `{stem}`" in text or (f"`{start}_1x`" in text and f"`_{schedule}`" in text)
     assert {arm for arm in ARMS if f"| `{arm}` |" in text} == EIGHT
 
 
