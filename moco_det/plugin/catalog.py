@@ -23,10 +23,9 @@ from moco_det.data import (
 )
 from moco_det.data.catalog_names import parse_uri
 from moco_det.errors import InputError
+from moco_det.plugin.their_packages import let_detectron2_find_cityscapes
 from moco_det.runs import CHECK_LIMIT, check_classes_of_config
 
-# Python package that detectron2's reader of a data set needs -> how it is installed.
-READERS = {"lvis": "pip install lvis", "cityscapesscripts": "pip install cityscapesscripts"}
 # Names, flip pairs and drawing rules of COCO's 17 keypoints of a person.
 KEYPOINTS_OF = "keypoints_coco_2017_val"
 
@@ -66,11 +65,14 @@ def read(name: str, *, keypoints: bool) -> DetectionDataset:
             "coco_2017_train, keypoints_coco_2017_train, lvis_v0.5_train, "
             "cityscapes_fine_instance_seg_train; your own is coco://FILE.json?images=DIR"
         )
+    if name.startswith("cityscapes_"):
+        let_detectron2_find_cityscapes()
     try:
         rows = DatasetCatalog.get(name)
     except ImportError as error:
-        needed = next((READERS[word] for word in READERS if word in str(error)), str(error))
-        raise InputError(f"data set {name} needs a package for its files: {needed}") from error
+        needed = (error.name or "").partition(".")[0]
+        way = f"pip install {needed}" if needed else str(error)
+        raise InputError(f"data set {name} needs a package for its files: {way}") from error
     except (OSError, AssertionError, KeyError, ValueError) as error:
         raise InputError(
             f"data set {name} cannot be read ({type(error).__name__}: {error}): detectron2 looks "

@@ -21,6 +21,10 @@ from detectron2.evaluation import (
 from torch import nn
 
 from moco_det.errors import InputError
+from moco_det.plugin.their_packages import (
+    cityscapes_without_files,
+    numpy_as_their_scorers_know_it,
+)
 from moco_det.results import AP_KEYS
 
 # metadata.evaluator_type -> the evaluator that detectron2's own train_net takes for it
@@ -48,7 +52,8 @@ def score_by_detectron2(cfg: CfgNode, model: nn.Module, name: str, output: Path)
     folder = output / "inference"
     kind = MetadataCatalog.get(name).evaluator_type
     evaluator = EVALUATORS[kind](name, str(folder))
-    found = inference_on_dataset(model, build_detection_test_loader(cfg, name), evaluator)
+    with numpy_as_their_scorers_know_it(), cityscapes_without_files():
+        found = inference_on_dataset(model, build_detection_test_loader(cfg, name), evaluator)
     if not found:
         return {}
     for file in PREDICTIONS:
@@ -66,7 +71,8 @@ def to_metrics(found: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         table: dict[str, Any] = {key: None for key in AP_KEYS}
         classes = {}
         for key, value in values.items():
-            number = None if value is None or value != value else float(value)
+            # undefined is NaN for COCO's scorer and -1, times 100, for that of LVIS
+            number = float(value) if value is not None and value >= 0 else None
             if key.startswith("AP-"):
                 classes[key.removeprefix("AP-")] = number
             else:

@@ -108,13 +108,15 @@ def test_both_rulers_give_the_same_ap_of_one_model(
 
 
 def test_what_was_not_measured_is_null_and_classes_are_apart() -> None:
-    found = {"segm": {"AP": 12.5, "AP50": 30.0, "AP-car": math.nan, "AP-bus": 3.0}}
+    # LVIS says -100 where there are no such objects
+    found = {"segm": {"AP": 12.5, "AP50": 30.0, "APr": -100.0, "AP-car": math.nan, "AP-bus": 3.0}}
     assert to_metrics(found) == {
         "bbox": {"AP": None, "AP50": None, "AP75": None},
         "segm": {
             "AP": 12.5,
             "AP50": 30.0,
             "AP75": None,
+            "APr": None,
             "per_class": {"car": None, "bus": 3.0},
         },
     }
