@@ -14,7 +14,7 @@ import numpy.typing as npt
 from moco_det.scoring.arrays import Bools, Ints
 
 # Characters looked at in one go: their arrays stay in the cache, which makes it twice as fast.
-CHUNK = 2**16
+CHUNK = 2**15
 
 
 def whole_masks(counts: Sequence[str | bytes], pixels: Sequence[int]) -> Bools:
@@ -41,41 +41,41 @@ def whole_masks(counts: Sequence[str | bytes], pixels: Sequence[int]) -> Bools:
 
 def _whole(text: npt.NDArray[np.uint8], size: Ints, pixels: Ints) -> Bools:
     """`whole_masks` of masks whose characters (C,) follow each other, `size` (N,) of each."""
-    code = text.astype(np.int64) - 48
+    code = text - np.uint8(48)  # wraps around: what is below "0" becomes more than 63
     end = np.cumsum(size)
     good = size > 0
     # every character known, the last of a mask the last of its number
     good[good] = code[end[good] - 1] < 32
-    alien = np.flatnonzero((code < 0) | (code > 63))
-    good[np.searchsorted(end, alien, side="right")] = False
-    code, size, pixels = code[np.repeat(good, size)], size[good], pixels[good]
+    good[np.searchsorted(end, np.flatnonzero(code > 63), side="right")] = False
+    if not good.all():
+        code, size, pixels = code[np.repeat(good, size)], size[good], pixels[good]
     if not len(size):
         return good
 
     last = np.flatnonzero(code < 32)  # of each number
     first = np.concatenate(([0], last[:-1] + 1))
-    group = np.arange(len(code)) - np.repeat(first, last - first + 1)
-    # a run has 32 bits, seven groups; with more the shift would leave its 64
-    long = np.flatnonzero(last - first >= 7)
-    value = np.add.reduceat((code & 31) << (5 * np.minimum(group, 7)), first)
-    value -= ((code[last] >> 4) & 1) << (5 * np.minimum(last - first + 1, 8))
+    length = last - first + 1
+    value = (code[first] & 31).astype(np.int64)
+    # Most numbers are one character. A run has 32 bits, seven groups.
+    more = np.flatnonzero(length > 1)
+    for group in range(1, 7):
+        value[more] |= (code[first[more] + group] & 31).astype(np.int64) << (5 * group)
+        more = more[length[more] > group + 1]
+    below = np.flatnonzero(code[last] & 16)
+    value[below] -= 1 << (5 * np.minimum(length[below], 7))
 
     count = np.diff(np.searchsorted(last, np.cumsum(size) - 1, side="right"), prepend=0)
     opens = np.cumsum(count) - count
-    place = np.arange(len(value)) - np.repeat(opens, count)
     owner = np.repeat(np.arange(len(size)), count)
-    # Runs of each parity are sums of the differences; the first run stands apart.
+    # A run is the sum of every second difference up to it; the first run stands apart.
     value[opens], apart = 0, value[opens]
-    runs = np.zeros(len(value), dtype=np.int64)
     for parity in (0, 1):
-        mine = np.flatnonzero(place % 2 == parity)
-        total = np.cumsum(value[mine])
-        before = np.searchsorted(mine, opens, side="left")
-        base = np.concatenate(([0], total))[before]
-        runs[mine] = total - base[owner[mine]]
-    runs[opens] = apart
-    fits = np.add.reduceat(runs, opens) == pixels
-    fits[owner[runs < 0]] = False
-    fits[owner[long]] = False
+        total = np.cumsum(value[parity::2])
+        before = np.concatenate(([0], total))[(opens + 1 - parity) // 2]
+        value[parity::2] = total - before[owner[parity::2]]
+    value[opens] = apart
+    fits = np.add.reduceat(value, opens) == pixels
+    fits[owner[value < 0]] = False
+    fits[owner[more]] = False  # numbers of more than seven groups
     good[good] = fits
     return good
