@@ -95,8 +95,10 @@ print(type(build_model(cfg).roi_heads).__name__)
 
 
 def test_detectron2s_own_trainer_trains_a_config_of_ours_and_its_predictor_opens_the_result(
-    scenes: ScenesPaths, tmp_path: Path
+    scenes: ScenesPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # its logger would stay set up for the tests that follow
+    monkeypatch.setattr("detectron2.engine.defaults.setup_logger", lambda: None)
     cfg = config("voc_R50_C4_24k_random")
     train, test = (register_dataset(name) for name in (scenes.voc_train, scenes.voc_test))
     assert len(train) == 12 and len(test) == 4
