@@ -33,7 +33,7 @@ def test_a_run_leaves_the_checkpoint_of_the_contract(tiny: list[str]) -> None:
     path = train.train(cfg)
     assert path == Path(cfg.OUTPUT_DIR) / "checkpoint.pth"
     content = torch.load(path, weights_only=True)
-    assert (content["format"], content["method"]) == ("moco-det/1", "moco_v2")
+    assert (content["format"], content["method"]) == ("moco-det/1", "moco")
     assert content["arch"] == "resnet18"
     assert content["input"] == {
         "format": "RGB",
