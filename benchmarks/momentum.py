@@ -25,10 +25,10 @@ from pretrain.train import train
 
 SETTINGS = {
     "ENCODER.ARCH": "resnet18",
-    "ENCODER.BN_SPLITS": 4,
+    "ENCODER.BN_SPLITS": 8,
     "MOCO.T": 0.1,
     "AUGMENT.RECIPE": "moco_v2_no_blur",
-    "AUGMENT.SIZE": 32,
+    "AUGMENT.SIZE": 40,
     "AUGMENT.MIN_SCALE": 0.4,
     "DATA.WORKERS": 0,
     "SOLVER.SCHEDULE": "cosine",
@@ -84,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(description="MoCo with several momenta on a tiny problem.")
     p.add_argument("--momenta", type=float, nargs="+", default=[0.0, 0.9, 0.99, 0.999])
     p.add_argument("--steps", type=int, default=400)
-    p.add_argument("--images", type=int, default=1024)
-    p.add_argument("--negatives", type=int, default=512, help="K, the length of the queue")
-    p.add_argument("--head", choices=("fc", "mlp"), default="fc")
-    p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--images", type=int, default=2048)
+    p.add_argument("--negatives", type=int, default=1024, help="K, the length of the queue")
+    p.add_argument("--head", choices=("fc", "mlp"), default="mlp")
+    p.add_argument("--batch", type=int, default=128)
     p.add_argument("--lr", type=float, default=0.06)
     args = p.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
