@@ -120,6 +120,7 @@ def make_plan(
     processes = max(1, gpus)
     if images < 1:
         raise InputError(f"--images {images}: it must be at least 1")
+    data.check_enough(images, cfg.SOLVER.BATCH, "--images: the set")
     share = data.share_of(cfg.SOLVER.BATCH, processes)
     parts = cfg.SOLVER.ACCUMULATE
     bn_splits_per_process(cfg.ENCODER.BN_SPLITS, processes=processes, parts=parts)

@@ -102,6 +102,7 @@ def build_parts(cfg: CfgNode, device: torch.device, bfloat16: bool) -> Parts:
         size=cfg.AUGMENT.SIZE,
         views=VIEWS[cfg.METHOD],
         seed=cfg.SEED,
+        batch=cfg.SOLVER.BATCH,
         shorter_side=cfg.DATA.SHORTER_SIDE,
         cache_mb=cfg.DATA.CACHE_MB,
         images=cfg.DATA.IMAGES,
@@ -232,12 +233,6 @@ def _announce(cfg: CfgNode, parts: Parts) -> None:
     )
     for line in method.notes():
         logger.info("%s", line)
-    if images < batch:
-        logger.warning(
-            "%d images are fewer than SOLVER.BATCH %d: a batch holds images more than once",
-            images,
-            batch,
-        )
     for line in method.warnings(batch=batch, images=images):
         logger.warning("%s", line)
 

@@ -195,7 +195,8 @@ def own_data(args: argparse.Namespace) -> tuple[Plan, DetectionDataset]:
         unlabelled=str(args.output / "unlabelled.txt"),
         detection="quick/own_R18_FPN.yaml",
         pretrain_steps=args.pretrain_steps or 200,
-        pretrain_batch=32,
+        # a batch must not hold an image or a crop twice
+        pretrain_batch=max(8, min(32, len(train_set), train_set.objects)),
         queue=min(512, max(32, len(train_set) // 2)),
         finetune_steps=args.finetune_steps or 80,
         seeds=args.seeds,

@@ -28,7 +28,7 @@ in photo viewers; torchvision's ImageFolder leaves it out.
 from pretrain.data.batches import BatchLoader, RawBatch, collate, make_loader, worker_errors
 from pretrain.data.corrupt import CorruptCount
 from pretrain.data.listing import EXTENSIONS, ImageList, list_images
-from pretrain.data.opening import ImageSource, Source, open_data
+from pretrain.data.opening import ImageSource, Source, check_enough, open_data
 from pretrain.data.order import Key, Order, share_of, steps_per_epoch
 from pretrain.data.paths import PathList
 from pretrain.data.shards import ShardStream, is_shards
@@ -52,6 +52,7 @@ __all__ = [
     "Source",
     "ViewSet",
     "cache_images",
+    "check_enough",
     "collate",
     "is_shards",
     "list_images",

@@ -89,6 +89,7 @@ def open_data(
     size: int,
     views: int,
     seed: int,
+    batch: int = 1,
     shorter_side: int = 0,
     cache_mb: int = 0,
     images: int = 0,
@@ -99,7 +100,8 @@ def open_data(
     """The source that a DATA.PATH names, without reading its images but for a cache.
 
     `images` (DATA.IMAGES) is the length of an epoch over shards, by default what their index says;
-    for listed images it is 0 or must be their number. Raises InputError.
+    for listed images it is 0 or must be their number. Raises InputError, also where an epoch has
+    fewer images than the global `batch`: an image twice in a batch is its own negative.
     """
     if not is_shards(path):
         listed = list_images(path)
@@ -108,6 +110,7 @@ def open_data(
                 f"DATA.IMAGES is {images} and DATA.PATH {path} has {len(listed)}: leave it 0, it "
                 "gives the length of an epoch over shards"
             )
+        check_enough(len(listed), batch, f"DATA.PATH {path}")
         return _open_listed(
             listed,
             cache_mb=cache_mb,
@@ -125,6 +128,7 @@ def open_data(
             f"DATA.PATH {path}: say how many images an epoch over these shards has by DATA.IMAGES, "
             "or count them once by moco-det make-shards --index"
         )
+    check_enough(epoch, batch, f"an epoch over DATA.PATH {path}")
     return ShardStream(
         shards,
         images=epoch,
@@ -136,6 +140,15 @@ def open_data(
         shorter_side=shorter_side,
         corrupt=CorruptCount(epoch, max_share=max_corrupt, strict=strict),
     )
+
+
+def check_enough(images: int, batch: int, what: str) -> None:
+    """Raise InputError where `what` has fewer images than the global batch."""
+    if images < batch:
+        raise InputError(
+            f"{what} has {images} image{'s' if images != 1 else ''}, fewer than the {batch} of "
+            "SOLVER.BATCH: give more images, or lower SOLVER.BATCH to their number"
+        )
 
 
 def _open_listed(

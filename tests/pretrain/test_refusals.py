@@ -1,0 +1,72 @@
+"""Runs that are refused before they begin: one line that names the thing, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain import train
+from pretrain.config import load_config
+from pretrain.errors import InputError
+from pretrain.plan import make_plan
+
+from .conftest import write_images
+
+QUICK = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "quick" / "moco_v2_r18.yaml"
+
+
+def config(tiny: list[str], *pairs: object) -> Any:
+    return load_config(QUICK, [*tiny, *map(str, pairs)])
+
+
+def source_of_three(kind: str, root: Path) -> list[object]:
+    """KEY VALUE pairs that name a source of three images."""
+    images = root / "JPEGImages"
+    write_images(images, 3)
+    names = sorted(path.name for path in images.iterdir())
+    if kind == "folder":
+        return ["DATA.PATH", images]
+    if kind == "list":
+        (root / "list.txt").write_text("".join(f"JPEGImages/{name}\n" for name in names))
+        return ["DATA.PATH", root / "list.txt"]
+    if kind == "voc":
+        (root / "ImageSets" / "Main").mkdir(parents=True)
+        (root / "ImageSets" / "Main" / "train.txt").write_text("000\n001\n002\n")
+        return ["DATA.PATH", f"voc://{root}?split=train"]
+    if kind == "coco":
+        records = [{"file_name": name} for name in names]
+        (root / "coco.json").write_text(json.dumps({"images": records}))
+        return ["DATA.PATH", f"coco://{root / 'coco.json'}?images={images}"]
+    with tarfile.open(root / "a-000000.tar", "w") as shard:
+        for name in names:
+            shard.add(images / name, name)
+    if kind == "shards with an index":
+        (root / "shards.json").write_text(json.dumps({"shards": {"a-000000.tar": 3}}))
+        return ["DATA.PATH", root / "a-000000.tar"]
+    return ["DATA.PATH", root / "a-000000.tar", "DATA.IMAGES", 3]
+
+
+KINDS = ["folder", "list", "voc", "coco", "shards with an index", "shards with DATA.IMAGES"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fewer_images_than_a_batch_are_refused(kind: str, tiny: list[str], tmp_path: Path) -> None:
+    cfg = config(tiny, *source_of_three(kind, tmp_path))
+    with pytest.raises(InputError, match=r"3 images, fewer than the 8 of SOLVER\.BATCH: .*lower"):
+        train.train(cfg)
+    assert not (tmp_path / "run").exists()
+
+
+def test_as_many_images_as_a_batch_are_enough(tiny: list[str], tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 8)
+    cfg = config(tiny, "DATA.PATH", tmp_path / "images", "MOCO.K", 8, "SOLVER.MAX_ITER", 1)
+    assert train.train(cfg).is_file()
+
+
+def test_a_plan_refuses_fewer_images_than_a_batch(tiny: list[str]) -> None:
+    with pytest.raises(InputError, match=r"7 images, fewer than the 8 of SOLVER\.BATCH"):
+        make_plan(config(tiny), images=7, gpus=0)
