@@ -24,7 +24,7 @@ from moco_det.weights.formats import BY_NAME
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the golden lists lie in tests/
 
-from tests.weights.checkpoints import random_arrays  # noqa: E402
+from tests.weights.checkpoints import in_detectron2_names, random_arrays  # noqa: E402
 from tests.weights.golden_lists import LISTS, caffe_arrays, filled  # noqa: E402
 
 State = dict[str, Tensor]
@@ -234,11 +234,25 @@ def constructed_cases() -> Iterator[Case]:
                 f"list {name}", expected.architecture, saving(lambda name=name: constructed(name))
             )
     yield Case(
+        "names of detectron2",
+        "resnet50",
+        detectron2_pickle,
+        suffix=".pkl",
+        back=("torchvision .pth", "timm .safetensors", "detectron2 .safetensors"),
+    )
+    yield Case(
         "names of torchvision",
         "resnet50",
         saving(lambda: {"state_dict": state_of("resnet50")}),
         source_format="torchvision-msra",
     )
+
+
+def detectron2_pickle(path: Path) -> None:
+    """As detectron2's tools/convert-torchvision-to-d2.py leaves it."""
+    arrays = in_detectron2_names(random_arrays("resnet50"), "resnet50")
+    file = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+    path.write_bytes(pickle.dumps(file))
 
 
 def constructed(name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import importlib.metadata
 import importlib.util
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from conversion_cases import Case, all_cases
 from tqdm import tqdm
 
 from moco_det.errors import InputError
-from moco_det.resnet import ARCHITECTURES
-from moco_det.weights import FORMATS, SourceCheckpoint, convert, read_checkpoint
+from moco_det.resnet import ARCHITECTURES, ResNet
+from moco_det.weights import FORMATS, SourceCheckpoint, convert, load_backbone, read_checkpoint
 from moco_det.weights.architectures import GEOMETRIES, STAGES, backbone_tensors
 from moco_det.weights.proof import source_features
 from moco_det_tools.entry import run
@@ -34,20 +34,31 @@ from moco_det_tools.entry import run
 INTRODUCTION = """# Conversions
 
 Made by `python benchmarks/conversion_table.py ROWS.jsonl -o docs/conversions.md` with torch
-{torch}; not written by hand. `list NAME` is a file built from `tests/weights/golden/NAME.txt`;
-the others were written by the library named.
+{torch}; not written by hand. `list NAME` is a file built from `tests/weights/golden/NAME.txt`.
+Every number is seeded noise, in the true checkpoints too.
 
 A cell says how many backbone tensors were filled of those that the target has, and the largest
 absolute difference, over all stages, between the features of the source's network in torchvision's
 names and of the converted one in detectron2's. A 0 is exact: both make the same float32 operations
 in the same order. `in detectron2` is the same difference for the file opened by detectron2's own
-checkpointer in its own ResNet, whose frozen norm computes in another order.
+checkpointer in its own ResNet, `standalone` for the standalone engine's, which folds its frozen
+norms into the convolutions and so sums in another order.
 
 Numbers that came back were compared with the source's bit by bit, and a `.pkl` made again from a
 `.safetensors` has the bytes of the first. What a `.pkl` becomes depends on its architecture alone:
 an empty cell is filled in another row of it.
 """
 BACK = ("torchvision .pth", "timm .safetensors", "detectron2 .safetensors")
+HEAD = (
+    *("format", "made by", "architecture", "encoder"),
+    *("to detectron2 .pkl", "in detectron2", "standalone"),
+    *(f"on to {target}" for target in BACK),
+)
+CONSTRUCTED = ("list ", "names of ")  # how the makers of such cases begin
+SECTIONS = {
+    "True checkpoints: written by the installed library": False,
+    "Constructed checkpoints: keys and shapes as the project's source writes them": True,
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,9 @@ def rows_of(case: Case, folder: Path) -> Iterator[Row]:
     for encoder in encoders:
         named = encoder if len(encoders) > 1 else None
         pkl = folder / "backbone.pkl"
-        conversion = convert(path, pkl, source_format=case.source_format, encoder=named)
+        conversion = convert(
+            path, pkl, source_format=case.source_format, encoder=named, overwrite=True
+        )
         source = conversion.source
         if source.architecture != case.architecture:
             raise InputError(f"{case.maker}: {source.architecture}, not {case.architecture}")
@@ -78,7 +91,7 @@ def rows_of(case: Case, folder: Path) -> Iterator[Row]:
         assert stated is not None
         plain = stated["format"] == "RGB" and not stated["stride_in_1x1"]
         cells = [cell(conversion.tensors, conversion.max_abs_difference)]
-        cells.append(in_detectron2(pkl, arrays, source))
+        cells += [in_detectron2(pkl, arrays, source), in_standalone(pkl, arrays, source)]
         for target in BACK:
             wanted = target in case.back and (plain or "detectron2" in target)
             cells.append(back(pkl, target, arrays) if wanted else "")
@@ -90,14 +103,16 @@ def back(pkl: Path, target: str, arrays: dict[str, np.ndarray]) -> str:
     """Convert onwards; compare every number with the source's."""
     kind, suffix = target.split()
     output = pkl.with_name(f"back{suffix}")
-    conversion = convert(pkl, output, target_format=kind)
+    conversion = convert(pkl, output, target_format=kind, overwrite=True)
     again = read_checkpoint(output)
     for name, array in arrays.items():
         if not np.array_equal(again.array(name), array):
             raise InputError(f"{name} came back from {target} with other numbers")
     once_more = pkl.with_name("again.pkl")
-    if kind == "detectron2" and convert(output, once_more).sha256 != read_checkpoint(pkl).sha256:
-        raise InputError(f"the .pkl made from {target} is another one")
+    if kind == "detectron2":
+        digest = convert(output, once_more, overwrite=True).sha256
+        if digest != read_checkpoint(pkl).sha256:
+            raise InputError(f"the .pkl made from {target} is another one")
     return cell(conversion.tensors, conversion.max_abs_difference)
 
 
@@ -126,15 +141,42 @@ def in_detectron2(pkl: Path, arrays: dict[str, np.ndarray], source: SourceCheckp
     )
     if left.missing_keys or left.unexpected_keys:
         raise InputError(f"{source.format}: detectron2 leaves {left.missing_keys[:3]}")
+    return largest(network, arrays, source, in_1x1=in_1x1)
+
+
+def in_standalone(pkl: Path, arrays: dict[str, np.ndarray], source: SourceCheckpoint) -> str:
+    """The file in moco_det.resnet with frozen norms, as the standalone engine runs it."""
+    assert source.input is not None
+    in_1x1 = bool(source.input["stride_in_1x1"])
+    network = ResNet.from_architecture(
+        ARCHITECTURES[source.architecture], norm="FrozenBN", stride_in_1x1=in_1x1
+    ).eval()
+    model = {name: torch.from_numpy(array) for name, array in load_backbone(pkl).model.items()}
+    network.load_state_dict(model, strict=True)
+    return largest(network, arrays, source, in_1x1=in_1x1)
+
+
+def largest(
+    network: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    arrays: dict[str, np.ndarray],
+    source: SourceCheckpoint,
+    *,
+    in_1x1: bool,
+) -> str:
+    """The largest difference of any stage's features from the source's."""
     images = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(0))
     geometry = GEOMETRIES[source.architecture]
     expected = source_features(arrays, geometry, images, stride_in_1x1=in_1x1)
     found = network(images)
-    return f"{max(float((found[s] - expected[s]).abs().max()) for s in STAGES):.1e}"
+    return figure(max(float((found[s] - expected[s]).abs().max()) for s in STAGES))
+
+
+def figure(difference: float) -> str:
+    return f"{difference:.1e}" if difference else "0"
 
 
 def cell(tensors: int, difference: float) -> str:
-    return f"{tensors} of {tensors}, {difference:.1e}"
+    return f"{tensors} of {tensors}, {figure(difference)}"
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -143,16 +185,16 @@ def markdown(rows: Sequence[Row]) -> str:
         *INTRODUCTION.format(torch=importlib.metadata.version("torch").partition("+")[0]).split(
             "\n"
         ),
-        "| format | made by | architecture | encoder | to detectron2 .pkl | in detectron2 | "
-        + " | ".join(f"on to {target}" for target in BACK)
-        + " |",
-        "|" + "---|" * (6 + len(BACK)),
     ]
-    for row in rows:
-        words = (row.format, row.maker, row.architecture, row.encoder, *row.cells)
-        lines.append("| " + " | ".join(words) + " |")
+    for heading, constructed in SECTIONS.items():
+        lines += [f"## {heading}", "", f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
+        for row in rows:
+            if row.maker.startswith(CONSTRUCTED) == constructed:
+                words = (row.format, row.maker, row.architecture, row.encoder, *row.cells)
+                lines.append("| " + " | ".join(words) + " |")
+        lines.append("")
     missing = sorted({f.name for f in FORMATS} - {row.format for row in rows})
-    lines += ["", f"{len(rows)} rows" + (f"; no row for {', '.join(missing)}." if missing else ".")]
+    lines += [f"{len(rows)} rows" + (f"; no row for {', '.join(missing)}." if missing else ".")]
     return "\n".join(lines) + "\n"
 
 

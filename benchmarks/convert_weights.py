@@ -44,7 +44,7 @@ print(json.dumps([clock, cpu, peak() - memory]))
 """
 OURS = """
 from moco_det.weights import convert
-convert(sys.argv[1], sys.argv[2])
+convert(sys.argv[1], sys.argv[2], overwrite=True)
 """
 LOOP = """
 import pickle

@@ -43,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
         "docs/weights.md)",
     )
     parse.add_argument(
+        "--overwrite", action="store_true", help="replace OUTPUT if another file has its name"
+    )
+    parse.add_argument(
         "--inspect",
         action="store_true",
         help="only say what INPUT is; exit code 2 if it cannot be converted",
@@ -66,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         source_format=arguments.source,
         target_format=arguments.target,
         encoder=arguments.encoder,
+        overwrite=arguments.overwrite,
     )
     print("\n".join(conversion.lines()))
     return 0
@@ -73,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def look(arguments: argparse.Namespace) -> int:
     """Print what INPUT is; InputError after it where it cannot be converted."""
-    if arguments.output is not None or arguments.target is not None:
-        raise InputError("--inspect writes nothing: leave OUTPUT and --to out")
+    if arguments.output is not None or arguments.target is not None or arguments.overwrite:
+        raise InputError("--inspect writes nothing: leave OUTPUT, --to and --overwrite out")
     facts = inspect(arguments.input, source_format=arguments.source, encoder=arguments.encoder)
     print(json.dumps(facts, indent=2) if arguments.json else "\n".join(table_lines(facts)))
     if facts["problem"] is not None:

@@ -280,7 +280,7 @@ def convert_encoders(checkpoints: dict[str, Path], output: Path) -> dict[str, Pa
     (output / "weights").mkdir(parents=True, exist_ok=True)
     for arm, checkpoint in checkpoints.items():
         weights[arm] = output / "weights" / f"{arm}.pkl"
-        print("\n".join(convert(checkpoint, weights[arm]).lines()))
+        print("\n".join(convert(checkpoint, weights[arm], overwrite=True).lines()))
     return weights
 
 

@@ -102,6 +102,9 @@ def _conv(conv: str, norm: str, target: str, shape: Shape) -> Iterator[BackboneT
         yield BackboneTensor(f"{norm}.{part}", f"{target}.norm.{part}", shape[:1])
 
 
+INCOMPLETE = ": save the whole network, or fetch the file again"
+
+
 class UnknownArchitecture(ValueError):
     """The tensors are no ResNet of the table; the message says why."""
 
@@ -163,7 +166,9 @@ def deduce(shapes: Mapping[str, Shape]) -> str:
         if match:
             stage = int(match[1]) - 1
             blocks[stage] = max(blocks[stage], int(match[2]) + 1)
-    second = shapes.get("layer1.0.conv2.weight", ())
+    if "layer1.0.conv2.weight" not in shapes:
+        raise UnknownArchitecture(f"layer1.0.conv2.weight is missing{INCOMPLETE}")
+    second = shapes["layer1.0.conv2.weight"]
     if len(second) != 4 or second[1] == 0 or second[0] % second[1]:
         raise UnknownArchitecture(f"layer1.0.conv2.weight is {_text(second)}, no 3x3 convolution")
     geometry = Geometry(
@@ -191,7 +196,7 @@ def check_shapes(architecture: str, shapes: Mapping[str, Shape]) -> None:
         raise UnknownArchitecture(
             f"{architecture} lacks {len(missing)} of {len(expected)} backbone tensors: "
             + ", ".join(missing[:3])
-            + why
+            + (why or INCOMPLETE)
         )
     if extra:
         raise UnknownArchitecture(f"{architecture} has no {', '.join(extra[:3])}")
@@ -203,4 +208,4 @@ def check_shapes(architecture: str, shapes: Mapping[str, Shape]) -> None:
 
 
 def _text(shape: Shape) -> str:
-    return "x".join(map(str, shape)) or "absent"
+    return "x".join(map(str, shape)) or "a single number"

@@ -12,6 +12,7 @@ import numpy as np
 
 from moco_det.errors import InputError
 from moco_det.weights.architectures import GEOMETRIES, STAGES, backbone_tensors
+from moco_det.weights.files import digest_of
 from moco_det.weights.inspection import read_arrays, summary_lines, unstated_input
 from moco_det.weights.proof import check_numbers, forward_difference, untrained
 from moco_det.weights.reading import SourceCheckpoint, read_checkpoint, shown
@@ -83,12 +84,14 @@ def convert(
     source_format: str | None = None,
     target_format: str | None = None,
     encoder: str | None = None,
+    overwrite: bool = False,
 ) -> Conversion:
     """Convert a checkpoint, prove the result, then write it.
 
     The target follows from the output's suffix (.pkl and .safetensors detectron2, .pth and .pt
     torchvision) unless `target_format` names it. Raises InputError, and writes nothing, when the
-    input cannot be read or a proof fails.
+    input cannot be read or a proof fails, and, without `overwrite`, when another file has the
+    output's name; one of the same bytes may.
     """
     output = Path(output_path)
     target = _target(output, target_format)
@@ -139,6 +142,11 @@ def convert(
     def check(partial: Path) -> None:
         digests.append(_read_back(partial, arrays))
         source.confirm()
+        if not overwrite and output.exists() and digest_of(output) != digests[0]:
+            raise InputError(
+                f"{output} is there already and is another file: name another output, or replace "
+                "it with --overwrite"
+            )
 
     replace_whole(output, write, check)
     return Conversion(

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from moco_det.errors import InputError
 from moco_det.weights.architectures import UnknownArchitecture
 from moco_det.weights.file_slices import BLOCK, FileSlice, FileState, open_regular
 from moco_det.weights.inert import InertUnpickler
+from moco_det.weights.mistaken import NO_CHECKPOINT, mistaken_for
 from moco_det.weights.stubs import DamagedPickle, HostilePickle, Named, Stub
 from moco_det.weights.tensors import (
     DTYPES,
@@ -41,7 +43,6 @@ MAX_HEADER = 8 << 20  # of safetensors; names and shapes take about 100 bytes a 
 MAX_DIRECTORY = 8 << 20  # of a zip; likewise
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save before 1.6 starts with this pickled number
 LEGACY_MAGIC_TEXT = b"L%dL\n" % LEGACY_MAGIC  # by protocol 0
-NO_CHECKPOINT = "is not a checkpoint: its first bytes are none of torch's, pickle's or safetensors'"
 SAFETENSORS_DTYPES = {
     "F32": "float32",
     "F64": "float64",
@@ -116,6 +117,13 @@ def _check_size(path: Path, size: int) -> None:
         )
 
 
+def digest_of(path: Path) -> str:
+    """sha256 (hex) of a file; raises InputError where it is no readable one."""
+    file, _ = open_regular(path)
+    with naming(path), file:
+        return sha256_of(file)
+
+
 def sha256_of(file: BinaryIO) -> str:
     """sha256 (hex) of an open file, from its start."""
     digest = hashlib.sha256()
@@ -132,30 +140,11 @@ def _dispatch(path: Path, state: FileState, file: BinaryIO) -> Contents:
         return _torch_zip(path, state, file)
     if start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] < state.size:
         return _safetensors(path, state, file)
-    other = _what_else(start)
+    other = mistaken_for(start)
     pickled = start[:1] == b"\x80" or path.suffix == ".pkl" or start.startswith(LEGACY_MAGIC_TEXT)
     if pickled and other == NO_CHECKPOINT:
         return _pickle_or_legacy(path, state, file)
     raise InputError(f"{path} {other}")
-
-
-def _what_else(start: bytes) -> str:
-    """The cure for a file that is plainly something else."""
-    text = start.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "is a web page, not a checkpoint: the download failed, fetch the file itself again"
-    if text.startswith(b"version https://git-lfs"):
-        return "is a git-lfs pointer, not the weights: run `git lfs pull`"
-    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"Rar!", b"7z\xbc\xaf")):
-        return "is a compressed archive: unpack it and name the checkpoint inside"
-    if start[257:262] == b"ustar":
-        return (
-            "is a tar archive: unpack it and name the checkpoint inside (a file that torch 0.1 "
-            "saved as tar has to be loaded and saved by torch once)"
-        )
-    if start.startswith(b"\x89HDF"):
-        return "is an HDF5 file (Keras?): save the network's state_dict with torch"
-    return NO_CHECKPOINT
 
 
 # torch.save since 1.6: a zip of uncompressed members -------------------------------------------
@@ -181,10 +170,6 @@ def _torch_zip(path: Path, state: FileState, file: BinaryIO) -> Contents:
     slices = _members(path, state, file)
     if "data.pkl" not in slices:
         raise InputError(f"{path} is a zip archive without a checkpoint in it: unpack it")
-    if "constants.pkl" in slices or any(name.startswith("code/") for name in slices):
-        raise InputError(
-            f"{path} is a TorchScript program, which is not opened: save its state_dict() instead"
-        )
     order = slices.get("byteorder")
     if order is not None and order.length < 10 and order.read().strip() != b"little":
         raise InputError(f"{path} was saved on a big-endian machine: save it on a common one")
@@ -241,6 +226,10 @@ def _members(path: Path, state: FileState, file: BinaryIO) -> dict[str, FileSlic
             f"{path} is truncated or damaged (no directory at its end): fetch or save it again"
         ) from None
     slices: dict[str, FileSlice] = {}
+    if any(re.fullmatch(r".*/(constants\.pkl|code/.*)", m.filename) for m in members):
+        raise InputError(
+            f"{path} is a TorchScript program, which is not opened: save its state_dict() instead"
+        )
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise InputError(

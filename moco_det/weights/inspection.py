@@ -60,7 +60,10 @@ def read_arrays(source: SourceCheckpoint) -> dict[str, np.ndarray]:
     for tensor in order:
         kind = source.tensors[tensor.torchvision].dtype
         if kind not in FLOATING:
-            raise InputError(f"{source.path}: {tensor.torchvision} holds {kind}, not numbers")
+            raise InputError(
+                f"{source.path}: {tensor.torchvision} holds {kind}, no network's weights: "
+                "save the weights as float32"
+            )
     return {t.torchvision: source.array(t.torchvision) for t in order}
 
 

@@ -24,6 +24,7 @@ from moco_det.weights.formats import (
     encoders_in,
     first_keys,
     matches,
+    nearly,
     sort_keys,
 )
 from moco_det.weights.stubs import Stub
@@ -233,9 +234,10 @@ def _only_match(contents: Contents, source_format: str | None) -> Match:
             f"{path} is not a {source_format} checkpoint: found {seen}; "
             "leave --from out to have the format recognised"
         )
+    near = nearly(root, rows)
     raise InputError(
-        f"{path} is of no known format: found {seen}; known are {KNOWN} (see "
-        "docs/weights.md; --from names one)"
+        f"{path} is of no known format: found {seen}; {near + '; ' if near else ''}known are "
+        f"{KNOWN} (see docs/weights.md; --from names one)"
     )
 
 

@@ -249,15 +249,18 @@ NUMPY_BUILDERS: Mapping[tuple[str, str], Builder] = {
 
 
 def tensors_of(table: Mapping[Any, Any]) -> dict[str, TensorRef]:
-    """The entries of a pickled dict that are tensors or arrays under a text key.
+    """The entries of a pickled dict that are tensors or arrays, by their keys.
 
+    A key that is no text is spelled `[5]`: no format claims it, so it is left over by name.
     Raises DamagedPickle for more of them than any checkpoint has, and for unprintable names.
     """
     found: dict[str, TensorRef] = {}
     for key, value in table.items():
         if isinstance(value, PickledArray):
             value = value.reference()
-        if isinstance(key, str) and isinstance(value, TensorRef):
+        if isinstance(value, TensorRef):
+            if not isinstance(key, str):
+                key = f"[{key!r}]"  # a number or bytes: the reader keeps no other keys
             if not key.isprintable():
                 raise DamagedPickle(f"a tensor is named {ascii(key[:60])}")
             found[key] = value

@@ -31,6 +31,8 @@ def replace_whole(
     """
     if path.is_dir():
         raise InputError(f"{path} is a directory: name the output file in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a regular file: name another output")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}: create it first")
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")

@@ -103,6 +103,21 @@ def test_a_missing_tensor_is_named() -> None:
         deduce(shapes)
 
 
+def test_a_missing_tensor_that_tells_the_groups_is_named() -> None:
+    shapes = resnet18_shapes()
+    del shapes["layer1.0.conv2.weight"]
+    with pytest.raises(
+        UnknownArchitecture, match="layer1.0.conv2.weight is missing: save the whol"
+    ):
+        deduce(shapes)
+
+
+def test_a_single_number_for_a_tensor_is_not_called_absent() -> None:
+    shapes = {**resnet18_shapes(), "bn1.bias": ()}
+    with pytest.raises(UnknownArchitecture, match="bn1.bias is a single number, resnet18 has 64"):
+        deduce(shapes)
+
+
 def test_another_shape_is_named() -> None:
     shapes = {**resnet18_shapes(), "layer4.1.bn2.bias": (511,)}
     with pytest.raises(UnknownArchitecture, match="layer4.1.bn2.bias is 511, resnet18 has 512"):

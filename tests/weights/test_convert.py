@@ -97,7 +97,7 @@ def test_the_query_encoder_is_the_default_and_the_key_encoder_a_choice(
     moco_file: Path, tmp_path: Path, query: dict[str, Tensor], key: dict[str, Tensor]
 ) -> None:
     for encoder, expected in ((None, query), ("query", query), ("key", key)):
-        conversion = convert(moco_file, tmp_path / "b.pkl", encoder=encoder)
+        conversion = convert(moco_file, tmp_path / "b.pkl", encoder=encoder, overwrite=True)
         model = load_backbone(tmp_path / "b.pkl").model
         assert np.array_equal(model["stem.conv1.weight"], expected["conv1.weight"].numpy())
         assert np.array_equal(

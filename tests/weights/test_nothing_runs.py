@@ -126,6 +126,7 @@ def test_no_road_leads_to_running(tmp_path: Path, name: str, container: str) -> 
         "pytorch_lightning.utilities.parsing.AttributeDict",
         "numpy._core.multiarray.scalar",
         "builtins.getattr",
+        "torch.serialization._get_layout",
         "operator.itemgetter",
         "osgeo.thing",
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,29 @@ def test_the_input_is_never_overwritten(tmp_path: Path, torchvision_file: Path) 
     assert path.read_bytes() == torchvision_file.read_bytes()
 
 
+def test_another_file_of_the_outputs_name_is_kept_unless_told_otherwise(
+    torchvision_file: Path, backbone_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "b.pkl"
+    path.write_bytes(backbone_file.read_bytes())
+    with pytest.raises(InputError, match="b.pkl is there already.*--overwrite"):
+        convert(torchvision_file, path)
+    assert path.read_bytes() == backbone_file.read_bytes() and nothing_but(tmp_path, "b.pkl")
+    digest = convert(torchvision_file, path, overwrite=True).sha256
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    convert(torchvision_file, path)  # the same bytes once more: nothing is lost
+
+
+def test_a_pipe_of_the_outputs_name_is_neither_waited_for_nor_replaced(
+    torchvision_file: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "b.pkl")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="is not a regular file"):
+            convert(torchvision_file, tmp_path / "b.pkl", overwrite=overwrite)
+    assert (tmp_path / "b.pkl").is_fifo() and nothing_but(tmp_path, "b.pkl")
+
+
 def test_a_write_that_breaks_leaves_the_old_file(
     torchvision_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,7 +83,7 @@ def test_a_write_that_breaks_leaves_the_old_file(
 
     monkeypatch.setattr("moco_det.weights.writing.os.fsync", full)
     with pytest.raises(InputError, match="b.pkl cannot be written: No space left"):
-        convert(torchvision_file, tmp_path / "b.pkl")
+        convert(torchvision_file, tmp_path / "b.pkl", overwrite=True)
     assert (tmp_path / "b.pkl").read_bytes() == b"old" and nothing_but(tmp_path, "b.pkl")
 
 

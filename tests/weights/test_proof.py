@@ -49,7 +49,7 @@ def test_a_failed_proof_writes_nothing(
 
 def test_whole_numbers_are_no_weights(tmp_path: Path, query: OrderedDict[str, Tensor]) -> None:
     torch.save({**query, "bn1.weight": torch.ones(64, dtype=torch.int32)}, tmp_path / "x.pth")
-    with pytest.raises(InputError, match="bn1.weight holds int32"):
+    with pytest.raises(InputError, match="bn1.weight holds int32.*save the weights as float32"):
         convert(tmp_path / "x.pth", tmp_path / "b.pkl")
 
 
@@ -94,7 +94,7 @@ def test_both_networks_agree_at_every_stage(architecture: str) -> None:
     difference = forward_difference(
         arrays, target, architecture=architecture, stride_in_1x1=False, path="x"
     )
-    assert list(difference) == list(STAGES) and max(difference.values()) < 1e-3
+    assert difference == dict.fromkeys(STAGES, 0.0)  # so that the stored figure is no machine's own
 
 
 @pytest.mark.parametrize(

@@ -205,17 +205,29 @@ def script() -> bytes:
     return buffer.getvalue()
 
 
+def packed_script() -> bytes:
+    """As torch.jit.save writes it: the program's text is compressed, its tensors are not."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps({}))
+        archive.writestr("x/code/__torch__.py", b"", zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
 WRONG: dict[str, tuple[str, bytes, str]] = {
     "empty": ("x.pth", b"", "is empty"),
     "web page": ("x.pth", b"\n<!DOCTYPE html><html>404</html>", "is a web page"),
+    "commented web page": ("x.pth", b"<!-- 404 -->\n<html>", "is a web page"),
+    "marked web page": ("x.pth", b"\xef\xbb\xbf<!DOCTYPE html>", "is a web page"),
     "pointer": ("x.pth", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     "gzip": ("x.pth.tar", b"\x1f\x8b\x08" + b"\0" * 50, "compressed archive: unpack"),
-    "text": ("x.pth", b"epoch,loss\n1,2\n", "is not a checkpoint"),
+    "text": ("x.pth", b"epoch,loss\n1,2\n", "name another file, or fetch"),
     "one byte": ("x.pth", b"P", "is not a checkpoint"),
     "image": ("x.pkl", b"\xff\xd8\xff\xe0" + b"\0" * 99, "not a checkpoint"),
     "zip bomb": ("x.pth", deflated(), "compressed archive"),
     "other zip": ("x.pth", b"PK\x03\x04" + b"\0" * 40, "truncated or damaged"),
     "script": ("x.pth", script(), "TorchScript program"),
+    "packed script": ("x.pth", packed_script(), "TorchScript program"),
     "half a pickle": ("x.pkl", pickle.dumps({"model": np.zeros(999)})[:500], "ends too early"),
     "absurd bytes": ("x.pkl", b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.", "ends too early"),
     "absurd text": ("x.pkl", b"\x80\x02X\xff\xff\xff\xff.", "ends too early"),

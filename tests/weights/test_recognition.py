@@ -64,6 +64,26 @@ def test_a_backbone_with_a_hole_is_an_error(tmp_path: Path, query: dict[str, Any
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize("prefix", ["", "module.encoder_q."])
+def test_a_backbone_without_its_first_tensor_says_which(
+    tmp_path: Path, query: dict[str, Any], prefix: str
+) -> None:
+    """The start is what formats are recognised by: no format is found, but the cause is named."""
+    state = {prefix + name: tensor for name, tensor in query.items()}
+    for instead in (None, state[f"{prefix}conv1.weight"].to_sparse(), "text"):
+        state[f"{prefix}conv1.weight"] = instead
+        with pytest.raises(InputError, match="it lacks a plain tensor for conv1.weight; known"):
+            read_checkpoint(save(tmp_path / "x.pth", {"state_dict": state}))
+
+
+def test_a_tensor_under_a_number_is_left_over_like_any(
+    tmp_path: Path, query: dict[str, Any]
+) -> None:
+    path = save(tmp_path / "x.pth", {**query, 5: query["bn1.weight"]})
+    with pytest.raises(InputError, match=r"1 tensors that torchvision does not have: \[5\]"):
+        read_checkpoint(path)
+
+
 def test_two_names_for_one_tensor_are_an_error(tmp_path: Path, query: dict[str, Any]) -> None:
     path = save(tmp_path / "x.pth", {**query, "module.bn1.weight": query["bn1.weight"]})
     with pytest.raises(InputError, match="module.bn1.weight names a tensor that another"):

@@ -31,6 +31,17 @@ def test_converting_prints_the_proof(
     assert (tmp_path / "b.pkl").is_file()
 
 
+def test_a_file_in_the_way_is_replaced_by_overwrite_alone(
+    moco_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "b.pkl").write_bytes(b"mine")
+    with pytest.raises(InputError, match="--overwrite"):
+        main([str(moco_file), str(tmp_path / "b.pkl")])
+    assert (tmp_path / "b.pkl").read_bytes() == b"mine" and capsys.readouterr().out == ""
+    assert main([str(moco_file), str(tmp_path / "b.pkl"), "--overwrite"]) == 0
+    assert (tmp_path / "b.pkl").stat().st_size > 1000
+
+
 def test_inspect_shows_and_writes_nothing(
     moco_file: Path,
     tmp_path: Path,

@@ -92,8 +92,8 @@ def test_torchvisions_reference_training_gives_its_average_by_default(tmp_path: 
     assert conversion.source.format == "torchvision-training"
     assert "encoder       ema (the default; also there: model)" in conversion.lines()
     holds(tmp_path / "b.pkl", average.module.state_dict())
-    convert(tmp_path / "model_3.pth", tmp_path / "b.pkl", encoder="model")
-    holds(tmp_path / "b.pkl", model.state_dict())
+    convert(tmp_path / "model_3.pth", tmp_path / "last.pkl", encoder="model")
+    holds(tmp_path / "last.pkl", model.state_dict())
 
 
 # timm -------------------------------------------------------------------------------------------
@@ -147,8 +147,8 @@ def test_timms_own_saver_gives_its_average_by_default(tmp_path: Path) -> None:
     conversion = convert(tmp_path / "checkpoint-0.pth.tar", tmp_path / "b.pkl")
     assert (conversion.source.format, conversion.source.encoder) == ("timm-training", "ema")
     holds(tmp_path / "b.pkl", average.module.state_dict())
-    convert(tmp_path / "checkpoint-0.pth.tar", tmp_path / "b.pkl", encoder="model")
-    holds(tmp_path / "b.pkl", model.state_dict())
+    convert(tmp_path / "checkpoint-0.pth.tar", tmp_path / "last.pkl", encoder="model")
+    holds(tmp_path / "last.pkl", model.state_dict())
 
 
 # lightly ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from moco_det.weights.formats.recognition import (
     encoders_in,
     first_keys,
     matches,
+    nearly,
     sort_keys,
 )
 from moco_det.weights.formats.row import BGR_MSRA, ENCODERS, RGB_IMAGENET, Format
@@ -40,5 +41,6 @@ __all__ = [
     "from_detectron2",
     "from_torchvision",
     "matches",
+    "nearly",
     "sort_keys",
 ]

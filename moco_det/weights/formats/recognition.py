@@ -16,6 +16,8 @@ from moco_det.weights.tensors import TensorRef, tensors_of
 
 Table = dict[str, TensorRef]
 EPSILON = 1e-5  # of every batch norm in question
+START = ("conv1.weight", "layer1.0.conv1.weight")
+PLAINLY = 50  # backbone tensors that leave no doubt; a ResNet-18 has 100
 
 
 @dataclass(frozen=True)
@@ -206,12 +208,25 @@ def _table(root: Any, path: str) -> Table:
 def _has_start(row: Format, table: Table) -> bool:
     """Whether the default encoder's stem and first block are there."""
     default = next(iter(row.encoders))
-    wanted = {"conv1.weight", "layer1.0.conv1.weight"}
+    wanted = set(START)
     for key in table:
         wanted.discard(backbone_name(row, default, key) or "")
         if not wanted:
             return True
     return False
+
+
+def nearly(root: Any, rows: Iterable[Format]) -> str | None:
+    """Which row's backbone is plainly there but for its first tensors, and which are missing."""
+    for row in rows if isinstance(root, dict) else ():
+        for container in row.containers if _is_marked(row, root) else ():
+            table = _joined(root, container)
+            default = next(iter(row.encoders))
+            names = {backbone_name(row, default, key) for key in table}
+            lacks = [name for name in START if name not in names]
+            if lacks and len(names) > PLAINLY and (row.sign is None or row.sign(table)):
+                return f"as {row.name} it lacks a plain tensor for {' and '.join(lacks)}"
+    return None
 
 
 def _unclaimed(match: Match) -> tuple[str, ...]:
