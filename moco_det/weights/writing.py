@@ -12,6 +12,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,9 +45,11 @@ def replace_whole(
         check(partial)
         os.replace(partial, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+        reason = error.strerror or error
+        raise InputError(f"{path} cannot be written: {reason}; name another output") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where none could be made, as on a read-only disk
+            partial.unlink()
 
 
 # Pickle protocol 3: the first with real bytes, readable by every Python 3 ------------------------

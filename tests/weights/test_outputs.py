@@ -50,6 +50,15 @@ def test_the_input_is_never_overwritten(tmp_path: Path, torchvision_file: Path) 
     assert path.read_bytes() == torchvision_file.read_bytes()
 
 
+def test_a_place_where_nothing_can_be_made_or_removed_is_one_clear_line(
+    torchvision_file: Path, tmp_path: Path
+) -> None:
+    """A name that only the partial file's makes too long; a read-only disk answers alike."""
+    with pytest.raises(InputError, match="cannot be written: File name too long; name another"):
+        convert(torchvision_file, tmp_path / f"{'a' * 250}.pkl")
+    assert nothing_but(tmp_path)
+
+
 def test_another_file_of_the_outputs_name_is_kept_unless_told_otherwise(
     torchvision_file: Path, backbone_file: Path, tmp_path: Path
 ) -> None:
