@@ -196,8 +196,8 @@ def check(cfg: CfgNode) -> None:
             raise InputError(f"{key} is {value!r}: choose one of {', '.join(choices)}")
     for key, (low, high) in RANGES.items():
         value = lookup(cfg, key)
-        if not low <= value <= high:
-            limit = f"from {low:g} to {high:g}" if high < INF else f"at least {low:g}"
+        if not low <= value <= high or value == INF:
+            limit = f"from {low:g} to {high:g}" if high < INF else f"at least {low:g} and finite"
             raise InputError(f"{key} is {value}: it must be {limit}")
     _check_solver(cfg)
     _check_batches(cfg)
@@ -215,6 +215,12 @@ def _check_solver(cfg: CfgNode) -> None:
         raise InputError(
             f"SOLVER.EPOCHS is {solver.EPOCHS} and SOLVER.MAX_ITER is {solver.MAX_ITER}: give the "
             "budget by one of the two and set the other to 0"
+        )
+    marks = solver.MILESTONES
+    if not all(type(mark) is int and mark > 0 for mark in marks) or marks != sorted(set(marks)):
+        raise InputError(
+            f"SOLVER.MILESTONES is {marks}: it must be whole numbers above 0, each above the one "
+            "before, such as [120, 160]"
         )
     if (solver.SCHEDULE == "step") != bool(solver.MILESTONES):
         raise InputError(

@@ -177,7 +177,7 @@ def test_a_bad_file_is_one_error_naming_the_key(text: str, message: str, tmp_pat
         (["SOLVER.BATCH", "1.5"], "must be int"),
         (["METHOD", "simclr"], "METHOD is 'simclr': choose one of moco, end_to_end"),
         (["MOCO.M", "1.5"], "MOCO.M is 1.5: it must be from 0 to 1"),
-        (["MOCO.K", "0"], "MOCO.K is 0: it must be at least 1"),
+        (["MOCO.K", "0"], "MOCO.K is 0: it must be at least 1 and finite"),
         (["SOLVER.EPOCHS", "2"], "SOLVER.EPOCHS is 2 and SOLVER.MAX_ITER is 9"),
         (["SOLVER.SCHEDULE", "step"], "milestones"),
         (["ENCODER.BN_SPLITS", "200"], "ENCODER.BN_SPLITS 200"),

@@ -70,3 +70,20 @@ def test_as_many_images_as_a_batch_are_enough(tiny: list[str], tmp_path: Path) -
 def test_a_plan_refuses_fewer_images_than_a_batch(tiny: list[str]) -> None:
     with pytest.raises(InputError, match=r"7 images, fewer than the 8 of SOLVER\.BATCH"):
         make_plan(config(tiny), images=7, gpus=0)
+
+
+@pytest.mark.parametrize(
+    "marks", ["['a', 2]", "[0, 2]", "[-1]", "[2, 1]", "[1, 1]", "[1.5]", "[[1]]"]
+)
+def test_milestones_that_are_no_rising_whole_numbers_are_refused(
+    marks: str, tiny: list[str]
+) -> None:
+    with pytest.raises(InputError, match=r"SOLVER\.MILESTONES is .*above the one before"):
+        config(tiny, "SOLVER.SCHEDULE", "step", "SOLVER.MILESTONES", marks)
+
+
+@pytest.mark.parametrize("key", ["SOLVER.LR", "MOCO.T", "SOLVER.WEIGHT_DECAY", "KNN.EVERY"])
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_a_number_that_is_not_finite_is_refused(key: str, value: str, tiny: list[str]) -> None:
+    with pytest.raises(InputError, match=f"{key} is {value}: it must be at least .* and finite"):
+        config(tiny, key, value)
