@@ -60,7 +60,13 @@ def _train(cfg: CfgNode, device: torch.device, *, resume: bool) -> Path:
     if found is not None and found[0].name == checkpoints.FINAL:
         logger.info("%s is finished already", found[0])
         return found[0]
-    parts = build_parts(cfg, device, _precision(cfg, device, found))
+    try:
+        parts = build_parts(cfg, device, _precision(cfg, device, found))
+    except Exception as error:
+        told = _told(cfg, error)
+        if told is None:
+            raise
+        raise told from told.__cause__
     fresh = not folder.exists()
     loop = Loop(cfg, parts, folder=folder)
     if found is not None:
@@ -90,7 +96,22 @@ def _told(cfg: CfgNode, error: Exception) -> InputError | None:
         told = InputError(f"COMPILE is True and torch.compile failed ({first}): set COMPILE False")
         told.__cause__ = error
         return told
+    if _is_shortage(error):
+        first = str(error).strip().partition("\n")[0]
+        told = InputError(
+            f"memory has run out ({first}): lower SOLVER.BATCH, the number of negatives or "
+            "AUGMENT.SIZE; moco-det plan says what a run needs"
+        )
+        told.__cause__ = error
+        return told
     return None
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Whether a host's or a device's memory was not enough; torch has no class for a host's."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def build_parts(cfg: CfgNode, device: torch.device, bfloat16: bool) -> Parts:

@@ -87,3 +87,12 @@ def test_milestones_that_are_no_rising_whole_numbers_are_refused(
 def test_a_number_that_is_not_finite_is_refused(key: str, value: str, tiny: list[str]) -> None:
     with pytest.raises(InputError, match=f"{key} is {value}: it must be at least .* and finite"):
         config(tiny, key, value)
+
+
+@pytest.mark.parametrize("pairs", [("MOCO.K", 10**13), ("AUGMENT.SIZE", 10**8)])
+def test_a_run_that_no_memory_holds_is_one_line(
+    pairs: tuple[str, int], tiny: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="memory has run out .*moco-det plan"):
+        train.train(config(tiny, *pairs))
+    assert not (tmp_path / "run").exists()
