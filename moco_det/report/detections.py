@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from moco_det.data import DetectionDataset
 
 MIN_SCORE = 0.5
 MIN_IOU = 0.5
@@ -59,27 +61,24 @@ def above(found: Mapping[str, Sequence[Box]], limit: float) -> dict[str, list[Bo
     return {key: [b for b in boxes if (b.score or 0.0) > limit] for key, boxes in found.items()}
 
 
-def read_predictions(path: Path, names: Mapping[Any, str]) -> dict[str, list[Box]] | None:
-    """{image id as text: boxes, best first}, None where it cannot be read.
+def read_boxes(path: Path, dataset: DetectionDataset) -> dict[str, list[Box]]:
+    """{image id as text: boxes, best first} of a predictions file.
 
-    `names` maps the data set's category ids to class names.
+    Raises InputError, as the rulers do, where it is missing, damaged or not of this data set.
     """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        found: dict[str, list[Box]] = {}
-        for entry in entries:
-            score = float(entry["score"])
-            x, y, w, h = (float(value) for value in entry["bbox"])
-            category = entry["category_id"]
-            box = Box(
-                xyxy=(x, y, x + w, y + h),
-                category=str(names.get(category, f"category {category}")),
-                score=score,
-                segmentation=entry.get("segmentation"),
-            )
-            found.setdefault(str(entry["image_id"]), []).append(box)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    from moco_det.scoring import read_predictions
+
+    names = dict(zip(dataset.category_ids, dataset.classes, strict=True))
+    found: dict[str, list[Box]] = {}
+    for entry in read_predictions(path, dataset):
+        x, y, w, h = (float(value) for value in entry["bbox"])
+        box = Box(
+            xyxy=(x, y, x + w, y + h),
+            category=names[entry["category_id"]],
+            score=float(entry["score"]),
+            segmentation=entry.get("segmentation"),
+        )
+        found.setdefault(str(entry["image_id"]), []).append(box)
     for boxes in found.values():
         boxes.sort(key=lambda box: -(box.score or 0.0))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -19,7 +19,7 @@ from moco_det.report.detections import (
     common_threshold,
     match,
     outlines,
-    read_predictions,
+    read_boxes,
 )
 from moco_det.report.groups import Arm, Group
 from moco_det.report.labels import free_spot
@@ -89,21 +89,18 @@ def draw_samples(group: Group, number: int, *, pictures: int = LARGEST + AT_RAND
     dataset, reason = _test_set(group.first)
     if dataset is None:
         return _nothing(f"The test images could not be opened, so none are shown: {reason}")
-    names: dict[Any, str] = dict(zip(dataset.category_ids, dataset.classes, strict=True))
     shown: list[Arm] = []
     found: list[dict[str, list[Box]]] = []
-    absent: list[str] = []
+    notes: list[str] = []
     for arm in group.arms:
         row = next(row for row in arm.rows if row.seed == seed)
-        predictions = read_predictions(row.run_dir / "predictions.json", names)
-        if predictions is None:
-            absent.append(arm.label)
-        else:
+        try:
+            found.append(read_boxes(row.run_dir / "predictions.json", dataset))
             shown.append(arm)
-            found.append(predictions)
+        except InputError as error:
+            notes.append(f"{arm.label} is not shown: {' '.join(str(error).split())}.")
     if not found:
-        return _nothing("No run folder holds a readable predictions.json, so none are shown.")
-    notes = [f"No readable predictions.json: {', '.join(absent)}."] if absent else []
+        return _nothing(" ".join(["No run has detections that can be shown.", *notes]))
     records = {str(record.image_id): record for record in dataset.records}
     limit = common_threshold(found, len(records))
     found = [above(boxes, limit) for boxes in found]

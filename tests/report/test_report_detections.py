@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from moco_det.data import DetectionDataset, Record
+from moco_det.errors import InputError
 from moco_det.report.detections import (
     Box,
     above,
@@ -18,7 +21,7 @@ from moco_det.report.detections import (
     iou,
     match,
     outlines,
-    read_predictions,
+    read_boxes,
 )
 
 
@@ -68,12 +71,27 @@ def test_agreement_everywhere_is_not_called_a_disagreement() -> None:
     assert {why for _, why in chosen} == {"drawn at random"}
 
 
-def test_predictions_are_named_and_sorted_by_score(tmp_path: Path) -> None:
+@pytest.fixture
+def one_image() -> DetectionDataset:
+    return DetectionDataset(
+        name="toy",
+        uri="coco://toy.json",
+        classes=("cat",),
+        category_ids=(3,),
+        records=(Record(file_name="7.png", image_id=7, height=5, width=4, annotations=()),),
+        ruler="coco",
+    )
+
+
+ENTRY = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.6}
+
+
+def test_predictions_are_named_and_sorted_by_score(
+    tmp_path: Path, one_image: DetectionDataset
+) -> None:
     path = tmp_path / "predictions.json"
-    entry = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.6}
-    path.write_text(json.dumps([{**entry, "score": 0.4}, entry, {**entry, "score": 0.8}]))
-    found = read_predictions(path, {3: "cat"})
-    assert found is not None
+    path.write_text(json.dumps([{**ENTRY, "score": 0.4}, ENTRY, {**ENTRY, "score": 0.8}]))
+    found = read_boxes(path, one_image)
     assert [b.score for b in found["7"]] == [0.8, 0.6, 0.4]
     assert found["7"][0].xyxy == (1, 2, 4, 6)
     assert found["7"][0].category == "cat"
@@ -91,11 +109,33 @@ def test_the_score_limit_is_common_and_falls_only_where_nothing_reaches_a_half()
 
 
 @pytest.mark.parametrize("text", ["", "{}x", "[1]", '[{"score": 1}]', "null"])
-def test_predictions_that_cannot_be_read_are_none(tmp_path: Path, text: str) -> None:
+def test_predictions_that_cannot_be_read_are_input_errors(
+    tmp_path: Path, one_image: DetectionDataset, text: str
+) -> None:
     path = tmp_path / "predictions.json"
     path.write_text(text)
-    assert read_predictions(path, {}) is None
-    assert read_predictions(tmp_path / "gone.json", {}) is None
+    with pytest.raises(InputError, match=r"predictions\.json"):
+        read_boxes(path, one_image)
+    with pytest.raises(InputError, match="gone"):
+        read_boxes(tmp_path / "gone.json", one_image)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        # one run of 5 pixels in a mask of 20: pycocotools would draw what nobody has written
+        ({"segmentation": {"size": [5, 4], "counts": "5"}}, "a damaged mask"),
+        ({"image_id": 8}, "image_id 8, which toy does not have"),
+        ({"category_id": 4}, "category_id 4, which toy does not have"),
+    ],
+)
+def test_damaged_masks_and_predictions_of_other_data_are_refused_as_by_the_rulers(
+    tmp_path: Path, one_image: DetectionDataset, change: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "predictions.json"
+    path.write_text(json.dumps([{**ENTRY, **change}]))
+    with pytest.raises(InputError, match=said):
+        read_boxes(path, one_image)
 
 
 def test_a_mask_has_its_outline_and_its_hole() -> None:

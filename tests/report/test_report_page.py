@@ -425,3 +425,16 @@ def test_pictures_that_are_gone_or_changed_are_a_sentence(
     pictures[0].unlink()
     page, _ = page_of(write_rows(rows), tmp_path / "out")
     assert "The test images could not be opened, so none are shown" in page.text
+
+
+def test_an_arm_without_readable_detections_is_named_with_the_reason(
+    tmp_path: Path, make_row: Any, write_rows: Any, pictures: tuple[Path, str]
+) -> None:
+    rows = picture_rows(make_row, pictures[1], tmp_path)
+    damaged = {"image_id": 2, "category_id": 5, "bbox": [9, 9, 9, 9], "score": 0.75,
+               "segmentation": {"size": [60, 80], "counts": "5"}}  # fmt: skip
+    file = tmp_path / rows[1]["output_dir"] / "predictions.json"
+    file.write_text(json.dumps([damaged]), encoding="utf-8")
+    page, _ = page_of(write_rows(rows), tmp_path / "out")
+    assert "moco is not shown: predictions file" in page.text and "a damaged mask" in page.text
+    assert len([tag for tag, _ in page.tags if tag == "use"]) == 3 * 2
