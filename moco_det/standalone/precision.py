@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Precision:
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half formats widened to float32; float64 stays, so that a model can be checked in it."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def cpu_has_bfloat16() -> bool:

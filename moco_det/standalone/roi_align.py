@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moco_det.standalone.precision import at_least_float32
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -93,9 +95,9 @@ class _Pool(torch.autograd.Function):
     def forward(ctx: Any, parts: Sequence[Part], *maps: Tensor) -> Tensor:
         bins = parts[0].y.weights.shape[1], parts[0].x.weights.shape[1]
         total = sum(len(part.rows) for part in parts)
-        pooled = maps[0].new_empty(total, *bins, maps[0].shape[1], dtype=torch.float32)
+        pooled = maps[0].new_empty(total, *bins, maps[0].shape[1], dtype=parts[0].y.weights.dtype)
         for part, feature in zip(parts, maps, strict=True):
-            cells = feature.permute(0, 2, 3, 1).float().contiguous()  # N, H, W, C
+            cells = feature.permute(0, 2, 3, 1).to(pooled.dtype).contiguous()  # N, H, W, C
             wy, wx = part.y.weights, part.x.weights
             for p, (row, n, y0, y1, x0, x1) in enumerate(part.places()):
                 if y0 >= y1 or x0 >= x1:
@@ -109,7 +111,7 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = gradients[0].permute(0, 2, 3, 1).float().contiguous()  # P, S, T, C
+        gradient = at_least_float32(gradients[0].permute(0, 2, 3, 1)).contiguous()  # P, S, T, C
         results: list[Tensor | None] = [None]
         for part, (n_all, channels, height, width) in zip(ctx.parts, ctx.shapes, strict=True):
             cells = gradient.new_zeros(n_all, height, width, channels)
@@ -126,7 +128,7 @@ class _Pool(torch.autograd.Function):
 def pool(maps: Tensor, image: Tensor, y: Axis, x: Axis) -> Tensor:
     """Regions of maps (N, C, H, W), each of the image (P,) it lies in, to (P, C, S, T).
 
-    Computed in float32 and returned in the maps' format, channels last.
+    Computed in the axes' format, float32 at least, and returned in the maps' format, channels last.
     """
     return pool_parts([maps], [Part(torch.arange(len(image)), image, y, x)])
 
@@ -147,7 +149,7 @@ def axes_of(
     aligned: bool,
 ) -> tuple[Tensor, Axis, Axis]:
     """Image (P,), y axis and x axis of rois (P, 5: image, xyxy) in a map (height, width)."""
-    x0, y0, x1, y1 = (rois[:, 1:].float() * scale).unbind(dim=1)
+    x0, y0, x1, y1 = (rois[:, 1:] * scale).unbind(dim=1)
     height, width = shape
     y = axis_of(
         y0, y1, bins=output_size, size=height, sampling_ratio=sampling_ratio, aligned=aligned

@@ -281,7 +281,7 @@ def mask_loss(
     logits = head.select(pooled, torch.cat([r.classes for r in regions]))
     truth = mask_targets(masks, torch.cat([r.boxes for r in regions]), logits.shape[-1])
     note_mask_errors(logits, truth)
-    return F.binary_cross_entropy_with_logits(logits, truth.float())
+    return F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype))
 
 
 def note_mask_errors(logits: Tensor, truth: Tensor) -> None:

@@ -18,6 +18,7 @@ from torchvision.ops import batched_nms, roi_align
 
 from moco_det.resnet import Conv2d, msra_fill, xavier_fill
 from moco_det.standalone.boxes import BoxCoder, area, clip, smooth_l1_sum
+from moco_det.standalone.precision import at_least_float32
 from moco_det.standalone.recording import is_recording, note
 from moco_det.standalone.roi_align import Axis, Part, axes_of, pool, pool_parts
 
@@ -100,7 +101,7 @@ class ROIPooler(nn.Module):
     def axes(self, feature: Tensor, rois: Tensor, stride: int) -> tuple[Tensor, Axis, Axis]:
         """The image each region lies in, and its interpolation along y and x."""
         return axes_of(
-            rois,
+            rois.to(torch.promote_types(feature.dtype, torch.float32)),
             (feature.shape[2], feature.shape[3]),
             output_size=self.output_size,
             scale=1.0 / stride,
@@ -195,7 +196,7 @@ class BoxPredictor(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(P, in_features) to scores (P, C + 1) and deltas (P, 4 or 4 C), float32."""
         x = x.flatten(1)
-        return self.cls_score(x).float(), self.bbox_pred(x).float()
+        return at_least_float32(self.cls_score(x)), at_least_float32(self.bbox_pred(x))
 
     def losses(
         self, scores: Tensor, deltas: Tensor, regions: Sequence[Regions]
@@ -243,7 +244,7 @@ class BoxPredictor(nn.Module):
         region, class_ = (scores > self.score_threshold).nonzero(as_tuple=True)
         candidates = boxes[region, class_ if per_class > 1 else torch.zeros_like(class_)]
         confidence = scores[region, class_]
-        keep = batched_nms(candidates, confidence, class_, self.nms_threshold)
+        keep = batched_nms(candidates, confidence.float(), class_, self.nms_threshold)
         if self.detections_per_image >= 0:
             keep = keep[: self.detections_per_image]
         return Detections(candidates[keep], confidence[keep], class_[keep])
@@ -300,8 +301,7 @@ class MaskHead(nn.Sequential):
         hidden = F.relu_(F.linear(cells, weight, deconv.bias.repeat(4)))
         index = classes if len(predictor.bias) > 1 else torch.zeros_like(classes)
         wanted = predictor.weight[index].flatten(1)[:, :, None]  # P, hidden, 1
-        logits = torch.bmm(hidden.view(p, height * width * 4, deconv.out_channels), wanted).float()
-        logits = (
-            logits.view(p, height, width, 2, 2) + predictor.bias[index][:, None, None, None, None]
-        )
+        logits = torch.bmm(hidden.view(p, height * width * 4, deconv.out_channels), wanted)
+        logits = at_least_float32(logits).view(p, height, width, 2, 2)
+        logits = logits + predictor.bias[index][:, None, None, None, None]
         return logits.transpose(2, 3).reshape(p, 2 * height, 2 * width)

@@ -25,6 +25,7 @@ from moco_det.standalone.boxes import (
     smooth_l1_sum,
     subsample,
 )
+from moco_det.standalone.precision import at_least_float32
 from moco_det.standalone.recording import note
 
 
@@ -68,9 +69,9 @@ class RPNHead(nn.Module):
         for feature in features:
             hidden = self.conv(feature)
             n, _, h, w = feature.shape
-            score = self.objectness_logits(hidden).float()
+            score = at_least_float32(self.objectness_logits(hidden))
             logits.append(score.permute(0, 2, 3, 1).reshape(n, -1))
-            delta = self.anchor_deltas(hidden).float().reshape(n, -1, 4, h, w)
+            delta = at_least_float32(self.anchor_deltas(hidden)).reshape(n, -1, 4, h, w)
             deltas.append(delta.permute(0, 3, 4, 1, 2).reshape(n, -1, 4))
         return logits, deltas
 
@@ -90,7 +91,7 @@ class RPNHead(nn.Module):
         weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)
         hidden = F.relu_(F.linear(patches, weight, self.conv.bias))
         score, delta = (
-            F.linear(hidden, layer.weight.flatten(1), layer.bias).float()
+            at_least_float32(F.linear(hidden, layer.weight.flatten(1), layer.bias))
             for layer in (self.objectness_logits, self.anchor_deltas)
         )
         return score, delta.reshape(len(cell), score.shape[1], 4)
@@ -261,7 +262,7 @@ class RPN(nn.Module):
             keep = nonempty(box, self.min_box_size)
             if not bool(keep.all()):
                 box, score, level_ids = box[keep], score[keep], level_ids[keep]
-            kept = batched_nms(box, score, level_ids, self.nms_threshold)[:post_topk]
+            kept = batched_nms(box, score.float(), level_ids, self.nms_threshold)[:post_topk]
             proposals.append(Proposals(box[kept], score[kept]))
         return proposals
 
