@@ -7,7 +7,6 @@ Rows of version 1 are read as they are and brought to version 2 in memory; files
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -104,6 +103,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 _MISSING = object()
 
+# More seconds or iterations than this are a slip of the pen.
+_MOST = 1e12
+
 
 def validate_row(row: Mapping[str, Any]) -> None:
     """Raise InputError naming the first key of a row that its schema does not allow."""
@@ -131,6 +133,7 @@ def validate_row(row: Mapping[str, Any]) -> None:
     for name, choices in choices_of.items():
         if row[name] is not None and row[name] not in choices:
             raise InputError(f"'{name}' is {row[name]!r}, wanted one of {', '.join(choices)}")
+    _validate_values(row)
     for name in ("dataset.classes", "warnings"):
         for item in _lookup(row, name) or ():
             if not isinstance(item, str):
@@ -142,6 +145,22 @@ def validate_row(row: Mapping[str, Any]) -> None:
         raise InputError(f"'metrics' is {shown(metrics)}, wanted an object or null")
     if unlearned and (not isinstance(row.get("error"), str) or not row["error"].strip()):
         raise InputError(f"'error' is {shown(row.get('error'))}, wanted why the run failed")
+
+
+def _validate_values(row: Mapping[str, Any]) -> None:
+    """Raise InputError for a value of the right type that no run can have."""
+    # compared and not converted: json's integers may be too long for a float
+    if not 0 <= row["wall_seconds"] <= _MOST:
+        raise InputError(f"'wall_seconds' is {shown(row['wall_seconds'])}, wanted seconds")
+    if row["status"] == "finished" and row["task"] != "probe":
+        for name in ("iterations", "batch"):
+            if not 1 <= row[name] <= _MOST:
+                raise InputError(f"'{name}' is {shown(row[name])}, wanted a number above 0")
+    given = row["init"].get("input")
+    if given is not None and not isinstance(given, dict):
+        raise InputError(f"'init.input' is {shown(given)}, wanted an object or null")
+    if "\0" in row["output_dir"]:
+        raise InputError(f"'output_dir' is {shown(row['output_dir'])}, wanted a folder")
 
 
 def upgrade(row: dict[str, Any]) -> dict[str, Any]:
@@ -193,8 +212,8 @@ def _validate_percent(name: str, value: Any) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InputError(f"'{name}' is {shown(value)}, wanted a number or null")
-    if not math.isfinite(value) or not -1e-6 <= value <= 100 + 1e-6:
-        raise InputError(f"'{name}' is {value!r}, wanted percent from 0 to 100, or null")
+    if not -1e-6 <= value <= 100 + 1e-6:
+        raise InputError(f"'{name}' is {shown(value)}, wanted percent from 0 to 100, or null")
 
 
 def _lookup(row: Mapping[str, Any], name: str) -> Any:
