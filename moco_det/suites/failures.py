@@ -14,13 +14,16 @@ from moco_det.suites.matrix import Run
 _TAIL_BYTES = 65536
 
 
-def last_words(console: Path, code: int) -> str:
-    """Why a run ended, in a line: its error message, else its last line, else how it ended."""
+def last_words(console: Path, code: int, *, start: int = 0) -> str:
+    """Why a run ended, in a line: its error message, else its last line, else how it ended.
+
+    The console holds every attempt at the run; `start` is the byte where this one began.
+    """
     ended = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
     try:
         with console.open("rb") as file:
             file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            file.seek(max(start, file.tell() - _TAIL_BYTES))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ended

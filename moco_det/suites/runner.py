@@ -39,13 +39,14 @@ class Outcome:
 
 @dataclass
 class Going:
-    """A run in progress."""
+    """A run in progress; what it says is in its console from the byte `console_start` on."""
 
     run: Run
     process: subprocess.Popen[bytes]
     gpus: tuple[str, ...]
     started: float
     claim: int
+    console_start: int
 
     @property
     def seconds(self) -> float:
@@ -66,9 +67,9 @@ def run_matrix(
 
     `train_command` starts tools/train_net.py. Each of `slots` runs one run at a time and names the
     GPUs that it sees (none: the machine as it is). `watch` is called twice a second, `on_row`
-    after each run that has ended. A run that fails leaves a failed row; a run that is stopped
-    leaves its checkpoint and is gone on with next time. Two callers may share a folder: a run
-    belongs to the one that claimed it first.
+    after runs that have ended, once the next ones are going. A run that fails leaves a failed row;
+    a run that is stopped leaves its checkpoint and is gone on with next time. Two callers may
+    share a folder: a run belongs to the one that claimed it first.
     """
     results = output / "results.jsonl"
     make_folder(output)
@@ -78,9 +79,10 @@ def run_matrix(
     waiting = read_state(results, runs).left(runs)
     free = list(slots)
     going: list[Going] = []
+    ended = False
     try:
         with _terminated_like_interrupted():
-            while waiting or going:
+            while waiting or going or ended:
                 while waiting and free:
                     run = waiting.pop(0)
                     started = _start(run, output, free[0], train_command)
@@ -93,12 +95,15 @@ def run_matrix(
                     else:
                         free.pop(0)
                         going.append(started)
+                # Only now that the next runs go on: a report may take a minute.
+                if ended and on_row is not None:
+                    on_row()
+                ended = False
                 for one in [one for one in going if one.process.poll() is not None]:
                     going.remove(one)
                     free.append(one.gpus)
                     _record(one, output, results, outcome)
-                    if on_row is not None:
-                        on_row()
+                    ended = True
                 if watch is not None:
                     watch(going, outcome)
                 if going:
@@ -130,6 +135,7 @@ def _start(
         command += ["--dist-url", f"tcp://127.0.0.1:{_free_port()}"]
     command += options
     with (folder / "console.txt").open("ab") as console:
+        console_start = console.tell()
         try:
             process = subprocess.Popen(
                 command,
@@ -145,7 +151,7 @@ def _start(
         except OSError as error:
             os.close(claim)
             raise InputError(f"cannot start {command[0]}: {error.strerror}") from error
-    return Going(run, process, gpus, time.monotonic(), claim)
+    return Going(run, process, gpus, time.monotonic(), claim, console_start)
 
 
 def _record(one: Going, output: Path, results: Path, outcome: Outcome) -> None:
@@ -155,7 +161,8 @@ def _record(one: Going, output: Path, results: Path, outcome: Outcome) -> None:
         outcome.finished.append(name)
     else:
         code = one.process.returncode
-        why = last_words(one.run.folder(output) / "console.txt", code)
+        console = one.run.folder(output) / "console.txt"
+        why = last_words(console, code, start=one.console_start)
         outcome.failed[name] = why
         append_row(results, failed_row(one.run, output, why, one.seconds))
     os.close(one.claim)

@@ -64,6 +64,31 @@ def test_runs_share_the_gpus_and_see_only_their_own(
     assert seen <= {"0,1", "2,3"} and len(seen) == 2
 
 
+def test_a_retry_that_dies_silently_is_not_given_the_words_of_the_try_before(
+    make_runs: Any, trainer: Any, tmp_path: Path
+) -> None:
+    (run,) = make_runs("crash")
+    folder = run.folder(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "console.txt").write_text("error: the disk was full\n", encoding="utf-8")
+    outcome = run_matrix([run], tmp_path, train_command=trainer)
+    assert outcome.failed == {run.name: "ended by signal 9"}
+    assert (folder / "console.txt").read_text(encoding="utf-8").startswith("error: the disk")
+
+
+def test_the_report_is_made_while_the_next_run_is_going_and_after_the_last(
+    make_runs: Any, trainer: Any, tmp_path: Path
+) -> None:
+    runs = make_runs("a", "b")
+    claimed: list[int] = []
+
+    def on_row() -> None:
+        claimed.append(sum((run.folder(tmp_path) / ".claim").exists() for run in runs))
+
+    run_matrix(runs, tmp_path, train_command=trainer, on_row=on_row)
+    assert claimed == [2, 2]
+
+
 def run_in_process(runs: list[Any], output: Path, trainer: list[str]) -> None:
     run_matrix(runs, output, train_command=trainer)
 
