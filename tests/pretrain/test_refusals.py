@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pretrain import train
+from pretrain import checkpoints, train
 from pretrain.config import load_config
 from pretrain.errors import InputError
 from pretrain.plan import make_plan
@@ -96,3 +96,16 @@ def test_a_run_that_no_memory_holds_is_one_line(
     with pytest.raises(InputError, match="memory has run out .*moco-det plan"):
         train.train(config(tiny, *pairs))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"bad\n", b"# text\n", b"\x80\x02", b"PK\x03\x04", b"\0" * 64]
+)
+def test_a_file_of_any_bytes_is_no_checkpoint_and_no_traceback(
+    content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoint.pth").write_bytes(content)
+    with pytest.raises(InputError, match="is not a whole checkpoint: .+"):
+        checkpoints.read(tmp_path / "checkpoint.pth")
+    with pytest.raises(InputError, match="no checkpoint in .* can be read"):
+        checkpoints.newest(tmp_path)
