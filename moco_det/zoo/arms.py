@@ -50,14 +50,14 @@ ARMS: dict[str, Arm] = {
     ),
     "moco": Arm(
         "MoCo v1, 200 epochs",
-        weights="weights/moco_v1_200ep.pkl",
-        convert=_convert("moco_v1_200ep_pretrain.pth.tar", "weights/moco_v1_200ep.pkl"),
+        weights="weights/moco_v1_r50.pkl",
+        convert=_convert("moco_v1_200ep_pretrain.pth.tar", "weights/moco_v1_r50.pkl"),
         method="moco_v1",
     ),
     "mocov2": Arm(
         "MoCo v2, 200 epochs",
-        weights="weights/moco_v2_200ep.pkl",
-        convert=_convert("moco_v2_200ep_pretrain.pth.tar", "weights/moco_v2_200ep.pkl"),
+        weights="weights/moco_v2_r50.pkl",
+        convert=_convert("moco_v2_200ep_pretrain.pth.tar", "weights/moco_v2_r50.pkl"),
         method="moco_v2",
     ),
     "instdisc": Arm(
