@@ -27,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
     p = argparse.ArgumentParser(
         prog="benchmark",
+        # --slurm takes its own options out of the command line, and must know their names
+        allow_abbrev=False,
         description="Run initialisations x settings x seeds and keep their report up to date. "
         "The same command goes on where it stopped; a finished run is never run again.",
     )
@@ -44,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--gpus", metavar="LIST", help="GPUs to use, one run on each: 0,1,2,3")
     p.add_argument("--gpus-per-run", type=int, default=1, metavar="N", help="GPUs of one run")
     p.add_argument("--dry-run", action="store_true", help="show the matrix and its cost only")
-    p.add_argument("--slurm", action="store_true", help="write a job array, run nothing")
+    p.add_argument(
+        "--slurm", action="store_true", help="write a job array, run nothing; CPU without --gpus"
+    )
     p.add_argument(
         "--sbatch", action="append", default=[], metavar="OPTION", help="of the job: --time=8:00:00"
     )
@@ -74,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default_supervised=suite.supervised,
     )
     suites.check_depths(suite.settings, arms)
+    check_data(suite.settings)
     if engine == "standalone":
         check_settings(suite.settings)
     every = suites.build_matrix(
@@ -90,15 +95,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         return 0
     if args.slurm:
-        command = [sys.executable, *own_command(given)]
+        gpus = args.gpus_per_run if args.gpus else 0
         script = suites.write_job_array(
             state.left(runs),
             output,
-            command=command,
-            gpus=args.gpus_per_run if args.gpus else 0,
+            command=[sys.executable, *own_command(given, engine=engine)],
+            gpus=gpus,
             directives=args.sbatch,
         )
-        print(f"submit it with: sbatch {script}")
+        where = f"{gpus} GPU(s) a task" if gpus else "on the CPU; --gpus asks for GPUs"
+        print(f"submit it with: sbatch {script}  ({where})")
+        print(f"then see them with: moco-det report {output} -o {output}")
         return 0
     return run_all(args, runs, output, slots)
 
@@ -170,7 +177,8 @@ def find_suite(name: str) -> Path:
 def changes(args: argparse.Namespace) -> dict[str, Any]:
     """The config keys that the command line gives every run."""
     found: dict[str, Any] = {}
-    if not args.gpus and not has_cuda():
+    # The machine that writes a job array is not the one that runs it: what it has decides nothing.
+    if not args.gpus and (args.slurm or not has_cuda()):
         found["MODEL.DEVICE"] = "cpu"
     if args.data:
         from moco_det.data import load_datasets
@@ -197,9 +205,16 @@ def parsed(text: str) -> Any:
     """A value as config files read it: a literal, else the text itself."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
     return list(value) if isinstance(value, tuple) else value
+
+
+def check_data(settings: Sequence[Any]) -> None:
+    """InputError, before the first run, for a setting that leaves its data to the caller."""
+    for setting in settings:
+        if not all(setting.keys.get(f"DATASETS.{part}") for part in ("TRAIN", "TEST")):
+            raise InputError(f"the setting {setting.name} names no data: give --data TRAIN TEST")
 
 
 def check_settings(settings: Sequence[Any]) -> None:
@@ -260,18 +275,32 @@ def chosen(runs: list[Any], only: str | None) -> list[Any]:
     return found
 
 
-def own_command(given: Sequence[str]) -> list[str]:
-    """This call without what belongs to the job array alone, for its tasks."""
+# Options that a task of a job array is not given, with the number of words that follow them.
+NOT_A_TASK_S: dict[str, int] = {"--slurm": 0, "--sbatch": 1, "--gpus": 1, "--engine": 1}
+
+
+def own_command(given: Sequence[str], *, engine: str) -> list[str]:
+    """This call for a task of the job array: what the batch system decides is left out.
+
+    The engine is the one found here. A task without GPUs is told so, since a machine with GPUs
+    would make another config of it, and so another run.
+    """
     words: list[str] = []
-    skip = False
+    skip = 0
+    gpus = False
     for word in given:
-        if skip or word == "--slurm" or word.startswith("--sbatch="):
-            skip = False
-        elif word == "--sbatch":
-            skip = True
+        name = word.split("=")[0]
+        gpus |= name == "--gpus"
+        if skip:
+            skip -= 1
+        elif name in NOT_A_TASK_S:
+            skip = 0 if "=" in word else NOT_A_TASK_S[name]
         else:
             words.append(word)
-    return ["-m", "moco_det_tools.benchmark", *words]
+    device = [] if gpus else ["--set", "MODEL.DEVICE", "cpu"]
+    if "MODEL.DEVICE" in words:
+        device = []
+    return ["-m", "moco_det_tools.benchmark", *words, *device, "--engine", engine]
 
 
 def show_cost(

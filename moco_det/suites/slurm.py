@@ -22,20 +22,23 @@ def write_job_array(
 ) -> Path:
     """Write OUTPUT/runs.txt and OUTPUT/array.sbatch; returns the script's path.
 
-    `command` is this benchmark's own command line without --slurm: each task calls it with --only
-    and the run in its line. `directives` are further options of sbatch, "--time=08:00:00". The
-    tasks append to one results.jsonl, and those that are finished already end at once.
+    `command` is this benchmark's own command line for a task: each calls it with --only, the run
+    in its line and, where it asked for `gpus`, those that the batch system gave it. `directives`
+    are further options of sbatch, "--time=08:00:00". The tasks append to one results.jsonl, and
+    those that are finished already end at once.
     """
     if not runs:
         raise InputError("every run is finished already: there is nothing to submit")
     for directive in directives:
         if not re.fullmatch(r"-[^\n]+", directive):
             raise InputError(f"--sbatch {directive!r}: write an option of sbatch, --time=08:00:00")
+    numbers = ",".join(map(str, range(gpus)))
+    given = f' --gpus "${{CUDA_VISIBLE_DEVICES:-{numbers}}}"' if gpus else ""
     names = output / "runs.txt"
     script = output / "array.sbatch"
     lines = [
         "#!/bin/bash",
-        "# Submit with sbatch; then make the report with the command without --slurm.",
+        "# Submit with sbatch; a task whose run is finished already ends at once.",
         f"#SBATCH --array=0-{len(runs) - 1}",
         "#SBATCH --job-name=moco-det",
         f"#SBATCH --output={output.resolve()}/slurm-%A_%a.txt",
@@ -46,7 +49,7 @@ def write_job_array(
         "set -eu",
         f"cd {shlex.quote(str(Path.cwd()))}",
         f'run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(names.resolve()))})',
-        f'exec {shlex.join(command)} --no-report --only "$run"',
+        f'exec {shlex.join(command)}{given} --no-report --only "$run"',
         "",
     ]
     write_text(names, "".join(f"{run.name}\n" for run in runs))

@@ -85,6 +85,8 @@ def read_suite(path: str | Path, changes: Mapping[str, Any] | None = None) -> Su
     Raises InputError naming the file and the key for whatever it does not understand.
     """
     path = Path(path)
+    if not path.is_file():
+        raise InputError(f"suite {path} does not exist: check --suite")
     tree = load_yaml(path)
     _only(tree, _KEYS, f"{path}")
     entries = tree.get("settings")
@@ -123,6 +125,11 @@ def _setting(entry: Any, path: Path, changes: Mapping[str, Any]) -> Setting:
     config = entry.get("config")
     if not isinstance(config, str):
         raise InputError(f"{path}: a setting has no 'config' that names a yaml file")
+    file = path.parent / config
+    if not file.is_file():
+        raise InputError(
+            f"{path}: the 'config' {config} of a setting is not there: looked for {file}"
+        )
     name = str(entry.get("name", Path(config).stem))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
         raise InputError(
@@ -131,7 +138,7 @@ def _setting(entry: Any, path: Path, changes: Mapping[str, Any]) -> Setting:
     over = entry.get("set") or {}
     if not isinstance(over, dict):
         raise InputError(f"{path}: 'set' of {name} is {over!r}, wanted keys and values")
-    keys = {**flatten(load_yaml(path.parent / config)), **flatten(over), **changes}
+    keys = {**flatten(load_yaml(file)), **flatten(over), **changes}
     for key in RUN_KEYS:
         keys.pop(key, None)
         if key in flatten(over) or key in changes:

@@ -6,10 +6,14 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from moco_det.results import append_row, read_rows
 from moco_det.suites import Outcome, cost_of, read_state, run_matrix, write_job_array
@@ -197,7 +201,38 @@ def test_a_job_array_has_a_task_a_run(make_runs: Any, tmp_path: Path) -> None:
         runs, tmp_path, command=["python", "-m", "x y"], gpus=2, directives=["--time=8:00:00"]
     ).read_text(encoding="utf-8")
     assert "--array=0-3" in script and "#SBATCH --time=8:00:00" in script
-    assert "--gpus-per-node=2" in script and "exec python -m 'x y' --no-report --only" in script
+    assert "--gpus-per-node=2" in script and "exec python -m 'x y' --gpus " in script
     names = (tmp_path / "runs.txt").read_text(encoding="utf-8").splitlines()
     assert names == [run.name for run in runs]
-    json.dumps(names)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "seen", "told"),
+    [(0, "5", []), (2, "4,5", ["--gpus", "4,5"]), (2, None, ["--gpus", "0,1"])],
+)
+def test_every_task_of_the_array_has_its_own_run_and_the_gpus_it_was_given(
+    make_runs: Any, tmp_path: Path, gpus: int, seen: str | None, told: list[str]
+) -> None:
+    runs = make_runs("a", "b", seeds=2)
+    output = tmp_path / "it's here"
+    fake = tmp_path / "fake.py"
+    # the second task fails, which must be its own affair
+    fake.write_text("import json, sys\nprint(json.dumps(sys.argv[1:]))\n"
+                    "sys.exit('b_seed0' in sys.argv[-1])\n", encoding="utf-8")  # fmt: skip
+    script = write_job_array(
+        runs, output, command=[sys.executable, str(fake), "a b"], gpus=gpus, directives=[]
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    if seen is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = seen
+    for index, run in enumerate(runs):
+        task = subprocess.run(
+            ["bash", str(script)],
+            env={**environment, "SLURM_ARRAY_TASK_ID": str(index)},
+            capture_output=True,
+            text=True,
+        )
+        assert task.returncode == (1 if index == 1 else 0), task.stderr
+        assert json.loads(task.stdout) == ["a b", *told, "--no-report", "--only", run.name]
+    outside = subprocess.run(["bash", str(script)], env=environment, capture_output=True)
+    assert outside.returncode != 0 and not outside.stdout

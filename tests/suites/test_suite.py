@@ -52,7 +52,7 @@ def test_a_setting_is_its_config_with_its_own_and_the_callers_changes(suite_file
         ("settings: [{name: a}]", "no 'config'"),
         ("settings: [{config: base.yaml}, {config: base.yaml}]", "two settings are called 'base'"),
         ("settings: [{config: base.yaml}, {config: base.yaml, name: b}]", "are the same config"),
-        ("settings: [{config: gone.yaml}]", "gone.yaml does not exist"),
+        ("settings: [{config: gone.yaml}]", "'config' gone.yaml of a setting is not there"),
         ("settings: [{config: base.yaml, name: a/b}]", "no folder's name"),
         ("settings: [{config: base.yaml, set: {SEED: 1}}]", "SEED of base is set by the matrix"),
         ("seeds: 0\nsettings: [{config: base.yaml}]", "'seeds' is 0"),
@@ -64,6 +64,11 @@ def test_a_bad_suite_is_refused_by_name(suite_file: Path, text: str, said: str) 
     with pytest.raises(InputError) as caught:
         read_suite(suite_file)
     assert said in str(caught.value)
+
+
+def test_a_missing_suite_names_its_own_option(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"suite .*gone\.yaml does not exist: check --suite$"):
+        read_suite(tmp_path / "gone.yaml")
 
 
 def test_every_suite_of_the_project_reads_and_says_its_cost() -> None:

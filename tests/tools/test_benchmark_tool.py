@@ -8,7 +8,7 @@ import pytest
 
 from moco_det.errors import InputError
 from moco_det_tools import benchmark
-from moco_det_tools.benchmark import main, own_command, read_seeds, read_slots
+from moco_det_tools.benchmark import main, own_command, parsed, read_seeds, read_slots
 
 RANDOM_ONLY = ["--no-supervised", "--engine", "standalone"]
 
@@ -82,6 +82,45 @@ def test_seeds_and_gpus_are_read_or_refused() -> None:
             read_slots(gpus, per_run)
 
 
-def test_the_array_s_own_options_are_not_handed_on() -> None:
+def test_a_task_is_not_given_what_the_batch_system_decides() -> None:
     words = ["--suite", "quick", "--slurm", "--sbatch", "--time=1", "--sbatch=-p x", "-o", "d"]
-    assert own_command(words) == ["-m", "moco_det_tools.benchmark", "--suite", "quick", "-o", "d"]
+    me = ["-m", "moco_det_tools.benchmark", "--suite", "quick", "-o", "d"]
+    cpu, engine = ["--set", "MODEL.DEVICE", "cpu"], ["--engine", "standalone"]
+    assert own_command(words, engine="standalone") == [*me, *cpu, *engine]
+    # the GPUs' numbers are those of the machine that runs the task
+    words += ["--gpus", "6,7", "--gpus-per-run=2", "--engine=auto"]
+    assert own_command(words, engine="standalone") == [*me, "--gpus-per-run=2", *engine]
+
+
+def test_a_job_array_s_runs_are_the_same_on_a_machine_with_other_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--suite", str(suite(tmp_path)), "-o", str(tmp_path / "out"), *RANDOM_ONLY]
+    for gpus in ([], ["--gpus", "6"]):
+        names = []
+        for cuda in (False, True):
+            monkeypatch.setattr(benchmark, "has_cuda", lambda cuda=cuda: cuda)
+            assert main([*words, *gpus, "--slurm"]) == 0
+            names.append((tmp_path / "out" / "runs.txt").read_text(encoding="utf-8"))
+            task = own_command([*words, *gpus, "--slurm"], engine="standalone")[2:]
+            task += ["--gpus", "0"] if gpus else []
+            for there in (False, True):
+                monkeypatch.setattr(benchmark, "has_cuda", lambda there=there: there)
+                assert main([*task, "--only", names[-1].split()[0], "--dry-run"]) == 0
+        assert names[0] == names[1]
+    assert "on the CPU; --gpus asks for GPUs" in capsys.readouterr().out
+
+
+def test_an_option_s_beginning_is_no_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--suite", "quick", "--slur"])
+    assert "--slur" in capsys.readouterr().err
+
+
+def test_a_value_that_python_cannot_make_is_text() -> None:
+    assert parsed("{[]: 1}") == "{[]: 1}" and parsed("(1, 2)") == [1, 2] and parsed("x") == "x"
+
+
+def test_a_suite_without_data_is_told_of_the_option(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="quick_R18_FPN names no data: give --data TRAIN TEST"):
+        main(["--suite", "quick", "-o", str(tmp_path / "out"), *RANDOM_ONLY, "--dry-run"])
