@@ -7,6 +7,7 @@ tools/report.py new/results.jsonl --against old/results.jsonl
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from moco_det.errors import InputError
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.output is None and not args.against:
         raise InputError("nothing to do: name a folder with -o, or other rows with --against")
+    for problem in read_rows([*args.results, *(args.against or ())]).problems:
+        print(f"warning: {problem}", file=sys.stderr)
     if args.output is not None:
         written = make_report(
             args.results,

@@ -160,12 +160,23 @@ Key = tuple[tuple[str, ...], str]
 
 
 def _cells(rows: Iterable[Row]) -> dict[Key, tuple[Group, Arm]]:
+    """Every arm by its setting without the engine's version, and its name.
+
+    InputError where a report itself has an arm in two versions: either could be meant.
+    """
     cells: dict[Key, tuple[Group, Arm]] = {}
     for group in group_rows(rows):
         key = group_key(group.first)
         bare = (*key[:_VERSION], *key[_VERSION + 1 :])
         for arm in group.arms:
-            cells[(bare, arm.label if _twice(group, arm) else arm.name)] = (group, arm)
+            cell = (bare, arm.label if _twice(group, arm) else arm.name)
+            if cell in cells:
+                versions = [cells[cell][0].key[_VERSION], key[_VERSION]]
+                raise InputError(
+                    f"one of the two reports has {arm.label} on {group.title} by the engine's "
+                    f"versions {listed(versions)}: compare files that hold one version each"
+                )
+            cells[cell] = (group, arm)
     return cells
 
 

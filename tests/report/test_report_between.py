@@ -57,6 +57,29 @@ def test_versions_may_differ_and_are_named(make_row: Any) -> None:
     assert change.outcome == "within noise"
 
 
+def test_a_report_with_two_versions_of_the_engine_is_not_compared_by_one_of_them(
+    make_row: Any,
+) -> None:
+    newer = trials(make_row, "moco", 31.0)
+    for row in newer:
+        row["engine"] = {**row["engine"], "version": "2"}
+    both = rows(*trials(make_row, "moco", 28.0), *newer)
+    for pair in ((both, rows(*newer)), (rows(*newer), both)):
+        with pytest.raises(InputError, match=r"moco on toy_test .* versions 1 and 2: compare"):
+            compare_reports(*pair)
+
+
+def test_the_tool_says_what_it_skipped_of_both_reports(
+    make_row: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in trials(make_row, "moco", 31.0))
+    for name in ("new", "old"):
+        (tmp_path / f"{name}.jsonl").write_text(text + '{"run": "to', encoding="utf-8")
+    assert main([str(tmp_path / "new.jsonl"), "--against", str(tmp_path / "old.jsonl")]) == 0
+    said = capsys.readouterr().err
+    assert "warning: new.jsonl line 4: torn" in said and "warning: old.jsonl line 4: torn" in said
+
+
 def test_one_trial_is_not_enough_and_is_no_regression(make_row: Any) -> None:
     between = compare_reports(
         rows(make_row("moco", 0, (10.0, 1.0, 1.0))), rows(*trials(make_row, "moco", 31.0))
