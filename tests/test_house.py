@@ -9,6 +9,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,18 @@ def test_every_tool_explains_itself_when_run_as_a_script(script: Path, tmp_path:
     assert child.returncode == 0, child.stderr
     assert "usage:" in child.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_script_of_another_checkout_than_the_installed_one_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "tools"
+    shutil.copytree(REPO / "tools", other, ignore=shutil.ignore_patterns("__pycache__"))
+    child = subprocess.run(
+        [sys.executable, str(other / "plan.py"), "--help"], capture_output=True, text=True
+    )
+    assert child.returncode == 2
+    assert child.stdout == ""
+    assert child.stderr.startswith(f"error: {other / 'plan.py'} is a script of another checkout")
+    assert child.stderr.count("\n") == 1
 
 
 def house_modules(*folders: str) -> list[str]:
