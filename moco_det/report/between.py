@@ -120,6 +120,9 @@ class Between:
 def compare_reports(ours: Iterable[Row], theirs: Iterable[Row]) -> Between:
     """Compare every arm in every setting that both have; InputError where they share none."""
     here, there = _cells(ours), _cells(theirs)
+    for cells, whose in ((here, "these rows"), (there, "the rows to compare with")):
+        if not cells:
+            raise InputError(f"{whose} hold no finished detection run: there is nothing to compare")
     shared = [key for key in here if key in there]
     if not shared:
         reason = "no setting" if not _settings(here) & _settings(there) else "no arm in any setting"

@@ -40,9 +40,9 @@ def certainty_table(group: Group, rulers: Sequence[str]) -> Table | None:
         "seeds needed: an arm, for a two-sided t test at "
         f"{100 * (1 - CONFIDENCE):.0f} % to find a true difference of {sizes} AP with power "
         f"{POWER:g} at the measured deviation. {config_note(group)}",
-        header=("comparison", "difference", "p", "paired", f"seeds for {sizes} AP", "in words"),
+        header=("comparison", "in words", "difference", "p", "paired", f"seeds for {sizes} AP"),
         rows=tuple(body),
-        words=1,
+        words=2,
     )
 
 
@@ -58,9 +58,9 @@ def _line(
     corrected = "" if comparison.family < 2 else f"corrected {p_value(comparison.p_holm)}"
     return (
         Cell(f"{arm.label} − {reference.label}", f"{RULERS[ruler]}, {comparison.trials}"),
+        Cell(comparison.verdict),
         Cell(signed(comparison.difference), interval(comparison), tone),
         Cell(p_value(comparison.p), corrected),
         pairs,
         Cell(" / ".join(seeds(seeds_needed(size, ours, theirs)) for size in ASKED)),
-        Cell(comparison.verdict),
     )

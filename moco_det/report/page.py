@@ -165,7 +165,7 @@ def build_page(
         runs=run_table(groups, colours),
         probe_runs=probe_run_table(probes, colours),
         environment=environment_table(rows.rows),
-        failures=failure_table(failed) if failed else None,
+        failures=failure_table(rows.rows),
         warnings=warnings_of(rows.rows, rows.problems, groups) + probe_warnings(probes),
         commands=[(str(row.data["run"]), str(row.data["command"])) for row in rows.rows],
     )

@@ -131,7 +131,8 @@ def class_table(group: Group, ruler: str) -> Table:
     what = RULERS.get(ruler, "VOC AP").replace("AP", "AP of each class")
     return Table(
         caption=f"{what[0].upper()}{what[1:]}, percent: mean ± sample standard deviation; under "
-        f"it the difference to supervised with Welch's 95 % interval. n: {trials}. "
+        "it the difference to supervised with Welch's 95 % interval, in colour where it "
+        f"excludes zero, not corrected for the number of classes. n: {trials}. "
         f"{config_note(group)}",
         header=("class", *(arm.label for arm in group.arms)),
         rows=tuple(rows),
@@ -280,14 +281,18 @@ def environment_table(rows: Sequence[Row]) -> Table:
                  "failed ones included.", header, body, words=7)  # fmt: skip
 
 
-def failure_table(failed: Sequence[Row]) -> Table:
-    """Failed runs: listed, never averaged."""
+def failure_table(rows: Sequence[Row]) -> Table | None:
+    """Failed runs: listed, never averaged; None where none failed."""
+    finished = {row.data["run"] for row in rows if row.finished}
     body = []
-    for row in failed:
+    for row in (row for row in rows if not row.finished):
         reasons = [*([str(row.data["error"])] if row.data.get("error") else [])]
         reasons += [str(warning) for warning in row.data["warnings"]]
-        body.append((Cell(str(row.data["run"])), Cell(row.arm), Cell(str(row.seed)),
+        again = "finished when it was tried again" if row.data["run"] in finished else ""
+        body.append((Cell(str(row.data["run"]), again), Cell(row.arm), Cell(str(row.seed)),
                      Cell("; ".join(reasons) or "no reason was recorded")))  # fmt: skip
+    if not body:
+        return None
     return Table("Failed runs. None of their numbers enters any mean.",
                  ("run", "arm", "seed", "what the run said"), tuple(body), words=4)  # fmt: skip
 

@@ -46,8 +46,11 @@ def verdict(group: Group, *, matched: bool) -> list[Sentence]:
         ]
         if measured:
             sentences.append(Sentence(f"{sentence(RULERS[ruler])} is {listed(measured)}."))
-        else:
-            text = f"{sentence(RULERS[ruler])} is undefined in every run."
+    for ruler in rulers:
+        without = [_subject(arm) for arm in group.arms if not arm.summary(ruler, "AP").n]
+        if without:
+            whose = "" if len(without) == len(group.arms) else f" of {listed(without)}"
+            text = f"{sentence(RULERS[ruler])}{whose} is undefined in every run."
             sentences.append(Sentence(text))
     if any("[" in said.text for said in sentences if said.finding):
         text = "Brackets are 95 % intervals of the difference"

@@ -80,6 +80,14 @@ def test_the_tool_says_what_it_skipped_of_both_reports(
     assert "warning: new.jsonl line 4: torn" in said and "warning: old.jsonl line 4: torn" in said
 
 
+def test_rows_without_a_finished_run_are_named_as_such(make_row: Any) -> None:
+    some, none = rows(*trials(make_row, "moco", 31.0)), rows()
+    with pytest.raises(InputError, match="^the rows to compare with hold no finished"):
+        compare_reports(some, none)
+    with pytest.raises(InputError, match="^these rows hold no finished"):
+        compare_reports(none, some)
+
+
 def test_one_trial_is_not_enough_and_is_no_regression(make_row: Any) -> None:
     between = compare_reports(
         rows(make_row("moco", 0, (10.0, 1.0, 1.0))), rows(*trials(make_row, "moco", 31.0))

@@ -186,6 +186,16 @@ def test_a_failed_row_is_listed_and_enters_no_mean(
     for text in (page.text, markdown):
         assert "loss is not finite at 7" in text
     assert "1 run failed and enters no mean" in page.text
+    assert "tried again" not in page.text
+
+
+def test_a_failed_run_that_finished_later_is_said_to_have(
+    tmp_path: Path, make_row: Any, write_rows: Any
+) -> None:
+    rows = [make_row(status="failed", error="disk full"), make_row()]
+    page, markdown = page_of(write_rows(rows), tmp_path / "out")
+    for text in (page.text, markdown):
+        assert "finished when it was tried again" in text
 
 
 def test_one_arm_alone_is_reported_without_a_comparison(

@@ -22,6 +22,8 @@ from moco_det.report.flat_tables import csv_text, escaped, tex_text
 from moco_det.report.groups import Group
 from moco_det.report.published import find_table
 from moco_det.report.schedules import schedule_families
+from moco_det.report.tables import class_table
+from moco_det.report.verdict import verdict
 from moco_det.results import Row
 
 SPREAD = (-0.2, -0.1, 0.0, 0.1, 0.2)
@@ -159,8 +161,8 @@ def test_the_table_of_certainty_says_interval_pairs_and_seeds(make_row: Any) -> 
     assert table is not None
     by_name = {row[0].text: row for row in table.rows}
     moco, dense = by_name["moco − supervised"], by_name["dense − supervised"]
-    assert moco[-1].text == "not distinguishable" and dense[-1].text == "higher"
-    assert moco[2].note.startswith("corrected ") and moco[0].note == "box AP, n=5"
+    assert moco[1].text == "not distinguishable" and dense[1].text == "higher"
+    assert moco[3].note.startswith("corrected ") and moco[0].note == "box AP, n=5"
     # the deviation is 0.158; 0.5 AP is 3.2 deviations, which three seeds find
     assert moco[table.header.index("seeds for 0.5 / 1 / 2 AP")].text == "3 / 2 / 2"
     # every pair differs by the same 0.1, which leaves a paired test no spread
@@ -181,8 +183,23 @@ def test_many_arms_are_listed_by_verdict(make_row: Any, write_rows: Any, tmp_pat
 def test_one_seed_has_no_certainty_and_says_so(make_row: Any) -> None:
     table = certainty_table(group_of(make_row("supervised"), make_row("moco")), ["bbox"])
     assert table is not None
-    assert [cell.text for cell in table.rows[0]][-1] == "not enough trials"
+    assert [cell.text for cell in table.rows[0]][1] == "not enough trials"
     assert certainty_table(group_of(make_row("moco")), ["bbox"]) is None
+
+
+@pytest.mark.parametrize("others", [0, 4])
+def test_an_arm_whose_ap_is_undefined_is_named_in_the_verdict(make_row: Any, others: int) -> None:
+    rows = arms(make_row, 1.0)
+    rows += [make_row("dense", seed, (None, None, None)) for seed in range(3)]
+    for k in range(others):
+        rows += [make_row(f"arm{k}", s, (30 + d, 50.0, 20.0)) for s, d in enumerate(SPREAD)]
+    said = " ".join(map(str, verdict(group_of(*rows), matched=True)))
+    assert "Box AP of dense is undefined in every run." in said
+
+
+def test_differences_of_classes_are_said_to_be_uncorrected(make_row: Any) -> None:
+    rows = [make_row(arm, per_class={"cat": 1.0}) for arm in ("supervised", "moco")]
+    assert "not corrected for the number of classes" in class_table(group_of(*rows), "bbox").caption
 
 
 def test_the_csv_has_a_line_an_arm_and_metric(make_row: Any) -> None:
