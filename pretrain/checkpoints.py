@@ -74,8 +74,12 @@ def save(content: Mapping[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:
+        # torch's writer fails once more when it closes a file that a full disk has cut short
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise InputError(f"cannot write {path}: {cause.strerror or cause}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

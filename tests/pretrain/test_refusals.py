@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pretrain import checkpoints, train
 from pretrain.config import load_config
@@ -109,3 +110,18 @@ def test_a_file_of_any_bytes_is_no_checkpoint_and_no_traceback(
         checkpoints.read(tmp_path / "checkpoint.pth")
     with pytest.raises(InputError, match="no checkpoint in .* can be read"):
         checkpoints.newest(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint.pth"
+    checkpoints.save({"step": 1}, path)
+    before = path.read_bytes()
+    full = open("/dev/full", "wb")  # noqa: SIM115 - save closes it
+    monkeypatch.setattr(checkpoints, "open", lambda *_: full, raising=False)
+    with pytest.raises(InputError, match=r"cannot write .*checkpoint\.pth: No space left"):
+        checkpoints.save({"weights": torch.zeros(100_000)}, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pth"]
+    assert path.read_bytes() == before
