@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from moco_det.report.curves import ArmCurve, Points
+from moco_det.report.labels import shortened, text_width
 from moco_det.report.statistics import Comparison
 
 # A highest 1 % this many times above the rest is a spike, drawn at the frame's edge.
@@ -25,6 +26,8 @@ COLOURS = 7
 MOST_GAPS = 24
 
 WIDTH, HEIGHT = 390.0, 250.0
+# Of the style sheet's letters, and the most that names may take of a chart's width.
+FONT, MOST_ROOM = 13.0, 170.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 40.0
 
 
@@ -83,7 +86,9 @@ def strip_chart(strips: Sequence[Strip], *, title: str, x_label: str) -> Markup:
     """Every trial as a dot, one line an arm; the axis covers the data, not zero."""
     if not strips:
         return Markup("")
-    row, left, top = 34.0, 104.0, 6.0
+    row, top = 34.0, 6.0
+    widest = max(text_width(strip.label, FONT) for strip in strips)
+    left = 12 + min(max(widest, 92.0), MOST_ROOM)
     height = top + row * len(strips) + 40
     spread = [v for s in strips for v in (*s.values, s.mean - (s.std or 0), s.mean + (s.std or 0))]
     low, high = _padded(min(spread), max(spread), 0.08)
@@ -104,8 +109,9 @@ def strip_chart(strips: Sequence[Strip], *, title: str, x_label: str) -> Markup:
     for i, strip in enumerate(strips):
         y = top + row * (i + 0.5)
         colour = strip.colour % COLOURS
-        name = strip.label if len(strip.label) <= 15 else strip.label[:14] + "…"
-        parts.append(f'<text x="{left - 12:.1f}" y="{y + 4:.1f}" class="end">{escape(name)}</text>')
+        name = escape(shortened(strip.label, FONT, left - 12))
+        full = f"<title>{escape(strip.label)}</title>" if name != escape(strip.label) else ""
+        parts.append(f'<text x="{left - 12:.1f}" y="{y + 4:.1f}" class="end">{full}{name}</text>')
         if strip.std is not None:
             a, b = at(strip.mean - strip.std), at(strip.mean + strip.std)
             parts.append(
@@ -194,7 +200,7 @@ def gap_chart(
     parts.append(f'<path class="zero" d="M{at(0):.1f} {top:.1f}V{bottom:.1f}"/>')
     for i, (name, gap) in enumerate(shown):
         y = top + row * (i + 0.5)
-        short = name if len(name) <= 17 else name[:16] + "…"
+        short = shortened(name, FONT, left - 10)
         parts.append(
             f'<text x="{left - 10:.1f}" y="{y + 4:.1f}" class="end">{escape(short)}</text>'
         )

@@ -1,8 +1,25 @@
-"""Where the label of a box goes, so that labels stay inside the picture and off each other."""
+"""Labels in pictures and charts: how wide they are, and where they go without meeting others."""
 
 from __future__ import annotations
 
 Frame = tuple[float, float, float, float]  # xyxy
+
+
+def text_width(text: str, size: float) -> float:
+    """About the width of a text in the widest of the usual fonts: the page picks the font."""
+    wide = sum(character.isupper() for character in text)
+    thin = sum(character in " .,:;il|" for character in text)
+    return size * (0.72 * wide + 0.34 * thin + 0.62 * (len(text) - wide - thin))
+
+
+def shortened(text: str, size: float, room: float) -> str:
+    """The text, or as much of its beginning as the room holds with an ellipsis after it."""
+    if text_width(text, size) <= room:
+        return text
+    end = len(text)
+    while end > 1 and text_width(text[:end], size) + size > room:
+        end -= 1
+    return text[:end] + "…"
 
 
 def free_spot(

@@ -22,7 +22,7 @@ from moco_det.report.detections import (
     read_boxes,
 )
 from moco_det.report.groups import Arm, Group
-from moco_det.report.labels import free_spot
+from moco_det.report.labels import free_spot, text_width
 from moco_det.results import Row
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def _label(
     """A class name on its colour where it covers no other label; the colour alone otherwise."""
     name = box.category if len(box.category) <= 14 else box.category[:13] + "…"
     text = name if box.score is None else f"{name} {box.score:.2f}".replace(" 0.", " .")
-    long, tall = _text_width(text) + 6, FONT + 3
+    long, tall = text_width(text, FONT) + 6, FONT + 3
     if crowded and frame[2] - frame[0] < 0.7 * long:
         return ""
     spot = free_spot(frame, (long, tall), (width, height), placed)
@@ -283,13 +283,6 @@ def _label(
         f'height="{tall:.1f}" rx="2"/><text x="{x + 3:.1f}" y="{y + FONT - 2:.1f}">'
         f"{escape(text)}</text></g>"
     )
-
-
-def _text_width(text: str) -> float:
-    """About the width of the text in the widest of the usual fonts: the page picks the font."""
-    wide = sum(character.isupper() for character in text)
-    thin = sum(character in " .,:;il|" for character in text)
-    return FONT * (0.72 * wide + 0.34 * thin + 0.62 * (len(text) - wide - thin))
 
 
 def _canvas(record: Record) -> tuple[float, float]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
+from html import unescape
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
-from moco_det.report.charts import Strip, line_chart, strip_chart, ticks
+from moco_det.report.charts import FONT, Strip, gap_chart, line_chart, strip_chart, ticks
 from moco_det.report.curves import arm_curve, read_metrics, thin
+from moco_det.report.labels import text_width
+from moco_det.report.statistics import Comparison
 
 
 def test_metrics_skip_what_is_torn_or_not_finite_and_keep_the_last_of_an_iteration(
@@ -88,3 +93,21 @@ def test_one_spike_does_not_flatten_the_curve(tmp_path: Path) -> None:
     heights = {point.split()[1] for point in ET.fromstring(svg)[-1].attrib["d"][1:].split("L")}
     assert len(heights) > 50
     assert json.dumps(sorted(heights))
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)", "W" * 300, "moco_v2_800ep_imagenet1k"])
+def test_names_beside_a_chart_end_inside_it(name: str) -> None:
+    strips = [Strip(name, 0, (1.0, 2.0), 1.5, 0.7)]
+    gap = Comparison(1.0, 0.5, 1.5, 3, 3, "higher")
+    drawn = strip_chart(strips, title="t", x_label="x")
+    drawn += gap_chart([(name, gap)], 0, title="t", x_label="x")
+    found = re.findall(
+        r'<text x="([\d.]+)"[^>]*class="end">(?:<title>.*?</title>)?(.*?)</text>', drawn
+    )
+    assert len(found) == 2
+    for x, shown in found:
+        text = unescape(shown)
+        # the text ends at x; its letters are the style sheet's
+        assert text_width(text.rstrip("…"), FONT) <= float(x)
+        assert name.startswith(text.rstrip("…"))
+    assert escape(name) in drawn  # in full for who points at it
