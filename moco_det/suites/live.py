@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -50,6 +52,8 @@ class LiveTable:
             self.runs, state, {one.run.name: progress(one, self.output) for one in going}, outcome
         )
         lines.append(time_left_line(self.runs, state, at_once=self.at_once))
+        if self.terminal:
+            lines = fitted(lines, shutil.get_terminal_size())
         if self.terminal and self._drawn:
             self.stream.write(f"\x1b[{self._drawn}A\x1b[J")
         self.stream.write("\n".join(lines) + "\n")
@@ -78,6 +82,19 @@ class LiveTable:
         self.stream.flush()
 
 
+def fitted(lines: Sequence[str], size: os.terminal_size) -> list[str]:
+    """Lines that a terminal shows without wrapping or scrolling: only those can be drawn over.
+
+    Too wide lines are cut; of too many the last stay, under a line that counts the others.
+    """
+    room = max(2, size.lines - 1)  # the cursor stands in the line below
+    kept = list(lines)
+    if len(kept) > room:
+        hidden = len(kept) - room + 1
+        kept = [f"({hidden} lines above are not shown)", *kept[hidden:]]
+    return [line if len(line) < size.columns else line[: size.columns - 2] + "…" for line in kept]
+
+
 def table_lines(
     runs: Sequence[Run], state: State, going: Mapping[str, float | None], outcome: Outcome
 ) -> list[str]:
@@ -97,6 +114,8 @@ def table_lines(
             value = mean_std(summary) if summary.n else "-"
             lines.append(f"  {arm:<{width}}{value:>14}  n={len(rows)}/{len(cells)}  {marks}")
     lines.append("  box AP, mean ± deviation; a mark a seed: + done, . waiting, x failed, % going")
+    if outcome.elsewhere:
+        lines.append("  ~ is run by another process; give the same command again when it has ended")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -173,6 +174,37 @@ def test_the_table_shows_means_and_a_mark_a_seed(
     lines = table_lines(runs, read_state(tmp_path / "results.jsonl", runs), {}, outcome)
     assert lines[1].split() == ["broken", "-", "n=0/2", "x", "x"]
     assert lines[2].split() == ["fine", "10.5", "±", "0.7", "n=2/2", "+", "+"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_table_larger_than_the_terminal_is_drawn_over_itself(
+    make_runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setenv("LINES", "6")
+    runs = make_runs("a" * 40, *"bcdefgh", seeds=2)
+    screen = Terminal()
+    table = LiveTable(runs, tmp_path, at_once=1, stream=screen)
+    table.draw((), Outcome())
+    first = screen.getvalue().splitlines()
+    # the cursor's own line is the sixth
+    assert len(first) == 5 and max(map(len, first)) < 30
+    assert first[0].startswith("(7 lines above")
+    assert first[-1].startswith("16 of 16 runs left")
+    table.draw((), Outcome())
+    assert screen.getvalue().count("\x1b[5A\x1b[J") == 1
+
+
+def test_the_mark_of_a_run_elsewhere_is_explained(make_runs: Any, tmp_path: Path) -> None:
+    runs = make_runs("a")
+    state = read_state(tmp_path / "absent.jsonl", runs)
+    lines = table_lines(runs, state, {}, Outcome(elsewhere=[runs[0].name]))
+    assert lines[1].split()[-1] == "~" and lines[-1].startswith("  ~ is run by another process")
+    assert "~" not in "".join(table_lines(runs, state, {}, Outcome()))
 
 
 def test_a_row_of_a_failure_that_was_mended_counts_as_finished(
