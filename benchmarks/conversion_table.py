@@ -45,8 +45,8 @@ checkpointer in its own ResNet, `standalone` for the standalone engine's, which 
 norms into the convolutions and so sums in another order.
 
 Numbers that came back were compared with the source's bit by bit, and a `.pkl` made again from a
-`.safetensors` has the bytes of the first. What a `.pkl` becomes depends on its architecture alone:
-an empty cell is filled in another row of it.
+`.safetensors` has the bytes of the first. What a `.pkl` becomes depends on its architecture alone,
+so not every row is taken on; BGR networks become nothing but detectron2's files.
 """
 BACK = ("torchvision .pth", "timm .safetensors", "detectron2 .safetensors")
 HEAD = (
