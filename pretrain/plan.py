@@ -61,7 +61,7 @@ class Plan:
     host: int
     checkpoint: int
     gigaflops: float  # of one image's step
-    images_per_second: float
+    images_per_second: float | None  # None where no rate is known
     rate_source: str
     warnings: tuple[str, ...]
 
@@ -72,13 +72,20 @@ class Plan:
         return sum(parts) + self.overhead
 
     @property
-    def hours(self) -> float:
-        """Time of the whole run."""
+    def hours(self) -> float | None:
+        """Time of the whole run, None where no rate is known."""
+        if self.images_per_second is None:
+            return None
         return self.steps * self.batch / self.images_per_second / 3600
 
     def lines(self) -> list[str]:
         """The plan as a table."""
         epochs = self.steps / self.steps_per_epoch
+        rate, time = "no rate", "not known"
+        if self.images_per_second is not None and self.hours is not None:
+            digits = 0 if self.images_per_second >= 10 else 1
+            rate = f"{self.images_per_second:,.{digits}f} images/s"
+            time = duration(self.hours)
         rows = [
             ("encoders", self.encoders, "weights of all encoders and heads"),
             ("dictionary", self.dictionary, "queue, bank or classifier"),
@@ -95,9 +102,8 @@ class Plan:
             f"process{'es' if self.processes > 1 else ''}, batch {self.batch}",
             f"{self.steps:,} iterations, {epochs:,.2f} epochs of {self.steps_per_epoch:,}",
             *(f"  {name:12}{size(bytes_):>12}  {what}" for name, bytes_, what in rows),
-            f"{self.gigaflops:.1f} GFLOP an image's step; {self.images_per_second:,.0f} images/s "
-            f"{self.rate_source}",
-            f"time: {duration(self.hours)}",
+            f"{self.gigaflops:.1f} GFLOP an image's step; {rate} {self.rate_source}",
+            f"time: {time}",
             *(f"warning: {line}" for line in self.warnings),
         ]
 
@@ -108,13 +114,15 @@ def make_plan(
     images: int,
     gpus: int,
     rate: float | None = None,
+    measured: bool = False,
     classes: int | None = None,
     bfloat16: bool | None = None,
 ) -> Plan:
     """The plan of `cfg` over so many images on `gpus` GPUs, 0 for one process on the CPU.
 
-    `rate` is the images a second and process; without it the published one is scaled by the
-    floating-point operations. Raises InputError for a config that cannot run so.
+    `rate` is the images a second and process, given or `measured`; without it the published one of
+    a V100 is scaled by the floating-point operations, for GPUs alone. Raises InputError for a
+    config that cannot run so.
     """
     check(cfg)
     processes = max(1, gpus)
@@ -132,8 +140,10 @@ def make_plan(
     trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
     steps_per_epoch = data.steps_per_epoch(images, cfg.SOLVER.BATCH)
     flops = step_flops(method, size=cfg.AUGMENT.SIZE)
-    source = "as given"
-    if rate is None:
+    source = "as measured here" if measured else "as given"
+    if rate is None and gpus == 0:
+        source = "of a CPU is published; --measure takes one here"
+    elif rate is None:
         rate = REFERENCE_RATE * REFERENCE_FLOPS / flops
         source = f"by scaling the published 53 hours on 8 V100 ({REFERENCE_RATE:.0f} a GPU)"
     trunks = 2 if isinstance(method, EndToEnd) else 1  # that keep their activations
@@ -157,7 +167,7 @@ def make_plan(
         host=_host(cfg, images, share * pixels),
         checkpoint=_state(method) + trained,
         gigaflops=flops / 1e9,
-        images_per_second=rate * processes,
+        images_per_second=None if rate is None else rate * processes,
         rate_source=source,
         warnings=tuple(method.warnings(batch=cfg.SOLVER.BATCH, images=images)),
     )

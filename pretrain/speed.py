@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -44,11 +45,15 @@ def measured_rate(cfg: CfgNode) -> float:
         method.after_step(batch.indices, outcome.features)
         float(outcome.loss.detach())  # waits for a GPU
 
-    step()  # warms up
-    steps, start = 0, time.perf_counter()
-    with tqdm(desc="measuring", unit="step", mininterval=1) as bar:
-        while steps < 3 or time.perf_counter() - start < SECONDS:
+    # The bar's total is a guess from the last step; one step after the warming up is the least.
+    with tqdm(desc="measuring", unit="step", mininterval=1, total=2) as bar:
+        step()  # warms up
+        bar.update()
+        steps, start = 0, time.perf_counter()
+        while steps < 1 or time.perf_counter() - start < SECONDS:
             step()
             steps += 1
+            spent = time.perf_counter() - start
+            bar.total = 1 + steps + math.ceil(max(0.0, SECONDS - spent) * steps / spent)
             bar.update()
     return steps * count / (time.perf_counter() - start)

@@ -54,7 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pretrain.speed import measured_rate
 
         rate = measured_rate(cfg)
-    plan = make_plan(cfg, images=args.images, gpus=args.gpus, rate=rate, classes=args.classes)
+    plan = make_plan(
+        cfg,
+        images=args.images,
+        gpus=args.gpus,
+        rate=rate,
+        measured=args.measure,
+        classes=args.classes,
+    )
     print("\n".join(plan.lines()))
     sys.stdout.flush()
     memory = args.memory or default_memory(args.gpus)

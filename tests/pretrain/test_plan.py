@@ -140,6 +140,18 @@ def test_the_rate_is_measured_on_the_method(
     assert measured_rate(small("MOCO.K", 16)) > 0
 
 
+def test_a_run_on_the_cpu_takes_no_time_from_the_rate_of_gpus(
+    small_trunk: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = plan(gpus=0)
+    assert unknown.hours is None and "time: not known" in unknown.lines()
+    assert "no rate of a CPU is published; --measure takes one here" in "\n".join(unknown.lines())
+    assert plan(gpus=1).hours is not None
+    monkeypatch.setattr("pretrain.speed.measured_rate", lambda cfg: 2.5)
+    assert tool.main(["--images", "100", "--gpus", "0", "--measure", *SMALL.split()]) == 0
+    assert "2.5 images/s as measured here" in capsys.readouterr().out
+
+
 def test_the_tool_prints_the_plan_and_refuses(
     small_trunk: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
