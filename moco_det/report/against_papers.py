@@ -59,6 +59,8 @@ _COMPARED: Mapping[str, str] = MappingProxyType(
         "train_images": "training images",
         "iterations": "iterations",
         "batch": "batch",
+        "base_lr": "learning rate",
+        "lr_steps": "its steps",
         "metric": "VOC metric",
     }
 )
@@ -96,6 +98,9 @@ def counterparts(group: Group) -> list[Beside]:
     facts = facts_of(group)
     tables = [table for table in published_tables().values() if _same_task(table, facts)]
     differences = {table.id: _differences(table, facts) for table in tables}
+    # Not every source states the learning rate: that one does not must not bring its table nearer.
+    stated = {key: value for key, value in facts.items() if key not in ("base_lr", "lr_steps")}
+    distance = {table.id: len(_differences(table, stated)) for table in tables}
     found: list[Beside] = []
     for arm in group.arms:
         method = method_of(arm)
@@ -110,11 +115,11 @@ def counterparts(group: Group) -> list[Beside]:
             rows = [(table, row) for table, row in rows if row.epochs in epochs]
         if not rows:
             continue
-        fewest = min(len(differences[table.id]) for table, _ in rows)
+        fewest = min(distance[table.id] for table, _ in rows)
         seen: set[tuple[Any, ...]] = set()
         for table, row in rows:
             values = (row.epochs, tuple(sorted(row.values.items())))
-            if len(differences[table.id]) == fewest and values not in seen:
+            if distance[table.id] == fewest and values not in seen:
                 seen.add(values)
                 own = _own_pretraining(arm, row)
                 found.append(Beside(arm, table, row, (*differences[table.id], *own)))
@@ -137,6 +142,8 @@ def facts_of(group: Group) -> dict[str, Any]:
         "batch": data["batch"],
         "engine": data["engine"]["name"],
         **({"metric": voc["metric"]} if "metric" in voc else {}),
+        **({"base_lr": config["SOLVER.BASE_LR"]} if "SOLVER.BASE_LR" in config else {}),
+        **({"lr_steps": _list(config["SOLVER.STEPS"])} if "SOLVER.STEPS" in config else {}),
     }
 
 
@@ -265,6 +272,10 @@ def _differences(table: PublishedTable, facts: Mapping[str, Any]) -> tuple[str, 
         for key, name in _COMPARED.items()
         if key in table.setting and key in facts and table.setting[key] != facts[key]
     )
+
+
+def _list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _shown(value: Any) -> str:

@@ -94,6 +94,26 @@ def test_what_differs_from_the_paper_is_named_and_nothing_is_marked(make_row: An
     assert "none is comparable" in papers_sentence([group_of(row)])
 
 
+@pytest.mark.parametrize(
+    ("solver", "differs"),
+    [
+        ("{BASE_LR: 0.02, STEPS: [18000, 22000]}", ()),
+        ("{BASE_LR: 0.01, STEPS: [18000, 22000]}", ("learning rate 0.02 there, 0.01 here",)),
+        (
+            "{BASE_LR: 0.02, STEPS: [20000]}",
+            ("its steps [18000, 22000] there, [20000] here",),
+        ),
+    ],
+)
+def test_another_learning_rate_is_another_schedule(
+    make_row: Any, solver: str, differs: tuple[str, ...]
+) -> None:
+    row = voc_row(make_row, "supervised", 0, 53.5)
+    row["config"] += f"SOLVER: {solver}\n"
+    found = counterparts(group_of(row))
+    assert [b.differs for b in found if b.table.id == "moco_v1.table2b"] == [differs]
+
+
 def test_weights_that_were_trained_here_are_not_the_paper_s(make_row: Any) -> None:
     row = voc_row(make_row, "moco_v1", 0, 55.9)
     row["init"]["source"] = {"format": "moco-det/1", "method": "moco_v1"}
