@@ -28,16 +28,17 @@ def replace_whole(
 ) -> None:
     """Write beside `path`, check what was written, then rename it into place.
 
-    Raises InputError when the folder cannot be written to; on any failure nothing is left behind.
+    Folders that are not there are made. Raises InputError when the folder cannot be written to; on
+    any failure nothing is left behind.
     """
     if path.is_dir():
         raise InputError(f"{path} is a directory: name the output file in it")
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is not a regular file: name another output")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}: create it first")
+    made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             write(file)
             file.flush()
@@ -50,6 +51,9 @@ def replace_whole(
     finally:
         with suppress(OSError):  # where none could be made, as on a read-only disk
             partial.unlink()
+        for folder in made:
+            with suppress(OSError):  # the file is in it
+                folder.rmdir()
 
 
 # Pickle protocol 3: the first with real bytes, readable by every Python 3 ------------------------

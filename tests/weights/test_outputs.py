@@ -24,7 +24,6 @@ from tests.weights.checkpoints import nothing_but
         ("b.pkl", "torchvision", "a torchvision file ends with"),
         ("b.pth", "detectron2", "a detectron2 file ends with"),
         ("b.pkl", "onnx", "unknown target 'onnx'"),
-        ("nowhere/b.pkl", None, "there is no folder"),
     ],
 )
 def test_a_wrong_output_is_one_clear_line(
@@ -33,6 +32,23 @@ def test_a_wrong_output_is_one_clear_line(
     with pytest.raises(InputError, match=message):
         convert(moco_file, tmp_path / name, target_format=target)
     assert nothing_but(tmp_path)
+
+
+def test_the_folder_of_the_output_is_made(moco_file: Path, tmp_path: Path) -> None:
+    convert(moco_file, tmp_path / "new" / "weights" / "b.pkl")
+    assert nothing_but(tmp_path / "new", "weights")
+    assert nothing_but(tmp_path / "new" / "weights", "b.pkl")
+
+
+def test_no_folder_is_left_behind_where_the_file_cannot_be_written(
+    moco_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be written: Not a directory; name another"):
+        convert(moco_file, tmp_path / "file" / "weights" / "b.pkl")
+    with pytest.raises(InputError, match="cannot be written: File name too long"):
+        convert(moco_file, tmp_path / "new" / "weights" / f"{'a' * 250}.pkl")
+    assert nothing_but(tmp_path, "file")
 
 
 def test_a_directory_as_output_is_refused(moco_file: Path, tmp_path: Path) -> None:
