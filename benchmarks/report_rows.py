@@ -54,7 +54,8 @@ def synthetic(source: list[dict[str, Any]], args: argparse.Namespace) -> list[di
         for ruler in row["metrics"].values():
             for key, value in ruler.items():
                 if isinstance(value, float):
-                    ruler[key] = value + arm + rng.gauss(0, 1)
+                    # a row outside 0 to 100 would be skipped
+                    ruler[key] = min(100.0, max(0.0, value + arm + rng.gauss(0, 1)))
         rows.append(row)
     return rows
 

@@ -15,6 +15,9 @@ from moco_det.report import compare_reports, make_report
 from moco_det.results import read_rows
 from moco_det_tools.entry import run
 
+# Skipped lines that are named on the terminal; the report has all.
+MOST_PROBLEMS = 10
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the report, compare, or both; 1 where something regressed beyond noise."""
@@ -42,8 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.output is None and not args.against:
         raise InputError("nothing to do: name a folder with -o, or other rows with --against")
-    for problem in read_rows([*args.results, *(args.against or ())]).problems:
+    problems = read_rows([*args.results, *(args.against or ())]).problems
+    for problem in problems[:MOST_PROBLEMS]:
         print(f"warning: {problem}", file=sys.stderr)
+    if len(problems) > MOST_PROBLEMS:
+        print(f"warning: and {len(problems) - MOST_PROBLEMS} lines more", file=sys.stderr)
     if args.output is not None:
         written = make_report(
             args.results,
