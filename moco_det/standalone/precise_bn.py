@@ -6,13 +6,16 @@ fvcore alone leaves different on every rank.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import torch
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
+from tqdm import tqdm
 
 from moco_det.bn_statistics import average_over_processes
+from moco_det.standalone import distributed
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precision import Precision
 
@@ -37,7 +40,15 @@ def update_statistics(
     layers = get_bn_modules(model)
     if not layers:
         return
+    shown = tqdm(
+        itertools.islice(batches, iterations),
+        desc="precise BN",
+        total=iterations,
+        unit="batch",
+        mininterval=1,
+        disable=distributed.rank() != 0,
+    )
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        update_bn_stats(_Step(model, precision), batches, iterations)
+        update_bn_stats(_Step(model, precision), shown, iterations)
     average_over_processes(layers)

@@ -125,9 +125,14 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
         return evaluate(cfg, model, test_set, precision, output, iteration=None)
 
     started, clock = now(), time.monotonic()
-    metrics, final = train(
-        cfg, model, train_set, test_set, precision, output, seed, resume=options.resume
-    )
+    try:
+        metrics, final = train(
+            cfg, model, train_set, test_set, precision, output, seed, resume=options.resume
+        )
+    except KeyboardInterrupt:
+        if leader:
+            logger.info("%s", what_is_kept(output, cfg.SOLVER.CHECKPOINT_PERIOD))
+        raise
     wall = time.monotonic() - clock
     if leader:
         whole = cfg.MODEL.WEIGHTS and loaded.backbone is None  # a detector's own checkpoint
@@ -177,6 +182,14 @@ def check_device(name: str) -> str:
             "MODEL.DEVICE is cuda, but this machine has no CUDA device: add MODEL.DEVICE cpu"
         )
     return kind
+
+
+def what_is_kept(output: Path, period: int) -> str:
+    """What --resume finds of a run that was stopped."""
+    pointer = output / "last_checkpoint"
+    if pointer.is_file():
+        return f"--resume goes on from {output / pointer.read_text(encoding='utf-8').strip()}"
+    return f"no checkpoint yet (SOLVER.CHECKPOINT_PERIOD {period}): --resume starts from the start"
 
 
 def shared_seed(seed: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +50,11 @@ def test_statistics_are_those_of_the_batches_whatever_they_were() -> None:
     )
     assert model.frozen.running_mean is not None
     assert model.frozen.running_mean.abs().max() == 0
+
+
+def test_a_bar_says_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    update_statistics(Model().train(), batches(3), 3, FLOAT)
+    assert "precise BN: 100%" in capsys.readouterr().err
 
 
 def test_the_random_state_and_the_weights_are_kept() -> None:

@@ -167,14 +167,17 @@ def test_a_run_that_was_killed_and_resumed_equals_one_that_was_not(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     steps: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     # a checkpoint stands after step 2: killed after 3, step 3 is done again; after 1, all is
     cfg = on_scenes(painted, tmp_path / "killed")
     stop_before_step(monkeypatch, steps)
-    with pytest.raises(KeyboardInterrupt):
+    with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
         run(cfg, RunOptions("R18_FPN"))
     monkeypatch.undo()
     assert not (tmp_path / "killed" / "model_final.pth").exists()
+    kept = {3: f"--resume goes on from {tmp_path / 'killed' / 'model_0000001.pth'}"}
+    assert caplog.messages[-1].startswith(kept.get(steps, "no checkpoint yet (SOLVER.CHECKPOINT"))
     assert (tmp_path / "killed" / "model_0000001.pth").exists() == (steps == 3)
     torch.rand(17)  # another process starts with another state
     run(cfg, RunOptions("R18_FPN", resume=True))
