@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
+from moco_det.config_values import check_bounds, check_kinds
 from moco_det.errors import InputError
 from moco_det.matched import frozen_over_random
 from moco_det.strict_yaml import flatten, load_mapping
@@ -248,15 +249,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
 }
-POSITIVE = (
-    "SOLVER.MAX_ITER",
-    "SOLVER.IMS_PER_BATCH",
-    "SOLVER.BASE_LR",
-    "MODEL.ROI_HEADS.NUM_CLASSES",
-    "INPUT.MIN_SIZE_TEST",
-    "INPUT.MAX_SIZE_TEST",
-    "INPUT.MAX_SIZE_TRAIN",
-)
 
 
 NOT_HONOURED = (
@@ -291,6 +283,7 @@ def merge(cfg: CfgNode, tree: dict[str, Any], *, source: str, unknown: str = NOT
         cfg.merge_from_other_cfg(CfgNode(tree))
     except (ValueError, AssertionError, KeyError) as error:
         raise InputError(f"{source}: {error}") from None
+    check_kinds(known, flatten(cfg), source)
 
 
 def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
@@ -305,6 +298,7 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
         cfg.merge_from_list(list(overrides))
     except (ValueError, AssertionError, KeyError, SyntaxError) as error:
         raise InputError(f"on the command line: {error}") from None
+    check_kinds(known, flatten(cfg), "on the command line")
 
 
 def check(cfg: CfgNode) -> None:
@@ -314,35 +308,26 @@ def check(cfg: CfgNode) -> None:
         if flat[key] not in allowed:
             names = ", ".join(repr(value) for value in allowed)
             raise InputError(f"{key} is {flat[key]!r}; the standalone engine implements {names}")
+    check_values(cfg)
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
-    if not sizes or min(sizes) < 1:
-        raise InputError(f"INPUT.MIN_SIZE_TRAIN is {sizes!r}: it lists sizes above zero")
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sizes) != 2 or sizes[0] > sizes[1]):
         raise InputError(
             f"INPUT.MIN_SIZE_TRAIN is {sizes!r}: MIN_SIZE_TRAIN_SAMPLING range needs the least and "
             "the largest size"
         )
-    if cfg.MODEL.RESNETS.DEPTH in (18, 34) and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS != 64:
-        raise InputError(
-            "MODEL.RESNETS.RES2_OUT_CHANNELS must be 64 for ResNet-18 and -34, "
-            f"not {cfg.MODEL.RESNETS.RES2_OUT_CHANNELS}"
-        )
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
-    if reference < 0 or (reference and cfg.SOLVER.IMS_PER_BATCH % reference):
+    if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
         raise InputError(
             f"SOLVER.REFERENCE_WORLD_SIZE {reference} does not divide SOLVER.IMS_PER_BATCH "
             f"{cfg.SOLVER.IMS_PER_BATCH}: it is the number of processes the config was made for"
         )
     check_heads(cfg)
-    check_values(cfg)
 
 
 def check_values(cfg: CfgNode) -> None:
     """Refuse what no run of either engine can mean."""
     flat = flatten(cfg)
-    for key in POSITIVE:
-        if not flat[key] > 0:
-            raise InputError(f"{key} is {flat[key]!r}: it must be above zero")
+    check_bounds(flat)
     frozen = frozen_over_random(flat)
     if frozen:
         key, reason = frozen

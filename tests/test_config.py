@@ -9,7 +9,6 @@ import yaml
 
 from moco_det.config import (
     CHOICES,
-    POSITIVE,
     check,
     dump,
     flatten,
@@ -19,6 +18,7 @@ from moco_det.config import (
     merge,
     merge_overrides,
 )
+from moco_det.config_values import AT_MOST, FRACTIONS, NOT_NEGATIVE, POSITIVE
 from moco_det.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -208,7 +208,8 @@ def test_frozen_stages_are_fine_with_weights(tmp_path: Path) -> None:
 
 def test_every_rule_is_about_a_key_that_exists_and_allows_something() -> None:
     known = flatten(get_cfg())
-    assert set(CHOICES) <= set(known) and set(POSITIVE) <= set(known)
+    assert set(CHOICES) <= set(known)
+    assert {*POSITIVE, *NOT_NEGATIVE, *FRACTIONS, *AT_MOST} <= set(known)
     cfg = get_cfg()
     merge(cfg, load_yaml(CONFIGS / "base" / "RCNN_FPN.yaml"), source="base")
     merge_overrides(cfg, DATA)

@@ -67,7 +67,7 @@ def test_the_config_is_frozen(tiny: Overrides) -> None:
         ("DATASETS: {TEST: []}", "DATASETS.TEST"),
         ("MODEL: {BACKBONE: {FREEZE_AT: 2}}", "randomly initialised"),
         ("SOLVER: {REFERENCE_WORLD_SIZE: 3}", "REFERENCE_WORLD_SIZE 3"),
-        ("SOLVER: {STEPS: [9, 5], MAX_ITER: 10}", "make no schedule"),
+        ("SOLVER: {STEPS: [9, 5], MAX_ITER: 10}", "SOLVER.STEPS is (9, 5)"),
         ("SOLVER: {LR_SCHEDULER_NAME: Constant}", "LR_SCHEDULER_NAME Constant"),
         ("DATALOADER: {SAMPLER_TRAIN: Mine}", "DATALOADER.SAMPLER_TRAIN is 'Mine'"),
         ("_BASE_: nowhere.yaml", "nowhere.yaml does not exist"),
