@@ -6,7 +6,6 @@ fvcore alone leaves different on every rank.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
 import torch
@@ -23,14 +22,16 @@ from moco_det.standalone.precision import Precision
 class _Step(nn.Module):
     """A training forward over a batch of samples, as fvcore's estimator wants to call it."""
 
-    def __init__(self, model: nn.Module, precision: Precision) -> None:
+    def __init__(self, model: nn.Module, precision: Precision, bar: tqdm) -> None:
         super().__init__()
         self.model = model
         self.precision = precision
+        self.bar = bar
 
     def forward(self, samples: list[Sample]) -> None:
         with self.precision.autocast():
             self.model([s.image for s in samples], [s.targets for s in samples])
+        self.bar.update()
 
 
 def update_statistics(
@@ -40,15 +41,16 @@ def update_statistics(
     layers = get_bn_modules(model)
     if not layers:
         return
-    shown = tqdm(
-        itertools.islice(batches, iterations),
-        desc="precise BN",
-        total=iterations,
-        unit="batch",
-        mininterval=1,
-        disable=distributed.rank() != 0,
-    )
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        update_bn_stats(_Step(model, precision), shown, iterations)
+    with (
+        torch.random.fork_rng(devices=devices),
+        tqdm(
+            desc="precise BN",
+            total=iterations,
+            unit="batch",
+            mininterval=1,
+            disable=distributed.rank() != 0,
+        ) as bar,
+    ):
+        update_bn_stats(_Step(model, precision, bar), batches, iterations)
     average_over_processes(layers)
