@@ -168,6 +168,28 @@ def test_bad_input_to_a_command_is_one_line_and_code_2(
     assert capsys.readouterr().err == "error: no file a.jsonl; give one\n"
 
 
+def test_torchs_remarks_on_its_next_release_are_left_out_here_and_in_child_processes() -> None:
+    warn = (
+        "import warnings; "
+        "warnings.warn('`broadcast_buffers` is deprecated', FutureWarning); "
+        "warnings.warn('torch.distributed.nn.functional.all_reduce is', FutureWarning); "
+        "warnings.warn('`torch.jit.script` is', FutureWarning); "
+        "warnings.warn('something of our own', FutureWarning)"
+    )
+    program = (
+        "import subprocess, sys; from moco_det_tools.entry import run; "
+        f"sys.exit(run(lambda: subprocess.call([sys.executable, '-c', {warn!r}]) or exec({warn!r})"
+        " or 0))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}
+    child = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert child.returncode == 0, child.stderr
+    said = [line for line in child.stderr.splitlines() if "FutureWarning" in line]
+    assert len(said) == 2 and all(line.endswith("something of our own") for line in said)
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_every_tool_explains_itself_when_run_as_a_script(script: Path, tmp_path: Path) -> None:
     """As `python tools/x.py`, where tools/ leads sys.path and pretrain.py is beside the script."""
