@@ -129,7 +129,8 @@ def _check_sizes(flat: Mapping[str, Any]) -> None:
     if not sizes or not all(type(size) is int and size > 0 for size in sizes):
         raise InputError(f"INPUT.MIN_SIZE_TRAIN is {sizes!r}: it lists whole sizes above zero")
     steps = list(flat["SOLVER.STEPS"])
-    rising = all(a < b for a, b in zip(steps, steps[1:], strict=False))
+    # two at once lower the rate twice, as detectron2 has it: very short runs come to that
+    rising = all(a <= b for a, b in zip(steps, steps[1:], strict=False))
     if not all(type(step) is int and step > 0 for step in steps) or not rising:
         raise InputError(f"SOLVER.STEPS is {tuple(steps)}: it lists rising whole iterations")
     if flat["MODEL.BACKBONE.NAME"].endswith("_fpn_backbone") and not flat["MODEL.FPN.IN_FEATURES"]:

@@ -75,6 +75,12 @@ def test_a_key_without_a_value_on_the_command_line_is_named(engine: str, tmp_pat
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_two_drops_of_the_rate_in_one_iteration_stay(engine: str, tmp_path: Path) -> None:
+    # what `quickstart --finetune-steps 3` and a config scaled to more processes come to
+    assert tuple(load(engine, tmp_path, "SOLVER: {STEPS: [2, 2]}").SOLVER.STEPS) == (2, 2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_values_that_mean_something_stay(engine: str, tmp_path: Path) -> None:
     cfg = load(
         engine,

@@ -57,18 +57,28 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("-o", "--output", type=Path, default=Path("runs/quickstart"), metavar="DIR")
+    p.add_argument("-o", "--output", type=Path, default=Path("runs/quickstart"), metavar="DIR",
+                   help="everything is written here (default runs/quickstart)")  # fmt: skip
     own = p.add_argument_group("your own data")
     own.add_argument("--voc", type=Path, metavar="DIR", help="a folder in PASCAL VOC layout")
-    own.add_argument("--train-split", help="of ImageSets/Main (default: trainval or else train)")
-    own.add_argument("--test-split", help="of ImageSets/Main (default: test or else val)")
-    own.add_argument("--coco", type=Path, nargs=2, metavar=("TRAIN.json", "TEST.json"))
-    own.add_argument("--images", type=Path, nargs=2, metavar=("TRAIN_DIR", "TEST_DIR"))
+    own.add_argument(
+        "--train-split", metavar="SPLIT", help="of ImageSets/Main (default: trainval or else train)"
+    )
+    own.add_argument(
+        "--test-split", metavar="SPLIT", help="of ImageSets/Main (default: test or else val)"
+    )
+    own.add_argument("--coco", type=Path, nargs=2, metavar=("TRAIN.json", "TEST.json"),
+                     help="annotation files in COCO format")  # fmt: skip
+    own.add_argument("--images", type=Path, nargs=2, metavar=("TRAIN_DIR", "TEST_DIR"),
+                     help="the images of --coco's two files")  # fmt: skip
     own.add_argument("--strict", action="store_true", help="one broken image is an error")
     budget = p.add_argument_group("budget")
-    budget.add_argument("--seeds", type=int, default=2, help="fine-tuning runs per arm (default 2)")
-    budget.add_argument("--pretrain-steps", type=int, help="optimizer steps of both encoders")
-    budget.add_argument("--finetune-steps", type=int, help="optimizer steps of every run")
+    budget.add_argument("--seeds", type=int, default=2, metavar="N",
+                        help="fine-tuning runs per arm (default 2)")  # fmt: skip
+    budget.add_argument("--pretrain-steps", type=int, metavar="N",
+                        help="of both encoders (default 160; own data 200)")  # fmt: skip
+    budget.add_argument("--finetune-steps", type=int, metavar="N",
+                        help="optimizer steps of every run (default 160; own data 80)")  # fmt: skip
     return p
 
 
@@ -325,7 +335,7 @@ def fine_tune(
             "MODEL.ROI_HEADS.NUM_CLASSES": str(len(train_set.classes)),
             "MODEL.WEIGHTS": repr(str(weights[arm])) if arm in weights else repr(""),
             "SOLVER.MAX_ITER": str(steps),
-            "SOLVER.STEPS": repr((steps * 3 // 4, steps * 11 // 12)),
+            "SOLVER.STEPS": repr((max(1, steps * 3 // 4), max(1, steps * 11 // 12))),
             "SOLVER.WARMUP_ITERS": str(max(1, steps // 6)),
             "TEST.EVAL_PERIOD": str(max(1, (steps + 1) // 2)),
             "OUTPUT_DIR": repr(str(folder)),
