@@ -37,6 +37,30 @@ def test_two_possible_encoders_are_an_error_unless_one_is_named(
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "format_"),
+    [
+        ("_orig_mod.", "torchvision"),
+        ("module._orig_mod.", "torchvision"),
+        ("_orig_mod.module.encoder_q.", "facebookresearch/moco"),
+        ("module.encoder_q._orig_mod.", "facebookresearch/moco"),
+    ],
+)
+def test_a_compiled_modules_names_are_read_as_the_modules(
+    tmp_path: Path, query: dict[str, Any], prefix: str, format_: str
+) -> None:
+    path = save(tmp_path / "x.pth", {"state_dict": {f"{prefix}{n}": t for n, t in query.items()}})
+    assert read_checkpoint(path).format == format_
+
+
+def test_a_name_with_and_without_the_compilers_wrapper_is_an_error(
+    tmp_path: Path, query: dict[str, Any]
+) -> None:
+    path = save(tmp_path / "x.pth", {**query, "_orig_mod.conv1.weight": query["conv1.weight"]})
+    with pytest.raises(InputError, match="_orig_mod.conv1.weight"):
+        read_checkpoint(path)
+
+
 def test_forcing_a_format_that_does_not_fit_says_what_was_found(torchvision_file: Path) -> None:
     with pytest.raises(InputError, match="not a lightly checkpoint: found conv1.weight"):
         read_checkpoint(torchvision_file, source_format="lightly")

@@ -202,7 +202,18 @@ def _table(root: Any, path: str) -> Table:
     inner = root
     for word in path.split("/") if path else ():
         inner = inner.get(word) if isinstance(inner, dict) else None
-    return tensors_of(inner) if isinstance(inner, dict) and not isinstance(inner, Stub) else {}
+    if not isinstance(inner, dict) or isinstance(inner, Stub):
+        return {}
+    return _uncompiled(tensors_of(inner))
+
+
+def _uncompiled(table: Table) -> Table:
+    """Keys as they are without torch.compile, which calls what it wraps `_orig_mod`.
+
+    Where both forms of one name are there the keys stay: then nobody can say which is meant.
+    """
+    plain = {re.sub(r"(?<![^.])_orig_mod\.", "", key): tensor for key, tensor in table.items()}
+    return plain if len(plain) == len(table) else table
 
 
 def _has_start(row: Format, table: Table) -> bool:
