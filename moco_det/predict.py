@@ -60,7 +60,10 @@ class Summary:
     def line(self, output: Path) -> str:
         """One sentence for the screen."""
         left_out = f", {len(self.skipped)} skipped" if self.skipped else ""
-        return f"{self.detections} detections on {self.images} images{left_out}, in {output}"
+        line = f"{self.detections} detections on {self.images} images{left_out}, in {output}"
+        if self.images and not self.detections:
+            line += " (none reached --confidence-threshold: a lower one shows more)"
+        return line
 
 
 def whole_config(

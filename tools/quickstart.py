@@ -28,6 +28,7 @@ from moco_det.data import (
 from moco_det.data.atomic import make_folder, write_text
 from moco_det.data.crops import write_crops, write_image_list
 from moco_det.data.scenes import write_scenes
+from moco_det.doctor.hardware import check_load
 from moco_det.errors import InputError
 from moco_det.results import read_rows
 from moco_det_tools.entry import run
@@ -107,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     # the report finds the images again from wherever it is made
     args.output = args.output.resolve()
+    for finding in check_load():
+        print(f"{finding.level}: {finding.what}")
     clock = Clock()
     clock.heading("data")
     if args.voc or args.coco:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 
@@ -22,6 +23,21 @@ def check_hardware() -> Iterator[Finding]:
     else:
         yield no_gpu(torch.version.cuda, driver=shutil.which("nvidia-smi") is not None)
     yield cpu_precision()
+    yield from check_load()
+
+
+def check_load() -> Iterator[Finding]:
+    """A note where other programs want the cores that torch's threads are to run on."""
+    if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "getloadavg"):
+        return
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load >= 1.5 * cores:
+        yield Finding(
+            NOTE,
+            f"other programs keep the {cores} cores busy (load {load:.1f}): torch's threads wait "
+            "for each other then, and a step on the CPU can take many times as long; "
+            "OMP_NUM_THREADS=1 avoids that",
+        )
 
 
 def no_gpu(cuda: str | None, *, driver: bool) -> Finding:

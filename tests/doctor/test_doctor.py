@@ -240,3 +240,19 @@ def test_the_tool_prints_every_finding_and_the_exit_code_counts_faults(
 
 def test_findings_come_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Python" in next(examine()).what
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "notes"), [(8.2, None, 1), (8.2, "1", 0), (2.9, None, 0)]
+)
+def test_a_busy_machine_is_named_where_torch_takes_all_its_cores(
+    load: float, threads: str | None, notes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    found = list(hardware.check_load())
+    assert levels(found) == [NOTE] * notes
+    assert all("2 cores busy (load 8.2)" in f.what and "OMP_NUM_THREADS=1" in f.what for f in found)

@@ -88,6 +88,14 @@ def test_every_image_of_a_folder_is_drawn_and_its_numbers_stand_beside_it(
     assert last == f"{len(rows)} detections on 3 images, in {output}"
 
 
+def test_nothing_found_names_the_threshold(
+    finished: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(finished, [photos], tmp_path / "none", "--confidence-threshold", "1") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("0 detections on 3 images") and "--confidence-threshold" in last
+
+
 def test_the_threshold_decides_what_is_drawn_and_written(
     finished: Path, photos: Path, tmp_path: Path
 ) -> None:
