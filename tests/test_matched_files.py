@@ -57,6 +57,14 @@ def test_arms_of_the_matrix_agree_without_their_weights(
     assert printed[1].startswith("allowed MODEL.WEIGHTS: random=(none), moco=weights/moco_v1")
 
 
+def test_an_input_that_only_unopened_weights_could_demand_is_said_to_be_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = [CONFIGS / f"voc_R50_DC5_24k_{name}.yaml" for name in ("random", "sup_msra")]
+    assert check(*files, "--without-weights") == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("the weights were not opened")
+
+
 def test_differing_keys_are_printed_and_the_exit_code_is_1(
     arm: Arm, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from moco_det.engine import ENGINES, choose_engine
+from moco_det.matched import INPUT_KEYS
 from moco_det.matched_files import match_files
 from moco_det_tools.entry import run
 
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         read_weights=not args.without_weights,
     )
     print("\n".join(matched.lines()))
+    if args.without_weights and any(d.key in INPUT_KEYS for d in matched.forbidden):
+        print("the weights were not opened: an arm's own input is allowed where they demand it")
     return 0 if matched.ok else 1
 
 
