@@ -12,22 +12,29 @@ from moco_det.errors import InputError as DetectionInputError
 from pretrain.errors import InputError as PretrainInputError
 
 # What newer torch remarks on and the oldest one allowed here does not know otherwise: torch.jit in
-# fvcore's losses, DDP's broadcast_buffers, the all_reduce that gradients pass through.
-FUTURE = ("`torch.jit", "`broadcast_buffers`", "torch.distributed.nn.functional")
+# fvcore's losses, DDP's broadcast_buffers, the all_reduce that gradients pass through. And what it
+# says once a process of the two layouts that a 1x1 kernel's gradient can have, which are the same.
+REMARKS: tuple[tuple[str, type[Warning]], ...] = (
+    ("`torch.jit", FutureWarning),
+    ("`broadcast_buffers`", FutureWarning),
+    ("torch.distributed.nn.functional", FutureWarning),
+    ("Grad strides do not match bucket view strides", UserWarning),
+)
 
 
-def keep_quiet_about_the_future() -> None:
-    """Leave torch's remarks on its own next release out, here and in the processes started here."""
-    for start in FUTURE:
-        warnings.filterwarnings("ignore", message=re.escape(start), category=FutureWarning)
+def leave_out_torchs_remarks() -> None:
+    """Say nothing of what a user can do nothing about, here and in the processes started here."""
+    for start, category in REMARKS:
+        warnings.filterwarnings("ignore", message=re.escape(start), category=category)
     os.environ.setdefault(
-        "PYTHONWARNINGS", ",".join(f"ignore:{start}:FutureWarning" for start in FUTURE)
+        "PYTHONWARNINGS",
+        ",".join(f"ignore:{start}:{category.__name__}" for start, category in REMARKS),
     )
 
 
 def run(main: Callable[[], int]) -> int:
     """Call a tool's main and turn the rooms' input errors into exit code 2."""
-    keep_quiet_about_the_future()
+    leave_out_torchs_remarks()
     try:
         return main()
     except (DetectionInputError, PretrainInputError) as error:
