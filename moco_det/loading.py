@@ -154,6 +154,12 @@ def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: P
             raise InputError(f"{path}: {name} holds Inf or NaN; convert a healthy checkpoint")
 
 
+def not_finite(model: nn.Module) -> str | None:
+    """The name of the first parameter that holds Inf or NaN, or None."""
+    wrong = (n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all()))
+    return next(wrong, None)
+
+
 def some(names: list[str], limit: int = 4) -> str:
     """The first few names in brackets."""
     more = ", ..." if len(names) > limit else ""

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from moco_det.engine import ENGINES, choose_engine
-from moco_det.errors import InputError
+from moco_det.launching import meeting_place
 from moco_det_tools.entry import run
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of detectron2's default_argument_parser, and the engine's."""
-    port = 2**15 + 2**14 + (os.getuid() if hasattr(os, "getuid") else 1) % 2**14
     p = argparse.ArgumentParser(
         description=__doc__,
         epilog="example: python tools/train_net.py --config-file configs/quick/R18_FPN.yaml "
@@ -29,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--num-gpus", type=int, default=1, help="processes (GPUs) on each machine")
     p.add_argument("--num-machines", type=int, default=1, help="number of machines")
     p.add_argument("--machine-rank", type=int, default=0, help="this machine's rank")
-    p.add_argument("--dist-url", default=f"tcp://127.0.0.1:{port}", help="where processes meet")
+    p.add_argument(
+        "--dist-url", help="where the processes of several machines meet, tcp://HOST:PORT"
+    )
     p.add_argument("--engine", choices=ENGINES, default="auto", help="auto: detectron2 if it is")
     p.add_argument("--init-name", help="name of the arm in the results (default: from the weights)")
     p.add_argument("--results", type=Path, help="results file (default: OUTPUT_DIR/results.jsonl)")
@@ -43,8 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     command = shlex.join([Path(sys.argv[0]).name, *(argv if argv is not None else sys.argv[1:])])
-    if args.num_gpus < 1 or not 0 <= args.machine_rank < args.num_machines:
-        raise InputError("--num-gpus must be above 0 and --machine-rank below --num-machines")
+    args.dist_url = meeting_place(
+        processes=args.num_gpus,
+        machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        url=args.dist_url,
+    )
     choice = choose_engine(args.engine)
     if choice.engine == "detectron2":
         from moco_det.plugin.train import launch_detectron2

@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from torch import nn
 
 from moco_det.config import dump
 from moco_det.data import DetectionDataset
+from moco_det.data.atomic import write_text
 from moco_det.errors import InputError
 from moco_det.loading import Loaded, load_weights
 from moco_det.plugin.catalog import load_catalog_data
@@ -40,6 +41,12 @@ from moco_det.plugin.their_scorer import check_scorer
 from moco_det.plugin.trainer import Trainer, build_detector
 from moco_det.plugin.weights import check_resumable
 from moco_det.results import append_row
+from moco_det.run_folder import (
+    check_free,
+    check_results,
+    check_unchanged,
+    claimed,
+)
 from moco_det.runs import (
     cpu_name,
     describe_data,
@@ -131,10 +138,17 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
     anything is written.
     """
     output = Path(cfg.OUTPUT_DIR)
-    if (output / "model_final.pth").exists() and not (options.resume or options.eval_only):
+    if options.eval_only and not (options.resume or cfg.MODEL.WEIGHTS):
         raise InputError(
-            f"{output} holds a finished run: choose another OUTPUT_DIR, or --resume to keep it"
+            "--eval-only would score a random detector: name its checkpoint in MODEL.WEIGHTS, "
+            "or add --resume to take OUTPUT_DIR's last one"
         )
+    check_free(
+        output,
+        resume=options.resume,
+        eval_only=options.eval_only,
+        weights=cfg.MODEL.WEIGHTS,
+    )
     train_set, test_set = data_of(cfg, strict=options.strict)
     running, warnings = resolve(cfg)
     warnings += [*train_set.skipped, *(f"test: {line}" for line in test_set.skipped)]
@@ -148,6 +162,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
         path = checkpointer.get_checkpoint_file()
         check_resumable(model, path, training=not options.eval_only)
         if not options.eval_only:
+            warnings += check_unchanged(output, cfg)
             warnings.append(
                 f"resumed from {Path(path).name}: detectron2 saves no random state, so the stream "
                 "of images starts anew and the end is not that of an uninterrupted run"
@@ -155,7 +170,10 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
     elif options.resume and options.eval_only:
         raise InputError(f"--resume: {output} holds no whole checkpoint")
 
-    with log_of_run(output):
+    leader = comm.is_main_process()
+    if leader and options.results is not None:
+        check_results(options.results)
+    with claimed(output) if leader else nullcontext(), log_of_run(output):
         begin(cfg, running, options, loaded, warnings)
         if options.eval_only:
             checkpointer.resume_or_load("", resume=resume)
@@ -259,10 +277,12 @@ def begin(
         comm.get_world_size(),
         running.SEED,
     )
+    own = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    kept = own.read_text(encoding="utf-8") if options.eval_only and own.exists() else None
     default_setup(running, options)
     if comm.is_main_process():
-        text = dump(cfg)  # as asked; the seed that was drawn is in the row
-        (Path(cfg.OUTPUT_DIR) / "config.yaml").write_text(text, encoding="utf-8")
+        # detectron2 has written the one that runs. As asked; the seed that was drawn is in the row
+        write_text(own, dump(cfg) if kept is None else kept)
     logger.info("%s", loaded.line())
     for line in warnings:
         logger.warning("%s", line)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from moco_det.data import DetectionDataset
 from moco_det.errors import InputError
+from moco_det.loading import not_finite
 from moco_det.plugin.evaluator import evaluate, numbers_only
 from moco_det.plugin.metrics_log import MetricsLog
 from moco_det.plugin.precise_bn import SyncedPreciseBN
@@ -89,14 +90,31 @@ class Trainer(DefaultTrainer):
         try:
             super().run_step()
         except FloatingPointError as error:
-            checkpointer = self.checkpointer
-            last = checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else ""
-            self.failure = InputError(
-                f"iteration {self.iter}: {str(error).splitlines()[0]} Lower SOLVER.BASE_LR or "
-                f"lengthen SOLVER.WARMUP_ITERS; last good checkpoint: "
-                f"{Path(last).name or 'none was written yet'}"
-            )
+            self.failure = self.diverged(str(error).splitlines()[0])
             raise self.failure from None
+        last = self.iter == self.max_iter - 1
+        if last or (self.iter + 1) % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+            # losses are of the weights before the step, and detectron2 scores any as no detection
+            broken = not_finite(self.model)
+            if broken:
+                self.failure = self.diverged(f"{broken} became Inf or NaN.")
+                raise self.failure
+
+    def after_step(self) -> None:
+        try:
+            super().after_step()
+        except FloatingPointError as error:  # precise BN runs the model too
+            self.failure = self.diverged(str(error).splitlines()[0])
+            raise self.failure from None
+
+    def diverged(self, what: str) -> InputError:
+        """The error of a run whose numbers overflowed, with the last good checkpoint's name."""
+        checkpointer = self.checkpointer
+        last = checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else ""
+        return InputError(
+            f"iteration {self.iter}: {what} Lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS; "
+            f"last good checkpoint: {Path(last).name or 'none was written yet'}"
+        )
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Score the test set; what detectron2 keeps are the numbers alone."""

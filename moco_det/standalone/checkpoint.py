@@ -43,10 +43,19 @@ def save_checkpoint(folder: Path, name: str, content: dict[str, Any]) -> Path:
     return path
 
 
-def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint of a run; a damaged one is passed over with a note."""
+def checkpoints(folder: Path) -> list[Path]:
+    """A run's checkpoint files, in no order."""
     pattern = re.compile(r"model_(\d{7}|final)\.pth")
-    found = [f for f in folder.glob("model_*.pth") if pattern.fullmatch(f.name)]
+    return [f for f in folder.glob("model_*.pth") if pattern.fullmatch(f.name)]
+
+
+def last_checkpoint(folder: Path, *, quiet: bool = False) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint of a run; a damaged one is passed over with a note.
+
+    InputError where there are some and none of them is whole: to start anew in silence would
+    overwrite what is left of the run.
+    """
+    found = checkpoints(folder)
     pointer = folder / LAST
     first = folder / pointer.read_text().strip() if pointer.is_file() else None
     found.sort(key=lambda f: (f == first, f.stat().st_mtime), reverse=True)
@@ -54,5 +63,11 @@ def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             return path, read_checkpoint(path)
         except InputError as error:
-            print(f"warning: {error}; the checkpoint before it is used", flush=True)
+            if not quiet:
+                print(f"warning: {error}; the checkpoint before it is used", flush=True)
+    if found:
+        raise InputError(
+            f"--resume: none of the {len(found)} checkpoints in {folder} is whole: choose another "
+            "OUTPUT_DIR to start anew"
+        )
     return None

@@ -82,7 +82,8 @@ class Mapper:
         axis = 1 if self.flip == "horizontal" else 0
         if flipped:
             image = np.flip(image, axis=axis)
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        # always a copy: of a mirrored image one pixel wide, numpy's contiguous is no torch's
+        pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
         sample = Sample(pixels, record.height, record.width, record.image_id)
         if self.train:
             scale = np.array([new_width / width, new_height / height])

@@ -7,6 +7,7 @@ import random
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,16 @@ from fvcore.common.config import CfgNode
 
 from moco_det import __version__
 from moco_det.config import dump
-from moco_det.data.atomic import make_folder
 from moco_det.errors import InputError
 from moco_det.loading import load_weights
 from moco_det.results import append_row
+from moco_det.run_folder import (
+    check_free,
+    check_results,
+    check_unchanged,
+    claimed,
+    write_config,
+)
 from moco_det.runs import (
     cpu_name,
     describe_data,
@@ -35,9 +42,10 @@ from moco_det.runs import (
 )
 from moco_det.standalone import distributed
 from moco_det.standalone.build import build_detector
+from moco_det.standalone.checkpoint import checkpoints
 from moco_det.standalone.precision import choose_precision
 from moco_det.standalone.scaling import scale_to_processes, scaling_line, small_norm_groups
-from moco_det.standalone.state import resume_model
+from moco_det.standalone.state import resume_model, seed_of_run
 from moco_det.standalone.train import evaluate, train, training_records
 
 # The room's logger, so that the log file of a run holds what every module says.
@@ -85,7 +93,9 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
         strict=options.strict,
         progress=leader,
     )
-    seed = shared_seed(cfg.SEED)
+    going_on = options.resume and not options.eval_only and bool(checkpoints(output))
+    drawn_before = seed_of_run(output) if going_on else -1
+    seed = shared_seed(cfg.SEED if cfg.SEED >= 0 else drawn_before)
     torch.manual_seed(seed + distributed.rank())
 
     model = build_detector(cfg, channels_last=precision.channels_last)
@@ -101,69 +111,81 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
         warnings += small_norm_groups(cfg, distributed.world_size())
     if precision.note:
         warnings.append(precision.note)
-    if leader:
-        prepare_folder(output, asked, options)
-        logger.info(
-            "engine standalone %s, torch %s, %s on %s, %d process(es), seed %d",
-            __version__,
-            torch.__version__,
-            precision.name,
-            device,
-            distributed.world_size(),
-            seed,
-        )
-        if cfg is not asked:
-            logger.info("%s", scaling_line(asked, cfg))
-        logger.info("%s", loaded.line())
-        for line in warnings:
-            logger.warning("%s", line)
-    model.to(device)
-    if precision.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    if options.eval_only:
-        return evaluate(cfg, model, test_set, precision, output, iteration=None)
-
-    started, clock = now(), time.monotonic()
-    try:
-        metrics, final = train(
-            cfg, model, train_set, test_set, precision, output, seed, resume=options.resume
-        )
-    except KeyboardInterrupt:
+    check_free(
+        output,
+        resume=options.resume,
+        eval_only=options.eval_only,
+        weights=cfg.MODEL.WEIGHTS,
+    )
+    if going_on:
+        warnings += check_unchanged(output, asked)
+    if leader and options.results is not None:
+        check_results(options.results)
+    with claimed(output) if leader else nullcontext():
         if leader:
-            logger.info("%s", what_is_kept(output, cfg.SOLVER.CHECKPOINT_PERIOD))
-        raise
-    wall = time.monotonic() - clock
-    if leader:
-        whole = cfg.MODEL.WEIGHTS and loaded.backbone is None  # a detector's own checkpoint
-        sha256 = sha256_of(cfg.MODEL.WEIGHTS) if whole else None
-        results = options.results or output / "results.jsonl"
-        row = make_row(
-            run=output.name,
-            status="finished",
-            with_masks=cfg.MODEL.MASK_ON,
-            dataset=describe_data(train_set, test_set),
-            config_name=options.config_name,
-            config=dump(asked),
-            init=describe_init(options.init_name, cfg.MODEL.WEIGHTS, loaded.backbone, sha256),
-            engine=describe_engine("standalone", __version__),
-            precision=precision.name,
-            seed=seed,
-            iterations=final,
-            batch=cfg.SOLVER.IMS_PER_BATCH,
-            wall_seconds=wall,
-            hardware=describe_hardware(
-                torch.cuda.get_device_name() if device == "cuda" else cpu_name()
-            ),
-            metrics=metrics,
-            output_dir=relative(output, results.parent),
-            command=options.command or shlex.join(sys.argv),
-            started=started,
-            warnings=warnings,
-        )
-        append_row(results, row)
-        logger.info("one row added to %s", results)
-    return metrics
+            write_config(output, asked, eval_only=options.eval_only)
+            log_to_file(output)
+            logger.info(
+                "engine standalone %s, torch %s, %s on %s, %d process(es), seed %d",
+                __version__,
+                torch.__version__,
+                precision.name,
+                device,
+                distributed.world_size(),
+                seed,
+            )
+            if cfg is not asked:
+                logger.info("%s", scaling_line(asked, cfg))
+            logger.info("%s", loaded.line())
+            for line in warnings:
+                logger.warning("%s", line)
+        model.to(device)
+        if precision.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        if options.eval_only:
+            return evaluate(cfg, model, test_set, precision, output, iteration=None)
+
+        started, clock = now(), time.monotonic()
+        try:
+            metrics, final = train(
+                cfg, model, train_set, test_set, precision, output, seed, resume=options.resume
+            )
+        except KeyboardInterrupt:
+            if leader:
+                logger.info("%s", what_is_kept(output, cfg.SOLVER.CHECKPOINT_PERIOD))
+            raise
+        wall = time.monotonic() - clock
+        if leader:
+            whole = cfg.MODEL.WEIGHTS and loaded.backbone is None  # a detector's own checkpoint
+            sha256 = sha256_of(cfg.MODEL.WEIGHTS) if whole else None
+            results = options.results or output / "results.jsonl"
+            row = make_row(
+                run=output.name,
+                status="finished",
+                with_masks=cfg.MODEL.MASK_ON,
+                dataset=describe_data(train_set, test_set),
+                config_name=options.config_name,
+                config=dump(asked),
+                init=describe_init(options.init_name, cfg.MODEL.WEIGHTS, loaded.backbone, sha256),
+                engine=describe_engine("standalone", __version__),
+                precision=precision.name,
+                seed=seed,
+                iterations=final,
+                batch=cfg.SOLVER.IMS_PER_BATCH,
+                wall_seconds=wall,
+                hardware=describe_hardware(
+                    torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+                ),
+                metrics=metrics,
+                output_dir=relative(output, results.parent),
+                command=options.command or shlex.join(sys.argv),
+                started=started,
+                warnings=warnings,
+            )
+            append_row(results, row)
+            logger.info("one row added to %s", results)
+        return metrics
 
 
 def run_in_process(cfg: CfgNode, options: RunOptions) -> None:
@@ -198,17 +220,8 @@ def shared_seed(seed: int) -> int:
     return int(distributed.gather(drawn)[0])
 
 
-def prepare_folder(output: Path, cfg: CfgNode, options: RunOptions) -> None:
-    """The run's folder with its resolved config and log; a finished run is not overwritten."""
-    has_run = (output / "model_final.pth").exists()
-    if has_run and not (options.resume or options.eval_only):
-        raise InputError(
-            f"{output} holds a finished run: choose another OUTPUT_DIR, or --resume to keep it"
-        )
-    if options.results is not None and options.results.is_dir():
-        raise InputError(f"--results {options.results} is a folder: name a file in it")
-    make_folder(output)
-    (output / "config.yaml").write_text(dump(cfg), encoding="utf-8")
+def log_to_file(output: Path) -> None:
+    """What this room says, into the run's log.txt from now on."""
     handler = logging.FileHandler(output / "log.txt")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for old in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:

@@ -24,7 +24,7 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
     solver.MAX_ITER = round(old.MAX_ITER / scale)
     solver.WARMUP_ITERS = round(old.WARMUP_ITERS / scale)
     solver.STEPS = tuple(round(step / scale) for step in old.STEPS)
-    solver.CHECKPOINT_PERIOD = round(old.CHECKPOINT_PERIOD / scale)
+    solver.CHECKPOINT_PERIOD = max(1, round(old.CHECKPOINT_PERIOD / scale))
     scaled.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
     solver.REFERENCE_WORLD_SIZE = processes
     scaled.freeze()

@@ -22,6 +22,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     iteration: int,
+    seed: int,
 ) -> None:
     """A checkpoint from which the run goes on as if never stopped."""
     on_gpu = torch.cuda.is_available()
@@ -34,6 +35,7 @@ def save(
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
             "iteration": iteration,
+            "seed": seed,
             "random": states,
         }
         if on_gpu:
@@ -71,6 +73,24 @@ def restore(
             torch.cuda.set_rng_state(content["random_cuda"][rank])
     logger.info("resumed from %s after iteration %d", path, content["iteration"] + 1)
     return int(content["iteration"]) + 1
+
+
+def seed_of_run(output: Path) -> int:
+    """The seed that a run with SEED -1 drew; -1 where its checkpoint does not say.
+
+    InputError where the checkpoint is another engine's.
+    """
+    found = last_checkpoint(output, quiet=True)
+    if found is None:
+        return -1
+    path, content = found
+    lacking = [key for key in ("optimizer", "scaler", "iteration", "random") if key not in content]
+    if lacking:
+        raise InputError(
+            f"--resume: {path} has no {', '.join(lacking)}: it is not of the standalone engine; "
+            "resume it with --engine detectron2, or give it as MODEL.WEIGHTS of a new run"
+        )
+    return int(content.get("seed", -1))
 
 
 def resume_model(model: GeneralizedRCNN, output: Path) -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record
 from moco_det.errors import InputError
+from moco_det.loading import not_finite
 from moco_det.runs import summary
 from moco_det.scoring import score, write_predictions
 from moco_det.standalone import distributed
@@ -72,10 +73,13 @@ def train(
     log = Log(output / "metrics.jsonl", cfg.SOLVER.MAX_ITER, keep_before=first)
 
     def finish(iteration: int) -> dict[str, Any]:
-        if cfg.TEST.PRECISE_BN.ENABLED:
-            batches = loader(seed + 1, 0)
-            update_statistics(model, batches, cfg.TEST.PRECISE_BN.NUM_ITER, precision)
-        found = evaluate(cfg, model, test_set, precision, output, iteration=iteration)
+        try:
+            if cfg.TEST.PRECISE_BN.ENABLED:
+                batches = loader(seed + 1, 0)
+                update_statistics(model, batches, cfg.TEST.PRECISE_BN.NUM_ITER, precision)
+            found = evaluate(cfg, model, test_set, precision, output, iteration=iteration)
+        except FloatingPointError as error:
+            raise diverged(str(error), iteration, output) from None
         log.write_scores(iteration, found)
         return found
 
@@ -109,11 +113,18 @@ def train(
             done = iteration + 1
             last = done == cfg.SOLVER.MAX_ITER
             period = cfg.TEST.EVAL_PERIOD
-            if last or (period > 0 and done % period == 0):
+            scored = last or (period > 0 and done % period == 0)
+            kept = last or done % cfg.SOLVER.CHECKPOINT_PERIOD == 0
+            if scored or kept:
+                # losses are of the weights before the step
+                broken = not_finite(model)
+                if broken:
+                    raise diverged(f"{broken} became Inf or NaN", iteration, output)
+            if scored:
                 metrics = finish(iteration)
-            if last or done % cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+            if kept:
                 name = "model_final.pth" if last else f"model_{iteration:07d}.pth"
-                save(output, name, model, solver.optimizer, scaler, iteration)
+                save(output, name, model, solver.optimizer, scaler, iteration, seed)
     if metrics is None:
         metrics = finish(cfg.SOLVER.MAX_ITER - 1)
     log.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -138,11 +139,38 @@ def test_resume_of_a_finished_run_scores_it_once_more_to_the_same(
 ) -> None:
     weights = str(finished / "model_final.pth")
     options = ("--engine", "detectron2", "--resume")
+    begun = (copy / "config.yaml").read_text()
+    began, found = re.subn(r"(?m)^  WEIGHTS: .*$", f"  WEIGHTS: {weights}", begun)
+    assert found == 1
+    (copy / "config.yaml").write_text(began)
     assert train_net(*options, OUTPUT_DIR=str(copy), MODEL__WEIGHTS=weights) == 0
     assert lines_of(copy / "metrics.jsonl") == lines_of(finished / "metrics.jsonl")
     first, second = (row.data for row in read_rows([copy]).rows)
     assert first["metrics"] == second["metrics"]
     assert second["init"]["sha256"] == sha256_of(weights)
+
+
+def test_resume_from_other_weights_than_the_run_began_with_is_one_line(
+    copy: Path, finished: Path, train_net: Tool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # its row would name an initialisation that the run never had
+    weights = str(finished / "model_final.pth")
+    options = ("--engine", "detectron2", "--resume")
+    before = (copy / "config.yaml").read_text()
+    assert train_net(*options, OUTPUT_DIR=str(copy), MODEL__WEIGHTS=weights) == 2
+    assert "was begun with MODEL.WEIGHTS " in capsys.readouterr().err
+    assert (copy / "config.yaml").read_text() == before
+
+
+def test_weights_that_burst_in_the_last_step_are_never_scored_or_kept(
+    train_net: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "burst"
+    keys = {"SOLVER__BASE_LR": "1e30", "SOLVER__WARMUP_ITERS": "0", "SOLVER__MAX_ITER": "1"}
+    assert train_net("--engine", "detectron2", OUTPUT_DIR=str(output), **keys) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "error: iteration 0: " in error and "Lower SOLVER.BASE_LR" in error
+    assert not (output / "model_final.pth").exists() and not (output / "results.jsonl").exists()
 
 
 def test_resume_from_a_damaged_checkpoint_is_one_line(

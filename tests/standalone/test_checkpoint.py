@@ -241,7 +241,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert found is not None and found[1]["iteration"] == 1
     assert "model_0000003.pth" in capsys.readouterr().out
     (tmp_path / "model_0000001.pth").write_bytes(content)
-    assert last_checkpoint(tmp_path) is None
+    with pytest.raises(InputError, match="none of the 2 checkpoints in .* is whole"):
+        last_checkpoint(tmp_path)  # starting anew would overwrite what is left
 
 
 def test_a_failed_write_leaves_the_checkpoint_before_it(
