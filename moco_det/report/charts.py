@@ -236,10 +236,13 @@ class _Plot:
 
     def __init__(self, x_low: float, x_high: float, y_low: float, y_high: float) -> None:
         self.x_low, self.x_high, self.y_low, self.y_high = x_low, x_high, y_low, y_high
+        # the numbers stand between the axis and its name, which is turned upright
+        widest = max((text_width(_tick(t), FONT) for t in ticks(y_low, y_high, 4)), default=0.0)
+        self.left = max(LEFT, round(18.0 + widest + 8.0))
 
     def x(self, value: float) -> float:
         share = (value - self.x_low) / (self.x_high - self.x_low)
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
+        return self.left + share * (WIDTH - self.left - RIGHT)
 
     def y(self, value: float) -> float:
         # An outlier beyond the robust range is drawn at the frame, not outside it.
@@ -254,8 +257,9 @@ class _Plot:
         floor = HEIGHT - BOTTOM
         for tick in ticks(self.y_low, self.y_high, 4):
             y = self.y(tick)
-            parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="end">{_tick(tick)}</text>')
+            parts.append(f'<path class="grid" d="M{self.left} {y:.1f}H{WIDTH - RIGHT}"/>')
+            text = f'<text x="{self.left - 6}" y="{y + 4:.1f}" class="end">{_tick(tick)}</text>'
+            parts.append(text)
         for tick in ticks(self.x_low, self.x_high, 4):
             x = self.x(tick)
             anchor = "end" if x > WIDTH - RIGHT - 14 else "mid"
@@ -263,9 +267,10 @@ class _Plot:
             parts.append(
                 f'<text x="{x:.1f}" y="{floor + 16:.1f}" class="{anchor}">{_tick(tick)}</text>'
             )
-        parts.append(f'<path class="axis" d="M{LEFT} {floor}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<path class="axis" d="M{self.left} {floor}H{WIDTH - RIGHT}"/>')
+        centre = (self.left + WIDTH - RIGHT) / 2
         parts.append(
-            f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 6}" class="mid axis-name">'
+            f'<text x="{centre:.1f}" y="{HEIGHT - 6}" class="mid axis-name">'
             f"{escape(x_label)}</text>"
         )
         middle = (TOP + floor) / 2

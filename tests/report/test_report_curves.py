@@ -82,6 +82,15 @@ def test_a_flat_curve_of_one_point_is_drawn() -> None:
 
 def test_nothing_to_draw_draws_nothing() -> None:
     assert line_chart([], title="t", x_label="x", y_label="y") == ""
+
+
+def test_numbers_on_the_upright_axis_end_where_its_name_begins() -> None:
+    curve = arm_curve("moco", [[(0, 0.0051), (1, 0.0224)]])
+    assert curve is not None
+    svg = line_chart([(curve, 0)], title="t", x_label="x", y_label="y")
+    texts = re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="end">(0\.\d+)<', svg)
+    assert "0.015" in {text for _, text in texts}
+    assert all(float(end) - text_width(text, FONT) >= 18 for end, text in texts)
     assert strip_chart([], title="t", x_label="x") == ""
 
 
