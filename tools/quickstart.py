@@ -367,13 +367,13 @@ def train_command(config: str, arm: str, overrides: list[str]) -> str:
 def make_report(plan: Plan, results: Path, output: Path) -> None:
     """report.html and report.md beside the results, and the verdict on the screen."""
     from moco_det.report import make_report as write_report
+    from moco_det.report.screen import screen_lines
 
     folders = [output / "pretrain" / arm for arm in ("moco", "supervised")]
     own = plan.unlabelled.endswith(".txt")
     title = f"Transfer to detection: {output.name if own else 'painted scenes'}"
     files = write_report([results], output, title=title, pretraining=folders)
-    markdown = files["report.md"].read_text(encoding="utf-8")
-    print(markdown.split("\n## Class by class")[0])
+    print("\n".join(screen_lines(files["report.md"], files["tables.csv"])))
     for path in files.values():
         print(f"{path}   ({os.path.getsize(path) / 1024:.0f} KiB)")
 
