@@ -30,6 +30,8 @@ def match_files(
     and none can demand an input of its own. Raises InputError for a file that an engine refuses,
     and for weights that are not there.
     """
+    if len(files) > len({Path(file).resolve() for file in files}) == 1:
+        raise InputError(f"{files[0]} is named twice: name another config beside it")
     arms = {label: resolve(file, overrides, engine) for label, file in labelled(files).items()}
     inputs = {
         label: input_of(cfg.MODEL.WEIGHTS) if read_weights else None for label, cfg in arms.items()

@@ -164,3 +164,9 @@ def test_on_detectron2_its_own_defaults_are_compared_as_well() -> None:
     assert matched.ok and ours.ok and matched.keys_compared > ours.keys_compared + 50
     with pytest.raises(InputError, match="--engine detectron2"):
         match_files(files, engine="standalone", read_weights=False)
+
+
+def test_one_config_beside_itself_is_no_proof(arm: Arm, capsys: pytest.CaptureFixture[str]) -> None:
+    one = arm("a_random")
+    assert check(one, one) == 2
+    assert "a_random.yaml is named twice" in capsys.readouterr().err

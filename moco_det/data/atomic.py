@@ -47,14 +47,19 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     Raises InputError when `path` already holds something.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if os.path.exists(path) and (not path.is_dir() or any(path.iterdir())):
         raise InputError(
             f"{path} already exists and is not an empty folder: remove it, or name another"
         )
     make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    try:
+        partial.mkdir()
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder {path} ({error.strerror}): name another output folder"
+        ) from error
     try:
         yield partial
         if path.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from moco_det.data.boxes import Tally, fit_box
 from moco_det.data.catalog_names import coco_uri
 from moco_det.data.image import image_size
 from moco_det.data.records import Annotation, DetectionDataset, Record, Segmentation
+from moco_det.data.rle import whole_masks
 from moco_det.errors import InputError
 
 
@@ -40,8 +42,15 @@ def read_coco(
     index = dict(zip(category_ids, range(len(ordered)), strict=True))
     names = {_field(path, c, "id", int): c.get("name") for c in content["categories"]}
     objects: dict[int | str, list[Annotation]] = {image_id: [] for image_id in images}
+    seen: set[int] = set()
     for item in content["annotations"]:
         number = _field(path, item, "id", int) if "id" in item else 0
+        if "id" in item and number in seen:
+            raise InputError(
+                f"{path}: annotation id {number} is listed twice: ids must be unique; number the "
+                "annotations anew where files were joined"
+            )
+        seen.add(number)
         image_id = _field(path, item, "image_id", (int, str))
         if image_id not in objects:
             tally.add("annotations of images that are not listed dropped", f"id {number}")
@@ -196,19 +205,28 @@ def _annotation(
         if area is None:
             area = _area(segmentation, box, height, width)
         area = float(area)
+        flags = (_flag(item, "iscrowd"), _flag(item, "ignore"))
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise InputError(
-            f"{path}: {where} has a segmentation or area that is not COCO's ({error}): mend it"
+            f"{path}: {where} has a segmentation, area or flag that is not COCO's "
+            f"({error}): mend it"
         ) from error
     return Annotation(
         box,
         category,
-        iscrowd=bool(item.get("iscrowd", 0)),
-        difficult=bool(item.get("ignore", 0)),
+        iscrowd=flags[0],
+        difficult=flags[1],
         area=area,
         segmentation=segmentation,
         id=number,
     )
+
+
+def _flag(item: dict[str, Any], key: str) -> bool:
+    value = item.get(key) or 0
+    if value not in (0, 1):
+        raise ValueError(f"{key} {value!r} is neither 0 nor 1")
+    return bool(value)
 
 
 def _segmentation(raw: Any, height: int, width: int) -> Segmentation:
@@ -222,9 +240,14 @@ def _segmentation(raw: Any, height: int, width: int) -> Segmentation:
             if any(c < 0 for c in counts) or sum(counts) != height * width:
                 raise ValueError("RLE counts that do not add up to the image")
             counts = pycocotools.mask.frPyObjects(raw, height, width)["counts"]
-        text = counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
+        text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+        # pycocotools reads past the end of a damaged one: pixels that nobody has written
+        if not isinstance(text, str) or not whole_masks([text], [height * width])[0]:
+            raise ValueError("RLE counts that are no mask of the image")
         return {"size": [height, width], "counts": text}
     polygons = [[float(value) for value in polygon] for polygon in raw]
+    if not all(math.isfinite(value) for polygon in polygons for value in polygon):
+        raise ValueError("a polygon with a coordinate that is no number")
     return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
 
 

@@ -18,9 +18,9 @@ import pycocotools.mask
 
 from moco_det.data.atomic import write_text
 from moco_det.data.records import DetectionDataset
+from moco_det.data.rle import whole_masks
 from moco_det.errors import InputError
 from moco_det.scoring.arrays import Detections, detections_of
-from moco_det.scoring.rle import whole_masks
 
 Row = dict[str, Any]
 

@@ -45,7 +45,8 @@ def resized_shape(height: int, width: int, short_edge: int, longest: int) -> tup
     if max(new_h, new_w) > longest:
         scale = longest / max(new_h, new_w)
         new_h, new_w = new_h * scale, new_w * scale
-    return int(new_h + 0.5), int(new_w + 0.5)
+    # an image a thousand times as long as wide keeps a pixel of width
+    return max(1, int(new_h + 0.5)), max(1, int(new_w + 0.5))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,19 @@ def _spoilt(key: str, change) -> dict:
         (_spoilt("annotations", lambda a: a[0].update(bbox=None)), "bbox None"),
         (_spoilt("annotations", lambda a: a[1].update(segmentation={"size": [2, 2]})), "RLE"),
         (_spoilt("annotations", lambda a: a[0].update(segmentation=[["x"] * 6])), "segmentation"),
+        (
+            _spoilt("annotations", lambda a: a[1].update(id=100)),
+            "id 100 is listed twice",
+        ),
+        (_spoilt("annotations", lambda a: a[0].update(iscrowd="yes")), "iscrowd 'yes' is neither"),
+        (
+            _spoilt("annotations", lambda a: a[1]["segmentation"].update(counts="xx")),
+            "RLE counts that are no mask",
+        ),
+        (
+            _spoilt("annotations", lambda a: a[0].update(segmentation=[[1, 2, math.nan, 4, 5, 6]])),
+            "a polygon with a coordinate that is no number",
+        ),
         (_spoilt("images", lambda i: i[0].update(file_name="z.jpg")), "z.jpg does not exist"),
         (_spoilt("images", lambda i: i[0].pop("file_name")), "no usable 'file_name'"),
         (_spoilt("images", lambda i: i[1].update(id=9)), "image id 9 is listed twice"),

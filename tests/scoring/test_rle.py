@@ -6,8 +6,8 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from moco_det.scoring import rle
-from moco_det.scoring.rle import whole_masks
+from moco_det.data import rle
+from moco_det.data.rle import whole_masks
 
 
 def pixels_of(counts: bytes) -> int | None:

@@ -81,6 +81,7 @@ TRIANGLE = Annotation((3.0, 2.0, 9.0, 8.0), 4, segmentation=[[3.0, 2.0, 9.0, 2.0
         ((5, 5), 64, 64, (64, 64)),
         ((600, 600), 600, 1000, (600, 600)),
         ((3, 1000), 10, 500, (2, 500)),  # 1.5 is rounded up
+        ((1, 2000), 800, 500, (1, 500)),  # 0.25 would be rounded to nothing
     ],
 )
 def test_resized_shape_by_hand(
@@ -224,3 +225,21 @@ def test_an_image_of_another_size_than_annotated_is_bad_input(tmp_path: Path) ->
     record = record_of(tmp_path, TRIANGLE, height=21)
     with pytest.raises(InputError, match=r"image\.png is 30 x 20 pixels.* 30 x 21"):
         map_record(TRAIN, record)
+
+
+def test_a_mirrored_image_one_pixel_wide_is_a_tensor(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 4), (9, 8, 7)).save(tmp_path / "thin.png")
+    record = Record(1, str(tmp_path / "thin.png"), 4, 1)
+    mapper = Mapper(
+        train=True,
+        min_sizes=[1],
+        max_size=4,
+        sampling="choice",
+        flip="horizontal",
+        image_format="RGB",
+        with_masks=False,
+        mask_format="polygon",
+    )
+    # both sides of the coin
+    shapes = {mapper(record, np.random.RandomState(seed)).image.shape for seed in range(8)}
+    assert shapes == {(3, 4, 1)}

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from moco_det.scoring.arrays import Bools, Ints
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
 
 # Characters looked at in one go: their arrays stay in the cache, which makes it twice as fast.
 CHUNK = 2**15
