@@ -51,7 +51,20 @@ def train(cfg: CfgNode, *, resume: bool = False) -> Path:
     check(cfg)
     device = pick_device(cfg.DEVICE)
     with distributed.process_group(device):
-        return _train(cfg, device, resume=resume)
+        try:
+            return _train(cfg, device, resume=resume)
+        except KeyboardInterrupt:
+            if distributed.is_main():
+                logger.info("%s", what_is_kept(Path(cfg.OUTPUT_DIR), cfg.CHECKPOINT_EVERY))
+            raise
+
+
+def what_is_kept(folder: Path, every: int) -> str:
+    """What `resume` finds of a run that was stopped."""
+    found = checkpoints.in_folder(folder)
+    if found:
+        return f"--resume goes on from {found[0]}"
+    return f"no checkpoint yet (CHECKPOINT_EVERY {every}): --resume starts from the start"
 
 
 def _train(cfg: CfgNode, device: torch.device, *, resume: bool) -> Path:

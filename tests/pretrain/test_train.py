@@ -107,6 +107,24 @@ def test_a_stopped_and_resumed_run_equals_one_that_was_never_stopped(
     assert records(Path(whole.OUTPUT_DIR)) == records(Path(parts.OUTPUT_DIR))
 
 
+@pytest.mark.parametrize(
+    ("every", "said"),
+    [(1, "--resume goes on from {}/checkpoint_"), (9, "no checkpoint yet (CHECK")],
+)
+def test_a_stopped_run_says_what_resume_finds(
+    every: int,
+    said: str,
+    tiny: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cfg = config(tiny, "CHECKPOINT_EVERY", every)
+    stop_after(monkeypatch, 2)
+    with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
+        train.train(cfg)
+    assert caplog.messages[-1].startswith(said.format(cfg.OUTPUT_DIR))
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
