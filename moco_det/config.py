@@ -289,7 +289,10 @@ def merge(cfg: CfgNode, tree: dict[str, Any], *, source: str, unknown: str = NOT
 def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
     """Merge ``KEY VALUE KEY VALUE ...`` as given on a command line."""
     if len(overrides) % 2:
-        raise InputError(f"the options after the config come in pairs KEY VALUE: {overrides[-1]!r}")
+        raise InputError(
+            f"the options after the config come in pairs KEY VALUE: {overrides[-1]!r}; options "
+            "such as --resume stand before them"
+        )
     known = flatten(cfg)
     for key in overrides[0::2]:
         if key not in known:

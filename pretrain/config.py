@@ -41,7 +41,10 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         for key, value in _flat(_read_yaml(Path(path), ())):
             _set(cfg, key, value, str(path))
     if len(overrides) % 2:
-        raise InputError(f"overrides come as KEY VALUE pairs: {overrides[-1]!r} has no value")
+        raise InputError(
+            f"overrides come as KEY VALUE pairs: {overrides[-1]!r} has no value; options such as "
+            "--resume stand before them"
+        )
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
         _set(cfg, key, _parse(text), "the command line", text=text)
     check(cfg)
