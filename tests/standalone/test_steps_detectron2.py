@@ -141,8 +141,8 @@ def test_twenty_steps_of_sgd_stay_together(
     name: str, dtype: torch.dtype, limit: float, rate: str
 ) -> None:
     settings = DETECTORS[name].but(*STEADY, "SOLVER.BASE_LR", rate)
-    if dtype == torch.float32 and name.startswith("C4"):
-        # With trained BN rounding alone drives the two 0.5 % apart: see docs/detectors.md.
+    if dtype == torch.float32 and "R50" in name:
+        # With trained BN rounding alone can drive the two over 1e-3 apart: see docs/detectors.md.
         settings = settings.but("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.WEIGHTS", "some.pkl")
     cfg, ours_cfg = real_config(settings), our_config(settings)
     torch.manual_seed(0)
