@@ -146,9 +146,12 @@ def _power(group: Group, rulers: list[str]) -> list[Sentence]:
     text = (
         f"At the deviation measured here, a true difference of 1 {RULERS[rulers[0]]} between "
         f"{label} and {supervised.label} would need {seeds(one)} seeds an arm to be found with "
-        f"power {POWER:g}; one as large as the {undecided[label]:.1f} measured would need "
-        f"{seeds(measured)}."
+        f"power {POWER:g}"
     )
+    gap = f"{undecided[label]:.1f}"
+    if float(gap) > 0:  # as printed: nobody looks for a difference of 0.0
+        text += f"; one as large as the {gap} measured would need {seeds(measured)}"
+    text += "."
     return [Sentence(text)]
 
 

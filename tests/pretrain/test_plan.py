@@ -162,6 +162,9 @@ def test_the_tool_prints_the_plan_and_refuses(
     assert said.endswith("fits: 16 GiB a process\n")
     with pytest.raises(InputError, match="does not fit"):
         tool.main([*args, *SMALL.split(), "METHOD", "memory_bank"])
+    for option in ("--rate", "--memory", "--host-memory"):
+        with pytest.raises(InputError, match=f"{option} -1: it must be above 0"):
+            tool.main(["--images", "5", "--gpus", "1", option, "-1"])
     with pytest.raises(InputError, match="--gpus -1"):
         tool.main(["--images", "5", "--gpus", "-1"])
     with pytest.raises(InputError, match="--images 0"):

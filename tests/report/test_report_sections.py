@@ -189,6 +189,21 @@ def test_the_table_of_certainty_says_interval_pairs_and_seeds(make_row: Any) -> 
     assert moco[table.header.index("paired")].text == "+0.1"
 
 
+@pytest.mark.parametrize(("moco", "asked"), [(30.01, False), (30.4, True)])
+def test_nobody_is_told_the_seeds_that_a_difference_of_nothing_needs(
+    make_row: Any, moco: float, asked: bool
+) -> None:
+    values = {"sup": (29.0, 30.0, 31.0), "moco": (moco - 1, moco, moco + 1)}
+    rows = [
+        make_row(arm, seed, (ap, 50.0, 20.0))
+        for arm, trials in values.items()
+        for seed, ap in enumerate(trials)
+    ]
+    said = " ".join(map(str, verdict(group_of(*rows), matched=True)))
+    assert "a true difference of 1" in said
+    assert ("one as large as the 0.4 measured" in said) == asked and "0.0 measured" not in said
+
+
 def test_many_arms_are_listed_by_verdict(make_row: Any, write_rows: Any, tmp_path: Path) -> None:
     rows = arms(make_row, 1.0)
     for arm, gain in (("dense", -2.0), ("byol", 0.0), ("swav", 2.0)):
