@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.gpus < 0:
         raise InputError(f"--gpus {args.gpus}: it must be 0 or more")
-    for name in ("rate", "memory", "host-memory"):
-        value = getattr(args, name.replace("-", "_"))
+    sizes = {"rate": args.rate, "memory": args.memory, "host-memory": args.host_memory}
+    for name, value in sizes.items():
         if value is not None and not value > 0:
             raise InputError(f"--{name} {value:g}: it must be above 0")
     from pretrain.config import load_config

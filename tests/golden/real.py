@@ -17,6 +17,7 @@ pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
+from detectron2.modeling.proposal_generator import proposal_utils  # noqa: E402
 from detectron2.structures import Boxes, Instances, PolygonMasks  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 
@@ -64,3 +65,17 @@ def real_detections(model: nn.Module, pictures: list[Tensor]) -> list[Instances]
             [{"image": image} for image in pictures], do_postprocess=False
         )
     return found
+
+
+@pytest.fixture
+def nms_takes_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For detectron2 in float64: its boxes are float32 in NMS and their scores are not.
+
+    torchvision refuses the mixture; the boxes that are kept are the same.
+    """
+    original = proposal_utils.batched_nms
+    monkeypatch.setattr(
+        proposal_utils,
+        "batched_nms",
+        lambda boxes, scores, *rest: original(boxes, scores.float(), *rest),
+    )

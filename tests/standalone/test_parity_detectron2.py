@@ -28,7 +28,12 @@ from moco_det.standalone.build import (  # noqa: E402
 from moco_det.standalone.detector import GeneralizedRCNN  # noqa: E402
 from moco_det.standalone.rpn import Targets  # noqa: E402
 from tests.golden.filling import fill, images  # noqa: E402
-from tests.golden.real import real_config, real_detections, real_model  # noqa: E402
+from tests.golden.real import (  # noqa: E402
+    nms_takes_doubles,  # noqa: F401
+    real_config,
+    real_detections,
+    real_model,
+)
 from tests.golden.settings import (  # noqa: E402
     MASKS,
     R18,
@@ -114,17 +119,24 @@ def test_anchors_are_the_same(pair: Pair) -> None:
         torch.testing.assert_close(two, one.tensor, atol=0, rtol=0)
 
 
-def test_proposals_are_the_same(pair: Pair) -> None:
-    real, ours = pair
-    batch, sizes = ours.eval().batch(images())
+@pytest.mark.usefixtures("nms_takes_doubles")
+@pytest.mark.parametrize(
+    ("dtype", "pixels"), [(torch.float64, 1e-9), (torch.float32, 1e-3)], ids=["float64", "float32"]
+)
+def test_proposals_are_the_same(pair: Pair, dtype: torch.dtype, pixels: float) -> None:
+    # In float32 a norm that is folded into its convolution rounds otherwise than one behind it:
+    # detectron2's proposals, too, are up to 2e-4 pixels from its own in float64.
+    real, ours = (copy.deepcopy(model).eval().to(dtype) for model in pair)
+    batch, sizes = pair[1].batch(images())
+    batch = batch.to(dtype)
     with torch.no_grad():
-        features = real.eval().backbone(batch)  # type: ignore[operator]
+        features = real.backbone(batch)  # type: ignore[operator]
         given = ImageList(batch, sizes)
         expected, _ = real.proposal_generator(given, features)  # type: ignore[operator]
         found, _ = ours.proposal_generator(ours.backbone(batch), sizes)
     for one, two in zip(expected, found, strict=True):
         assert len(two.boxes) == len(one) >= 20
-        torch.testing.assert_close(two.boxes, one.proposal_boxes.tensor, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(two.boxes, one.proposal_boxes.tensor, atol=pixels, rtol=0)
         torch.testing.assert_close(two.logits, one.objectness_logits, atol=1e-4, rtol=1e-5)
 
 

@@ -11,14 +11,19 @@ from torch import Tensor, nn
 
 pytest.importorskip("detectron2")
 
-from detectron2.modeling.proposal_generator import proposal_utils  # noqa: E402
 from detectron2.solver import build_lr_scheduler, build_optimizer  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 
 from moco_det.standalone.build import build_detector, build_solver  # noqa: E402
 from moco_det.standalone.detector import GeneralizedRCNN  # noqa: E402
 from tests.golden.filling import OBJECTS, fill, images  # noqa: E402
-from tests.golden.real import inputs_of, real_config, real_losses, real_model  # noqa: E402
+from tests.golden.real import (  # noqa: E402
+    inputs_of,
+    nms_takes_doubles,  # noqa: F401
+    real_config,
+    real_losses,
+    real_model,
+)
 from tests.golden.settings import EVERYTHING, Settings, our_config  # noqa: E402
 from tests.standalone.targets import targets_of  # noqa: E402
 from tests.standalone.test_parity_detectron2 import DETECTORS  # noqa: E402
@@ -46,17 +51,6 @@ def ours(settings: Settings) -> GeneralizedRCNN:
     model = build_detector(our_config(settings))
     fill(model)
     return model
-
-
-@pytest.fixture
-def nms_takes_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """detectron2 makes boxes float32 for NMS but not scores; torchvision refuses the mixture."""
-    original = proposal_utils.batched_nms
-    monkeypatch.setattr(
-        proposal_utils,
-        "batched_nms",
-        lambda boxes, scores, *rest: original(boxes, scores.float(), *rest),
-    )
 
 
 def step_of(model: nn.Module, objects: Any, dtype: torch.dtype) -> tuple[Losses, Gradients]:
