@@ -230,16 +230,7 @@ def test_an_image_of_another_size_than_annotated_is_bad_input(tmp_path: Path) ->
 def test_a_mirrored_image_one_pixel_wide_is_a_tensor(tmp_path: Path) -> None:
     Image.new("RGB", (1, 4), (9, 8, 7)).save(tmp_path / "thin.png")
     record = Record(1, str(tmp_path / "thin.png"), 4, 1)
-    mapper = Mapper(
-        train=True,
-        min_sizes=[1],
-        max_size=4,
-        sampling="choice",
-        flip="horizontal",
-        image_format="RGB",
-        with_masks=False,
-        mask_format="polygon",
-    )
+    mapper = replace(TRAIN, min_sizes=[1], max_size=4, flip="horizontal", with_masks=False)
     # both sides of the coin
     shapes = {mapper(record, np.random.RandomState(seed)).image.shape for seed in range(8)}
     assert shapes == {(3, 4, 1)}
