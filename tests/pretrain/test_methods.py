@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain.config import CHOICES, load_config
-from pretrain.dictionaries import Queue
-from pretrain.encoders import ARCHITECTURES, Encoder, SplitBatchNorm2d
+from pretrain.encoders import ARCHITECTURES, Encoder
 from pretrain.errors import InputError
 from pretrain.losses import info_nce, similarities
 from pretrain.methods import (
@@ -20,51 +19,19 @@ from pretrain.methods import (
     METHODS,
     VIEWS,
     Batch,
-    EndToEnd,
     Method,
-    MoCo,
-    Outcome,
     Supervised,
-    bn_splits_per_process,
     build_method,
     feature_std,
     method_name,
 )
+from tests.pretrain.small_methods import batch, end_to_end, forward, moco
 from tests.pretrain.small_trunk import SmallTrunk
 
 
 @pytest.fixture(autouse=True)
 def small_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARCHITECTURES, "resnet18", SmallTrunk)
-
-
-def moco(*, splits: int = 2, shuffle: bool = True, momentum: float = 0.9, size: int = 12) -> MoCo:
-    torch.manual_seed(0)
-    return MoCo(
-        encoder=Encoder("resnet18", head="mlp", dim=8, bn_splits=splits),
-        dictionary=Queue(8, size),
-        momentum=momentum,
-        temperature=0.1,
-        shuffle=shuffle,
-    ).train()
-
-
-def end_to_end(*, splits: int = 1, shuffle: bool = True, shared: bool = False) -> EndToEnd:
-    torch.manual_seed(0)
-    encoder = Encoder("resnet18", head="fc", dim=8, bn_splits=splits)
-    return EndToEnd(
-        encoder=encoder, batch=8, temperature=0.1, shuffle=shuffle, shared=shared
-    ).train()
-
-
-def batch(n: int = 8, *, views: int = 2) -> Batch:
-    rng = torch.Generator().manual_seed(1)
-    images = tuple(torch.randn(n, 3, 32, 32, generator=rng) for _ in range(views))
-    return Batch(images, torch.arange(n), torch.arange(n) % 3)
-
-
-def forward(method: Method, data: Batch) -> Outcome:
-    return method(data, method.prepare(data))
 
 
 def tiny_config(*pairs: str, accumulate: int = 1):
@@ -276,90 +243,6 @@ def test_enqueued_keys_are_the_normalised_keys_in_the_order_of_the_images() -> N
     torch.testing.assert_close(method.dictionary.read(), expected, atol=1e-5, rtol=1e-4)
 
 
-# Shuffling BN
-
-
-def first_norm_groups(encoder: Encoder) -> list[list[torch.Tensor]]:
-    """Fills with the input means of the first norm's sub-batches, one entry a forward pass."""
-    seen: list[list[torch.Tensor]] = []
-    norm = encoder.trunk.bn1
-    groups = norm.splits if isinstance(norm, SplitBatchNorm2d) else 1
-    norm.register_forward_pre_hook(
-        lambda _, x: seen.append(
-            [g.detach().mean(dim=(0, 2, 3)) for g in x[0].tensor_split(groups)]
-        )
-    )
-    return seen
-
-
-def group_difference(method: MoCo | EndToEnd) -> float:
-    """How far query and key sub-batch statistics differ when both views are the same images."""
-    assert method.key_encoder is not None
-    q_seen, k_seen = first_norm_groups(method.encoder), first_norm_groups(method.key_encoder)
-    view = batch().views[0]
-    forward(method, Batch((view, view), torch.arange(len(view))))
-    pairs = zip(q_seen[0], k_seen[0], strict=True)
-    return max(float((q - k).abs().max()) for q, k in pairs)
-
-
-@pytest.mark.parametrize("make", [moco, end_to_end])
-def test_shuffled_keys_see_other_statistics_than_their_queries(make) -> None:
-    assert group_difference(make(splits=2)) > 1e-3
-
-
-@pytest.mark.parametrize("make", [moco, end_to_end])
-def test_without_shuffling_keys_see_the_statistics_of_their_queries(make) -> None:
-    assert group_difference(make(splits=2, shuffle=False)) < 1e-6
-
-
-@pytest.mark.parametrize("splits", [1, 4])
-def test_a_plain_permutation_changes_keys_only_where_there_are_sub_batches(splits: int) -> None:
-    encoder = moco(splits=splits).key_encoder
-    view = batch(16).views[0]
-    order = torch.randperm(16)
-    with torch.no_grad():
-        keys = F.normalize(encoder(view), dim=1)
-        moved = F.normalize(encoder(view[order]), dim=1)[order.argsort()]
-    difference = float((keys - moved).abs().max())
-    assert difference < 1e-4 if splits == 1 else difference > 1e-2
-
-
-@pytest.mark.parametrize("make", [moco, end_to_end])
-def test_shuffled_keys_come_back_in_the_order_of_the_images(make) -> None:
-    method = make(splits=4)
-    method.key_encoder.eval()  # without groups, so that only the order can differ
-    view = batch().views[0]
-    with torch.no_grad():
-        expected = F.normalize(method.key_encoder(view), dim=1)
-    torch.testing.assert_close(method.encode_keys(view), expected, atol=1e-5, rtol=1e-4)
-
-
-def test_a_shuffled_batch_keeps_its_memory_format() -> None:
-    method = moco(splits=2)
-    formats = []
-    method.key_encoder.register_forward_pre_hook(
-        lambda _, x: formats.append(x[0].is_contiguous(memory_format=torch.channels_last))
-    )
-    view = batch().views[0]
-    method.encode_keys(view)
-    method.encode_keys(view.contiguous(memory_format=torch.channels_last))
-    assert formats == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("splits", "shuffle", "words"),
-    [
-        (8, True, "shuffling BN: on over 8 groups"),
-        (8, False, "shuffling BN: off over 8 groups"),
-        (1, True, "does nothing"),
-        (1, False, "shuffling BN: off: batch norm sees one group"),
-    ],
-)
-def test_notes_say_whether_shuffling_is_active(splits: int, shuffle: bool, words: str) -> None:
-    assert words in "\n".join(moco(splits=splits, shuffle=shuffle).notes())
-    assert words in "\n".join(end_to_end(splits=splits, shuffle=shuffle).notes())
-
-
 # End-to-end
 
 
@@ -495,23 +378,6 @@ def test_a_bank_that_no_memory_holds_is_refused() -> None:
 def test_a_stream_without_numbers_will_do_for_the_others() -> None:
     for name in ("moco", "end_to_end", "supervised"):
         assert build(name, images=None).name in ("moco_v1", "end_to_end", "supervised")
-
-
-@pytest.mark.parametrize(
-    ("splits", "processes", "parts", "each"),
-    [(0, 1, 1, 1), (0, 4, 1, 1), (8, 1, 1, 8), (8, 2, 1, 4), (8, 8, 1, 1), (8, 2, 4, 4)],
-)
-def test_groups_of_batch_norm_are_shared_by_the_processes(
-    splits: int, processes: int, parts: int, each: int
-) -> None:
-    assert bn_splits_per_process(splits, processes=processes, parts=parts) == each
-
-
-def test_groups_of_batch_norm_that_cannot_be_shared_are_refused() -> None:
-    with pytest.raises(InputError, match="BN_SPLITS 8 over 3 processes"):
-        bn_splits_per_process(8, processes=3)
-    with pytest.raises(InputError, match="BN_SPLITS 8 over 4 processes.*ACCUMULATE 4.*of 16"):
-        bn_splits_per_process(8, processes=4, parts=4)
 
 
 @pytest.mark.parametrize(

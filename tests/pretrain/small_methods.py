@@ -1,0 +1,38 @@
+"""Contrastive methods over a trunk that takes milliseconds, and a batch for them."""
+
+from __future__ import annotations
+
+import torch
+
+from pretrain.dictionaries import Queue
+from pretrain.encoders import Encoder
+from pretrain.methods import Batch, EndToEnd, Method, MoCo, Outcome
+
+
+def moco(*, splits: int = 2, shuffle: bool = True, momentum: float = 0.9, size: int = 12) -> MoCo:
+    torch.manual_seed(0)
+    return MoCo(
+        encoder=Encoder("resnet18", head="mlp", dim=8, bn_splits=splits),
+        dictionary=Queue(8, size),
+        momentum=momentum,
+        temperature=0.1,
+        shuffle=shuffle,
+    ).train()
+
+
+def end_to_end(*, splits: int = 1, shuffle: bool = True, shared: bool = False) -> EndToEnd:
+    torch.manual_seed(0)
+    encoder = Encoder("resnet18", head="fc", dim=8, bn_splits=splits)
+    return EndToEnd(
+        encoder=encoder, batch=8, temperature=0.1, shuffle=shuffle, shared=shared
+    ).train()
+
+
+def batch(n: int = 8, *, views: int = 2) -> Batch:
+    rng = torch.Generator().manual_seed(1)
+    images = tuple(torch.randn(n, 3, 32, 32, generator=rng) for _ in range(views))
+    return Batch(images, torch.arange(n), torch.arange(n) % 3)
+
+
+def forward(method: Method, data: Batch) -> Outcome:
+    return method(data, method.prepare(data))
