@@ -22,6 +22,12 @@ RADIUS = (0.08, 0.26)
 LEAST_VISIBLE = 0.4
 LEAST_PIXELS = 40
 TRIES = 12
+# Close-ups: the canvas, the radii of the object on it in pixels, how far from its middle the object
+# may lie (share of the canvas), and the half side of the picture in radii.
+CLOSE_UP_CANVAS = 64
+CLOSE_UP_RADIUS = (9.0, 23.0)
+CLOSE_UP_OFFSET = 0.05
+CLOSE_UP_REACH = 1.4
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,32 @@ def paint_scene(
             _paste(canvas, blob, light)
             _region(owner, blob)[solid] = 0
     return Scene(_develop(rng, canvas), owner, tuple(labels), tuple(truncated))
+
+
+def paint_close_up(
+    rng: np.random.Generator, size: int, classes: Sequence[str]
+) -> npt.NDArray[np.uint8]:
+    """One object in the middle that fills the picture, clutter behind it and perhaps in front.
+
+    (size, size, 3) uint8 RGB. Background, clutter, light, lens and grain are the scenes'; the
+    object's class is drawn from `classes` and not kept.
+    """
+    side = CLOSE_UP_CANVAS
+    canvas = _background(rng, side)
+    light = _direction(rng)
+    for _ in range(rng.integers(0, 3)):
+        _paste(canvas, _distractor(rng, side, light), light)
+    label = classes[int(rng.integers(len(classes)))]
+    radius = float(np.exp(rng.uniform(*np.log(CLOSE_UP_RADIUS))))
+    x, y = (float(c) for c in side * (0.5 + rng.uniform(-CLOSE_UP_OFFSET, CLOSE_UP_OFFSET, 2)))
+    patch, _ = _object(rng, label, radius, x, y, side, light)
+    _paste(canvas, patch, light)
+    if rng.random() < 0.35:
+        _paste(canvas, _distractor(rng, side, light, small=True), light)
+    image = _develop(rng, canvas)
+    reach = min(side // 2, round(CLOSE_UP_REACH * radius))
+    middle = image[side // 2 - reach : side // 2 + reach, side // 2 - reach : side // 2 + reach]
+    return cv2.resize(middle, (size, size), interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
 def _background(rng: np.random.Generator, size: int) -> Plane:

@@ -4,6 +4,8 @@ A class is a form with a surface (a striped disk, a checked square); forms and s
 the classes and in the clutter, and colours are random, so neither colour nor form nor surface
 alone tells the class. Masks, boxes and areas are those of the visible part of an object, as COCO's
 are: what something in front hides, or the image's edge cuts off, is not annotated.
+
+The unlabelled pictures are close-ups, one object each, as ImageNet's are beside COCO's scenes.
 """
 
 from __future__ import annotations
@@ -19,26 +21,28 @@ from xml.sax.saxutils import escape
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from moco_det.data.atomic import new_folder
 from moco_det.data.catalog_names import coco_uri, voc_uri
 from moco_det.data.outlines import mask_polygons
-from moco_det.data.scene_painter import Scene, paint_scene
+from moco_det.data.scene_painter import Scene, paint_close_up, paint_scene
 from moco_det.data.scene_shapes import CLASSES
 from moco_det.errors import InputError
 
 SCENE_CLASSES = tuple(CLASSES)
 
 # Part of every image's seed; a change of the painter that changes pixels raises it.
-VERSION = 1
+VERSION = 2
 JPEG_QUALITY = 95
-_SPLITS = ("unlabelled", "train", "test")
+_LABELLED = ("train", "test")
+_SPLITS = ("unlabelled", *_LABELLED)
 
 
 @dataclass(frozen=True)
 class ScenesPaths:
-    """Where `write_scenes` put things. `unlabelled` is a plain folder of images."""
+    """Where `write_scenes` put things. `unlabelled` is a plain folder of close-ups."""
 
     root: Path
     unlabelled: Path
@@ -85,8 +89,8 @@ def write_scenes(
         unlabelled/000001.jpg ...           coco/annotations/{train,test}.json
         coco/{train,test}/000001.jpg ...    voc/{Annotations,ImageSets/Main,JPEGImages}
 
-    `size` is the side of the square images in pixels; `objects` the least and most objects in one.
-    A folder that holds the data set of the same arguments is left as it is. The folder appears
+    `size` is the side of the square scenes in pixels, the close-ups' is half of it; `objects` the
+    least and most objects in a scene. A folder that holds the data set of the same arguments is left as it is. The folder appears
     complete or not at all. Raises InputError for numbers that make no data set, and where the
     folder holds something else.
     """
@@ -115,8 +119,9 @@ def write_scenes(
             disable=not progress,
         ) as bar,
     ):
-        for split, count in counts.items():
-            _write_split(folder, split, count, recipe, bar)
+        _write_close_ups(folder / "unlabelled", recipe, bar)
+        for split in _LABELLED:
+            _write_split(folder, split, recipe, bar)
         (folder / "scenes.json").write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
     return paths
 
@@ -131,8 +136,18 @@ def scene(
     objects: tuple[int, int] = (1, 5),
 ) -> Scene:
     """One scene by its number; seeded apart from all others, so any can be made alone."""
-    rng = np.random.default_rng([VERSION, seed, _SPLITS.index(split), index])
-    return paint_scene(rng, size, classes, objects)
+    return paint_scene(_rng(seed, split, index), size, classes, objects)
+
+
+def close_up(
+    seed: int, index: int, *, size: int = 64, classes: Sequence[str] = SCENE_CLASSES
+) -> npt.NDArray[np.uint8]:
+    """One unlabelled picture by its number, (size, size, 3) RGB."""
+    return paint_close_up(_rng(seed, "unlabelled", index), size, classes)
+
+
+def _rng(seed: int, split: str, index: int) -> np.random.Generator:
+    return np.random.default_rng([VERSION, seed, _SPLITS.index(split), index])
 
 
 def _checked_recipe(
@@ -163,9 +178,18 @@ def _holds(root: Path, recipe: dict[str, Any]) -> bool:
         return False
 
 
-def _write_split(folder: Path, split: str, count: int, recipe: dict[str, Any], bar: tqdm) -> None:
-    labelled = split != "unlabelled"
-    images = folder / ("coco" if labelled else "") / split
+def _write_close_ups(folder: Path, recipe: dict[str, Any], bar: tqdm) -> None:
+    folder.mkdir()
+    for number in range(1, recipe["counts"]["unlabelled"] + 1):
+        image = close_up(
+            recipe["seed"], number, size=recipe["size"] // 2, classes=recipe["classes"]
+        )
+        _write_jpeg(folder / f"{number:06d}.jpg", image)
+        bar.update()
+
+
+def _write_split(folder: Path, split: str, recipe: dict[str, Any], bar: tqdm) -> None:
+    images = folder / "coco" / split
     images.mkdir(parents=True)
     voc = folder / "voc"
     coco: dict[str, Any] = {
@@ -174,6 +198,7 @@ def _write_split(folder: Path, split: str, count: int, recipe: dict[str, Any], b
         "annotations": [],
         "categories": [{"id": i, "name": n} for i, n in enumerate(recipe["classes"], start=1)],
     }
+    count = recipe["counts"][split]
     for number in range(1, count + 1):
         painted = scene(
             recipe["seed"],
@@ -184,31 +209,27 @@ def _write_split(folder: Path, split: str, count: int, recipe: dict[str, Any], b
             objects=(recipe["objects"][0], recipe["objects"][1]),
         )
         file = images / f"{number:06d}.jpg"
-        _write_jpeg(file, painted)
-        if labelled:
-            rows = _annotations(painted, recipe["classes"])
-            for row in rows:
-                identity = {"id": len(coco["annotations"]) + 1, "image_id": number}
-                coco["annotations"].append({**identity, **row})
-            side = recipe["size"]
-            coco["images"].append(
-                {"id": number, "file_name": file.name, "height": side, "width": side}
-            )
-            _write_voc(voc, f"{split}_{number:06d}", file, painted, rows)
+        _write_jpeg(file, painted.image)
+        rows = _annotations(painted, recipe["classes"])
+        for row in rows:
+            identity = {"id": len(coco["annotations"]) + 1, "image_id": number}
+            coco["annotations"].append({**identity, **row})
+        side = recipe["size"]
+        coco["images"].append({"id": number, "file_name": file.name, "height": side, "width": side})
+        _write_voc(voc, f"{split}_{number:06d}", file, painted, rows)
         bar.update()
-    if labelled:
-        annotations = folder / "coco" / "annotations"
-        annotations.mkdir(exist_ok=True)
-        (annotations / f"{split}.json").write_text(json.dumps(coco) + "\n", encoding="utf-8")
-        sets = voc / "ImageSets" / "Main"
-        sets.mkdir(parents=True, exist_ok=True)
-        names = "".join(f"{split}_{number:06d}\n" for number in range(1, count + 1))
-        (sets / f"{split}.txt").write_text(names, encoding="utf-8")
+    annotations = folder / "coco" / "annotations"
+    annotations.mkdir(exist_ok=True)
+    (annotations / f"{split}.json").write_text(json.dumps(coco) + "\n", encoding="utf-8")
+    sets = voc / "ImageSets" / "Main"
+    sets.mkdir(parents=True, exist_ok=True)
+    names = "".join(f"{split}_{number:06d}\n" for number in range(1, count + 1))
+    (sets / f"{split}.txt").write_text(names, encoding="utf-8")
 
 
-def _write_jpeg(file: Path, painted: Scene) -> None:
+def _write_jpeg(file: Path, image: npt.NDArray[np.uint8]) -> None:
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    done, content = cv2.imencode(".jpg", painted.image[:, :, ::-1], options)
+    done, content = cv2.imencode(".jpg", image[:, :, ::-1], options)
     if not done:
         raise RuntimeError("the JPEG encoder of OpenCV refused an image")
     file.write_bytes(content.tobytes())
