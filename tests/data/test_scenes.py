@@ -14,7 +14,7 @@ from moco_det.data import check_images, load_dataset
 from moco_det.data.crops import write_crops, write_image_list
 from moco_det.data.outlines import mask_polygons
 from moco_det.data.scene_shapes import CLASSES, FORMS, SURFACES
-from moco_det.data.scenes import SCENE_CLASSES, ScenesPaths, scene, write_scenes
+from moco_det.data.scenes import SCENE_CLASSES, ScenesPaths, close_up, scene, write_scenes
 from moco_det.errors import InputError
 
 
@@ -44,6 +44,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
     assert first == again and set(first) == set(other)
     images = [name for name in first if name.endswith(".jpg")]
     assert len(images) == 4 + 2 * (12 + 5)
+    # a folder of pictures alone: nothing says what is on them
+    assert sum(name.startswith("unlabelled/") for name in first) == 4
     assert all(first[name] != other[name] for name in images)
 
 
@@ -105,6 +107,19 @@ def test_every_class_occurs_and_needs_both_form_and_surface() -> None:
     assert len(set(CLASSES.values())) == len(CLASSES)
     assert set(forms) <= set(FORMS) and set(surfaces) <= set(SURFACES)
     assert len(set(forms)) < len(forms) and len(set(surfaces)) < len(surfaces)
+
+
+def test_close_ups_hold_one_object_in_their_middle_and_no_label() -> None:
+    """Blocks of the middle vary more than those of the corners, where only background is."""
+    middle, corners = [], []
+    for index in range(60):
+        image = close_up(5, index, size=48).astype(np.float64)
+        assert image.shape == (48, 48, 3)
+        middle.append(image[16:32, 16:32].std())
+        corners += [image[y, x].std() for y in (np.s_[:8], np.s_[40:]) for x in (np.s_[:8],)]
+    assert np.median(middle) > 2 * np.median(corners)
+    assert np.array_equal(close_up(5, 3), close_up(5, 3))
+    assert not np.array_equal(close_up(5, 3), close_up(6, 3))
 
 
 def test_a_subset_of_classes_and_objects(tmp_path: Path) -> None:
