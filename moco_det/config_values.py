@@ -150,8 +150,14 @@ def _check_small_networks(flat: Mapping[str, Any]) -> None:
     depth = flat["MODEL.RESNETS.DEPTH"]
     if depth not in (18, 34):
         return
-    # their blocks have no groups and no width of their own; all three would be passed over
-    for name, only in (("RES2_OUT_CHANNELS", 64), ("NUM_GROUPS", 1), ("WIDTH_PER_GROUP", 64)):
+    stem, res2 = flat["MODEL.RESNETS.STEM_OUT_CHANNELS"], flat["MODEL.RESNETS.RES2_OUT_CHANNELS"]
+    if res2 != stem:
+        raise InputError(
+            f"MODEL.RESNETS.RES2_OUT_CHANNELS must be {stem} for ResNet-18 and -34, as "
+            f"STEM_OUT_CHANNELS is, not {res2}"
+        )
+    # their blocks have no groups and no width of their own: both would be passed over
+    for name, only in (("NUM_GROUPS", 1), ("WIDTH_PER_GROUP", 64)):
         value = flat[f"MODEL.RESNETS.{name}"]
         if value != only:
             raise InputError(

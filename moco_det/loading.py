@@ -21,7 +21,9 @@ from moco_det.errors import InputError
 from moco_det.matched import INPUT_KEYS, check_input
 from moco_det.strict_yaml import flatten
 from moco_det.weights import Backbone, load_backbone
+from moco_det.weights.architectures import GEOMETRIES, UnknownArchitecture, deduce
 from moco_det.weights.files import naming, read_contents
+from moco_det.weights.formats import from_detectron2
 from moco_det.weights.tensors import tensors_of
 
 # Where a detector keeps its ResNet, and what of the name stays: below an FPN; or (C4, DC5) as the
@@ -141,17 +143,40 @@ def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: P
     if missing or unexpected:
         raise InputError(
             f"{path} does not fit this model: {len(missing)} tensors missing {some(missing)}, "
-            f"{len(unexpected)} unexpected {some(unexpected)}; is it another architecture "
-            "(MODEL.RESNETS.DEPTH, WIDTH_PER_GROUP, NUM_GROUPS)?"
+            f"{len(unexpected)} unexpected {some(unexpected)}; "
+            + (_other_resnet(expected, given) or "is it a detector with other heads?")
         )
     for name, tensor in expected.items():
         if tensor.shape != given[name].shape:
             raise InputError(
                 f"{path} does not fit this model: {name} has shape {tuple(given[name].shape)}, "
-                f"the model needs {tuple(tensor.shape)}; correct MODEL.RESNETS or NUM_CLASSES"
+                f"the model needs {tuple(tensor.shape)}; "
+                + (_other_resnet(expected, given) or "correct the heads' widths or NUM_CLASSES")
             )
         if not bool(torch.isfinite(given[name]).all()):
             raise InputError(f"{path}: {name} holds Inf or NaN; convert a healthy checkpoint")
+
+
+def _other_resnet(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    """The config keys that the given ResNet needs and the model has not."""
+    own, found = _architecture(expected), _architecture(given)
+    if found is None or found == own:
+        return None
+    has = {} if own is None else GEOMETRIES[own].keys
+    keys = [
+        f"{key} {value}" for key, value in GEOMETRIES[found].keys.items() if has.get(key) != value
+    ]
+    return f"its ResNet is a {found}: give {' '.join(keys)}"
+
+
+def _architecture(tensors: Mapping[str, Tensor]) -> str | None:
+    """Which ResNet is in a detector's tensors, or in those of a backbone file."""
+    bare = {name: tensors[whole] for whole, name in _bare_names(tensors).items()} or tensors
+    shapes = {from_detectron2(name): tuple(tensor.shape) for name, tensor in bare.items()}
+    try:
+        return deduce({name: shape for name, shape in shapes.items() if name is not None})
+    except UnknownArchitecture:
+        return None
 
 
 def not_finite(model: nn.Module) -> str | None:

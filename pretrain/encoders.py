@@ -88,70 +88,59 @@ class Encoder(nn.Module):
         return self.head(self.features(images, bfloat16=bfloat16))
 
 
-def _resnet18(norm: Norm) -> ResNet:
-    return ResNet(BasicBlock, [2, 2, 2, 2], norm_layer=norm)
+def _resnet(
+    block: type[BasicBlock | Bottleneck],
+    blocks: list[int],
+    norm: Norm,
+    *,
+    factor: float = 1,
+    groups: int = 1,
+    width_per_group: int = 64,
+) -> ResNet:
+    trunk = ResNet(block, blocks, groups=groups, width_per_group=width_per_group, norm_layer=norm)
+    return trunk if factor == 1 else _scaled(trunk, factor, norm)
 
 
-def _resnet34(norm: Norm) -> ResNet:
-    return ResNet(BasicBlock, [3, 4, 6, 3], norm_layer=norm)
-
-
-def _resnet50(norm: Norm) -> ResNet:
-    return ResNet(Bottleneck, [3, 4, 6, 3], norm_layer=norm)
-
-
-def _resnet101(norm: Norm) -> ResNet:
-    return ResNet(Bottleneck, [3, 4, 23, 3], norm_layer=norm)
-
-
-def _resnext50_32x8d(norm: Norm) -> ResNet:
-    return ResNet(Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=8, norm_layer=norm)
-
-
-def _resnet50_w2x(norm: Norm) -> ResNet:
-    return _widened(_resnet50(norm), 2, norm)
-
-
-def _resnet50_w4x(norm: Norm) -> ResNet:
-    return _widened(_resnet50(norm), 4, norm)
-
-
-def _widened(trunk: ResNet, factor: int, norm: Norm) -> ResNet:
+def _scaled(trunk: ResNet, factor: float, norm: Norm) -> ResNet:
     """Every layer `factor` times as wide, the stem's too (MoCo paper, Table 1, R50w2x and w4x)."""
     for module in list(trunk.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Conv2d):
-                setattr(module, name, _widened_conv(child, factor))
+                setattr(module, name, _scaled_conv(child, factor))
             elif isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, norm(child.num_features * factor))
-    trunk.fc = nn.Linear(trunk.fc.in_features * factor, trunk.fc.out_features)
+                setattr(module, name, norm(int(child.num_features * factor)))
+    trunk.fc = nn.Linear(int(trunk.fc.in_features * factor), trunk.fc.out_features)
     return trunk
 
 
-def _widened_conv(conv: nn.Conv2d, factor: int) -> nn.Conv2d:
+def _scaled_conv(conv: nn.Conv2d, factor: float) -> nn.Conv2d:
     pixels = conv.in_channels == 3
-    wide = nn.Conv2d(
-        conv.in_channels if pixels else conv.in_channels * factor,
-        conv.out_channels * factor,
+    scaled = nn.Conv2d(
+        conv.in_channels if pixels else int(conv.in_channels * factor),
+        int(conv.out_channels * factor),
         kernel_size=conv.kernel_size,  # type: ignore[arg-type]
         stride=conv.stride,  # type: ignore[arg-type]
         padding=conv.padding,  # type: ignore[arg-type]
         bias=False,
     )
-    nn.init.kaiming_normal_(wide.weight, mode="fan_out", nonlinearity="relu")
-    return wide
+    nn.init.kaiming_normal_(scaled.weight, mode="fan_out", nonlinearity="relu")
+    return scaled
 
 
 # The standard stem (7x7 stride 2, max pool) is kept for small images too: the detector that takes
 # over the weights has it, and 64-96 px crops still leave 2x2-3x3 cells before pooling.
 ARCHITECTURES: dict[str, Callable[[Norm], ResNet]] = {
-    "resnet18": _resnet18,
-    "resnet34": _resnet34,
-    "resnet50": _resnet50,
-    "resnet101": _resnet101,
-    "resnext50_32x8d": _resnext50_32x8d,
-    "resnet50_w2x": _resnet50_w2x,
-    "resnet50_w4x": _resnet50_w4x,
+    "resnet18": partial(_resnet, BasicBlock, [2, 2, 2, 2]),
+    "resnet18_w0.5x": partial(_resnet, BasicBlock, [2, 2, 2, 2], factor=0.5),
+    "resnet18_w0.25x": partial(_resnet, BasicBlock, [2, 2, 2, 2], factor=0.25),
+    "resnet34": partial(_resnet, BasicBlock, [3, 4, 6, 3]),
+    "resnet34_w0.5x": partial(_resnet, BasicBlock, [3, 4, 6, 3], factor=0.5),
+    "resnet34_w0.25x": partial(_resnet, BasicBlock, [3, 4, 6, 3], factor=0.25),
+    "resnet50": partial(_resnet, Bottleneck, [3, 4, 6, 3]),
+    "resnet50_w2x": partial(_resnet, Bottleneck, [3, 4, 6, 3], factor=2),
+    "resnet50_w4x": partial(_resnet, Bottleneck, [3, 4, 6, 3], factor=4),
+    "resnet101": partial(_resnet, Bottleneck, [3, 4, 23, 3]),
+    "resnext50_32x8d": partial(_resnet, Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=8),
 }
 
 

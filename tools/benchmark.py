@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         supervised=not args.no_supervised,
         default_supervised=suite.supervised,
     )
-    suites.check_depths(suite.settings, arms)
+    suites.check_architectures(suite.settings, arms)
     check_data(suite.settings)
     if engine == "standalone":
         check_settings(suite.settings)

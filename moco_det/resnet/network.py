@@ -56,7 +56,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnext101_64x4d": Architecture(101, num_groups=64, width_per_group=4),
     "wide_resnet50_2": Architecture(50, width_per_group=128),
     "wide_resnet101_2": Architecture(101, width_per_group=128),
-    # every layer 2x and 4x as wide (MoCo paper, Table 1)
+    # every layer half and a quarter as wide
+    "resnet18_w0.5x": Architecture(18, stem_out_channels=32, res2_out_channels=32),
+    "resnet18_w0.25x": Architecture(18, stem_out_channels=16, res2_out_channels=16),
+    "resnet34_w0.5x": Architecture(34, stem_out_channels=32, res2_out_channels=32),
+    "resnet34_w0.25x": Architecture(34, stem_out_channels=16, res2_out_channels=16),
+    # 2x and 4x as wide (MoCo paper, Table 1)
     "resnet50_w2x": Architecture(
         50, width_per_group=128, stem_out_channels=128, res2_out_channels=512
     ),

@@ -1,6 +1,6 @@
 """The matrix of runs: initialisations x settings x seeds, continued where it stopped."""
 
-from moco_det.suites.matrix import Arm, Run, build_matrix, check_depths, read_arms
+from moco_det.suites.matrix import Arm, Run, build_matrix, check_architectures, read_arms
 from moco_det.suites.runner import Outcome, run_matrix
 from moco_det.suites.slurm import write_job_array
 from moco_det.suites.state import Cost, State, cost_of, read_state
@@ -15,7 +15,7 @@ __all__ = [
     "State",
     "Suite",
     "build_matrix",
-    "check_depths",
+    "check_architectures",
     "cost_of",
     "read_arms",
     "read_state",

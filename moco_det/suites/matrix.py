@@ -19,6 +19,7 @@ from moco_det.errors import InputError
 from moco_det.matched import INPUT_KEYS
 from moco_det.suites.suite import Setting
 from moco_det.weights import load_backbone
+from moco_det.weights.architectures import GEOMETRIES
 
 SUPERVISED = ("supervised", "sup")
 RANDOM = "random"
@@ -129,16 +130,22 @@ def read_arms(
     return arms
 
 
-def check_depths(settings: Sequence[Setting], arms: Sequence[Arm]) -> None:
-    """InputError, before the first run, for weights of another depth than a setting's ResNet."""
+def check_architectures(settings: Sequence[Setting], arms: Sequence[Arm]) -> None:
+    """InputError, before the first run, for weights of another ResNet than a setting's."""
+    defaults = GEOMETRIES["resnet50"].keys  # detectron2's
     for arm in arms:
-        found = re.fullmatch(r"resnet(\d+)", arm.architecture or "")
+        if arm.architecture is None:
+            continue
+        needed = GEOMETRIES[arm.architecture].keys
         for setting in settings:
-            depth = setting.keys.get("MODEL.RESNETS.DEPTH", 50)
-            if found and int(found[1]) != depth:
+            has = {key: setting.keys.get(key, value) for key, value in defaults.items()}
+            wrong = [key for key in needed if has[key] != needed[key]]
+            if wrong:
                 raise InputError(
                     f"{arm.weights} of the arm {arm.name} is a {arm.architecture}, but the setting "
-                    f"{setting.name} has MODEL.RESNETS.DEPTH {depth}: convert weights of that depth"
+                    f"{setting.name} has {', '.join(f'{key} {has[key]}' for key in wrong)}: add "
+                    f"{' '.join(f'--set {key} {needed[key]}' for key in wrong)}, or give weights "
+                    "of the setting's ResNet"
                 )
 
 

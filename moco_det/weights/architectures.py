@@ -20,21 +20,36 @@ class Geometry:
     """The numbers of He et al. 2016 (blocks), Xie et al. 2017 (groups) and the wide variants.
 
     `width_per_group` is the 3x3 convolution's of the first stage (128 in torchvision's wide
-    ResNets); `factor` widens every layer, the stem's too (MoCo paper, Table 1, R50w2x and w4x).
+    ResNets); `factor` scales every layer, the stem's too (MoCo paper, Table 1, R50w2x and w4x).
     """
 
     bottleneck: bool
     blocks: tuple[int, int, int, int]
     groups: int = 1
     width_per_group: int = 64
-    factor: int = 1
+    factor: float = 1
 
     def __str__(self) -> str:
         block = "bottleneck" if self.bottleneck else "basic"
         blocks = "-".join(map(str, self.blocks))
-        wide = f", all channels {self.factor}x" if self.factor > 1 else ""
+        wide = f", all channels {self.factor:g}x" if self.factor != 1 else ""
         groups = "1 group" if self.groups == 1 else f"{self.groups} groups"
         return f"{block} blocks {blocks}, {groups} of width {self.width_per_group}{wide}"
+
+    @property
+    def keys(self) -> dict[str, int]:
+        """The config keys that make a detector's ResNet this one."""
+        stem = int(64 * self.factor)
+        # the key is of bottlenecks alone: basic blocks leave it at its default
+        width = int(self.width_per_group * self.factor) if self.bottleneck else 64
+        layers = 2 + sum(self.blocks) * (3 if self.bottleneck else 2)
+        return {
+            "MODEL.RESNETS.DEPTH": layers,
+            "MODEL.RESNETS.NUM_GROUPS": self.groups,
+            "MODEL.RESNETS.WIDTH_PER_GROUP": width,
+            "MODEL.RESNETS.STEM_OUT_CHANNELS": stem,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": stem * (4 if self.bottleneck else 1),
+        }
 
 
 GEOMETRIES: dict[str, Geometry] = {
@@ -50,6 +65,10 @@ GEOMETRIES: dict[str, Geometry] = {
     "resnext101_64x4d": Geometry(True, (3, 4, 23, 3), 64, 4),
     "wide_resnet50_2": Geometry(True, (3, 4, 6, 3), 1, 128),
     "wide_resnet101_2": Geometry(True, (3, 4, 23, 3), 1, 128),
+    "resnet18_w0.5x": Geometry(False, (2, 2, 2, 2), factor=0.5),
+    "resnet18_w0.25x": Geometry(False, (2, 2, 2, 2), factor=0.25),
+    "resnet34_w0.5x": Geometry(False, (3, 4, 6, 3), factor=0.5),
+    "resnet34_w0.25x": Geometry(False, (3, 4, 6, 3), factor=0.25),
     "resnet50_w2x": Geometry(True, (3, 4, 6, 3), factor=2),
     "resnet50_w4x": Geometry(True, (3, 4, 6, 3), factor=4),
 }
@@ -70,10 +89,10 @@ def backbone_tensors(geometry: Geometry) -> tuple[BackboneTensor, ...]:
 
 
 def _tensors(geometry: Geometry) -> Iterator[BackboneTensor]:
-    inputs = 64 * geometry.factor
+    inputs = int(64 * geometry.factor)
     yield from _conv("conv1", "bn1", "stem.conv1", (inputs, 3, 7, 7))
     for stage in range(1, 5):
-        planes = 64 * geometry.factor * 2 ** (stage - 1)
+        planes = int(64 * geometry.factor) * 2 ** (stage - 1)
         outputs = planes * 4 if geometry.bottleneck else planes
         width = planes * geometry.width_per_group // 64 * geometry.groups
         for block in range(geometry.blocks[stage - 1]):
@@ -155,8 +174,7 @@ def deduce(shapes: Mapping[str, Shape]) -> str:
     Raises UnknownArchitecture for other stems, widths and depths, and for missing tensors.
     """
     stem = shapes.get("conv1.weight", ())
-    factor = stem[0] // 64 if stem else 0
-    if factor < 1 or stem != (64 * factor, 3, 7, 7):
+    if stem[1:] != (3, 7, 7) or stem[0] == 0:
         raise UnknownArchitecture(
             f"the first convolution is {_text(stem)}, not 64x3x7x7 (a stem for small images?)"
         )
@@ -171,11 +189,12 @@ def deduce(shapes: Mapping[str, Shape]) -> str:
     second = shapes["layer1.0.conv2.weight"]
     if len(second) != 4 or second[1] == 0 or second[0] % second[1]:
         raise UnknownArchitecture(f"layer1.0.conv2.weight is {_text(second)}, no 3x3 convolution")
+    factor = stem[0] / 64
     geometry = Geometry(
         bottleneck="layer1.0.conv3.weight" in shapes,
         blocks=(blocks[0], blocks[1], blocks[2], blocks[3]),
         groups=second[0] // second[1],
-        width_per_group=second[1] // factor,
+        width_per_group=int(second[1] / factor),
         factor=factor,
     )
     for name, known in GEOMETRIES.items():

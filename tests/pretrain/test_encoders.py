@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from pretrain.config import CHOICES
-from pretrain.encoders import ARCHITECTURES, HEADS, Encoder, SplitBatchNorm2d, _widened
+from pretrain.encoders import ARCHITECTURES, HEADS, Encoder, SplitBatchNorm2d, _scaled
 
 
 def test_choices_of_the_config_are_what_exists() -> None:
@@ -36,40 +36,64 @@ def test_trunk_has_torchvision_names_and_shapes_without_fc(arch: str, splits: in
     assert encoder.width == reference.fc.in_features
 
 
-@pytest.mark.parametrize(
-    ("arch", "factor", "millions"), [("resnet50_w2x", 2, 94), ("resnet50_w4x", 4, 375)]
-)
-def test_wide_trunk_is_resnet50_with_every_layer_wider(
-    arch: str, factor: int, millions: int
-) -> None:
+SCALED = {
+    **{"resnet18_w0.5x": ("resnet18", 0.5), "resnet18_w0.25x": ("resnet18", 0.25)},
+    **{"resnet34_w0.5x": ("resnet34", 0.5), "resnet34_w0.25x": ("resnet34", 0.25)},
+    **{"resnet50_w2x": ("resnet50", 2), "resnet50_w4x": ("resnet50", 4)},
+}
+
+
+@pytest.mark.parametrize("arch", SCALED)
+def test_every_layer_of_a_narrow_or_wide_trunk_is_scaled(arch: str) -> None:
+    plain_arch, factor = SCALED[arch]
     with torch.device("meta"):
-        wide, plain = (Encoder(a, head="fc", dim=8, bn_splits=2) for a in (arch, "resnet50"))
-    one, other = plain.trunk.state_dict(), wide.trunk.state_dict()
+        scaled, plain = (Encoder(a, head="fc", dim=8, bn_splits=2) for a in (arch, plain_arch))
+    one, other = plain.trunk.state_dict(), scaled.trunk.state_dict()
     assert list(one) == list(other)
     for name, value in one.items():
         expected = [size * factor if axis < 2 else size for axis, size in enumerate(value.shape)]
         if name == "conv1.weight":
             expected[1] = 3
         assert list(other[name].shape) == expected
-    assert wide.width == 2048 * factor
-    # MoCo paper, Table 1: parameters of the feature extractor
-    assert round(sum(p.numel() for p in wide.trunk.parameters()) / 1e6) == millions
-    splits = [m.splits for m in wide.modules() if isinstance(m, SplitBatchNorm2d)]
-    assert splits == [2] * 53
+    assert scaled.width == plain.width * factor
+    splits = [m.splits for m in scaled.modules() if isinstance(m, SplitBatchNorm2d)]
+    assert splits == [2] * (len([m for m in plain.modules() if isinstance(m, nn.BatchNorm2d)]))
 
 
-def test_wide_trunk_is_initialised_as_torchvision_does() -> None:
+@pytest.mark.parametrize(("arch", "millions"), [("resnet50_w2x", 94), ("resnet50_w4x", 375)])
+def test_wide_trunks_have_the_parameters_of_the_paper(arch: str, millions: int) -> None:
+    """MoCo paper, Table 1: parameters of the feature extractor."""
+    with torch.device("meta"):
+        trunk = Encoder(arch, head="fc", dim=8).trunk
+    assert round(sum(p.numel() for p in trunk.parameters()) / 1e6) == millions
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.5, 2])
+def test_a_scaled_trunk_is_initialised_as_torchvision_does(factor: float) -> None:
     torch.manual_seed(0)
-    trunk = _widened(TORCHVISION["resnet18"](), 2, nn.BatchNorm2d)
-    conv = trunk.layer2[0].conv1  # 128 -> 256, 3x3
-    assert conv.weight.shape == (256, 128, 3, 3) and conv.stride == (2, 2)
-    # Kaiming, fan out: std = sqrt(2 / (out channels x kernel))
-    assert float(conv.weight.detach().std()) == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
+    trunk = _scaled(TORCHVISION["resnet18"](), factor, nn.BatchNorm2d)
+    for name, module in trunk.named_modules():
+        if isinstance(module, nn.Conv2d):
+            # Kaiming, fan out: std = sqrt(2 / (out channels x kernel))
+            expected = (2 / (module.out_channels * module.kernel_size[0] ** 2)) ** 0.5
+            spread = 5 / (2 * module.weight.numel()) ** 0.5  # five standard errors
+            assert float(module.weight.detach().std()) == pytest.approx(expected, rel=spread), name
+        elif isinstance(module, nn.BatchNorm2d):
+            assert bool((module.weight == 1).all()) and not module.bias.any()
     with torch.no_grad():
         assert trunk.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 1000)
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_weights_of_a_seed_stay_those_of_a_scaled_trunk() -> None:
+    """Numbers that the first version drew: another order of draws would make other runs."""
+    torch.manual_seed(3)
+    trunk = ARCHITECTURES["resnet50_w2x"](nn.BatchNorm2d)
+    layers = (trunk.conv1, trunk.layer4[-1].conv2, trunk.fc)
+    first = [float(layer.weight.detach().flatten()[0]) for layer in layers]
+    assert first == pytest.approx([0.0076913, -0.0130331, -0.0033749], abs=1e-6)
+
+
+@pytest.mark.parametrize("arch", TORCHVISION)
 def test_weights_of_a_seed_are_those_of_torchvision(arch: str) -> None:
     torch.manual_seed(3)
     reference = TORCHVISION[arch]().state_dict()

@@ -11,6 +11,11 @@ from moco_det.resnet import ARCHITECTURES, FEATURES, Architecture, FrozenBatchNo
 from moco_det.resnet.network import make_stage
 from tests.golden.filling import fill
 
+SCALED = {
+    **{"resnet18_w0.5x": ("resnet18", 0.5), "resnet18_w0.25x": ("resnet18", 0.25)},
+    **{"resnet34_w0.5x": ("resnet34", 0.5), "resnet34_w0.25x": ("resnet34", 0.25)},
+    **{"resnet50_w2x": ("resnet50", 2), "resnet50_w4x": ("resnet50", 4)},
+}
 SMALL = ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"]
 
 
@@ -68,7 +73,7 @@ def torchvisions(name: str) -> torchvision.models.ResNet:
     return torchvision.models.ResNet(blocks, layers, groups=groups, width_per_group=width)
 
 
-@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if not n.endswith(("w2x", "w4x"))])
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n not in SCALED])
 def test_it_has_torchvisions_tensors(name: str) -> None:
     with torch.device("meta"):
         ours = ResNet.from_architecture(ARCHITECTURES[name])
@@ -78,16 +83,17 @@ def test_it_has_torchvisions_tensors(name: str) -> None:
     assert shapes == expected
 
 
-@pytest.mark.parametrize(("name", "factor"), [("resnet50_w2x", 2), ("resnet50_w4x", 4)])
-def test_a_wide_network_is_a_resnet50_with_every_layer_wider(name: str, factor: int) -> None:
+@pytest.mark.parametrize("name", SCALED)
+def test_every_layer_of_a_narrow_or_wide_network_is_scaled(name: str) -> None:
     """MoCo paper, Table 1: the stem too; the image keeps its 3 channels."""
+    depth, factor = SCALED[name]
     with torch.device("meta"):
-        wide = ResNet.from_architecture(ARCHITECTURES[name]).state_dict()
-        plain = ResNet.from_architecture(ARCHITECTURES["resnet50"]).state_dict()
-    assert wide.keys() == plain.keys()
+        scaled = ResNet.from_architecture(ARCHITECTURES[name]).state_dict()
+        plain = ResNet.from_architecture(ARCHITECTURES[depth]).state_dict()
+    assert scaled.keys() == plain.keys()
     for key, tensor in plain.items():
         channels = [size if size == 3 else size * factor for size in tensor.shape[:2]]
-        assert list(wide[key].shape) == channels + list(tensor.shape[2:]), key
+        assert list(scaled[key].shape) == channels + list(tensor.shape[2:]), key
 
 
 def test_channels_and_strides() -> None:

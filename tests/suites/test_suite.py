@@ -10,7 +10,16 @@ import pytest
 import yaml
 
 from moco_det.errors import InputError
-from moco_det.suites import Arm, Run, Setting, build_matrix, check_depths, read_arms, read_suite
+from moco_det.suites import (
+    Arm,
+    Run,
+    Setting,
+    build_matrix,
+    check_architectures,
+    read_arms,
+    read_suite,
+)
+from moco_det.weights.architectures import GEOMETRIES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -131,12 +140,16 @@ def test_bad_weights_are_refused_before_the_first_run(words: list[str], said: st
     assert said in str(caught.value)
 
 
-def test_weights_of_another_depth_are_refused_before_the_first_run() -> None:
-    settings = [Setting("s", {"MODEL.RESNETS.DEPTH": 18}), Setting("default", {})]
+def test_weights_of_another_resnet_are_refused_before_the_first_run() -> None:
+    narrow = Setting("narrow", dict(GEOMETRIES["resnet18_w0.5x"].keys))
+    settings = [Setting("s", dict(GEOMETRIES["resnet18"].keys)), Setting("default", {})]
     arm = Arm("moco", Path("moco.pkl"), "a" * 64, {}, "resnet18")
-    check_depths(settings[:1], [arm, Arm("random", None, None, {})])
+    check_architectures(settings[:1], [arm, Arm("random", None, None, {})])
     with pytest.raises(InputError, match=r"moco\.pkl .* resnet18, .* default .*DEPTH 50"):
-        check_depths(settings, [arm])
+        check_architectures(settings, [arm])
+    with pytest.raises(InputError, match=r"--set MODEL\.RESNETS\.STEM_OUT_CHANNELS 64 --set"):
+        check_architectures([narrow], [arm])
+    check_architectures([narrow], [replace(arm, architecture="resnet18_w0.5x")])
 
 
 def test_random_and_supervised_are_there_unless_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 import torchvision
@@ -9,6 +11,7 @@ import torchvision
 from moco_det.resnet import ARCHITECTURES, ResNet
 from moco_det.weights.architectures import (
     GEOMETRIES,
+    Geometry,
     UnknownArchitecture,
     backbone_tensors,
     deduce,
@@ -26,7 +29,14 @@ def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
 
 def test_the_table_names_what_the_proof_can_build() -> None:
     assert set(GEOMETRIES) == set(ARCHITECTURES)
-    assert len(GEOMETRIES) == 14
+    assert len(GEOMETRIES) == 18
+
+
+@pytest.mark.parametrize("architecture", GEOMETRIES)
+def test_config_keys_are_those_of_the_network_that_is_built(architecture: str) -> None:
+    numbers = asdict(ARCHITECTURES[architecture])
+    expected = {f"MODEL.RESNETS.{name.upper()}": value for name, value in numbers.items()}
+    assert GEOMETRIES[architecture].keys == expected
 
 
 @pytest.mark.parametrize("architecture", GEOMETRIES)
@@ -53,6 +63,7 @@ def test_true_torchvision_shapes_are_recognised(architecture: str) -> None:
 def test_networks_that_torchvision_has_no_name_for_are_few() -> None:
     assert set(UNNAMED) == {
         *("resnext50_32x8d", "resnext101_32x4d"),
+        *("resnet18_w0.5x", "resnet18_w0.25x", "resnet34_w0.5x", "resnet34_w0.25x"),
         *("resnet50_w2x", "resnet50_w4x"),
     }
 
@@ -87,6 +98,24 @@ def test_a_small_image_stem_is_refused_by_name() -> None:
     shapes = {**resnet18_shapes(), "conv1.weight": (64, 3, 3, 3)}
     with pytest.raises(UnknownArchitecture, match="first convolution is 64x3x3x3"):
         deduce(shapes)
+
+
+def test_another_width_is_refused_with_what_was_found() -> None:
+    shapes = {
+        t.torchvision: t.shape for t in backbone_tensors(Geometry(False, (2, 2, 2, 2), factor=0.75))
+    }
+    with pytest.raises(UnknownArchitecture, match=r"basic blocks 2-2-2-2.*channels 0\.75x; known"):
+        deduce(shapes)
+
+
+@pytest.mark.parametrize("name", ["layer1.0.conv1.weight", "layer4.1.conv2.weight"])
+def test_one_layer_of_another_width_is_named(name: str) -> None:
+    shapes = {t.torchvision: t.shape for t in backbone_tensors(GEOMETRIES["resnet18_w0.5x"])}
+    wide = resnet18_shapes()[name]
+    with pytest.raises(
+        UnknownArchitecture, match=rf"{name} is {'x'.join(map(str, wide))}, resnet18_w0.5x"
+    ):
+        deduce({**shapes, name: wide})
 
 
 def test_another_depth_is_refused_with_what_was_found() -> None:

@@ -229,24 +229,34 @@ def test_a_lightning_checkpoint_of_lightlys_module_converts(tmp_path: Path) -> N
 # our own ----------------------------------------------------------------------------------------
 
 
-def test_a_wide_encoder_of_pretraining_converts_with_proof(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "count"), [("resnet50_w2x", 265), ("resnet18_w0.5x", 100)]
+)
+def test_a_wide_or_narrow_encoder_of_pretraining_converts_with_proof(
+    tmp_path: Path, architecture: str, count: int
+) -> None:
     """All of them: benchmarks/conversion_table.py."""
     from pretrain.encoders import ARCHITECTURES
 
     with torch.device("meta"):
-        network = ARCHITECTURES["resnet50_w2x"](nn.BatchNorm2d)
+        network = ARCHITECTURES[architecture](nn.BatchNorm2d)
     network.to_empty(device="cpu")
     train_a_little(network, 7)
     encoder = OrderedDict(
         (n, t) for n, t in network.state_dict().items() if not n.startswith("fc.")
     )
     pixels = {"format": "RGB", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    file = {"format": "moco-det/1", "arch": "resnet50_w2x", "encoder": encoder, "input": pixels}
+    file = {"format": "moco-det/1", "arch": architecture, "encoder": encoder, "input": pixels}
     torch.save(file, tmp_path / "checkpoint.pth")
     conversion = convert(tmp_path / "checkpoint.pth", tmp_path / "b.safetensors")
-    assert conversion.source.architecture == "resnet50_w2x" and conversion.tensors == 265
-    assert conversion.warnings == ()
+    assert conversion.source.architecture == architecture and conversion.tensors == count
+    assert conversion.warnings == () and conversion.max_abs_difference == 0
     holds(tmp_path / "b.safetensors", encoder)
+    convert(tmp_path / "b.safetensors", tmp_path / "b.pth")
+    back = torch.load(tmp_path / "b.pth")
+    assert back.keys() == encoder.keys()
+    # the batch counters are not in a file of detectron2
+    assert all(torch.equal(back[n], t) for n, t in encoder.items() if t.is_floating_point())
 
 
 def test_the_seeded_state_is_one_that_a_network_takes() -> None:
