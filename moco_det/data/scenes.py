@@ -90,9 +90,9 @@ def write_scenes(
         coco/{train,test}/000001.jpg ...    voc/{Annotations,ImageSets/Main,JPEGImages}
 
     `size` is the side of the square scenes in pixels, the close-ups' is half of it; `objects` the
-    least and most objects in a scene. A folder that holds the data set of the same arguments is left as it is. The folder appears
-    complete or not at all. Raises InputError for numbers that make no data set, and where the
-    folder holds something else.
+    least and most objects in a scene. A folder that holds the data set of the same arguments is
+    left as it is. The folder appears complete or not at all. Raises InputError for numbers that
+    make no data set, and where the folder holds something else.
     """
     counts = dict(zip(_SPLITS, (unlabelled, train, test), strict=True))
     recipe = _checked_recipe(seed, counts, size, classes, objects)

@@ -131,7 +131,7 @@ def strip_chart(strips: Sequence[Strip], *, title: str, x_label: str) -> Markup:
 
 @dataclass(frozen=True)
 class Gain:
-    """A difference at one schedule, and its interval where there is one."""
+    """A value or a difference in one setting, and its interval where there is one."""
 
     x: float
     value: float
@@ -142,7 +142,7 @@ class Gain:
 def gain_chart(
     lines: Sequence[tuple[str, int, Sequence[Gain]]], *, title: str, x_label: str, y_label: str
 ) -> Markup:
-    """Differences against the length of training, (label, colour, gains) a line; zero is drawn."""
+    """Values against the size of a setting, one line per (label, colour, gains); zero is drawn."""
     gains = [gain for _, _, of_line in lines for gain in of_line]
     if not gains:
         return Markup("")
@@ -163,7 +163,7 @@ def gain_chart(
                     f'<path class="thin whisker c{colour % COLOURS}" '
                     f'd="M{x:.1f} {plot.y(gain.low):.1f}V{plot.y(gain.high):.1f}"/>'
                 )
-            text = escape(f"{label}: {gain.value:+.2f} at {_tick(gain.x)}")
+            text = escape(f"{label}: {gain.value:.2f} at {_tick(gain.x)}")
             parts.append(
                 f'<circle class="dot c{colour % COLOURS}" cx="{x:.1f}" '
                 f'cy="{plot.y(gain.value):.1f}" r="4"><title>{text}</title></circle>'

@@ -17,6 +17,7 @@ from moco_det.report.certainty import certainty_table
 from moco_det.report.curves import MAX_POINTS, ArmCurve, Points, arm_curve, read_metrics
 from moco_det.report.formats import counted, listed, number, sentence
 from moco_det.report.groups import Group, apart_because, arm_rank, group_rows, short_name
+from moco_det.report.label_counts import label_families
 from moco_det.report.probes import (
     ProbeGroup,
     ProbeSection,
@@ -26,7 +27,7 @@ from moco_det.report.probes import (
     section,
 )
 from moco_det.report.samples import Samples, draw_samples, rule
-from moco_det.report.schedules import Schedules, schedule_families
+from moco_det.report.schedules import Family, schedule_families
 from moco_det.report.tables import (
     Table,
     ap_table,
@@ -104,7 +105,8 @@ class Page:
     settings: list[Setting]
     between: Table | None
     only_one: list[str]
-    schedules: list[Schedules]
+    schedules: list[Family]
+    label_counts: list[Family]
     papers: str
     probes: list[ProbeSection]
     sample_rule: str
@@ -157,6 +159,7 @@ def build_page(
             *(f"only there: {name}" for name in (between.only_there if between else ())),
         ],
         schedules=schedule_families(groups, colours),
+        label_counts=label_families(groups, colours),
         papers=papers_sentence(groups),
         probes=[section(group, colours) for group in probes],
         sample_rule=rule(),

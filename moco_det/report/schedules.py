@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -25,45 +25,56 @@ SCHEDULE_KEYS = (
 
 
 @dataclass(frozen=True)
-class Schedules:
-    """Settings of one family, shortest first, their table and their chart."""
+class Family:
+    """Settings that differ in one thing, the smallest first, their tables and their charts."""
 
     title: str
     tables: list[Table]
     chart: list[tuple[str, Markup]]
 
 
-def schedule_families(groups: Sequence[Group], colours: dict[str, int]) -> list[Schedules]:
+def schedule_families(groups: Sequence[Group], colours: dict[str, int]) -> list[Family]:
     """The families of two settings or more; a family shares all but its schedule."""
-    families: dict[tuple[str, ...], list[Group]] = {}
-    for group in groups:
-        families.setdefault(_family(group), []).append(group)
     return [
-        _schedules(sorted(members, key=lambda group: group.first.data["iterations"]), colours)
-        for members in families.values()
-        if len({group.first.data["iterations"] for group in members}) > 1
+        _schedules(members, colours)
+        for members in families(groups, lambda group: group.first.data["iterations"], SCHEDULE_KEYS)
     ]
 
 
-def _family(group: Group) -> tuple[str, ...]:
+def families(
+    groups: Sequence[Group], size: Callable[[Group], int], free: Sequence[str]
+) -> list[list[Group]]:
+    """Groups that share all but the `free` config keys, in the order of `size`, which differs.
+
+    With DATASETS.TRAIN among the free keys the training set itself may differ.
+    """
+    found: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        found.setdefault(_shared(group, free), []).append(group)
+    return [
+        sorted(members, key=size) for members in found.values() if len(set(map(size, members))) > 1
+    ]
+
+
+def _shared(group: Group, free: Sequence[str]) -> tuple[str, ...]:
     data = group.first.data
     config = parse_config(str(data["config"]))
-    free = {*SCHEDULE_KEYS, "MODEL.WEIGHTS", "OUTPUT_DIR", "SEED", "MODEL.PIXEL_MEAN",
-            "MODEL.PIXEL_STD", "INPUT.FORMAT", "MODEL.RESNETS.STRIDE_IN_1X1"}  # fmt: skip
-    shared = {key: value for key, value in config.items() if key not in free}
+    left_out = {*free, "MODEL.WEIGHTS", "OUTPUT_DIR", "SEED", "MODEL.PIXEL_MEAN",
+                "MODEL.PIXEL_STD", "INPUT.FORMAT", "MODEL.RESNETS.STRIDE_IN_1X1"}  # fmt: skip
+    shared = {key: value for key, value in config.items() if key not in left_out}
     return (
         data["task"],
         data["engine"]["name"],
         data["engine"]["version"],
         data["precision"],
-        data["dataset"]["train_fingerprint"],
+        "" if "DATASETS.TRAIN" in free else data["dataset"]["train_fingerprint"],
         data["dataset"]["test_fingerprint"],
         str(data["batch"]),
         json.dumps(shared, sort_keys=True, default=str),
     )
 
 
-def _schedules(groups: Sequence[Group], colours: dict[str, int]) -> Schedules:
+def _schedules(groups: Sequence[Group], colours: dict[str, int]) -> Family:
     data = groups[0].first.data
     title = (
         f"{short_name(data['dataset']['test'])} · {data['task']} · {data['engine']['name']} · "
@@ -71,7 +82,7 @@ def _schedules(groups: Sequence[Group], colours: dict[str, int]) -> Schedules:
     )
     rulers = [ruler for ruler in RULERS if all(group.has(ruler) for group in groups)]
     figures = [(ruler, _chart(groups, ruler, colours)) for ruler in rulers]
-    return Schedules(
+    return Family(
         title=title,
         tables=[_table(groups, ruler, colours) for ruler in rulers],
         chart=[(_chart_caption(groups, ruler), svg) for ruler, svg in figures if svg],

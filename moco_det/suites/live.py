@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -15,11 +14,10 @@ from moco_det.report.formats import duration, mean_std
 from moco_det.report.statistics import summarise
 from moco_det.suites.matrix import Run
 from moco_det.suites.runner import Going, Outcome
+from moco_det.suites.side_by_side import last_iteration
 from moco_det.suites.state import State, cost_of, read_state
 
 DRAW_SECONDS = 2.0
-# Of a log that grows for days, the end has the newest iteration.
-_TAIL_BYTES = 4096
 
 
 class LiveTable:
@@ -136,21 +134,8 @@ def _mark(
 
 def progress(one: Going, output: Path) -> float | None:
     """The share of its iterations that a run has logged, None before it has logged any."""
-    path = one.run.folder(output) / "metrics.jsonl"
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            iteration = json.loads(line)["iteration"]
-            return min(1.0, max(0.0, float(iteration) / one.run.setting.iterations))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return None
+    done = last_iteration(one.run.folder(output))
+    return min(1.0, done / one.run.setting.iterations) if done else None
 
 
 def time_left_line(runs: Sequence[Run], state: State, *, at_once: int) -> str:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +20,9 @@ from moco_det.errors import InputError
 from moco_det.results import append_row
 from moco_det.suites.failures import failed_row, last_words
 from moco_det.suites.matrix import Run
+from moco_det.suites.side_by_side import GRACE_SECONDS, stop, with_threads
 from moco_det.suites.state import read_state
 
-# A stopped run may write its last checkpoint before it is ended by force.
-GRACE_SECONDS = 20.0
 POLL_SECONDS = 0.5
 
 
@@ -66,15 +65,16 @@ def run_matrix(
     """Run what has no finished row yet; returns when all has ended or Ctrl-C was pressed.
 
     `train_command` starts tools/train_net.py. Each of `slots` runs one run at a time and names the
-    GPUs that it sees (none: the machine as it is). `watch` is called twice a second, `on_row`
-    after runs that have ended, once the next ones are going. A run that fails leaves a failed row;
-    a run that is stopped leaves its checkpoint and is gone on with next time. Two callers may
-    share a folder: a run belongs to the one that claimed it first.
+    GPUs that it sees (none: the machine as it is); several slots share the cores. `watch` is called
+    twice a second, `on_row` after runs that have ended, once the next ones are going. A run that
+    fails leaves a failed row; a run that is stopped leaves its checkpoint and is gone on with next
+    time. Two callers may share a folder: a run belongs to the one that claimed it first.
     """
     results = output / "results.jsonl"
     make_folder(output)
     for run in runs:
         write_text(run.config_file(output), run.setting.text)
+    environment = with_threads(len(slots)) if len(slots) > 1 else os.environ
     outcome = Outcome()
     waiting = read_state(results, runs).left(runs)
     free = list(slots)
@@ -85,12 +85,13 @@ def run_matrix(
             while waiting or going or ended:
                 while waiting and free:
                     run = waiting.pop(0)
-                    started = _start(run, output, free[0], train_command)
+                    started = _start(run, output, free[0], train_command, environment)
                     if started is None:
                         outcome.elsewhere.append(run.name)
                     elif run.name in read_state(results, [run]).finished:
                         # Another process finished it between our reading and our claim.
-                        _end(started)
+                        started.process.kill()
+                        started.process.wait()
                         os.close(started.claim)
                     else:
                         free.pop(0)
@@ -118,7 +119,11 @@ def run_matrix(
 
 
 def _start(
-    run: Run, output: Path, gpus: tuple[str, ...], train_command: Sequence[str]
+    run: Run,
+    output: Path,
+    gpus: tuple[str, ...],
+    train_command: Sequence[str],
+    environment: Mapping[str, str],
 ) -> Going | None:
     """The run's process, or None where another process has the run."""
     folder = run.folder(output)
@@ -126,9 +131,8 @@ def _start(
     claim = _claim(folder / ".claim")
     if claim is None:
         return None
-    environment = dict(os.environ)
     if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        environment = {**environment, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
     options = run.options(output)
     command = [*train_command, "--num-gpus", str(max(1, len(gpus)))]
     if len(gpus) > 1:  # runs side by side must not meet at one port
@@ -176,26 +180,9 @@ def _stop(going: Sequence[Going]) -> None:
             "the same command goes on from their checkpoints",
             file=sys.stderr,
         )
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        for one in going:
-            _signal(one, number)
-        until = time.monotonic() + (GRACE_SECONDS if number == signal.SIGINT else 3.0)
-        while time.monotonic() < until and any(one.process.poll() is None for one in going):
-            time.sleep(0.1)
+    stop([one.process for one in going])
     for one in going:
-        one.process.wait()
         os.close(one.claim)
-
-
-def _end(one: Going) -> None:
-    _signal(one, signal.SIGKILL)
-    one.process.wait()
-
-
-def _signal(one: Going, number: int) -> None:
-    if one.process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(one.process.pid, number)
 
 
 def _free_port() -> int:

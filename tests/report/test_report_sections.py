@@ -20,6 +20,7 @@ from moco_det.report.against_papers import (
 from moco_det.report.certainty import certainty_table
 from moco_det.report.flat_tables import csv_text, escaped, tex_text
 from moco_det.report.groups import Group
+from moco_det.report.label_counts import label_families
 from moco_det.report.published import find_table
 from moco_det.report.schedules import schedule_families
 from moco_det.report.tables import class_table
@@ -172,6 +173,31 @@ def test_settings_that_differ_in_more_than_the_schedule_are_no_family(make_row: 
     rows = [*arms(make_row, 1.0, iterations=90), *arms(make_row, 1.0, iterations=180, lr=0.5)]
     groups = group_rows([Row(data=d, path=Path("r"), line=1) for d in rows])
     assert len(groups) == 2 and schedule_families(groups, COLOURS) == []
+
+
+def few(make_row: Any, images: int, gain: float, **changes: Any) -> list[dict[str, Any]]:
+    rows = arms(make_row, gain, **changes)
+    for row in rows:
+        row["dataset"] |= {"train_images": images, "train_fingerprint": f"sha256:{images:064d}"}
+        row["config"] = row["config"].replace("toy_train", f"toy_{images}")
+    return rows
+
+
+def test_numbers_of_labelled_images_stand_side_by_side(make_row: Any) -> None:
+    rows = [*few(make_row, 100, -1.0), *few(make_row, 10, 3.0)]
+    groups = group_rows([Row(data=d, path=Path("r"), line=1) for d in rows])
+    (family,) = label_families(groups, COLOURS)
+    (table,) = family.tables
+    assert table.header == ("arm", "10 images", "100 images")
+    assert [cell.text for cell in table.rows[1]] == ["moco", "33.0 ± 0.2", "29.0 ± 0.2"]
+    assert len(family.chart) == 1 and family.chart[0][1].count('class="dot') == 4
+    assert schedule_families(groups, COLOURS) == []
+
+
+def test_other_images_under_another_schedule_are_no_family(make_row: Any) -> None:
+    rows = [*few(make_row, 100, -1.0), *few(make_row, 10, 3.0, iterations=180)]
+    groups = group_rows([Row(data=d, path=Path("r"), line=1) for d in rows])
+    assert len(groups) == 2 and label_families(groups, COLOURS) == []
 
 
 def test_the_table_of_certainty_says_interval_pairs_and_seeds(make_row: Any) -> None:

@@ -1,0 +1,140 @@
+"""The data of a quickstart: painted scenes, or a checked data set of one's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from moco_det.data import (
+    DetectionDataset,
+    check_classes,
+    check_images,
+    coco_uri,
+    load_dataset,
+    voc_uri,
+)
+from moco_det.data.atomic import write_text
+from moco_det.data.crops import write_image_list
+from moco_det.data.scenes import write_scenes
+from moco_det.errors import InputError
+from moco_det.quickstart.plan import Budget, Plan
+
+PAINTED = ("striped_disk", "checked_square", "dotted_triangle", "ringed_star")
+LABELLED = 100
+
+
+def painted_data(output: Path, budget: Budget, *, labels: Sequence[int]) -> Plan:
+    """Close-ups of textured shapes without labels, a few labelled scenes of them, a test set.
+
+    `labels` are numbers of labelled scenes to fine-tune on, all of them where it is empty.
+    """
+    too_many = [number for number in labels if not 1 <= number <= LABELLED]
+    if too_many:
+        raise InputError(f"--labels {too_many[0]}: there are {LABELLED} labelled scenes")
+    paths = write_scenes(
+        output / "scenes",
+        seed=budget.seed,
+        unlabelled=10_000,
+        train=LABELLED,
+        test=150,
+        size=96,
+        classes=PAINTED,
+        objects=(1, 4),
+    )
+    plan = Plan(
+        train={},
+        test=paths.test,
+        unlabelled=str(paths.unlabelled),
+        classes=len(PAINTED),
+        masks=True,
+        detector="quick/demo_R18_FPN.yaml",
+        budget=budget,
+    )
+    for number in sorted(labels) or [LABELLED]:
+        if number == LABELLED:
+            plan.train[plan.setting] = paths.train
+            continue
+        part = output / "labels" / f"train_{number}.json"
+        write_first_images(paths.train_json, part, number)
+        plan.train[f"{plan.setting}_{number}_images"] = coco_uri(part, paths.train_images)
+    return plan
+
+
+def write_first_images(annotations: Path, part: Path, number: int) -> None:
+    """The first `number` images of a COCO file with their objects: larger parts hold smaller."""
+    content = json.loads(annotations.read_text(encoding="utf-8"))
+    content["images"] = content["images"][:number]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]
+    part.parent.mkdir(parents=True, exist_ok=True)
+    write_text(part, json.dumps(content) + "\n")
+
+
+def own_data(train: str, test: str, output: Path, budget: Budget, *, strict: bool) -> Plan:
+    """A data set of one's own, checked; its training images without labels are pre-trained on."""
+    train_set = load_dataset(train)
+    test_set = load_dataset(test, classes=train_set.classes)
+    check_classes(train_set, test_set)
+    shared = {r.file_name for r in train_set.records} & {r.file_name for r in test_set.records}
+    if shared:
+        raise InputError(
+            f"{len(shared)} test images are training images too (such as {min(shared)}): "
+            "name disjoint splits with --train-split and --test-split"
+        )
+    if len(train_set.classes) < 2 and "supervised" in budget.arms:
+        others = " ".join(arm for arm in budget.arms if arm != "supervised")
+        raise InputError(
+            f"{train_set.name} has one class, and the supervised arm learns to tell classes "
+            f"apart: leave it out with --arms {others}"
+        )
+    train_set = check_images(train_set, strict=strict)
+    test_set = check_images(test_set, strict=strict)
+    for part in (train_set, test_set):
+        print(
+            f"{part.name}: {len(part)} images, {part.objects} objects, {len(part.classes)} classes"
+        )
+        for line in part.skipped:
+            print(f"  warning: {line}")
+    plan = Plan(
+        train={},
+        test=test,
+        unlabelled=str(output / "unlabelled.txt"),
+        classes=len(train_set.classes),
+        masks=train_set.has_masks,
+        detector="quick/own_R18_FPN.yaml",
+        budget=budget,
+    )
+    plan.train[plan.setting] = train
+    write_unlabelled(train_set, Path(plan.unlabelled))
+    return plan
+
+
+def write_unlabelled(train_set: DetectionDataset, path: Path) -> None:
+    """The list of the training images, the same one while the run goes on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image_list(train_set, path)
+
+
+def voc_uris(root: Path, train: str | None, test: str | None) -> tuple[str, str]:
+    """The splits asked for, or the usual ones that exist."""
+    folder = root / "ImageSets" / "Main"
+    there = {file.stem for file in folder.glob("*.txt")}
+    if not root.is_dir():
+        raise InputError(f"--voc {root} is not a folder: name the one that holds ImageSets")
+    if not there:
+        raise InputError(f"{folder} has no split files: --voc wants a folder in VOC layout")
+    # trainval holds val, so that the two cannot be trained and tested on
+    wanted_test = test or ("test" if "test" in there else "val")
+    usual = ("train",) if wanted_test == "val" and "train" in there else ("trainval", "train")
+    wanted_train = train or next((name for name in usual if name in there), "trainval")
+    return voc_uri(root.resolve(), wanted_train), voc_uri(root.resolve(), wanted_test)
+
+
+def coco_uris(files: Sequence[Path], images: Sequence[Path]) -> tuple[str, str]:
+    """The training and the test file, each with its folder of images."""
+    train, test = (
+        coco_uri(file.resolve(), folder.resolve())
+        for file, folder in zip(files, images, strict=True)
+    )
+    return train, test

@@ -1,0 +1,92 @@
+"""The encoders of the arms, pre-trained side by side and converted with proof."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from moco_det.data import load_dataset
+from moco_det.data.atomic import make_folder
+from moco_det.data.crops import write_crops
+from moco_det.quickstart.plan import ARMS, Plan
+from moco_det.suites.side_by_side import Job, cores, run_side_by_side
+from moco_det.weights import convert
+
+# Batch of all encoders; fewer images than that are a batch, so that none is in it twice.
+BATCH = 128
+QUEUE = 512
+# kNN accuracy is measured so often while an encoder learns.
+MEASURED = 5
+
+
+def encoder_name(plan: Plan, arm: str, setting: str) -> str:
+    """The encoder of an arm in a setting: a supervised one has seen that setting's labels."""
+    return f"{arm}{setting.removeprefix(plan.setting)}" if arm == "supervised" else arm
+
+
+def pretrain_encoders(
+    plan: Plan, output: Path, configs: Path, *, device: str, strict: bool
+) -> dict[str, Path]:
+    """Checkpoints by encoder. Same images a step, same steps, same architecture for all of them.
+
+    Contrastive encoders see the unlabelled pictures, supervised ones the labelled objects, cut
+    out. The neighbours of the cut-outs are the watch on what the former learn.
+    """
+    crops = {
+        setting: output / f"crops{setting.removeprefix(plan.setting)}" for setting in plan.train
+    }
+    for setting, folder in crops.items():
+        if not folder.is_dir():
+            write_crops(load_dataset(plan.train[setting]), folder)
+    watched = max(crops.values(), key=count_images)
+    jobs = {}
+    for arm, config in ((arm, ARMS[arm]) for arm in plan.budget.arms if ARMS[arm]):
+        for setting in plan.train:
+            name = encoder_name(plan, arm, setting)
+            images = crops[setting] if arm == "supervised" else Path(plan.unlabelled)
+            count, folder = count_images(images), output / "pretrain" / name
+            keys = {
+                "DATA.PATH": images,
+                "DATA.STRICT": strict,
+                "OUTPUT_DIR": folder,
+                "SOLVER.MAX_ITER": plan.budget.pretrain_steps,
+                "SOLVER.BATCH": min(BATCH, count),
+                # a queue with several keys of one image would call that image its own negative
+                "MOCO.K": min(QUEUE, count),
+                "SEED": plan.budget.seed,
+                "DEVICE": device,
+                # on a GPU the main process must not wait for the views
+                "DATA.WORKERS": 4 if device == "cuda" else 0,
+            }
+            if arm != "supervised":
+                epochs = plan.budget.pretrain_steps / (count // min(BATCH, count))
+                keys |= {"KNN.TRAIN": watched, "KNN.EVERY": round(epochs / MEASURED, 3)}
+            jobs[name] = Job(
+                name, _command(configs / str(config), keys), folder, plan.budget.pretrain_steps
+            )
+    run_side_by_side(list(jobs.values()), at_once=len(jobs) if device == "cuda" else cores())
+    return {name: job.folder / "checkpoint.pth" for name, job in jobs.items()}
+
+
+def _command(config: Path, keys: Mapping[str, object]) -> Sequence[str]:
+    overrides = [str(item) for pair in keys.items() for item in pair]
+    start = [sys.executable, "-m", "moco_det_tools.pretrain"]
+    return [*start, "--config-file", str(config), "--resume", *overrides]
+
+
+def count_images(images: Path) -> int:
+    """Images in a folder, with or without folders of classes, or lines of a list."""
+    if images.is_file():
+        return len(images.read_text(encoding="utf-8").splitlines())
+    return sum(1 for _ in images.rglob("*.jpg"))
+
+
+def convert_encoders(checkpoints: dict[str, Path], output: Path) -> dict[str, Path]:
+    """Checkpoints to backbones; each conversion prints what it proved."""
+    weights = {}
+    make_folder(output / "weights")
+    for name, checkpoint in checkpoints.items():
+        weights[name] = output / "weights" / f"{name}.pkl"
+        print("\n".join(convert(checkpoint, weights[name], overwrite=True).lines()))
+    return weights

@@ -1,0 +1,88 @@
+"""Settings that differ in their number of labelled images: what pre-training is worth with few."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from moco_det.report import charts
+from moco_det.report.formats import UNDEFINED, mean_std, sentence
+from moco_det.report.groups import Group, short_name
+from moco_det.report.schedules import Family, families
+from moco_det.report.tables import Cell, Table
+from moco_det.report.verdict import RULERS
+
+
+def label_families(groups: Sequence[Group], colours: dict[str, int]) -> list[Family]:
+    """Families of settings that differ in their training images alone, fewest first."""
+    return [_family(members, colours) for members in families(groups, _images, ["DATASETS.TRAIN"])]
+
+
+def _images(group: Group) -> int:
+    return int(group.first.data["dataset"]["train_images"])
+
+
+def _family(groups: Sequence[Group], colours: dict[str, int]) -> Family:
+    data = groups[0].first.data
+    rulers = [ruler for ruler in RULERS if all(group.has(ruler) for group in groups)]
+    return Family(
+        title=f"{short_name(data['dataset']['test'])} · {data['task']} · "
+        f"{data['engine']['name']} · {data['precision']}",
+        tables=[_table(groups, ruler, colours) for ruler in rulers],
+        chart=[(_caption(ruler), _chart(groups, ruler, colours)) for ruler in rulers],
+    )
+
+
+def _labels(groups: Sequence[Group]) -> list[str]:
+    return list(dict.fromkeys(arm.label for group in groups for arm in group.arms))
+
+
+def _table(groups: Sequence[Group], ruler: str, colours: dict[str, int]) -> Table:
+    labels = _labels(groups)
+    body = []
+    for label in labels:
+        cells = [Cell(label)]
+        for group in groups:
+            arm = next((arm for arm in group.arms if arm.label == label), None)
+            if arm is None:
+                cells.append(Cell(UNDEFINED, "not run"))
+                continue
+            summary = arm.summary(ruler, "AP")
+            cells.append(Cell(mean_std(summary), f"n={summary.n}"))
+        body.append(tuple(cells))
+    return Table(
+        caption=f"{sentence(RULERS[ruler])} by the number of labelled training images: mean ± "
+        "sample standard deviation.",
+        header=("arm", *(f"{_images(group):,} images" for group in groups)),
+        rows=tuple(body),
+        colours=tuple(colours[label] for label in labels),
+    )
+
+
+def _chart(groups: Sequence[Group], ruler: str, colours: dict[str, int]) -> Markup:
+    lines = []
+    for label in _labels(groups):
+        points = []
+        for group in groups:
+            for arm in (arm for arm in group.arms if arm.label == label):
+                summary = arm.summary(ruler, "AP")
+                if summary.mean is not None:
+                    spread = summary.std or 0.0
+                    low, high = summary.mean - spread, summary.mean + spread
+                    points.append(charts.Gain(float(_images(group)), summary.mean, low, high))
+        if points:
+            lines.append((label, colours[label], points))
+    return charts.gain_chart(
+        lines,
+        title=f"{sentence(RULERS[ruler])} by labelled images",
+        x_label="labelled images",
+        y_label=RULERS[ruler],
+    )
+
+
+def _caption(ruler: str) -> str:
+    return (
+        f"{sentence(RULERS[ruler])} against the number of labelled images, one line per arm, with "
+        "one sample standard deviation to each side."
+    )
