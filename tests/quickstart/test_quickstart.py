@@ -1,0 +1,129 @@
+"""The parts of quickstart: which encoders and runs a plan asks for, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moco_det.data import coco_uri, load_dataset
+from moco_det.data.scenes import ScenesPaths, write_scenes
+from moco_det.errors import InputError
+from moco_det.quickstart import Budget, Plan, encoders, own_data, remember
+from moco_det.quickstart.data_sets import painted_data, write_first_images
+from moco_det.quickstart.detectors import build_runs
+from moco_det.suites.side_by_side import Job
+from pretrain.config import load_config
+
+CONFIGS = Path(str(importlib.resources.files("moco_det_configs")))
+BUDGET = Budget(
+    arms=("random", "supervised", "moco"), seed=3, seeds=2, pretrain_steps=40, finetune_steps=20
+)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> ScenesPaths:
+    folder = tmp_path_factory.mktemp("scenes") / "set"
+    return write_scenes(folder, seed=1, unlabelled=40, train=12, test=4, size=64, progress=False)
+
+
+@pytest.fixture
+def plan(scenes: ScenesPaths, tmp_path: Path) -> Plan:
+    """All twelve images, and the first five of them."""
+    made = Plan(
+        train={},
+        test=scenes.test,
+        unlabelled=str(scenes.unlabelled),
+        classes=len(scenes.classes),
+        masks=True,
+        detector="quick/demo_R18_FPN.yaml",
+        budget=BUDGET,
+    )
+    part = tmp_path / "labels" / "train_5.json"
+    write_first_images(scenes.train_json, part, 5)
+    made.train["demo_R18_FPN"] = scenes.train
+    made.train["demo_R18_FPN_5_images"] = coco_uri(part, scenes.train_images)
+    return made
+
+
+def test_the_first_images_keep_their_objects_and_no_others(plan: Plan, scenes: ScenesPaths) -> None:
+    whole = load_dataset(scenes.train)
+    part = load_dataset(plan.train["demo_R18_FPN_5_images"])
+    assert part.classes == whole.classes
+    assert [r.annotations for r in part.records] == [r.annotations for r in whole.records[:5]]
+
+
+def test_encoders_differ_in_what_they_see_alone(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Job] = []
+    monkeypatch.setattr(encoders, "run_side_by_side", lambda jobs, at_once: asked.extend(jobs))
+    made = encoders.pretrain_encoders(plan, tmp_path, CONFIGS, device="cpu", strict=False)
+    assert list(made) == ["supervised", "supervised_5_images", "moco"]
+    configs = {}
+    for job in asked:
+        config, *overrides = job.command[job.command.index("--config-file") + 1 :]
+        assert overrides.pop(0) == "--resume"
+        configs[job.name] = load_config(config, overrides)
+    moco, supervised = configs["moco"], configs["supervised"]
+    assert moco.ENCODER.ARCH == supervised.ENCODER.ARCH
+    assert moco.AUGMENT == supervised.AUGMENT and moco.SOLVER.SCHEDULE == supervised.SOLVER.SCHEDULE
+    assert moco.SOLVER.MAX_ITER == supervised.SOLVER.MAX_ITER == 40
+    assert moco.SEED == supervised.SEED == 3
+    # no more images in a batch, and no more keys in the queue, than there are images
+    assert moco.SOLVER.BATCH == moco.MOCO.K == 40
+    few = configs["supervised_5_images"]
+    assert few.SOLVER.BATCH == encoders.count_images(Path(few.DATA.PATH)) < supervised.SOLVER.BATCH
+    # the watch votes by labelled cut-outs; a supervised encoder has been trained on them
+    assert moco.KNN.TRAIN == supervised.DATA.PATH and not supervised.KNN.TRAIN
+
+
+def test_runs_of_a_setting_differ_in_weights_and_seeds_alone(plan: Plan) -> None:
+    plan = replace(plan, budget=replace(BUDGET, arms=("random",)))
+    runs = build_runs(plan, {}, CONFIGS, device="cpu")
+    assert [(run.setting.name, run.seed) for run in runs] == [
+        ("demo_R18_FPN", 300),
+        ("demo_R18_FPN", 301),
+        ("demo_R18_FPN_5_images", 300),
+        ("demo_R18_FPN_5_images", 301),
+    ]
+    first, other = runs[0].setting.keys, runs[2].setting.keys
+    assert {key for key in first if first[key] != other[key]} == {"DATASETS.TRAIN"}
+    assert first["SOLVER.MAX_ITER"] == 20 and first["MODEL.MASK_ON"] is True
+
+
+def test_a_folder_takes_more_runs_and_no_other_settings(plan: Plan, tmp_path: Path) -> None:
+    remember(plan, tmp_path)
+    remember(replace(plan, budget=replace(BUDGET, seeds=5, arms=("random", "moco"))), tmp_path)
+    with pytest.raises(InputError, match=r"\(seed differ\)"):
+        remember(replace(plan, budget=replace(BUDGET, seed=4)), tmp_path)
+    (tmp_path / "quickstart.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        remember(plan, tmp_path)
+
+
+def test_more_labelled_scenes_than_there_are_is_refused_before_painting(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--labels 101: there are 100"):
+        painted_data(tmp_path, BUDGET, labels=[10, 101])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_class_is_refused_for_the_supervised_arm_with_the_way_out(
+    scenes: ScenesPaths, tmp_path: Path
+) -> None:
+    for split in ("train", "test"):
+        content = json.loads(getattr(scenes, f"{split}_json").read_text())
+        for row in content["annotations"]:
+            row["category_id"] = 1
+        content["categories"] = content["categories"][:1]
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    train = coco_uri(tmp_path / "train.json", scenes.train_images)
+    test = coco_uri(tmp_path / "test.json", scenes.test_images)
+    with pytest.raises(InputError, match="leave it out with --arms random moco"):
+        own_data(train, test, tmp_path / "out", BUDGET, strict=False)
+    assert not (tmp_path / "out").exists()
+    alone = replace(BUDGET, arms=("random", "moco"))
+    assert own_data(train, test, tmp_path / "out", alone, strict=False).classes == 1
