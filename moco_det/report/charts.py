@@ -198,7 +198,9 @@ def gap_chart(
     shown = [(name, gap) for name, gap in gaps if gap.difference is not None]
     if not shown:
         return Markup("")
-    row, left, top = 20.0, 118.0, 4.0
+    row, top = 20.0, 4.0
+    widest = max(text_width(name, FONT) for name, _ in shown)
+    left = 10 + min(max(widest, 108.0), MOST_ROOM)
     edges = [e for _, gap in shown for e in (gap.difference, gap.low, gap.high) if e is not None]
     low, high = _padded(min(0.0, *edges), max(0.0, *edges), 0.05)
     bottom = top + row * len(shown)

@@ -221,7 +221,7 @@ def _setting(
         samples = draw_samples(group, index)
     else:
         note_samples = "No pictures here: those of the settings above fill the file."
-        samples = Samples((), (), None, note_samples, Markup(""))
+        samples = Samples((), (), None, "", note_samples, Markup(""))
     return Setting(
         name=setting_name(index),
         title=group.title,
