@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moco_det.errors import InputError
-from moco_det.report.charts import Figure, line_chart
+from moco_det.report.charts import COLOURS, Figure, line_chart
 from moco_det.report.curves import MAX_POINTS, Points, arm_curve, read_metrics
 from moco_det.report.formats import number
 from moco_det.report.groups import Group
 from moco_det.report.verdict import Sentence
 
-_QUANTITIES: tuple[tuple[str, str, str], ...] = (
-    ("loss", "loss", "loss"),
-    ("accuracy", "accuracy", "accuracy"),
-    ("knn_accuracy", "kNN", "kNN accuracy, percent"),
+_QUANTITIES: tuple[tuple[str, str, int], ...] = (  # key, name, digits
+    ("loss", "loss", 3),
+    ("accuracy", "accuracy", 1),
+    ("knn_accuracy", "kNN accuracy", 1),
 )
 _RANDOM, _MARGIN = "knn_random", "knn_margin"
 
@@ -55,9 +55,9 @@ def read_run(folder: Path, colours: Mapping[str, int]) -> PretrainingRun:
             f"{folder} holds no metrics.jsonl; name a folder that tools/pretrain.py wrote"
         )
     figures = []
-    for key, title, y_label in _QUANTITIES:
+    for key, title, digits in _QUANTITIES:
         if key in log:
-            figures.append(_figure(folder.name, log, key, title, y_label, colours))
+            figures.append(_figure(folder.name, log, key, title, digits, colours))
     if not figures:
         raise InputError(f"{folder / 'metrics.jsonl'} has no line with a finite 'loss'")
     return PretrainingRun(
@@ -86,30 +86,31 @@ def _figure(
     log: Mapping[str, Points],
     key: str,
     title: str,
-    y_label: str,
+    digits: int,
     colours: Mapping[str, int],
 ) -> Figure:
     curve = arm_curve(name, [log[key]])
     assert curve is not None
     last = log[key][-1]
+    unit = "" if key == "loss" else " %"
     caption = (
         f"Pre-training {name}, n=1: {title} against iteration, "
-        f"{number(last[1], 3)} at iteration {last[0]:,.0f}."
+        f"{number(last[1], digits)}{unit} at iteration {last[0]:,.0f}."
     )
     level = None
     if key == "knn_accuracy" and _RANDOM in log:
         random = log[_RANDOM][-1][1]
         level = ("random weights", random)
-        caption += f" Dashed: the same network's random weights, {number(random, 3)}."
+        caption += f" Dashed: the same network's random weights, {number(random, digits)}{unit}."
     if len(log[key]) > MAX_POINTS:
         caption += f" {MAX_POINTS} points are drawn, each the mean of its neighbours."
     if key == "loss":
         caption += " Losses of different methods do not compare."
     svg = line_chart(
-        [(curve, colours.get(name, 1))],
+        [(curve, colours.get(name, COLOURS - 1))],
         title=f"Pre-training {title} of {name}",
         x_label="iteration",
-        y_label=y_label,
+        y_label=title if key == "loss" else f"{title}, percent",
         dots=key == "knn_accuracy",
         level=level,
     )

@@ -59,11 +59,11 @@ def test_knn_is_drawn_beside_the_loss_with_the_level_of_random_weights(
     path = write_rows([make_row()])
     page, _ = page_of(path, tmp_path / "out", pretraining=[tmp_path / "moco"])
     labels = [a.get("aria-label") for tag, a in page.tags if tag == "svg"]
-    assert {"Pre-training loss of moco", "Pre-training kNN of moco"} <= set(labels)
+    assert {"Pre-training loss of moco", "Pre-training kNN accuracy of moco"} <= set(labels)
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    chart = html.split('aria-label="Pre-training kNN of moco"')[1].split("</svg>")[0]
+    chart = html.split('aria-label="Pre-training kNN accuracy of moco"')[1].split("</svg>")[0]
     assert chart.count('class="zero"') == 1 and "random weights</text>" in chart
-    said = "Dashed: the same network's random weights, 33.0"
+    said = "Dashed: the same network's random weights, 33.0 %."
     assert said in page.text
     assert said in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "learned nothing" not in page.text
