@@ -324,7 +324,7 @@ def _robust_range(values: list[float]) -> tuple[float, float]:
     """The range of the values, without the highest 1 % where they would flatten every line."""
     ordered = sorted(values)
     low, high = ordered[0], ordered[-1]
-    usual = ordered[int(0.99 * (len(ordered) - 1))]
+    usual = ordered[math.ceil(0.99 * (len(ordered) - 1))]
     if high - low > SPIKE * (usual - low) > 0:
         return low, usual
     return low, high
