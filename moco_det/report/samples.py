@@ -251,9 +251,10 @@ def _draw(
                 box.segmentation, height=record.height, width=record.width, tolerance=0.7 / scale
             )
         )
-        mask = f'<path class="mask" d="{path}"/>' if path else ""
+        wrong_one = " wrong" if bad else ""
+        mask = f'<path class="mask{wrong_one}" d="{path}"/>' if path else ""
         frame = (
-            f'<rect class="box{" wrong" if bad else ""}" x="{x0:.1f}" y="{y0:.1f}" '
+            f'<rect class="box{wrong_one}" x="{x0:.1f}" y="{y0:.1f}" '
             f'width="{max(x1 - x0, 0):.1f}" height="{max(y1 - y0, 0):.1f}"/>'
         )
         title = escape(f"{box.category}{score}{' (no such object here)' if bad else ''}")
@@ -305,5 +306,5 @@ def rule() -> str:
         "Images are chosen by rule: some drawn at random with a fixed seed, then those with the "
         "most detections that one arm of a pair has and the other lacks. Each arm is shown with "
         "the boxes of at least the score at which its F1 over all test images is highest. A dashed "
-        "box has no object of its class under it. Same everywhere: IoU of at least 0.5."
+        "box, its mask not filled, has no object of its class under it. Same everywhere: IoU of at least 0.5."
     )
