@@ -306,5 +306,6 @@ def rule() -> str:
         "Images are chosen by rule: some drawn at random with a fixed seed, then those with the "
         "most detections that one arm of a pair has and the other lacks. Each arm is shown with "
         "the boxes of at least the score at which its F1 over all test images is highest. A dashed "
-        "box, its mask not filled, has no object of its class under it. Same everywhere: IoU of at least 0.5."
+        "box, its mask not filled, has no object of its class under it. Same everywhere: IoU of at "
+        "least 0.5."
     )
