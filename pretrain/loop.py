@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pretrain import augment, checkpoints, data, distributed
 from pretrain.config import CfgNode, plain
@@ -106,6 +107,7 @@ class Loop:
                 disable=not self.main,
             ) as bar,
             data.worker_errors(),
+            logging_redirect_tqdm(),
         ):
             if self.iteration == 0:
                 self._neighbours(writers)
