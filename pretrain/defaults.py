@@ -105,12 +105,13 @@ def get_cfg() -> CfgNode:
     cfg.SOLVER.GAMMA_EVERY = 0
     cfg.SOLVER.LR_UPDATE = "iteration"  # iteration | epoch: how often the rate changes
 
-    # Nearest-neighbour accuracy while training, from the labelled folder TRAIN to TEST.
+    # Nearest-neighbour accuracy before the first step, after the last and in between, from the
+    # labelled folder TRAIN to TEST; without TEST each image of TRAIN is voted for by the others.
     cfg.KNN = CfgNode()
     cfg.KNN.TRAIN = ""
     cfg.KNN.TEST = ""
-    cfg.KNN.EVERY = 0.0  # epochs; 0 is never
-    cfg.KNN.K = 200
+    cfg.KNN.EVERY = 0.0  # epochs, a part of one too; 0 is the start and the end alone
+    cfg.KNN.K = 0  # neighbours; 0 is 200, and 10 where a class has fewer than 200 images
     cfg.KNN.T = 0.07
     cfg.KNN.FEATURES = "pooled"  # pooled | head: before the head, or the normalised embedding
     cfg.KNN.SIZE = 0  # of the central view; 0 takes AUGMENT.SIZE
@@ -184,7 +185,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.GAMMA": (0, 1),
     "SOLVER.GAMMA_EVERY": (0, INF),
     "KNN.EVERY": (0, INF),
-    "KNN.K": (1, INF),
+    "KNN.K": (0, INF),
     "KNN.T": (1e-6, INF),
     "KNN.SIZE": (0, INF),
     "LOG_EVERY": (1, INF),
@@ -263,10 +264,10 @@ def _check_batches(cfg: CfgNode) -> None:
 
 def _check_knn(cfg: CfgNode) -> None:
     knn = cfg.KNN
-    if knn.EVERY > 0 and not (knn.TRAIN and knn.TEST):
+    if (knn.EVERY > 0 or knn.TEST) and not knn.TRAIN:
+        asked = f"KNN.EVERY is {knn.EVERY:g}" if knn.EVERY > 0 else f"KNN.TEST is {knn.TEST}"
         raise InputError(
-            f"KNN.EVERY is {knn.EVERY:g}: give KNN.TRAIN and KNN.TEST, two folders with one "
-            "sub-folder a class, or set it to 0"
+            f"{asked} and KNN.TRAIN is empty: name a folder with one sub-folder per class there"
         )
     if knn.FEATURES == "head" and cfg.METHOD == "supervised":
         raise InputError("KNN.FEATURES is head and METHOD supervised has no embedding: use pooled")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pretrain import augment, checkpoints, data, distributed
 from pretrain.config import CfgNode, plain
@@ -24,7 +25,7 @@ from pretrain.errors import InputError
 from pretrain.methods import Batch, Method, Outcome
 from pretrain.recording import Writer
 from pretrain.schedule import rate_of
-from pretrain.watch import Watch
+from pretrain.watch import Watch, knn_gain, what_to_try
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ class Parts:
     device: torch.device
     bfloat16: bool
     total: int  # iterations of the whole run
-    knn: Callable[[Encoder], float] | None = None  # of the main process
+    # Which labelled pictures a vote of neighbours gets right; of the main process.
+    knn: Callable[[Encoder], Tensor] | None = None
 
 
 class Loop:
@@ -61,7 +63,15 @@ class Loop:
         self.sums: dict[str, Tensor] = {}
         # While a queue still holds its random start, the loss is low for the wrong reason.
         filled = 2 * (self.method.dictionary_size or 0) // cfg.SOLVER.BATCH
-        self.watch = Watch(self.method.chance_loss, after=max(100, filled))
+        ways_out = what_to_try(
+            cfg.METHOD,
+            batch=cfg.SOLVER.BATCH,
+            size=cfg.MOCO.K,
+            momentum=cfg.MOCO.M,
+            splits=cfg.ENCODER.BN_SPLITS,
+        )
+        self.watch = Watch(self.method.chance_loss, after=max(100, filled), ways_out=ways_out)
+        self.random_hits: Tensor | None = None  # of the same network's random weights
         self.optimizer = torch.optim.SGD(
             [p for p in self.method.parameters() if p.requires_grad],
             lr=cfg.SOLVER.LR,
@@ -97,6 +107,7 @@ class Loop:
                 disable=not self.main,
             ) as bar,
             data.worker_errors(),
+            logging_redirect_tqdm(),
         ):
             if self.iteration == 0:
                 self._neighbours(writers)
@@ -112,8 +123,8 @@ class Loop:
                     self._check_finite()
                 if logs:
                     self._log(writers, bar, clock)
-                if self.knn_every and (
-                    self.iteration % self.knn_every == 0 or self.iteration == self.total
+                if self.iteration == self.total or (
+                    self.knn_every and self.iteration % self.knn_every == 0
                 ):
                     with clock.stopped():
                         self._neighbours(writers)
@@ -217,14 +228,29 @@ class Loop:
         """Measure and record kNN accuracy, in the main process, where it is asked for."""
         if self.knn is None:
             return
-        accuracy = self.knn(self.method.encoder)
+        hits = self.knn(self.method.encoder)
+        if self.random_hits is None:
+            self.random_hits = hits
+        gain = knn_gain(self.random_hits, hits)
+        last = self.iteration == self.total
         record: dict[str, Any] = {
             "iteration": self.iteration,
             "epoch": round(self.iteration / self.steps, 4),
-            "knn_accuracy": round(accuracy, 4),
+            **gain.record(),
         }
-        warning = self.watch.look_at_knn(self.iteration, accuracy)
-        logger.info("iteration %d: kNN accuracy %.2f %%", self.iteration, accuracy)
+        warning = self.watch.look_at_knn(self.iteration, gain, last=last)
+        if self.iteration == 0:
+            logger.info("iteration 0: kNN of random weights %.1f %%", gain.random)
+        else:
+            logger.info(
+                "iteration %d: kNN %.1f %%, random weights %.1f %% (up to %.1f points are chance)",
+                self.iteration,
+                gain.accuracy,
+                gain.random,
+                gain.margin,
+            )
+        if last and not warning:
+            logger.info("the encoder ended better than its random weights by %.1f", gain.points)
         if warning:
             logger.warning("iteration %d: %s", self.iteration, warning)
             record["warning"] = warning
@@ -270,6 +296,8 @@ class Loop:
                     f"{path} was trained with {state['data'].get(name)} {name} and DATA.PATH "
                     f"{self.cfg.DATA.PATH} has {now.get(name)}: resume needs the same {name}"
                 )
+        if self.knn is not None:  # the network still has the weights that the run started from
+            self.random_hits = self.knn(self.method.encoder)
         checkpoints.unpack(self.method, content)
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]

@@ -146,7 +146,7 @@ def build_parts(cfg: CfgNode, device: torch.device, bfloat16: bool) -> Parts:
     )
     check_shares(cfg)
     knn = None
-    if cfg.KNN.EVERY and distributed.is_main():
+    if cfg.KNN.TRAIN and distributed.is_main():
         knn = KnnMonitor(
             cfg.KNN.TRAIN,
             cfg.KNN.TEST,

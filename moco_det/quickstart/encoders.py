@@ -40,6 +40,7 @@ def pretrain_encoders(
         if not folder.is_dir():
             write_crops(load_dataset(plan.train[setting]), folder)
     watched = max(crops.values(), key=count_images)
+    several_classes = len(list(watched.iterdir())) > 1
     jobs = {}
     for arm, config in ((arm, ARMS[arm]) for arm in plan.budget.arms if ARMS[arm]):
         for setting in plan.train:
@@ -59,7 +60,7 @@ def pretrain_encoders(
                 # on a GPU the main process must not wait for the views
                 "DATA.WORKERS": 4 if device == "cuda" else 0,
             }
-            if arm != "supervised":
+            if arm != "supervised" and several_classes:
                 epochs = plan.budget.pretrain_steps / (count // min(BATCH, count))
                 keys |= {"KNN.TRAIN": watched, "KNN.EVERY": round(epochs / MEASURED, 3)}
             jobs[name] = Job(

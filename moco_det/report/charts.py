@@ -32,6 +32,15 @@ LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 40.0
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A chart and its caption."""
+
+    title: str
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
 class Strip:
     """One line of a strip chart: a dot a trial, a bar at the mean, a band of one std."""
 
@@ -50,18 +59,23 @@ def line_chart(
     y_label: str,
     dots: bool = False,
     thin: bool = True,
+    level: tuple[str, float] | None = None,
 ) -> Markup:
     """Mean lines over thin lines of the seeds; `curves` pairs each with its colour's number.
 
-    The horizontal axis starts at iteration 0.
+    The horizontal axis starts at iteration 0. A `level` is a dashed line under its name.
     """
     points = [p for curve, _ in curves for seed in curve.seeds for p in seed]
     if not points:
         return Markup("")
     x_low, x_high = 0.0, max(max(x for x, _ in points), 1.0)
-    y_low, y_high = _padded(*_robust_range([y for _, y in points]), 0.05)
-    plot = _Plot(x_low, x_high, y_low, y_high)
+    low, high = _robust_range([y for _, y in points])
+    if level is not None:
+        low, high = min(low, level[1]), max(high, level[1])
+    plot = _Plot(x_low, x_high, *_padded(low, high, 0.05))
     parts = [plot.axes(x_label=x_label, y_label=y_label)]
+    if level is not None:
+        parts.append(plot.level(*level, below=points[-1][1] >= level[1]))
     for curve, colour in curves if thin else ():
         for seed in curve.seeds:
             parts.append(f'<path class="thin c{colour % COLOURS}" d="{plot.path(seed)}"/>')
@@ -184,7 +198,9 @@ def gap_chart(
     shown = [(name, gap) for name, gap in gaps if gap.difference is not None]
     if not shown:
         return Markup("")
-    row, left, top = 20.0, 118.0, 4.0
+    row, top = 20.0, 4.0
+    widest = max(text_width(name, FONT) for name, _ in shown)
+    left = 10 + min(max(widest, 108.0), MOST_ROOM)
     edges = [e for _, gap in shown for e in (gap.difference, gap.low, gap.high) if e is not None]
     low, high = _padded(min(0.0, *edges), max(0.0, *edges), 0.05)
     bottom = top + row * len(shown)
@@ -252,6 +268,15 @@ class _Plot:
     def path(self, points: Points) -> str:
         return "M" + "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
 
+    def level(self, name: str, value: float, *, below: bool) -> str:
+        """A dashed line over the whole width, its name at the right end below or above it."""
+        y, right = self.y(value), WIDTH - RIGHT
+        return (
+            f'<path class="zero" d="M{self.left} {y:.1f}H{right}"/>'
+            f'<text x="{right}" y="{y + (FONT if below else -5):.1f}" class="end">'
+            f"{escape(name)}</text>"
+        )
+
     def axes(self, *, x_label: str, y_label: str) -> str:
         parts = []
         floor = HEIGHT - BOTTOM
@@ -299,7 +324,7 @@ def _robust_range(values: list[float]) -> tuple[float, float]:
     """The range of the values, without the highest 1 % where they would flatten every line."""
     ordered = sorted(values)
     low, high = ordered[0], ordered[-1]
-    usual = ordered[int(0.99 * (len(ordered) - 1))]
+    usual = ordered[math.ceil(0.99 * (len(ordered) - 1))]
     if high - low > SPIKE * (usual - low) > 0:
         return low, usual
     return low, high

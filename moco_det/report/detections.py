@@ -43,22 +43,31 @@ class Outcome:
     missed: int
 
 
-def common_threshold(found: Sequence[Mapping[str, Sequence[Box]]], images: int) -> float:
-    """One score limit for all arms: 0.5, or what leaves the surest arm two boxes an image.
+def best_threshold(found: Mapping[str, Sequence[Box]], truth: Mapping[str, Sequence[Box]]) -> float:
+    """The lowest score an arm is shown with: that at which its F1 over all images is highest.
 
-    A short schedule leaves even good boxes below 0.5; a picture of nothing would hide them.
+    A short schedule leaves even good boxes at low scores, and arms differ in how sure they are: a
+    limit that all share would hide what one of them finds. 0.5 where no detection is right.
     """
-    limit = 0.0
-    for arm in found:
-        scores = sorted((box.score or 0.0 for boxes in arm.values() for box in boxes), reverse=True)
-        if len(scores) > 2 * images:
-            limit = max(limit, scores[2 * images])
-    return min(MIN_SCORE, limit)
+    objects = sum(not box.ignored for boxes in truth.values() for box in boxes)
+    judged: list[tuple[float, bool]] = []
+    for key, boxes in found.items():
+        outcome = match(boxes, truth.get(key, []))
+        flags = zip(boxes, outcome.right, outcome.wrong, strict=True)
+        judged += [(box.score or 0.0, right) for box, right, wrong in flags if right or wrong]
+    judged.sort(key=lambda pair: -pair[0])
+    best, limit, hits = 0.0, MIN_SCORE, 0
+    for count, (score, right) in enumerate(judged, 1):
+        hits += right
+        f1 = 2 * hits / (count + objects)
+        if f1 > best and (count == len(judged) or judged[count][0] < score):
+            best, limit = f1, score
+    return limit
 
 
 def above(found: Mapping[str, Sequence[Box]], limit: float) -> dict[str, list[Box]]:
-    """The boxes whose score is above a limit."""
-    return {key: [b for b in boxes if (b.score or 0.0) > limit] for key, boxes in found.items()}
+    """The boxes of at least a score."""
+    return {key: [b for b in boxes if (b.score or 0.0) >= limit] for key, boxes in found.items()}
 
 
 def read_boxes(path: Path, dataset: DetectionDataset) -> dict[str, list[Box]]:
@@ -122,22 +131,22 @@ def choose_images(
     largest: int,
     at_random: int,
 ) -> list[tuple[str, str]]:
-    """(image id, why it was chosen): the largest disagreements, then random others.
+    """(image id, why it was chosen): random ones, then the largest disagreements.
 
     Ties go to the earlier id in sorted order; the random ones are drawn with a fixed seed from the
-    images not chosen yet, so that the same results give the same pictures. Images on which the
-    arms agree wholly are not called a disagreement.
+    images without these disagreements, so that the same results give the same pictures. Images on
+    which the arms agree wholly are not called a disagreement.
     """
     ordered = sorted(image_ids)
     scores = {i: disagreement([arm.get(i, []) for arm in arms]) for i in ordered}
     ranked = sorted((i for i in ordered if scores[i] > 0), key=lambda i: -scores[i])
-    chosen = [
+    apart = [
         (i, f"largest disagreement, rank {rank + 1} ({scores[i]} unshared detections)")
         for rank, i in enumerate(ranked[:largest])
     ]
-    left = [i for i in ordered if i not in dict(chosen)]
+    left = [i for i in ordered if i not in dict(apart)]
     drawn = random.Random(RANDOM_SEED).sample(left, min(at_random, len(left)))
-    return chosen + [(i, "drawn at random") for i in drawn]
+    return [(i, "drawn at random") for i in drawn] + apart
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:

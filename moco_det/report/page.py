@@ -14,10 +14,12 @@ from moco_det.report.against_papers import papers_sentence, papers_tables
 from moco_det.report.beside_probes import beside_table
 from moco_det.report.between import Between
 from moco_det.report.certainty import certainty_table
-from moco_det.report.curves import MAX_POINTS, ArmCurve, Points, arm_curve, read_metrics
-from moco_det.report.formats import counted, listed, number, sentence
+from moco_det.report.charts import Figure
+from moco_det.report.curves import ArmCurve, Points, arm_curve, read_metrics
+from moco_det.report.formats import counted, listed, sentence
 from moco_det.report.groups import Group, apart_because, arm_rank, group_rows, short_name
 from moco_det.report.label_counts import label_families
+from moco_det.report.pretraining import PretrainingRun, learning_sentences, read_run
 from moco_det.report.probes import (
     ProbeGroup,
     ProbeSection,
@@ -56,15 +58,6 @@ _CURVES: tuple[tuple[str, str, str], ...] = (
     ("segm/AP", "Mask AP", "mask AP, percent"),
 )
 _PARTS: tuple[str, ...] = ("loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart and its caption."""
-
-    title: str
-    svg: Markup
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,7 @@ class Page:
     papers: str
     probes: list[ProbeSection]
     sample_rule: str
-    pretraining: list[Figure]
+    pretraining: list[PretrainingRun]
     proofs: Table
     runs: Table
     probe_runs: Table
@@ -140,10 +133,11 @@ def build_page(
     failed = [row for row in rows.rows if not row.finished]
     finished = [row for group in groups for row in group.rows]
     colours = _colours([*groups, *probes])
+    runs = [read_run(path, colours) for path in pretraining]
     budget = PICTURE_BYTES
     settings = []
     for i, group in enumerate(groups):
-        setting = _setting(group, i, groups[0], probes, colours, budget)
+        setting = _setting(group, i, groups[0], probes, runs, colours, budget)
         budget -= setting.samples.size
         settings.append(setting)
     shown: Sequence[Group | ProbeGroup] = groups or probes
@@ -163,7 +157,7 @@ def build_page(
         papers=papers_sentence(groups),
         probes=[section(group, colours) for group in probes],
         sample_rule=rule(),
-        pretraining=[figure for path in pretraining for figure in _pretraining(path)],
+        pretraining=runs,
         proofs=proof_table(finished),
         runs=run_table(groups, colours),
         probe_runs=probe_run_table(probes, colours),
@@ -195,6 +189,7 @@ def _setting(
     index: int,
     main: Group,
     probes: Sequence[ProbeGroup],
+    runs: Sequence[PretrainingRun],
     colours: dict[str, int],
     budget: int,
 ) -> Setting:
@@ -226,13 +221,13 @@ def _setting(
         samples = draw_samples(group, index)
     else:
         note_samples = "No pictures here: those of the settings above fill the file."
-        samples = Samples((), (), None, note_samples, Markup(""))
+        samples = Samples((), (), None, "", note_samples, Markup(""))
     return Setting(
         name=setting_name(index),
         title=group.title,
         anchor=f"setting-{index + 1}",
         apart=apart_because(group, main) if group is not main else [],
-        verdict=verdict(group, matched=matched_ok),
+        verdict=[*verdict(group, matched=matched_ok), *learning_sentences(group, runs)],
         strips=_strips(group, rulers, colours),
         legend=[(arm.label, colours[arm.label] % charts.COLOURS) for arm in group.arms],
         ap=ap,
@@ -357,31 +352,6 @@ def _curve_figures(
         return [], [], "No run folder holds a metrics.jsonl with values, so no curves are drawn."
     note = f"metrics.jsonl is missing for {counted(missing, 'run')}." if missing else ""
     return main, parts, note
-
-
-def _pretraining(path: Path) -> list[Figure]:
-    log = read_metrics(path / "metrics.jsonl", ("loss", "accuracy"))
-    if log is None:
-        raise InputError(
-            f"{path} holds no metrics.jsonl; name a folder that tools/pretrain.py wrote"
-        )
-    figures = []
-    for key, title in (("loss", "loss"), ("accuracy", "accuracy")):
-        curve = arm_curve(path.name, [log.get(key, [])])
-        if curve is None:
-            continue
-        svg = charts.line_chart([(curve, 1)], title=f"Pre-training {title} of {path.name}",
-                                x_label="iteration", y_label=title)  # fmt: skip
-        last = log[key][-1]
-        caption = (
-            f"Pre-training {path.name}, n=1: {title} against iteration, "
-            f"{number(last[1], 3)} at iteration {last[0]:,.0f}. At most {MAX_POINTS} points are "
-            "drawn, each the mean of its neighbours; losses of different methods do not compare."
-        )
-        figures.append(Figure(f"{path.name}: {title}", svg, caption))
-    if not figures:
-        raise InputError(f"{path / 'metrics.jsonl'} has no line with a finite 'loss'")
-    return figures
 
 
 def _colours(groups: Sequence[Group | ProbeGroup]) -> dict[str, int]:

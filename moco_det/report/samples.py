@@ -15,12 +15,13 @@ from moco_det.matched import flatten_config
 from moco_det.report.detections import (
     Box,
     above,
+    best_threshold,
     choose_images,
-    common_threshold,
     match,
     outlines,
     read_boxes,
 )
+from moco_det.report.formats import listed
 from moco_det.report.groups import Arm, Group
 from moco_det.report.labels import free_spot, text_width
 from moco_det.results import Row
@@ -61,11 +62,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """The pictures of one setting; `note` says what is missing, `defs` holds the pixels."""
+    """The pictures of one setting; `limits` says the scores they begin at, `note` what is missing,
+    `defs` holds the pixels."""
 
     samples: tuple[Sample, ...]
     legend: tuple[tuple[str, int], ...]
     seed: int | None
+    limits: str
     note: str
     defs: Markup
 
@@ -102,9 +105,9 @@ def draw_samples(group: Group, number: int, *, pictures: int = LARGEST + AT_RAND
     if not found:
         return _nothing(" ".join(["No run has detections that can be shown.", *notes]))
     records = {str(record.image_id): record for record in dataset.records}
-    limit = common_threshold(found, len(records))
-    found = [above(boxes, limit) for boxes in found]
-    notes.append(f"Detections with a score above {limit:.2f}, the same for every arm.")
+    truth = {key: _truth(record, dataset.classes) for key, record in records.items()}
+    limits = [best_threshold(boxes, truth) for boxes in found]
+    found = [above(boxes, limit) for boxes, limit in zip(found, limits, strict=True)]
     chosen = choose_images(
         list(records), found, largest=(pictures + 1) // 2, at_random=pictures // 2
     )
@@ -129,7 +132,7 @@ def draw_samples(group: Group, number: int, *, pictures: int = LARGEST + AT_RAND
         defs += picture
         panels = _panels(
             record,
-            dataset.classes,
+            truth[image_id],
             [arm.label for arm in shown],
             [predictions.get(image_id, []) for predictions in found],
             key,
@@ -137,7 +140,10 @@ def draw_samples(group: Group, number: int, *, pictures: int = LARGEST + AT_RAND
         )
         samples.append(Sample(name=image_id, why=why, panels=panels))
     used = tuple((name, colour) for name, colour in colours.items())
-    return Samples(tuple(samples), used, seed, " ".join(notes), defs)
+    said = listed(
+        [f"{limit:.2f} for {arm.label}" for arm, limit in zip(shown, limits, strict=True)]
+    )
+    return Samples(tuple(samples), used, seed, said, " ".join(notes), defs)
 
 
 def _class_colours(classes: Sequence[str], seen: Sequence[Sequence[str]]) -> dict[str, int]:
@@ -148,7 +154,7 @@ def _class_colours(classes: Sequence[str], seen: Sequence[Sequence[str]]) -> dic
 
 
 def _nothing(note: str) -> Samples:
-    return Samples((), (), None, note, Markup(""))
+    return Samples((), (), None, "", note, Markup(""))
 
 
 def _test_set(row: Row) -> tuple[DetectionDataset | None, str]:
@@ -191,18 +197,21 @@ def _embed(record: Record, key: str) -> Markup:
     )
 
 
+def _truth(record: Record, classes: Sequence[str]) -> list[Box]:
+    return [
+        Box(a.bbox, classes[a.category], None, a.segmentation, a.iscrowd or a.difficult)
+        for a in record.annotations
+    ]
+
+
 def _panels(
     record: Record,
-    classes: Sequence[str],
+    truth: Sequence[Box],
     labels: Sequence[str],
     found: Sequence[Sequence[Box]],
     key: str,
     colours: dict[str, int],
 ) -> tuple[Panel, ...]:
-    truth = [
-        Box(a.bbox, classes[a.category], None, a.segmentation, a.iscrowd or a.difficult)
-        for a in record.annotations
-    ]
     asked = sum(not box.ignored for box in truth)
     panels = [
         Panel(
@@ -242,9 +251,10 @@ def _draw(
                 box.segmentation, height=record.height, width=record.width, tolerance=0.7 / scale
             )
         )
-        mask = f'<path class="mask" d="{path}"/>' if path else ""
+        wrong_one = " wrong" if bad else ""
+        mask = f'<path class="mask{wrong_one}" d="{path}"/>' if path else ""
         frame = (
-            f'<rect class="box{" wrong" if bad else ""}" x="{x0:.1f}" y="{y0:.1f}" '
+            f'<rect class="box{wrong_one}" x="{x0:.1f}" y="{y0:.1f}" '
             f'width="{max(x1 - x0, 0):.1f}" height="{max(y1 - y0, 0):.1f}"/>'
         )
         title = escape(f"{box.category}{score}{' (no such object here)' if bad else ''}")
@@ -269,7 +279,7 @@ def _label(
     crowded: bool,
 ) -> str:
     """A class name on its colour where it covers no other label; the colour alone otherwise."""
-    name = box.category if len(box.category) <= 14 else box.category[:13] + "…"
+    name = box.category if len(box.category) <= 16 else box.category[:15] + "…"
     text = name if box.score is None else f"{name} {box.score:.2f}".replace(" 0.", " .")
     long, tall = text_width(text, FONT) + 6, FONT + 3
     if crowded and frame[2] - frame[0] < 0.7 * long:
@@ -293,9 +303,9 @@ def _canvas(record: Record) -> tuple[float, float]:
 def rule() -> str:
     """How the images are chosen, in words, for the caption."""
     return (
-        "The score limit is 0.5, or lower where that leaves the surest arm fewer than two "
-        "detections an image. Chosen by rule: the images with the most detections that one arm of "
-        "a pair has and the other lacks (same class, IoU of at least 0.5), then images drawn at "
-        "random with a fixed seed. A dashed box has no object of its class under it (IoU of at "
-        "least 0.5)."
+        "Images are chosen by rule: some drawn at random with a fixed seed, then those with the "
+        "most detections that one arm of a pair has and the other lacks. Each arm is shown with "
+        "the boxes of at least the score at which its F1 over all test images is highest. A dashed "
+        "box, its mask not filled, has no object of its class under it. Same everywhere: IoU of at "
+        "least 0.5."
     )

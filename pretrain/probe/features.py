@@ -28,13 +28,7 @@ def labelled_pair(
 
     Raises InputError for sets without labels and for sets of different classes.
     """
-    pair = data.list_images(train, key=keys[0]), data.list_images(test, key=keys[1])
-    for key, images in zip(keys, pair, strict=True):
-        if images.labels is None:
-            raise InputError(
-                f"{key} {images.root} has no class folders: a probe needs labels, one sub-folder a "
-                "class or a text list of path<TAB>class"
-            )
+    pair = labelled(train, key=keys[0]), labelled(test, key=keys[1])
     only = [sorted(set(a.classes) - set(b.classes)) for a, b in (pair, pair[::-1])]
     if any(only):
         parts = [
@@ -44,6 +38,17 @@ def labelled_pair(
         ]
         raise InputError(f"{train} and {test} have different classes: {'; '.join(parts)}")
     return pair
+
+
+def labelled(path: str, *, key: str) -> data.ImageList:
+    """The images of a labelled set, which errors call by `key`."""
+    images = data.list_images(path, key=key)
+    if images.labels is None:
+        raise InputError(
+            f"{key} {images.root} has no class folders: a probe needs labels, one sub-folder per "
+            "class or a text list of path<TAB>class"
+        )
+    return images
 
 
 def _few(names: list[str], most: int = 5) -> str:

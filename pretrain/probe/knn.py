@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from pretrain import data
 from pretrain.encoders import Encoder
 from pretrain.errors import InputError
 from pretrain.probe.accuracy import TOP, Accuracy, score
-from pretrain.probe.features import centre_views, embed, extract, labelled_pair
+from pretrain.probe.features import centre_views, embed, extract, labelled, labelled_pair
 
 logger = logging.getLogger(__name__)
 
@@ -24,29 +25,43 @@ logger = logging.getLogger(__name__)
 # the features themselves (1.28M x 2048 are 9.8 GiB) a vote needs that block, a norm for each row
 # and the classes' votes of one block of test rows, whatever the size of the sets.
 TEST_ROWS, TRAIN_ROWS = 512, 16384
+# Neighbours of the monitor where none are asked for: InstDisc's, and those of few pictures.
+MANY, FEW = 200, 10
 
 
 def vote(
-    train: Tensor, train_labels: Tensor, test: Tensor, *, classes: int, k: int, temperature: float
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor | None,
+    *,
+    classes: int,
+    k: int,
+    temperature: float,
 ) -> Tensor:
     """The min(5, classes) classes [M, r] with most votes for each test row, best first.
 
     Each of the k nearest training rows (by cosine) votes for its class with weight exp(cos / T).
-    Features [N, C] and [M, C] need not be normalised.
+    Features [N, C] and [M, C] need not be normalised. Without `test` each training row is asked
+    for, and the others vote.
     """
     if k < 1 or temperature <= 0:
         raise InputError(f"k is {k} and the temperature {temperature:g}: both must be above 0")
-    k = min(k, len(train))
+    alone = test is None
+    test = train if test is None else test
+    k = min(k, len(train) - alone)
     inverse = 1 / train.norm(dim=1).clamp_min(1e-12)  # N
     ranked = []
     blocks = range(0, len(train), TRAIN_ROWS)
-    for part in tqdm(test.split(TEST_ROWS), desc="kNN", mininterval=1, delay=2, leave=False):
+    parts = tqdm(test.split(TEST_ROWS), desc="kNN", mininterval=1, delay=2, leave=False)
+    for number, part in enumerate(parts):
         part = torch.nn.functional.normalize(part, dim=1)
         best = part.new_empty(len(part), 0)
         labels = train_labels.new_empty(len(part), 0)
         for start in blocks:
             rows = slice(start, start + TRAIN_ROWS)
             similarity = (part @ train[rows].t()).mul_(inverse[rows])  # n x block
+            if alone:
+                similarity.diagonal(number * TEST_ROWS - start).fill_(-torch.inf)
             near, at = similarity.topk(min(k, similarity.shape[1]), dim=1)
             best = torch.cat([best, near], dim=1)
             labels = torch.cat([labels, train_labels[rows][at]], dim=1)
@@ -131,11 +146,13 @@ def knn_probe(
 
 
 class KnnMonitor:
-    """kNN accuracy of an encoder in training, over two labelled sets that are decoded once.
+    """Which labelled images their neighbours name right, of an encoder in training.
 
-    The central views of both stay in memory as uint8 (size * size * 3 bytes an image); sets that
-    need more than half of the machine's memory for it are refused. Raises InputError for sets
-    without labels or of different classes.
+    The images of `test` by those of `train`, or, where `test` is empty, each of `train` by the
+    others. `k` 0 is 200, and 10 where a class of `train` has fewer images.
+    The central views are decoded once and stay in memory as uint8 (size * size * 3 bytes an image);
+    sets that need more than half of the machine's memory for it are refused. Raises InputError for
+    sets without labels, of one class or of different classes.
     """
 
     def __init__(
@@ -144,36 +161,54 @@ class KnnMonitor:
         test: str,
         *,
         size: int,
-        k: int = 200,
+        k: int = 0,
         temperature: float = 0.07,
         features: str = "pooled",
         batch: int = 128,
         bfloat16: bool = False,
     ) -> None:
-        known, asked = labelled_pair(train, test, keys=("KNN.TRAIN", "KNN.TEST"))
-        _check_memory((len(known) + len(asked)) * size * size * 3, [train, test])
-        for concern in concerns(known, k=k):
-            logger.warning("kNN: %s", concern)
+        if test:
+            known, asked = labelled_pair(train, test, keys=("KNN.TRAIN", "KNN.TEST"))
+        else:
+            known = asked = labelled(train, key="KNN.TRAIN")
+        assert known.labels is not None and asked.labels is not None
         self.classes = len(known.classes)
+        if self.classes < 2:
+            raise InputError(f"KNN.TRAIN {train} has one class: kNN needs two or more")
+        images = len(known) + len(asked) if test else len(known)
+        _check_memory(images * size * size * 3, f"{train} and {test}" if test else train)
+        for concern in concerns(known, k=k) if k else ():
+            logger.warning("kNN: %s", concern)
+        k = k or (MANY if np.bincount(known.labels).min() >= MANY else FEW)
+        logger.info(
+            "kNN: %d images, %.1f %% of them in the largest of %d classes, each by the %d nearest "
+            "of %s",
+            len(asked),
+            100 * np.bincount(asked.labels).max() / len(asked),
+            self.classes,
+            k,
+            f"{len(known)} in {train}" if test else "the others",
+        )
         self.k = k
         self.temperature = temperature
         self.features = features
         self.batch = batch
         self.bfloat16 = bfloat16
-        self.train, self.test = (_decoded(images, size) for images in (known, asked))
+        self.train = _decoded(known, size)
+        self.test = _decoded(asked, size) if test else None
 
-    def __call__(self, encoder: Encoder) -> float:
-        """Percent. The encoder's modes, its running statistics and torch's generator stay."""
-        known, asked = (self._embed(encoder, views) for views, _ in (self.train, self.test))
+    def __call__(self, encoder: Encoder) -> Tensor:
+        """One flag per image. The encoder's modes, running statistics and torch's RNG stay."""
+        known = self._embed(encoder, self.train[0])
         ranked = vote(
             known,
             self.train[1].to(known.device),
-            asked,
+            None if self.test is None else self._embed(encoder, self.test[0]),
             classes=self.classes,
             k=self.k,
             temperature=self.temperature,
         )
-        return score(ranked.cpu(), self.test[1], classes=self.classes).top1
+        return ranked[:, 0].cpu() == (self.test or self.train)[1]
 
     def _embed(self, encoder: Encoder, views: Tensor) -> Tensor:
         batches = tqdm(
@@ -197,11 +232,11 @@ def _decoded(images: data.ImageList, size: int) -> tuple[Tensor, Tensor]:
     return views, torch.from_numpy(images.labels)
 
 
-def _check_memory(needed: int, sets: list[str]) -> None:
+def _check_memory(needed: int, sets: str) -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory / 2:
         raise InputError(
-            f"kNN over {' and '.join(sets)} needs {needed / 2**30:.1f} GiB for its views and the "
+            f"kNN over {sets} needs {needed / 2**30:.1f} GiB for its views and the "
             f"machine has {memory / 2**30:.1f}: lower KNN.SIZE, give a part of the images (a text "
-            "list of path<TAB>class will do), or set KNN.EVERY 0 and use tools/probe.py"
+            "list of path<TAB>class will do), or leave KNN.TRAIN empty and use tools/probe.py"
         )

@@ -85,6 +85,22 @@ def test_the_vote_does_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch,
     assert torch.equal(whole, knn.vote(bank, labels, queries, classes=7, k=k, temperature=0.07))
 
 
+@pytest.mark.parametrize("k", [1, 6, 200])
+@pytest.mark.parametrize("blocks", [(512, 16384), (5, 4)])
+def test_leaving_one_out_is_a_vote_of_all_the_others(
+    monkeypatch: pytest.MonkeyPatch, k: int, blocks: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(knn, "TEST_ROWS", blocks[0])
+    monkeypatch.setattr(knn, "TRAIN_ROWS", blocks[1])
+    bank, labels = numbers(31, 6, 0), classes_of(31, 4, 1)
+    ranked = knn.vote(bank, labels, None, classes=4, k=k, temperature=0.2)
+    for i, order in enumerate(ranked.tolist()):
+        others = torch.arange(31) != i
+        (votes,) = naive_votes(bank[others], labels[others], bank[i : i + 1], k, 0.2)
+        named = sorted(votes, key=lambda y: -votes[y])
+        assert order[: len(named)] == named
+
+
 def test_no_similarity_is_held_beyond_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a vote needs beside the features is bounded whatever the size of the sets."""
     monkeypatch.setattr(knn, "TEST_ROWS", 8)
@@ -162,8 +178,32 @@ def test_features_are_those_of_one_image_at_a_time(encoder: Encoder, class_folde
 def test_the_monitor_gives_the_probe_s_number(encoder: Encoder, two_sets: tuple[str, str]) -> None:
     monitor = probe.KnnMonitor(*two_sets, size=32, k=5, temperature=0.07, features="head", batch=4)
     expected = probe.knn_probe(encoder, *two_sets, size=32, k=5, features="head")
-    assert monitor(encoder) == expected
-    assert monitor(encoder) == expected
+    assert 100 * monitor(encoder).double().mean() == pytest.approx(expected)
+    assert torch.equal(monitor(encoder), monitor(encoder))
+
+
+def test_one_set_alone_is_voted_for_by_its_other_images(
+    encoder: Encoder, class_folders: Path
+) -> None:
+    monitor = probe.KnnMonitor(str(class_folders), "", size=32, k=3)
+    rows, labels = probe.extract(encoder, data.list_images(str(class_folders)), size=32)
+    for i, right in enumerate(monitor(encoder).tolist()):
+        others = torch.arange(24) != i
+        (votes,) = naive_votes(rows[others], labels[others], rows[i : i + 1], 3, 0.07)
+        assert right == (max(votes, key=lambda y: votes[y]) == labels[i])
+
+
+@pytest.mark.parametrize("smallest, k", [(200, 200), (199, 10)])
+def test_few_pictures_of_a_class_have_few_neighbours(
+    smallest: int, k: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(tmp_path, 1)
+    names = ["cat"] * smallest + ["dog"] * 201
+    (tmp_path / "set.txt").write_text("".join(f"{tmp_path}/000.jpg\t{name}\n" for name in names))
+    caplog.set_level("INFO")
+    assert probe.KnnMonitor(str(tmp_path / "set.txt"), "", size=32).k == k
+    assert f"each by the {k} nearest of the others" in caplog.text
+    assert probe.KnnMonitor(str(tmp_path / "set.txt"), "", size=32, k=25).k == 25
 
 
 def test_the_monitor_leaves_training_as_it_was(encoder: Encoder, two_sets: tuple[str, str]) -> None:
@@ -209,6 +249,9 @@ def test_sets_that_cannot_be_probed_are_refused(class_folders: Path, tmp_path: P
         probe.KnnMonitor(str(class_folders), str(tmp_path / "flat"), size=32)
     with pytest.raises(InputError, match=r"cat only in \S*images\S*; bird only in \S*other"):
         probe.KnnMonitor(str(class_folders), str(tmp_path / "other"), size=32)
+    write_images(tmp_path / "one" / "cat", 2)
+    with pytest.raises(InputError, match=r"KNN\.TRAIN .*one has one class: kNN needs two"):
+        probe.KnnMonitor(str(tmp_path / "one"), "", size=32)
     with pytest.raises(InputError, match=r"KNN\.TRAIN .*gone does not exist"):
         probe.KnnMonitor(str(tmp_path / "gone"), str(class_folders), size=32)
 

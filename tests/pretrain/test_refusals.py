@@ -92,6 +92,14 @@ def test_a_number_that_is_not_finite_is_refused(key: str, value: str, tiny: list
         config(tiny, key, value)
 
 
+@pytest.mark.parametrize("pair", [("KNN.EVERY", "0.5"), ("KNN.TEST", "some/test")])
+def test_a_watch_without_labelled_pictures_is_refused(
+    pair: tuple[str, str], tiny: list[str]
+) -> None:
+    with pytest.raises(InputError, match=rf"{pair[0]} is {pair[1]} and KNN\.TRAIN is empty: name"):
+        config(tiny, *pair)
+
+
 @pytest.mark.parametrize("pairs", [("MOCO.K", 10**13), ("AUGMENT.SIZE", 10**8)])
 def test_a_run_that_no_memory_holds_is_one_line(
     pairs: tuple[str, int], tiny: list[str], tmp_path: Path

@@ -199,4 +199,24 @@ def test_another_config_is_refused_but_for_what_does_not_teach(
         train.train(other, resume=True)
     knn = ["KNN.TRAIN", str(class_folders), "KNN.TEST", str(class_folders), "KNN.EVERY", "1"]
     path = train.train(load_config(QUICK, [*pairs, "KNN.SIZE", "32", *knn]), resume=True)
-    assert any("knn_accuracy" in row for row in records(path.parent))
+    assert [row["iteration"] for row in records(path.parent) if "knn_accuracy" in row] == [3, 4]
+
+
+def test_the_watch_measures_random_weights_and_the_end_and_says_which_is_better(
+    tiny: list[str], class_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was stopped before it was watched is held to the same random weights."""
+    watched = ["KNN.TRAIN", str(class_folders), "KNN.SIZE", "32"]
+    folder = train.train(load_config(QUICK, [*tiny, *watched])).parent
+    first, last = (row for row in records(folder) if "knn_accuracy" in row)
+    assert (first["iteration"], last["iteration"]) == (0, 4)
+    assert first["knn_random"] == first["knn_accuracy"] == last["knn_random"]
+    better = last["knn_accuracy"] - last["knn_random"] > last["knn_margin"]
+    assert better != ("no better than its random weights" in last.get("warning", ""))
+    stopped = [*tiny, "OUTPUT_DIR", str(folder.parent / "stopped"), "CHECKPOINT_EVERY", "1"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(load_config(QUICK, stopped))
+    folder = train.train(load_config(QUICK, [*stopped, *watched]), resume=True).parent
+    assert records(folder)[-1] == last

@@ -104,6 +104,15 @@ def test_one_spike_does_not_flatten_the_curve(tmp_path: Path) -> None:
     assert json.dumps(sorted(heights))
 
 
+def test_the_last_of_few_evaluations_is_drawn_at_its_height() -> None:
+    curve = arm_curve("moco", [[(50.0, 1.2), (100.0, 2.8), (150.0, 6.4)]])
+    assert curve is not None
+    svg = line_chart([(curve, 0)], title="t", x_label="x", y_label="y")
+    path = ET.fromstring(svg)[-1].attrib["d"]
+    first, second, last = (float(point.split()[1]) for point in path[1:].split("L"))
+    assert (first - second) / (first - last) == pytest.approx(1.6 / 5.2, abs=0.01)
+
+
 @pytest.mark.parametrize("name", ["<script>alert(1)", "W" * 300, "moco_v2_800ep_imagenet1k"])
 def test_names_beside_a_chart_end_inside_it(name: str) -> None:
     strips = [Strip(name, 0, (1.0, 2.0), 1.5, 0.7)]

@@ -15,8 +15,8 @@ from moco_det.errors import InputError
 from moco_det.report.detections import (
     Box,
     above,
+    best_threshold,
     choose_images,
-    common_threshold,
     disagreement,
     iou,
     match,
@@ -56,12 +56,13 @@ def test_disagreement_counts_what_only_one_of_a_pair_has() -> None:
     assert disagreement([[box(0)], [box(0, "dog")], []]) == 2 + 1 + 1
 
 
-def test_images_are_chosen_by_disagreement_then_at_random_with_a_fixed_seed() -> None:
+def test_images_are_chosen_at_random_with_a_fixed_seed_then_by_disagreement() -> None:
     ids = [f"i{n:02d}" for n in range(20)]
     arms = [{"i03": [box(0), box(50)], "i07": [box(0)]}, {}]
     chosen = choose_images(ids, arms, largest=2, at_random=3)
-    assert [name for name, _ in chosen[:2]] == ["i03", "i07"]
-    assert "rank 1 (2 unshared" in chosen[0][1]
+    assert [name for name, _ in chosen[3:]] == ["i03", "i07"]
+    assert "rank 1 (2 unshared" in chosen[3][1]
+    assert {why for _, why in chosen[:3]} == {"drawn at random"}
     assert len({name for name, _ in chosen}) == 5
     assert chosen == choose_images(ids[::-1], arms, largest=2, at_random=3)
 
@@ -95,17 +96,26 @@ def test_predictions_are_named_and_sorted_by_score(
     assert [b.score for b in found["7"]] == [0.8, 0.6, 0.4]
     assert found["7"][0].xyxy == (1, 2, 4, 6)
     assert found["7"][0].category == "cat"
-    assert [b.score for b in above(found, 0.6)["7"]] == [0.8]
+    assert [b.score for b in above(found, 0.6)["7"]] == [0.8, 0.6]
 
 
-def test_the_score_limit_is_common_and_falls_only_where_nothing_reaches_a_half() -> None:
-    def arm(*scores: float) -> dict[str, list[Box]]:
-        return {"1": [Box((0, 0, 1, 1), "cat", score) for score in scores]}
+def test_an_arm_is_shown_from_the_score_of_its_best_f1() -> None:
+    """Three objects; F1 down to each score: 2/4, 4/5, 6/7 and 6/8."""
+    truth = {"a": [box(0), box(50)], "b": [box(0)], "c": [box(0, ignored=True)]}
+    found = {
+        "a": [box(0, score=0.9), box(50, score=0.2), box(20, score=0.2), box(80, score=0.1)],
+        "b": [box(0, score=0.4)],
+        "c": [box(0, score=0.3)],  # of an ignored object: it counts nowhere
+    }
+    assert best_threshold(found, truth) == 0.2
+    # All of a score are shown or none: 6/10 with these, 6/6 with the first of them alone.
+    found["a"][2:3] = [box(20, score=0.2)] * 4
+    assert best_threshold(found, truth) == 0.4
 
-    # one image: the surest arm keeps two boxes, its third best score is the limit
-    assert common_threshold([arm(0.3, 0.2, 0.1), arm(0.4, 0.35, 0.25, 0.1)], 1) == 0.25
-    assert common_threshold([arm(0.9, 0.8, 0.7), arm(0.1)], 1) == 0.5
-    assert common_threshold([arm(0.3)], 1) == 0.0
+
+def test_an_arm_that_finds_nothing_is_shown_from_a_half() -> None:
+    assert best_threshold({"a": [box(80, score=0.9)]}, {"a": [box(0)]}) == 0.5
+    assert best_threshold({}, {"a": [box(0)]}) == 0.5
 
 
 @pytest.mark.parametrize("text", ["", "{}x", "[1]", '[{"score": 1}]', "null"])

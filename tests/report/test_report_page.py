@@ -277,22 +277,6 @@ def test_curves_are_drawn_from_the_runs_own_logs(
     assert "metrics.jsonl is missing for 1 run." in page.text
 
 
-def test_pretraining_curves_are_drawn_and_a_folder_without_a_log_is_refused(
-    tmp_path: Path, make_row: Any, write_rows: Any
-) -> None:
-    path = write_rows([make_row()])
-    folder = tmp_path / "moco_v2"
-    folder.mkdir()
-    with pytest.raises(InputError, match="moco_v2 holds no metrics.jsonl"):
-        make_report([path], tmp_path / "out", pretraining=[folder])
-    assert not (tmp_path / "out").exists()
-    (folder / "metrics.jsonl").write_text(
-        '{"iteration": 0, "loss": 6.9}\n{"iteration": 10, "loss": 5.25}\n', encoding="utf-8"
-    )
-    page, _ = page_of(path, tmp_path / "out", pretraining=[folder])
-    assert "loss against iteration, 5.250 at iteration 10" in page.text
-
-
 def test_missing_or_empty_results_are_input_errors(
     tmp_path: Path, make_row: Any, write_rows: Any
 ) -> None:
