@@ -101,7 +101,7 @@ def _figure(
     if key == "knn_accuracy" and _RANDOM in log:
         random = log[_RANDOM][-1][1]
         level = ("random weights", random)
-        caption += f" Dashed: the same network's random weights, {number(random, digits)}{unit}."
+        caption += f" The same network's random weights (dashed): {number(random, digits)}{unit}."
     if len(log[key]) > MAX_POINTS:
         caption += f" {MAX_POINTS} points are drawn, each the mean of its neighbours."
     if key == "loss":

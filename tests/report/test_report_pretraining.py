@@ -63,7 +63,7 @@ def test_knn_is_drawn_beside_the_loss_with_the_level_of_random_weights(
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     chart = html.split('aria-label="Pre-training kNN accuracy of moco"')[1].split("</svg>")[0]
     assert chart.count('class="zero"') == 1 and "random weights</text>" in chart
-    said = "Dashed: the same network's random weights, 33.0 %."
+    said = "The same network's random weights (dashed): 33.0 %."
     assert said in page.text
     assert said in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "learned nothing" not in page.text
