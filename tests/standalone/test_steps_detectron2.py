@@ -104,7 +104,7 @@ def test_losses_and_gradients_are_the_same(
 
 
 STEPPED = ("FPN R18", "FPN R18 masks", "C4 R50", "C4 R50 masks", "DC5 R50", "DC5 R50 masks")
-STEPPED += ("FPN half R18 masks", "C4 half R18 masks")
+STEPPED += ("FPN half R18 masks",)
 # all proposals are sampled: a draw depends on their number, which a rounding may change by one
 STEADY = [
     *EVERYTHING,
