@@ -122,20 +122,17 @@ def in_detectron2(pkl: Path, arrays: dict[str, np.ndarray], source: SourceCheckp
         return "-"
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import get_cfg
-    from detectron2.layers import ShapeSpec
-    from detectron2.modeling.backbone import build_resnet_backbone
+    from detectron2.modeling import build_backbone
+
+    from moco_det.plugin.backbones import any_width
 
     assert source.input is not None
     in_1x1 = bool(source.input["stride_in_1x1"])
-    numbers = ARCHITECTURES[source.architecture]
     cfg = get_cfg()
-    resnets = cfg.MODEL.RESNETS
-    resnets.DEPTH, resnets.STRIDE_IN_1X1 = numbers.depth, in_1x1
-    resnets.NUM_GROUPS, resnets.WIDTH_PER_GROUP = numbers.num_groups, numbers.width_per_group
-    resnets.STEM_OUT_CHANNELS = numbers.stem_out_channels
-    resnets.RES2_OUT_CHANNELS = numbers.res2_out_channels
-    resnets.OUT_FEATURES = list(STAGES)
-    network = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    cfg.merge_from_list([x for pair in GEOMETRIES[source.architecture].keys.items() for x in pair])
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = in_1x1
+    cfg.MODEL.RESNETS.OUT_FEATURES = list(STAGES)
+    network = build_backbone(any_width(cfg)).eval()
     left = DetectionCheckpointer(network)._load_model(
         DetectionCheckpointer(network)._load_file(str(pkl))
     )

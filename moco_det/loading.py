@@ -163,10 +163,8 @@ def _other_resnet(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -
     if found is None or found == own:
         return None
     has = {} if own is None else GEOMETRIES[own].keys
-    keys = [
-        f"{key} {value}" for key, value in GEOMETRIES[found].keys.items() if has.get(key) != value
-    ]
-    return f"its ResNet is a {found}: give {' '.join(keys)}"
+    keys = (f"{key} {n}" for key, n in GEOMETRIES[found].keys.items() if has.get(key) != n)
+    return f"its ResNet is a {found}: set {' '.join(keys)}"
 
 
 def _architecture(tensors: Mapping[str, Tensor]) -> str | None:

@@ -142,6 +142,10 @@ def test_the_dump_is_the_whole_config_and_can_be_read_back(tmp_path: Path) -> No
         ("INPUT: {MIN_SIZE_TRAIN: []}", r"INPUT\.MIN_SIZE_TRAIN"),
         ("MODEL: {RESNETS: {DEPTH: 20}}", r"MODEL\.RESNETS\.DEPTH is 20"),
         ("MODEL: {RESNETS: {DEPTH: 18}}", "RES2_OUT_CHANNELS must be 64"),
+        (
+            "MODEL: {RESNETS: {DEPTH: 18, STEM_OUT_CHANNELS: 32, RES2_OUT_CHANNELS: 64}}",
+            "RES2_OUT_CHANNELS must be 32 for ResNet-18 and -34, as STEM_OUT_CHANNELS is, not 64",
+        ),
         ("MODEL: {BACKBONE: {FREEZE_AT: 2}}", "FREEZE_AT 2 would freeze randomly"),
         ("DATASETS: {TRAIN: []}", None),
         ("- a list", "not a list"),

@@ -1,14 +1,23 @@
-"""The R50-dilated-C5 backbone of the MoCo paper in detectron2's registry."""
+"""Backbones in detectron2's registry: the MoCo paper's R50-dilated-C5, narrow ResNet-18 and -34."""
 
 from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_resnet_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, ResNet, build_resnet_backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor
 from torch.nn import functional as F
+
+BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+# detectron2's builder -> the one that takes its place for a narrow ResNet-18 or -34
+ANY_WIDTH = {
+    "build_resnet_backbone": "build_basic_resnet_backbone",
+    "build_resnet_fpn_backbone": "build_basic_resnet_fpn_backbone",
+}
 
 
 class DilatedC5(Backbone):
@@ -55,7 +64,65 @@ def build_resnet_dilated_c5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Di
     )
 
 
+def basic_stage(cfg: CfgNode, index: int) -> list[BasicBlock]:
+    """The blocks of res2 (index 0) to res5 (3) of a ResNet-18 or -34."""
+    resnets = cfg.MODEL.RESNETS
+    blocks = BASIC_BLOCKS[resnets.DEPTH][index]
+    channels = resnets.RES2_OUT_CHANNELS * 2**index
+    stage: list[BasicBlock] = ResNet.make_stage(
+        BasicBlock,
+        blocks,
+        stride_per_block=[1 if index == 0 else 2] + [1] * (blocks - 1),
+        in_channels=resnets.STEM_OUT_CHANNELS if index == 0 else channels // 2,
+        out_channels=channels,
+        norm=resnets.NORM,
+    )
+    return stage
+
+
+def build_basic_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """A ResNet-18 or -34 of any width; detectron2's own builder refuses all but 64 channels."""
+    resnets = cfg.MODEL.RESNETS
+    if resnets.RES5_DILATION != 1 or any(resnets.DEFORM_ON_PER_STAGE):
+        raise ValueError("ResNet-18 and -34 have neither dilation nor deformable convolutions")
+    stem = BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, resnets.NORM)
+    return ResNet(
+        stem,
+        [basic_stage(cfg, index) for index in range(4)],
+        out_features=resnets.OUT_FEATURES,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
+
+
+def build_basic_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """The same below an FPN."""
+    return FPN(
+        build_basic_resnet_backbone(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def any_width(cfg: CfgNode) -> CfgNode:
+    """The config with the builder that has narrow ResNet-18 and -34, where it asks for one."""
+    resnets, name = cfg.MODEL.RESNETS, ANY_WIDTH.get(cfg.MODEL.BACKBONE.NAME)
+    if name is None or resnets.DEPTH not in BASIC_BLOCKS or resnets.RES2_OUT_CHANNELS == 64:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.NAME = name
+    return cfg
+
+
 def register_backbones() -> None:
-    """Make the backbone known to yaml files."""
-    if build_resnet_dilated_c5_backbone.__name__ not in BACKBONE_REGISTRY:
-        BACKBONE_REGISTRY.register(build_resnet_dilated_c5_backbone)
+    """Make the backbones known to yaml files."""
+    for build in (
+        build_resnet_dilated_c5_backbone,
+        build_basic_resnet_backbone,
+        build_basic_resnet_fpn_backbone,
+    ):
+        if build.__name__ not in BACKBONE_REGISTRY:
+            BACKBONE_REGISTRY.register(build)

@@ -6,12 +6,11 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import get_norm
-from detectron2.modeling import ROI_HEADS_REGISTRY, ResNet
-from detectron2.modeling.backbone.resnet import BasicBlock
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from torch import nn
 
-BASIC = {18: 2, 34: 3}  # blocks of res5
+from moco_det.plugin.backbones import BASIC_BLOCKS, basic_stage
 
 
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
@@ -24,30 +23,14 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         parts: dict[str, Any] = super().from_config(cfg, input_shape)
-        if cfg.MODEL.RESNETS.DEPTH in BASIC:
-            parts["res5"] = basic_res5(cfg)
+        if cfg.MODEL.RESNETS.DEPTH in BASIC_BLOCKS:
+            parts["res5"] = nn.Sequential(*basic_stage(cfg, 3))
         res5 = parts["res5"]
         layer = get_norm(cfg.MODEL.RESNETS.NORM, res5[-1].out_channels)
         if layer is None:
             raise ValueError("Res5ROIHeadsExtraNorm needs MODEL.RESNETS.NORM to be a norm")
         res5.add_module("norm", layer)
         return parts
-
-
-def basic_res5(cfg: CfgNode) -> nn.Sequential:
-    """The res5 of ResNet-18 or -34."""
-    blocks = BASIC[cfg.MODEL.RESNETS.DEPTH]
-    channels = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 8
-    return nn.Sequential(
-        *ResNet.make_stage(
-            BasicBlock,
-            blocks,
-            stride_per_block=[2] + [1] * (blocks - 1),
-            in_channels=channels // 2,
-            out_channels=channels,
-            norm=cfg.MODEL.RESNETS.NORM,
-        )
-    )
 
 
 def register_heads() -> None:

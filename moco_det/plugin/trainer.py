@@ -16,6 +16,7 @@ from tqdm import tqdm
 from moco_det.data import DetectionDataset
 from moco_det.errors import InputError
 from moco_det.loading import not_finite
+from moco_det.plugin.backbones import any_width
 from moco_det.plugin.evaluator import evaluate, numbers_only
 from moco_det.plugin.metrics_log import MetricsLog
 from moco_det.plugin.precise_bn import SyncedPreciseBN
@@ -24,7 +25,7 @@ from moco_det.plugin.precise_bn import SyncedPreciseBN
 def build_detector(cfg: CfgNode) -> nn.Module:
     """The model a config describes; a config that describes none is an InputError."""
     try:
-        model: nn.Module = build_model(cfg)
+        model: nn.Module = build_model(any_width(cfg))
     except (AssertionError, KeyError, ValueError) as error:
         raise InputError(f"detectron2 builds no model from this config: {error}") from error
     return model

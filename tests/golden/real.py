@@ -16,12 +16,12 @@ from tests.standalone.targets import Objects
 pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg  # noqa: E402
-from detectron2.modeling import build_model  # noqa: E402
 from detectron2.modeling.proposal_generator import proposal_utils  # noqa: E402
 from detectron2.structures import Boxes, Instances, PolygonMasks  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 
 from moco_det.plugin import add_moco_det_config  # noqa: E402
+from moco_det.plugin.trainer import build_detector  # noqa: E402
 
 
 def real_config(settings: Settings) -> CfgNode:
@@ -33,8 +33,7 @@ def real_config(settings: Settings) -> CfgNode:
 
 
 def real_model(settings: Settings) -> nn.Module:
-    model: nn.Module = build_model(real_config(settings))
-    return model
+    return build_detector(real_config(settings))
 
 
 def inputs_of(

@@ -25,6 +25,10 @@ from detectron2.engine import DefaultPredictor, DefaultTrainer  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 
 from moco_det.plugin import add_moco_det_config, register_dataset  # noqa: E402
+from moco_det.plugin.backbones import any_width  # noqa: E402
+from moco_det.plugin.trainer import build_detector  # noqa: E402
+
+REPO = Path(__file__).resolve().parents[2]
 
 # what shrinks a paper's run to a test's; all keys are detectron2's own
 SMALL = [
@@ -119,6 +123,36 @@ def test_detectron2s_own_trainer_trains_a_config_of_ours_and_its_predictor_opens
     assert torch.equal(predictor.model.state_dict()[norm], after[norm])
     image = np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
     assert len(predictor(image)["instances"]) <= 5
+
+
+@pytest.mark.parametrize(
+    ("file", "builder"),
+    [
+        ("R18_FPN", "build_basic_resnet_fpn_backbone"),
+        ("own_R18_C4", "build_basic_resnet_backbone"),
+    ],
+)
+def test_a_narrow_resnet_is_built_by_name_and_by_train_nets_builder(
+    file: str, builder: str
+) -> None:
+    cfg = get_cfg()
+    add_moco_det_config(cfg)
+    cfg.merge_from_file(str(REPO / "configs" / "quick" / f"{file}.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    assert any_width(cfg) is cfg  # others stay detectron2's own
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
+    with pytest.raises(AssertionError, match="Must set MODEL.RESNETS.RES2_OUT_CHANNELS = 64"):
+        build_model(cfg)
+    theirs = build_detector(cfg).state_dict()
+    cfg.MODEL.BACKBONE.NAME = builder
+    model = build_model(cfg)
+    assert {n: t.shape for n, t in model.state_dict().items()} == {
+        n: t.shape for n, t in theirs.items()
+    }
+    assert backbone_names(model)["res5.1.conv2.weight"].shape == (128, 128, 3, 3)
+    cfg.MODEL.RESNETS.RES5_DILATION = 2
+    with pytest.raises(ValueError, match="neither dilation"):
+        build_model(cfg)
 
 
 def test_a_head_without_a_norm_is_refused() -> None:

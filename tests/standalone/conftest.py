@@ -22,9 +22,9 @@ INPUT = {
 }
 
 
-def backbone_arrays() -> dict[str, np.ndarray]:
-    """ResNet-18 under detectron2's bare names, every tensor fixed by its name."""
-    state = ResNet.from_architecture(ARCHITECTURES["resnet18"]).state_dict()
+def backbone_arrays(architecture: str = "resnet18") -> dict[str, np.ndarray]:
+    """A ResNet under detectron2's bare names, every tensor fixed by its name."""
+    state = ResNet.from_architecture(ARCHITECTURES[architecture]).state_dict()
     return {
         name: values_of(name, tuple(tensor.shape)).numpy()
         for name, tensor in state.items()

@@ -17,6 +17,7 @@ from moco_det.loading import load_initial_weights
 from moco_det.standalone.build import build_detector
 from moco_det.standalone.checkpoint import last_checkpoint, save_checkpoint
 from moco_det.standalone.detector import GeneralizedRCNN
+from moco_det.weights.architectures import GEOMETRIES
 from tests.golden.filling import fill
 from tests.standalone.conftest import backbone_arrays, write_backbone
 from tests.standalone.tiny import tiny_config
@@ -148,6 +149,52 @@ def test_a_spoilt_file_leaves_the_model_as_it_was(
     with pytest.raises(InputError, match="spoilt.pkl"):
         load_initial_weights(model, str(path))
     assert_untouched(model, before)
+
+
+NARROW = {"MODEL.RESNETS.STEM_OUT_CHANNELS": "32", "MODEL.RESNETS.RES2_OUT_CHANNELS": "32"}
+
+
+def test_a_narrow_backbone_fills_a_narrow_detector(tmp_path: Path) -> None:
+    arrays = backbone_arrays("resnet18_w0.5x")
+    model = make_model(changes=NARROW)
+    loaded = load_initial_weights(model, str(write_backbone(tmp_path / "half.pkl", arrays)))
+    assert loaded.tensors == loaded.of == len(arrays) == 100
+    state = model.state_dict()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(state[PREFIX + name].numpy(), array)
+
+
+@pytest.mark.parametrize(
+    ("weights", "changes", "said"),
+    [
+        ("resnet18_w0.5x", {}, "STEM_OUT_CHANNELS 32 MODEL.RESNETS.RES2_OUT_CHANNELS 32"),
+        ("resnet18", NARROW, "STEM_OUT_CHANNELS 64 MODEL.RESNETS.RES2_OUT_CHANNELS 64"),
+        ("resnet34_w0.5x", NARROW, "DEPTH 34"),
+    ],
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_weights_of_another_width_are_refused_with_the_keys_that_fit_them(
+    weights: str, changes: dict[str, str], said: str, whole: bool, tmp_path: Path
+) -> None:
+    if whole:  # the checkpoint of a run
+        keys = {key: str(value) for key, value in GEOMETRIES[weights].keys.items()}
+        path = tmp_path / "model_final.pth"
+        torch.save({"model": make_model(changes=keys).state_dict()}, path)
+    else:
+        path = write_backbone(tmp_path / "b.pkl", backbone_arrays(weights))
+    model = make_model(changes=changes)
+    before = copy_of(model)
+    with pytest.raises(InputError) as caught:
+        load_initial_weights(model, str(path))
+    assert str(caught.value).endswith(f"its ResNet is a {weights}: set MODEL.RESNETS.{said}")
+    assert_untouched(model, before)
+
+
+def test_a_detector_of_other_classes_is_not_said_to_have_another_resnet(tmp_path: Path) -> None:
+    other = make_model(changes={"MODEL.ROI_HEADS.NUM_CLASSES": "5"})
+    torch.save({"model": other.state_dict()}, tmp_path / "model_final.pth")
+    with pytest.raises(InputError, match="correct the heads' widths or NUM_CLASSES"):
+        load_initial_weights(make_model(), str(tmp_path / "model_final.pth"))
 
 
 def test_weights_of_another_depth_are_refused(backbone_file: Path) -> None:

@@ -36,6 +36,7 @@ from tests.golden.real import (  # noqa: E402
 )
 from tests.golden.settings import (  # noqa: E402
     MASKS,
+    NARROW,
     R18,
     R50,
     SMALL_C4,
@@ -50,6 +51,8 @@ TINY = Settings("RCNN_FPN", R18, MASKS, SMALL_FPN)
 DETECTORS = {
     "FPN R18": Settings("RCNN_FPN", R18, SMALL_FPN),
     "FPN R18 masks": TINY,
+    "FPN half R18 masks": Settings("RCNN_FPN", R18, NARROW, MASKS, SMALL_FPN),
+    "C4 half R18 masks": Settings("RCNN_C4", R18, NARROW, MASKS, SMALL_C4),
     "FPN R50": Settings("RCNN_FPN", R50, SMALL_FPN),
     "FPN R50 masks": Settings("RCNN_FPN", R50, MASKS, SMALL_FPN),
     "C4 R50": Settings("RCNN_C4", R50, SMALL_C4),
@@ -87,11 +90,14 @@ def test_tensors_have_the_same_names_order_and_shapes(pair: Pair) -> None:
 WIDE = ["MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.WIDTH_PER_GROUP", "128"]
 RESNEXT = ["MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"]
 R34 = ["MODEL.RESNETS.DEPTH", "34", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+QUARTER = ["MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"]
 R101 = ["MODEL.RESNETS.DEPTH", "101"]
 OTHERS = {
     "FPN R34": Settings("RCNN_FPN", R34, MASKS),
     "FPN ResNeXt-101 32x8d": Settings("RCNN_FPN", R101, RESNEXT, MASKS),
+    "FPN quarter R34": Settings("RCNN_FPN", R34, QUARTER, MASKS),
     "C4 R18": Settings("RCNN_C4", R18),
+    "C4 quarter R34": Settings("RCNN_C4", R34, QUARTER),
     "C4 R101": Settings("RCNN_C4", R101, MASKS),
     "C4 wide R50": Settings("RCNN_C4", WIDE),
     "C4 frozen": Settings("RCNN_C4", R50, ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.WEIGHTS", "w"]),
@@ -154,10 +160,16 @@ def test_detections_are_the_same(pair: Pair) -> None:
             torch.testing.assert_close(two.masks, one.pred_masks[:, 0], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("base", ["RCNN_FPN", "RCNN_C4", "RCNN_DC5"])
-def test_initial_parameters_have_the_same_distribution(base: str) -> None:
-    # at full width, where a layer has numbers enough for its deviation to be sharp
-    settings = Settings(base, R50, MASKS)
+# at full width, where a layer has numbers enough for its deviation to be sharp
+INITIAL = {
+    **{base: Settings(base, R50, MASKS) for base in ("RCNN_FPN", "RCNN_C4", "RCNN_DC5")},
+    "half R18": Settings("RCNN_FPN", R18, NARROW, MASKS),
+}
+
+
+@pytest.mark.parametrize("name", INITIAL)
+def test_initial_parameters_have_the_same_distribution(name: str) -> None:
+    settings = INITIAL[name]
     torch.manual_seed(0)
     real, ours = real_model(settings), build_detector(our_config(settings))
     theirs = real.state_dict()
@@ -175,7 +187,7 @@ def test_initial_parameters_have_the_same_distribution(base: str) -> None:
         largest = [float(t.abs().max() / t.std()) for t in (tensor, expected)]
         # uniform ends at 1.73 deviations, normal does not
         assert (largest[0] < 1.8) == (largest[1] < 1.8), name
-    assert seen > 50
+    assert seen > 40
 
 
 @pytest.mark.parametrize(
