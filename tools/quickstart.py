@@ -19,15 +19,18 @@ from moco_det.quickstart import (
     ARMS,
     Budget,
     Plan,
+    at_once,
     coco_uris,
     convert_encoders,
+    encoder_jobs,
     fine_tune,
+    jobs_without_encoder,
     own_data,
     painted_data,
-    pretrain_encoders,
     remember,
     voc_uris,
 )
+from moco_det.suites.side_by_side import cores, run_side_by_side
 from moco_det_tools.entry import run
 
 CONFIGS = Path(str(importlib.resources.files("moco_det_configs")))
@@ -141,14 +144,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     clock.heading("data")
     plan = make_plan(args, output)
     remember(plan, output)
-    clock.heading(f"pre-training: {plan.budget.pretrain_steps} steps for each encoder")
-    checkpoints = pretrain_encoders(plan, output, CONFIGS, device=device, strict=args.strict)
+    clock.heading(
+        f"pre-training, {plan.budget.pretrain_steps} steps each; runs from random weights"
+    )
+    jobs = encoder_jobs(plan, output, CONFIGS, device=device, strict=args.strict)
+    others = jobs_without_encoder(plan, output, CONFIGS, device=device)
+    run_side_by_side([*jobs, *others], at_once=at_once(device))
     clock.heading("conversion, with proof")
-    weights = convert_encoders(checkpoints, output)
-    clock.heading(f"fine-tuning: {plan.budget.finetune_steps} steps for each run")
+    weights = convert_encoders(jobs, output)
+    clock.heading(f"fine-tuning, {plan.budget.finetune_steps} steps each")
     results = fine_tune(plan, weights, output, CONFIGS, device=device)
     clock.heading("report")
-    make_report(results, output, [file.parent for file in checkpoints.values()])
+    make_report(results, output, [job.folder for job in jobs])
     print(f"done in {clock.passed()}")
     return 0
 
@@ -180,7 +187,6 @@ def describe_machine() -> str:
     import torch
 
     from moco_det.doctor.hardware import check_load
-    from moco_det.suites.side_by_side import cores
 
     if torch.cuda.is_available():
         print(f"on {torch.cuda.get_device_name()}")

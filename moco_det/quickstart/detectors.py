@@ -3,19 +3,47 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from moco_det import __version__
 from moco_det.config import flatten, load_yaml
+from moco_det.data.atomic import write_text
 from moco_det.errors import InputError
 from moco_det.quickstart.encoders import encoder_name
 from moco_det.quickstart.plan import Plan
 from moco_det.suites import Run, Setting, build_matrix, read_arms, read_state, run_matrix
 from moco_det.suites.live import LiveTable
-from moco_det.suites.side_by_side import cores
+from moco_det.suites.side_by_side import Job, cores
 
-# Runs of this size that one GPU is given at once.
-RUNS_PER_GPU = 3
+# Processes of this size that one GPU is given at once.
+PER_GPU = 3
+TRAIN = [sys.executable, "-m", "moco_det_tools.train_net"]
+
+
+def at_once(device: str) -> int:
+    """Processes side by side: one per core, or a few on one GPU."""
+    return PER_GPU if device == "cuda" else cores()
+
+
+def jobs_without_encoder(plan: Plan, output: Path, configs: Path, *, device: str) -> list[Job]:
+    """The runs from random weights that have no row yet, for cores that no encoder needs."""
+    if "random" not in plan.budget.arms:
+        return []
+    random = replace(plan, budget=replace(plan.budget, arms=("random",)))
+    runs = build_runs(random, {}, configs, device=device)
+    left = read_state(output / "results.jsonl", runs).left(runs)
+    for run in left:
+        write_text(run.config_file(output), run.setting.text)
+    return [
+        Job(
+            f"{run.arm.name}_seed{run.seed}",
+            [*TRAIN, *run.options(output)],
+            run.folder(output),
+            run.setting.iterations,
+        )
+        for run in left
+    ]
 
 
 def fine_tune(
@@ -23,14 +51,12 @@ def fine_tune(
 ) -> Path:
     """Run what has no row yet; returns the file of results. InputError where a run failed."""
     runs = build_runs(plan, weights, configs, device=device)
-    slots: list[tuple[str, ...]] = [()] * min(
-        len(runs), RUNS_PER_GPU if device == "cuda" else cores()
-    )
+    slots: list[tuple[str, ...]] = [()] * min(len(runs), at_once(device))
     table = LiveTable(runs, output, at_once=len(slots))
     outcome = run_matrix(
         runs,
         output,
-        train_command=[sys.executable, "-m", "moco_det_tools.train_net"],
+        train_command=TRAIN,
         slots=slots,
         watch=table.watch,
     )

@@ -1,4 +1,4 @@
-"""The encoders of the arms, pre-trained side by side and converted with proof."""
+"""The encoders of the arms: how they are pre-trained, and their conversion with proof."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moco_det.data import load_dataset
 from moco_det.data.atomic import make_folder
 from moco_det.data.crops import write_crops
 from moco_det.quickstart.plan import ARMS, Plan
-from moco_det.suites.side_by_side import Job, cores, run_side_by_side
+from moco_det.suites.side_by_side import Job
 from moco_det.weights import convert
 
 # Batch of all encoders; fewer images than that are a batch, so that none is in it twice.
@@ -25,10 +25,10 @@ def encoder_name(plan: Plan, arm: str, setting: str) -> str:
     return f"{arm}{setting.removeprefix(plan.setting)}" if arm == "supervised" else arm
 
 
-def pretrain_encoders(
+def encoder_jobs(
     plan: Plan, output: Path, configs: Path, *, device: str, strict: bool
-) -> dict[str, Path]:
-    """Checkpoints by encoder. Same images a step, same steps, same architecture for all of them.
+) -> list[Job]:
+    """Pre-training by encoder: the same steps, images per step and architecture for all of them.
 
     Contrastive encoders see the unlabelled pictures, supervised ones the labelled objects, cut
     out. The neighbours of the cut-outs are the watch on what the former learn.
@@ -66,8 +66,7 @@ def pretrain_encoders(
             jobs[name] = Job(
                 name, _command(configs / str(config), keys), folder, plan.budget.pretrain_steps
             )
-    run_side_by_side(list(jobs.values()), at_once=len(jobs) if device == "cuda" else cores())
-    return {name: job.folder / "checkpoint.pth" for name, job in jobs.items()}
+    return list(jobs.values())
 
 
 def _command(config: Path, keys: Mapping[str, object]) -> Sequence[str]:
@@ -83,11 +82,11 @@ def count_images(images: Path) -> int:
     return sum(1 for _ in images.rglob("*.jpg"))
 
 
-def convert_encoders(checkpoints: dict[str, Path], output: Path) -> dict[str, Path]:
-    """Checkpoints to backbones; each conversion prints what it proved."""
+def convert_encoders(jobs: Sequence[Job], output: Path) -> dict[str, Path]:
+    """Checkpoints to backbones, by encoder; each conversion prints what it proved."""
     weights = {}
     make_folder(output / "weights")
-    for name, checkpoint in checkpoints.items():
-        weights[name] = output / "weights" / f"{name}.pkl"
-        print("\n".join(convert(checkpoint, weights[name], overwrite=True).lines()))
+    for job in jobs:
+        file = weights[job.name] = output / "weights" / f"{job.name}.pkl"
+        print("\n".join(convert(job.folder / "checkpoint.pth", file, overwrite=True).lines()))
     return weights

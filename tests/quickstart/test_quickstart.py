@@ -14,8 +14,7 @@ from moco_det.data.scenes import ScenesPaths, write_scenes
 from moco_det.errors import InputError
 from moco_det.quickstart import Budget, Plan, encoders, own_data, remember
 from moco_det.quickstart.data_sets import painted_data, write_first_images
-from moco_det.quickstart.detectors import build_runs
-from moco_det.suites.side_by_side import Job
+from moco_det.quickstart.detectors import build_runs, jobs_without_encoder
 from pretrain.config import load_config
 
 CONFIGS = Path(str(importlib.resources.files("moco_det_configs")))
@@ -56,15 +55,11 @@ def test_the_first_images_keep_their_objects_and_no_others(plan: Plan, scenes: S
     assert [r.annotations for r in part.records] == [r.annotations for r in whole.records[:5]]
 
 
-def test_encoders_differ_in_what_they_see_alone(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Job] = []
-    monkeypatch.setattr(encoders, "run_side_by_side", lambda jobs, at_once: asked.extend(jobs))
-    made = encoders.pretrain_encoders(plan, tmp_path, CONFIGS, device="cpu", strict=False)
-    assert list(made) == ["supervised", "supervised_5_images", "moco"]
+def test_encoders_differ_in_what_they_see_alone(plan: Plan, tmp_path: Path) -> None:
+    jobs = encoders.encoder_jobs(plan, tmp_path, CONFIGS, device="cpu", strict=False)
+    assert [job.name for job in jobs] == ["supervised", "supervised_5_images", "moco"]
     configs = {}
-    for job in asked:
+    for job in jobs:
         config, *overrides = job.command[job.command.index("--config-file") + 1 :]
         assert overrides.pop(0) == "--resume"
         configs[job.name] = load_config(config, overrides)
@@ -93,6 +88,18 @@ def test_runs_of_a_setting_differ_in_weights_and_seeds_alone(plan: Plan) -> None
     first, other = runs[0].setting.keys, runs[2].setting.keys
     assert {key for key in first if first[key] != other[key]} == {"DATASETS.TRAIN"}
     assert first["SOLVER.MAX_ITER"] == 20 and first["MODEL.MASK_ON"] is True
+
+
+def test_runs_without_encoder_are_those_of_the_matrix(plan: Plan, tmp_path: Path) -> None:
+    jobs = jobs_without_encoder(plan, tmp_path, CONFIGS, device="cpu")
+    alone = replace(plan, budget=replace(BUDGET, arms=("random",)))
+    runs = build_runs(alone, {}, CONFIGS, device="cpu")
+    assert [job.folder for job in jobs] == [run.folder(tmp_path) for run in runs]
+    for job, run in zip(jobs, runs, strict=True):
+        assert job.command[3:] == run.options(tmp_path)
+        assert run.config_file(tmp_path).read_text() == run.setting.text
+    nobody = replace(plan, budget=replace(BUDGET, arms=("moco",)))
+    assert jobs_without_encoder(nobody, tmp_path, CONFIGS, device="cpu") == []
 
 
 def test_a_folder_takes_more_runs_and_no_other_settings(plan: Plan, tmp_path: Path) -> None:
