@@ -34,7 +34,7 @@ from moco_det.errors import InputError
 SCENE_CLASSES = tuple(CLASSES)
 
 # Part of every image's seed; a change of the painter that changes pixels raises it.
-VERSION = 2
+VERSION = 1
 JPEG_QUALITY = 95
 _LABELLED = ("train", "test")
 _SPLITS = ("unlabelled", *_LABELLED)
@@ -166,6 +166,7 @@ def _checked_recipe(
         "seed": int(seed),
         "counts": counts,
         "size": int(size),
+        "close_up_size": int(size) // 2,
         "classes": list(classes),
         "objects": list(objects),
     }
@@ -182,7 +183,7 @@ def _write_close_ups(folder: Path, recipe: dict[str, Any], bar: tqdm) -> None:
     folder.mkdir()
     for number in range(1, recipe["counts"]["unlabelled"] + 1):
         image = close_up(
-            recipe["seed"], number, size=recipe["size"] // 2, classes=recipe["classes"]
+            recipe["seed"], number, size=recipe["close_up_size"], classes=recipe["classes"]
         )
         _write_jpeg(folder / f"{number:06d}.jpg", image)
         bar.update()
