@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from pretrain.small_maps import use_small_maps
+
 Norm = Callable[[int], nn.Module]
 
 
@@ -65,6 +67,7 @@ class Encoder(nn.Module):
         self.bn_splits = bn_splits
         self.width = trunk.fc.in_features
         trunk.fc = nn.Identity()  # type: ignore[assignment]
+        use_small_maps(trunk)
         self.trunk = trunk
         self.head = HEADS[head](self.width, dim)
 

@@ -71,6 +71,7 @@ PUBLISHED = {
     },
 }
 QUICK = (
+    "demo_inst_disc",
     "demo_moco_v2",
     "demo_supervised",
     "end_to_end",
