@@ -64,8 +64,8 @@ def clip(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def nonempty(boxes: Tensor, threshold: float = 0.0) -> Tensor:
-    """Mask (R,) of boxes whose both sides are longer than a threshold."""
-    return ((boxes[:, 2:] - boxes[:, :2]) > threshold).all(dim=1)
+    """Mask (...,) of boxes whose both sides are longer than a threshold."""
+    return ((boxes[..., 2:] - boxes[..., :2]) > threshold).all(dim=-1)
 
 
 def pairwise_iou(ground_truth: Tensor, boxes: Tensor) -> Tensor:

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 from moco_det.resnet import Conv2d
 from moco_det.standalone.anchors import AnchorGenerator
 from moco_det.standalone.boxes import (
     BoxCoder,
     Matcher,
-    clip,
     nonempty,
     pairwise_iou,
     smooth_l1_sum,
@@ -250,21 +249,46 @@ class RPN(nn.Module):
         scores = torch.cat(scores_of, dim=1)
         levels = torch.cat(level_of)
 
+        finite = torch.isfinite(boxes).all(dim=2) & torch.isfinite(scores)
+        if self.training and not bool(finite.all()):
+            raise FloatingPointError("proposals became Inf or NaN")
+        limits = boxes.new_tensor([(width, height) * 2 for height, width in image_sizes])
+        boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
+        keep = finite & nonempty(boxes, self.min_box_size)
+        every = bool(keep.all())
         proposals = []
-        for image, (height, width) in enumerate(image_sizes):
-            box, score, level_ids = boxes[image], scores[image], levels
-            finite = torch.isfinite(box).all(dim=1) & torch.isfinite(score)
-            if not bool(finite.all()):
-                if self.training:
-                    raise FloatingPointError("proposals became Inf or NaN")
-                box, score, level_ids = box[finite], score[finite], level_ids[finite]
-            box = clip(box, height, width)
-            keep = nonempty(box, self.min_box_size)
-            if not bool(keep.all()):
-                box, score, level_ids = box[keep], score[keep], level_ids[keep]
-            kept = batched_nms(box, score.float(), level_ids, self.nms_threshold)[:post_topk]
+        for box, score, wanted in zip(boxes, scores, keep, strict=True):
+            ids = levels
+            if not every:
+                box, score, ids = box[wanted], score[wanted], levels[wanted]
+            kept = nms_by_level(box, score.float(), ids, self.nms_threshold, post_topk)
             proposals.append(Proposals(box[kept], score[kept]))
         return proposals
+
+
+def nms_by_level(
+    boxes: Tensor, scores: Tensor, levels: Tensor, threshold: float, count: int
+) -> Tensor:
+    """Indices of the ``count`` best boxes that NMS within each level keeps, best first.
+
+    Only boxes with higher scores decide whether a box is kept, so on the CPU, whose NMS takes the
+    square of the number of boxes, no more of them are compared than are needed for ``count``.
+    """
+    if boxes.device.type != "cpu":
+        return batched_nms(boxes, scores, levels, threshold)[:count]
+    order = scores.argsort(descending=True, stable=True)
+    looked = count + count // 4
+    while True:
+        best = order[:looked]
+        box, score, level = boxes[best], scores[best], levels[best]
+        kept = torch.zeros(len(best), dtype=torch.bool)
+        for one in level.unique():
+            rows = (level == one).nonzero(as_tuple=True)[0]
+            kept[rows[nms(box[rows], score[rows], threshold)]] = True
+        found = best[kept]
+        if len(found) >= count or looked >= len(order):
+            return found[:count]
+        looked *= 2
 
 
 # Ground truth joins the proposals with the logit of an almost certain object.
