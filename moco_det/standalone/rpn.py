@@ -20,7 +20,7 @@ from moco_det.standalone.boxes import (
     BoxCoder,
     Matcher,
     nonempty,
-    pairwise_iou,
+    overlaps,
     smooth_l1_sum,
     subsample,
 )
@@ -47,6 +47,10 @@ class Proposals:
 
     boxes: Tensor
     logits: Tensor
+
+
+# Overlaps of more boxes than this are computed image by image, for their memory.
+MATCHED_AT_ONCE = 2**22
 
 
 class RPNHead(nn.Module):
@@ -164,7 +168,7 @@ class RPN(nn.Module):
         at the sampled cells alone, a few hundred of many thousands, and so is its gradient.
         """
         every = torch.cat(list(anchors))  # R, 4
-        samples = [self.sample(every, target.boxes) for target in targets]
+        samples = self.sample(every, [target.boxes for target in targets])
         positives = torch.cat([positive for positive, _, _ in samples])
         negatives = torch.cat([negative for _, negative, _ in samples])
         images = [
@@ -216,13 +220,27 @@ class RPN(nn.Module):
         return torch.cat(logits)[back], torch.cat(deltas)[back]
 
     @torch.no_grad()
-    def sample(self, anchors: Tensor, ground_truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of sampled positives and negatives, and every anchor's matched box."""
-        matched, labels = self.matcher(pairwise_iou(ground_truth, anchors))
-        positive, negative = subsample(
-            labels, self.batch_size_per_image, self.positive_fraction, background=0
-        )
-        return positive, negative, matched
+    def sample(
+        self, anchors: Tensor, ground_truth: Sequence[Tensor]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Of each image: sampled positives and negatives, and every anchor's matched box."""
+        matched, labels = self.match(anchors, ground_truth)
+        size, fraction = self.batch_size_per_image, self.positive_fraction
+        return [
+            (*subsample(label, size, fraction, background=0), index)
+            for index, label in zip(matched, labels, strict=True)
+        ]
+
+    def match(self, anchors: Tensor, ground_truth: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Matched boxes and labels of the anchors (N, R), as many images at once as fit."""
+        most = max(len(boxes) for boxes in ground_truth) * len(anchors)
+        step = max(1, MATCHED_AT_ONCE // max(most, 1))
+        parts = [
+            self.matcher(overlaps(ground_truth[i : i + step], anchors))
+            for i in range(0, len(ground_truth), step)
+        ]
+        matched, labels = zip(*parts, strict=True)
+        return torch.cat(matched), torch.cat(labels)
 
     @torch.no_grad()
     def propose(
@@ -277,7 +295,7 @@ def nms_by_level(
     if boxes.device.type != "cpu":
         return batched_nms(boxes, scores, levels, threshold)[:count]
     order = scores.argsort(descending=True, stable=True)
-    looked = count + count // 4
+    looked = 2 * count
     while True:
         best = order[:looked]
         box, score, level = boxes[best], scores[best], levels[best]

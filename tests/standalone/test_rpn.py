@@ -74,7 +74,7 @@ def slow_losses(
     torch.manual_seed(11)
     objectness = localisation = 0.0
     for image, target in enumerate(targets):
-        positive, negative, matched = rpn.sample(anchors, target.boxes)
+        positive, negative, matched = rpn.sample(anchors, [target.boxes])[0]
         for i in positive.tolist():
             objectness += -math.log(1 / (1 + math.exp(-logits[image, i].item())))
             a, t = anchors[i].tolist(), target.boxes[matched[i]].tolist()
