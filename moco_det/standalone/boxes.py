@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 # exp() of a larger log-size would blow a 16-pixel box beyond any image (Faster R-CNN's clamp)
 LOG_SIZE_CLAMP = math.log(1000.0 / 16)
@@ -64,17 +65,35 @@ def clip(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def nonempty(boxes: Tensor, threshold: float = 0.0) -> Tensor:
-    """Mask (R,) of boxes whose both sides are longer than a threshold."""
-    return ((boxes[:, 2:] - boxes[:, :2]) > threshold).all(dim=1)
+    """Mask (...,) of boxes whose both sides are longer than a threshold."""
+    return ((boxes[..., 2:] - boxes[..., :2]) > threshold).all(dim=-1)
 
 
 def pairwise_iou(ground_truth: Tensor, boxes: Tensor) -> Tensor:
-    """Intersection over union (M, R) of every ground-truth box with every box."""
-    left_top = torch.max(ground_truth[:, None, :2], boxes[:, :2])
-    right_bottom = torch.min(ground_truth[:, None, 2:], boxes[:, 2:])
-    overlap = (right_bottom - left_top).clamp(min=0).prod(dim=2)
-    union = area(ground_truth)[:, None] + area(boxes) - overlap
+    """Intersection over union (..., M, R) of every ground-truth box with every box."""
+    x0, y0, x1, y1 = ground_truth[..., None].unbind(dim=-2)  # ..., M, 1
+    left, top, right, bottom = boxes[..., None, :, :].unbind(dim=-1)  # ..., 1, R
+    width = (torch.min(x1, right) - torch.max(x0, left)).clamp(min=0)
+    overlap = width * (torch.min(y1, bottom) - torch.max(y0, top)).clamp(min=0)
+    union = area(ground_truth)[..., None] + area(boxes)[..., None, :] - overlap
     return torch.where(overlap > 0, overlap / union, overlap.new_zeros(1))
+
+
+def overlaps(
+    ground_truth: Sequence[Tensor], boxes: Tensor, present: Tensor | None = None
+) -> Tensor:
+    """Intersection over union (N, M, R) of N images: boxes (N, R, 4), or (R, 4) common to all.
+
+    M is the largest number of ground-truth boxes; rows of which an image has no box, and boxes
+    that are not ``present`` (N, R), are -1.
+    """
+    padded = pad_sequence(list(ground_truth), batch_first=True)  # N, M, 4
+    number = torch.arange(padded.shape[1], device=boxes.device)
+    counts = torch.tensor([len(one) for one in ground_truth], device=boxes.device)
+    real = (number < counts[:, None])[..., None]
+    if present is not None:
+        real = real & present[:, None]
+    return torch.where(real, pairwise_iou(padded, boxes), -1.0)
 
 
 @dataclass(frozen=True)
@@ -91,17 +110,21 @@ class Matcher:
     allow_low_quality: bool
 
     def __call__(self, iou: Tensor) -> tuple[Tensor, Tensor]:
-        """From iou (M, R): index of the matched ground truth (R,) and label (R,) int8."""
-        if iou.shape[0] == 0 or iou.shape[1] == 0:
-            nothing = iou.new_zeros(iou.shape[1], dtype=torch.int64)
-            return nothing, iou.new_full((iou.shape[1],), self.labels[0], dtype=torch.int8)
-        best, index = iou.max(dim=0)
+        """From iou (..., M, R): index of the matched ground truth and label int8, both (..., R).
+
+        A negative overlap says that there is no such box.
+        """
+        shape = (*iou.shape[:-2], iou.shape[-1])
+        if iou.shape[-2] == 0 or iou.shape[-1] == 0:
+            nothing = iou.new_zeros(shape, dtype=torch.int64)
+            return nothing, iou.new_full(shape, self.labels[0], dtype=torch.int8)
+        best, index = iou.max(dim=-2)
         cuts = best.new_tensor(list(self.thresholds))
         names = torch.tensor(list(self.labels), dtype=torch.int8, device=iou.device)
         labels = names[torch.bucketize(best, cuts, right=True)]
         if self.allow_low_quality:
-            best_of_each = iou.max(dim=1, keepdim=True).values  # M, 1
-            labels[(iou == best_of_each).any(dim=0)] = 1
+            best_of_each = iou.max(dim=-1, keepdim=True).values.clamp(min=0)  # ..., M, 1
+            labels.masked_fill_((iou == best_of_each).any(dim=-2), 1)
         return index, labels
 
 

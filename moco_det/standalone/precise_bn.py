@@ -15,27 +15,37 @@ from tqdm import tqdm
 
 from moco_det.bn_statistics import average_over_processes
 from moco_det.standalone import distributed
+from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precision import Precision
 
 
 class _Step(nn.Module):
-    """A training forward over a batch of samples, as fvcore's estimator wants to call it."""
+    """A training forward over a batch of samples, as fvcore's estimator wants to call it.
 
-    def __init__(self, model: nn.Module, precision: Precision, bar: tqdm) -> None:
+    It goes no further than the backbone where every BN layer is in it (FPN and DC5).
+    """
+
+    def __init__(self, model: GeneralizedRCNN, precision: Precision, bar: tqdm) -> None:
         super().__init__()
         self.model = model
         self.precision = precision
         self.bar = bar
+        in_backbone = set(model.backbone.modules())
+        self.backbone_only = all(layer in in_backbone for layer in get_bn_modules(model))
 
     def forward(self, samples: list[Sample]) -> None:
+        images = [s.image for s in samples]
         with self.precision.autocast():
-            self.model([s.image for s in samples], [s.targets for s in samples])
+            if self.backbone_only:
+                self.model.backbone(self.model.batch(images)[0])
+            else:
+                self.model(images, [s.targets for s in samples])
         self.bar.update()
 
 
 def update_statistics(
-    model: nn.Module, batches: Iterable[list[Sample]], iterations: int, precision: Precision
+    model: GeneralizedRCNN, batches: Iterable[list[Sample]], iterations: int, precision: Precision
 ) -> None:
     """Replace the running statistics of every trained BN layer; random states are kept."""
     layers = get_bn_modules(model)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from moco_det.resnet import Conv2d, make_norm
 from moco_det.resnet.network import BottleneckBlock
-from moco_det.standalone.boxes import Matcher, pairwise_iou, subsample
+from moco_det.standalone.boxes import Matcher, overlaps, subsample
 from moco_det.standalone.masks import Mask, mask_targets
 from moco_det.standalone.recording import is_recording, note
 from moco_det.standalone.roi_align import pool
@@ -40,11 +41,27 @@ class Sampler:
     append_ground_truth: bool
 
     @torch.no_grad()
-    def __call__(self, proposals: Proposals, targets: Targets) -> Regions:
-        """Match one image's proposals with its objects and draw from both kinds."""
+    def draw(self, proposals: Sequence[Proposals], targets: Sequence[Targets]) -> list[Regions]:
+        """Match each image's proposals with its objects and draw from both kinds."""
         if self.append_ground_truth:
-            proposals = add_ground_truth(proposals, targets.boxes)
-        matched, labels = self.matcher(pairwise_iou(targets.boxes, proposals.boxes))
+            pairs = zip(proposals, targets, strict=True)
+            proposals = [add_ground_truth(p, target.boxes) for p, target in pairs]
+        boxes = pad_sequence([p.boxes for p in proposals], batch_first=True)  # N, P, 4
+        counts = torch.tensor([len(p.boxes) for p in proposals], device=boxes.device)
+        present = torch.arange(boxes.shape[1], device=boxes.device) < counts[:, None]
+        matched, labels = self.matcher(overlaps([t.boxes for t in targets], boxes, present))
+        regions = [
+            self.draw_one(p.boxes, matched[i, : len(p.boxes)], labels[i, : len(p.boxes)], target)
+            for i, (p, target) in enumerate(zip(proposals, targets, strict=True))
+        ]
+        if is_recording():
+            background = sum(int((r.classes == self.num_classes).sum()) for r in regions)
+            everything = sum(len(r.classes) for r in regions)
+            note("roi_head/num_fg_samples", (everything - background) / len(regions))
+            note("roi_head/num_bg_samples", background / len(regions))
+        return regions
+
+    def draw_one(self, boxes: Tensor, matched: Tensor, labels: Tensor, targets: Targets) -> Regions:
         if len(targets.classes):
             classes = targets.classes[matched]
             classes[labels == 0] = self.num_classes
@@ -55,19 +72,10 @@ class Sampler:
             classes, self.batch_size_per_image, self.positive_fraction, self.num_classes
         )
         chosen = torch.cat([foreground, background])
-        boxes = proposals.boxes[chosen]
+        boxes = boxes[chosen]
         matched = matched[chosen]
         truth = targets.boxes[matched] if len(targets.boxes) else boxes
         return Regions(boxes, classes[chosen], truth, matched)
-
-    def draw(self, proposals: Sequence[Proposals], targets: Sequence[Targets]) -> list[Regions]:
-        """The regions of every image."""
-        regions = [self(p, t) for p, t in zip(proposals, targets, strict=True)]
-        background = sum(int((r.classes == self.num_classes).sum()) for r in regions)
-        everything = sum(len(r.classes) for r in regions)
-        note("roi_head/num_fg_samples", (everything - background) / len(regions))
-        note("roi_head/num_bg_samples", background / len(regions))
-        return regions
 
     def is_object(self, regions: Regions) -> Tensor:
         """Mask (P,) of the regions that hold an object."""
@@ -240,11 +248,11 @@ def block_of_regions(
     far fewer positions than a thousand regions have bins, and only the bins that the stride of a
     convolution keeps are pooled.
     """
-    image, y, x = pooler.axes(feature, pooler.rois(boxes), pooler.strides[0])
+    base, y, x = pooler.axes([feature], pooler.rois(boxes))
 
     def moved(layer: Conv2d) -> Tensor:
         step = layer.stride[0]
-        pooled = pool(F.conv2d(feature, layer.weight), image, y.every(step), x.every(step))
+        pooled = pool([F.conv2d(feature, layer.weight)], base, y.every(step), x.every(step))
         if layer.bias is not None:
             pooled = pooled + layer.bias[:, None, None]
         return layer.finish(pooled)

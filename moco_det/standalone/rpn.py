@@ -12,16 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 from moco_det.resnet import Conv2d
 from moco_det.standalone.anchors import AnchorGenerator
 from moco_det.standalone.boxes import (
     BoxCoder,
     Matcher,
-    clip,
     nonempty,
-    pairwise_iou,
+    overlaps,
     smooth_l1_sum,
     subsample,
 )
@@ -48,6 +47,10 @@ class Proposals:
 
     boxes: Tensor
     logits: Tensor
+
+
+# Overlaps of more boxes than this are computed image by image, for their memory.
+MATCHED_AT_ONCE = 2**22
 
 
 class RPNHead(nn.Module):
@@ -165,7 +168,7 @@ class RPN(nn.Module):
         at the sampled cells alone, a few hundred of many thousands, and so is its gradient.
         """
         every = torch.cat(list(anchors))  # R, 4
-        samples = [self.sample(every, target.boxes) for target in targets]
+        samples = self.sample(every, [target.boxes for target in targets])
         positives = torch.cat([positive for positive, _, _ in samples])
         negatives = torch.cat([negative for _, negative, _ in samples])
         images = [
@@ -217,13 +220,27 @@ class RPN(nn.Module):
         return torch.cat(logits)[back], torch.cat(deltas)[back]
 
     @torch.no_grad()
-    def sample(self, anchors: Tensor, ground_truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of sampled positives and negatives, and every anchor's matched box."""
-        matched, labels = self.matcher(pairwise_iou(ground_truth, anchors))
-        positive, negative = subsample(
-            labels, self.batch_size_per_image, self.positive_fraction, background=0
-        )
-        return positive, negative, matched
+    def sample(
+        self, anchors: Tensor, ground_truth: Sequence[Tensor]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Of each image: sampled positives and negatives, and every anchor's matched box."""
+        matched, labels = self.match(anchors, ground_truth)
+        size, fraction = self.batch_size_per_image, self.positive_fraction
+        return [
+            (*subsample(label, size, fraction, background=0), index)
+            for index, label in zip(matched, labels, strict=True)
+        ]
+
+    def match(self, anchors: Tensor, ground_truth: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Matched boxes and labels of the anchors (N, R), as many images at once as fit."""
+        most = max(len(boxes) for boxes in ground_truth) * len(anchors)
+        step = max(1, MATCHED_AT_ONCE // max(most, 1))
+        parts = [
+            self.matcher(overlaps(ground_truth[i : i + step], anchors))
+            for i in range(0, len(ground_truth), step)
+        ]
+        matched, labels = zip(*parts, strict=True)
+        return torch.cat(matched), torch.cat(labels)
 
     @torch.no_grad()
     def propose(
@@ -250,21 +267,46 @@ class RPN(nn.Module):
         scores = torch.cat(scores_of, dim=1)
         levels = torch.cat(level_of)
 
+        finite = torch.isfinite(boxes).all(dim=2) & torch.isfinite(scores)
+        if self.training and not bool(finite.all()):
+            raise FloatingPointError("proposals became Inf or NaN")
+        limits = boxes.new_tensor([(width, height) * 2 for height, width in image_sizes])
+        boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
+        keep = finite & nonempty(boxes, self.min_box_size)
+        every = bool(keep.all())
         proposals = []
-        for image, (height, width) in enumerate(image_sizes):
-            box, score, level_ids = boxes[image], scores[image], levels
-            finite = torch.isfinite(box).all(dim=1) & torch.isfinite(score)
-            if not bool(finite.all()):
-                if self.training:
-                    raise FloatingPointError("proposals became Inf or NaN")
-                box, score, level_ids = box[finite], score[finite], level_ids[finite]
-            box = clip(box, height, width)
-            keep = nonempty(box, self.min_box_size)
-            if not bool(keep.all()):
-                box, score, level_ids = box[keep], score[keep], level_ids[keep]
-            kept = batched_nms(box, score.float(), level_ids, self.nms_threshold)[:post_topk]
+        for box, score, wanted in zip(boxes, scores, keep, strict=True):
+            ids = levels
+            if not every:
+                box, score, ids = box[wanted], score[wanted], levels[wanted]
+            kept = nms_by_level(box, score.float(), ids, self.nms_threshold, post_topk)
             proposals.append(Proposals(box[kept], score[kept]))
         return proposals
+
+
+def nms_by_level(
+    boxes: Tensor, scores: Tensor, levels: Tensor, threshold: float, count: int
+) -> Tensor:
+    """Indices of the ``count`` best boxes that NMS within each level keeps, best first.
+
+    Only boxes with higher scores decide whether a box is kept, so on the CPU, whose NMS takes the
+    square of the number of boxes, no more of them are compared than are needed for ``count``.
+    """
+    if boxes.device.type != "cpu":
+        return batched_nms(boxes, scores, levels, threshold)[:count]
+    order = scores.argsort(descending=True, stable=True)
+    looked = 2 * count
+    while True:
+        best = order[:looked]
+        box, score, level = boxes[best], scores[best], levels[best]
+        kept = torch.zeros(len(best), dtype=torch.bool)
+        for one in level.unique():
+            rows = (level == one).nonzero(as_tuple=True)[0]
+            kept[rows[nms(box[rows], score[rows], threshold)]] = True
+        found = best[kept]
+        if len(found) >= count or looked >= len(order):
+            return found[:count]
+        looked *= 2
 
 
 # Ground truth joins the proposals with the logit of an almost certain object.

@@ -15,6 +15,7 @@ from moco_det.standalone.boxes import (
     Matcher,
     clip,
     nonempty,
+    overlaps,
     pairwise_iou,
     smooth_l1_sum,
     subsample,
@@ -159,3 +160,24 @@ def test_smooth_l1_by_hand() -> None:
     assert smooth_l1_sum(prediction, target, 1.0).item() == 0.5 * 0.5**2 + (2 - 0.5)
     assert smooth_l1_sum(prediction, target, 0.5).item() == 0.5 * 0.5 + (2 - 0.25)
     assert smooth_l1_sum(prediction[:0], target[:0], 0.0).item() == 0
+
+
+@pytest.mark.parametrize("low_quality", [True, False])
+def test_a_batch_is_matched_as_its_images_are(low_quality: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    matcher = Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality=low_quality)
+    low = torch.rand(60, 2, generator=random) * 10
+    boxes = torch.cat([low, low + 1 + 5 * torch.rand(60, 2, generator=random)], dim=1)
+    truth = [boxes[:3] + 0.5, boxes[:0], boxes[20:21], torch.tensor([[90.0, 90, 95, 95]])]
+    index, labels = matcher(overlaps(truth, boxes))
+    for i, one in enumerate(truth):
+        expected = matcher(pairwise_iou(one, boxes))
+        assert torch.equal(index[i], expected[0]) and torch.equal(labels[i], expected[1])
+    # boxes of their own, of which an image has fewer than another
+    counts = torch.tensor([60, 10, 25, 0])
+    own = boxes.expand(4, 60, 4)
+    index, labels = matcher(overlaps(truth, own, torch.arange(60) < counts[:, None]))
+    for i, (one, count) in enumerate(zip(truth, counts.tolist(), strict=True)):
+        expected = matcher(pairwise_iou(one, boxes[:count]))
+        assert torch.equal(index[i, :count], expected[0])
+        assert torch.equal(labels[i, :count], expected[1])

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
 
+from moco_det.standalone.build import build_detector
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precise_bn import update_statistics
 from moco_det.standalone.precision import Precision
+from tests.golden.filling import images
+from tests.standalone.targets import targets_of
+from tests.standalone.tiny import tiny_config
 
 FLOAT = Precision("float32", "cpu")
 
@@ -18,6 +25,7 @@ class Model(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.backbone = nn.Identity()
         self.norm = nn.BatchNorm2d(3)
         self.frozen = nn.BatchNorm2d(3).eval()
 
@@ -66,6 +74,31 @@ def test_the_random_state_and_the_weights_are_kept() -> None:
     update_statistics(model, batches(3), 3, FLOAT)
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(model.norm.weight, weight) and model.training
+
+
+@pytest.mark.parametrize("norm_in_head", [False, True])
+def test_a_detector_has_the_statistics_of_its_whole_training_forward(norm_in_head: bool) -> None:
+    torch.manual_seed(0)
+    model = build_detector(tiny_config({"MODEL.ROI_MASK_HEAD.NORM": "BN" if norm_in_head else ""}))
+    model.proposal_generator.register_forward_pre_hook(lambda *_: calls.append(1))
+    calls: list[int] = []
+    whole = copy.deepcopy(model).train()
+    given = [
+        [Sample(i, *i.shape[1:], 0, t) for i, t in zip(images(), targets_of(), strict=True)]
+        for _ in range(2)
+    ]
+    update_statistics(model.train(), given, 2, FLOAT)
+    assert len(calls) == (2 if norm_in_head else 0)
+    for layer in get_bn_modules(whole):
+        layer.momentum = None  # torch's spelling of the mean of all batches
+        layer.reset_running_stats()
+    with torch.no_grad():
+        for batch in given:
+            whole([s.image for s in batch], [s.targets for s in batch if s.targets])
+    expected = dict(whole.named_buffers())
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            torch.testing.assert_close(buffer, expected[name], msg=name)
 
 
 def test_a_model_without_trained_norms_is_left_alone() -> None:

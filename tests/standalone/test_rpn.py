@@ -8,10 +8,18 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 from moco_det.standalone.anchors import AnchorGenerator
 from moco_det.standalone.boxes import BoxCoder, Matcher
-from moco_det.standalone.rpn import RPN, Proposals, RPNHead, Targets, add_ground_truth
+from moco_det.standalone.rpn import (
+    RPN,
+    Proposals,
+    RPNHead,
+    Targets,
+    add_ground_truth,
+    nms_by_level,
+)
 
 
 def make_rpn(
@@ -66,7 +74,7 @@ def slow_losses(
     torch.manual_seed(11)
     objectness = localisation = 0.0
     for image, target in enumerate(targets):
-        positive, negative, matched = rpn.sample(anchors, target.boxes)
+        positive, negative, matched = rpn.sample(anchors, [target.boxes])[0]
         for i in positive.tolist():
             objectness += -math.log(1 / (1 + math.exp(-logits[image, i].item())))
             a, t = anchors[i].tolist(), target.boxes[matched[i]].tolist()
@@ -216,3 +224,22 @@ def test_ground_truth_joins_the_proposals_as_almost_certain() -> None:
     assert both.boxes.tolist() == [A, B]
     # log((1 - 1e-10) / 1e-10) = 10 log 10
     assert both.logits.tolist() == pytest.approx([0.5, 10 * math.log(10)], rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 40, 1000])
+def test_the_best_boxes_are_those_of_nms_over_all(count: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    low = torch.rand(1500, 2, generator=random) * 60
+    boxes = torch.cat([low, low + 8 + 16 * torch.rand(1500, 2, generator=random)], dim=1)
+    scores = torch.randn(1500, generator=random)
+    levels = torch.arange(1500) % 3
+    expected = batched_nms(boxes, scores, levels, 0.5)
+    assert 40 < len(expected) < 1000  # so that all is looked at, and then too few are kept
+    found = nms_by_level(boxes, scores, levels, 0.5, count)
+    assert found.tolist() == expected[:count].tolist()
+
+
+def test_of_equal_scores_the_first_anchor_comes_first() -> None:
+    boxes = torch.tensor([[0.0, 0, 4, 4], [9, 9, 12, 12], [20, 0, 24, 4], [0, 0, 4, 4]])
+    scores = torch.tensor([1.0, 1.0, 1.0, 1.0])
+    assert nms_by_level(boxes, scores, torch.tensor([0, 1, 0, 0]), 0.5, 4).tolist() == [0, 1, 2]
