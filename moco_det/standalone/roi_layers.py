@@ -112,14 +112,24 @@ class ROIPooler(nn.Module):
     def pool(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
         if feature.device.type == "cpu":
             return pool(feature, *self.axes(feature, rois, stride))
-        return roi_align(
-            feature,
-            rois.to(feature.dtype),
+        return self.pool_by_torchvision(feature, rois, stride)
+
+    def pool_by_torchvision(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
+        """What ``pool`` computes on a GPU, in float32 at least and in the map's format again.
+
+        torchvision takes map and rois in one format, and in 8 or 11 bits a box of a large image
+        lies pixels away from where it was.
+        """
+        wide = at_least_float32(feature)
+        pooled = roi_align(
+            wide,
+            rois.to(wide.dtype),
             (self.output_size, self.output_size),
             1.0 / stride,
             self.sampling_ratio,
             self.aligned,
         )
+        return pooled.to(feature.dtype)
 
     def assign_levels(self, boxes: Tensor) -> Tensor:
         """Index (P,) of the map each box is pooled from: a 224-pixel box goes to stride 16."""
