@@ -156,7 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_images(Path(folder), args.images)
         calls = ours(args, dataset)
-        if find_spec("detectron2"):
+        if find_spec("detectron2") is None:
+            print("detectron2 is not on PYTHONPATH: its row is left out")
+        else:
             calls["detectron2"] = theirs(args, dataset)
         rounds: list[dict[str, float]] = []
         with tqdm(total=len(calls) * (args.rounds + 1), desc="evaluating", mininterval=1) as bar:

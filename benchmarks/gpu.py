@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.skip_tests:
         spread = ["-n", str(args.workers)] if find_spec("xdist") else []
         marked = ["-m", "gpu", "-q", "--device", args.device, "--durations", "10", *spread]
-        parts.append(("tests", ["-m", "pytest", *marked]))
+        parts.append(("tests", ["-m", "pytest", "tests/gpu", *marked]))
     for name, script, options in PARTS if not args.skip_benchmarks else []:
         if args.only is None or script in args.only:
             more = ["--rows", str(rows), "--device", args.device]
