@@ -1,6 +1,6 @@
 """From image files to COCO result rows: our evaluation, detectron2's, and the model alone.
 
-    PYTHONPATH=DETECTRON2 python benchmarks/evaluation.py --device cuda [--images 24] [--size 800]
+    PYTHONPATH=DETECTRON2 python benchmarks/evaluation.py --device cuda [--images 16] [--size 800]
 
 Mask R-CNN, ResNet-50-FPN, with random weights whose every image gives 100 detections with masks:
 what is measured is the way of the numbers, not their sense. Ours reads, resizes, detects, pastes
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(description="Evaluation from files to rows, in turn.")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     p.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32")
-    p.add_argument("--images", type=int, default=24)
+    p.add_argument("--images", type=int, default=16)
     p.add_argument("--size", type=int, default=800, help="INPUT.MIN_SIZE_TEST")
     p.add_argument("--workers", type=int, default=4, help="of detectron2's loader")
     p.add_argument("--rounds", type=int, default=3)

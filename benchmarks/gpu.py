@@ -33,7 +33,6 @@ R50 = ["--arch", "resnet50", "--size", "224", "--batch", "128"]
 R18 = ["--arch", "resnet18", "--size", "64", "--batch", "256"]
 SHORT = ["--rounds", "3", "--seconds", "1.5"]
 STEPS = ["--size", "800", "--rounds", "12", "--warm-up", "4"]
-HALVES = ["--precision", "bfloat16", "float16"]
 # what each part is called, its script and its arguments, the most telling first
 PARTS: list[tuple[str, str, list[str]]] = [
     ("MoCo R18", "moco_step", [*R18, *SHORT, "--groups", "8", "--compile"]),
