@@ -40,6 +40,8 @@ PARTS: list[tuple[str, str, list[str]]] = [
     ("FPN, batch 2", "detector_steps", [*STEPS, "--detectors", "fpn", "--batch", "2"]),
     ("evaluation", "evaluation", ["--precision", "float32"]),
     ("groups R18", "grouped_batch_norm", [*R18, "--groups", "8", "--steps", "5"]),
+    ("groups R18, graph", "grouped_batch_norm", [*R18, "--groups", "8", "--steps", "5", "--graph"]),
+    ("groups R50, graph", "grouped_batch_norm", [*R50, "--groups", "8", "--steps", "3", "--graph"]),
     ("groups R50", "grouped_batch_norm", [*R50, "--groups", "8", "--steps", "3"]),
     ("C4, batch 2", "detector_steps", [*STEPS, "--detectors", "c4", "--batch", "2"]),
     ("FPN, batch 8", "detector_steps", [*STEPS, "--detectors", "fpn", "--batch", "8"]),

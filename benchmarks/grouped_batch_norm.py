@@ -28,16 +28,40 @@ SPELLINGS: dict[str, Callable[[SplitBatchNorm2d, Tensor], Tensor]] = {
 }
 
 
-def seconds(encoder: Encoder, images: Tensor, *, bfloat16: bool, steps: int) -> float:
-    """Of one forward and backward pass, the mean over some."""
-    cuda = images.device.type == "cuda"
+def work_of(
+    forward: Callable[[SplitBatchNorm2d, Tensor], Tensor],
+    encoder: Encoder,
+    images: Tensor,
+    *,
+    bfloat16: bool,
+    captured: bool,
+) -> Callable[[], None]:
+    """A forward and backward pass with one spelling, replayed from a CUDA graph if captured."""
+
+    def work() -> None:
+        with mock.patch.object(SplitBatchNorm2d, "forward", forward):
+            encoder.zero_grad(set_to_none=True)
+            encoder(images, bfloat16=bfloat16).sum().backward()
+
+    if not captured:
+        return work
+    for _ in range(3):
+        work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+def seconds(work: Callable[[], None], steps: int, device: torch.device) -> float:
+    """Of one call, the mean over some."""
+    cuda = device.type == "cuda"
     clock = time.perf_counter if cuda else time.process_time
     if cuda:
         torch.cuda.synchronize()
     start = clock()
     for _ in range(steps):
-        encoder.zero_grad(set_to_none=True)
-        encoder(images, bfloat16=bfloat16).sum().backward()
+        work()
     if cuda:
         torch.cuda.synchronize()
     return (clock() - start) / steps
@@ -52,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--groups", type=int, default=4)
     p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     p.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"])
+    p.add_argument("--graph", action="store_true", help="replay CUDA graphs: no launches")
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument("--steps", type=int, default=1, help="of each spelling in a round")
     add_rows_option(p)
@@ -61,20 +86,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.randn(args.batch, 3, args.size, args.size, device=device)
     images = images.to(memory_format=torch.channels_last)
-    rounds: list[dict[str, float]] = []
-    for _ in range(args.rounds + 1):
-        taken = {}
-        for name, forward in SPELLINGS.items():
-            with mock.patch.object(SplitBatchNorm2d, "forward", forward):
-                taken[name] = seconds(
-                    encoder, images, bfloat16=args.precision == "bfloat16", steps=args.steps
-                )
-        rounds.append(taken)
+    captured = args.graph and device.type == "cuda"
+    bfloat16 = args.precision == "bfloat16"
+    works = {
+        name: work_of(forward, encoder, images, bfloat16=bfloat16, captured=captured)
+        for name, forward in SPELLINGS.items()
+    }
+    rounds = [
+        {name: seconds(work, args.steps, device) for name, work in works.items()}
+        for _ in range(args.rounds + 1)
+    ]
     there, here = ([one[name] for one in rounds[1:]] for name in SPELLINGS)  # the first warms up
     write_row(
         args.rows,
         what=f"batch norm, {args.groups} groups",
-        case=f"{args.arch} {args.size} px, batch {args.batch}, {args.precision}",
+        case=f"{args.arch} {args.size} px, batch {args.batch}, {args.precision}{', graph' * captured}",
         peer="a call per group",
         ours="one call",
         unit="ms",

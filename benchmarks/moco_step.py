@@ -89,7 +89,14 @@ def reference(pixels: Tensor, *, arch: str, device: torch.device) -> Step:
 
 
 def ours(
-    pixels: Tensor, *, arch: str, device: torch.device, bfloat16: bool, groups: int, compiled: bool
+    pixels: Tensor,
+    *,
+    arch: str,
+    device: torch.device,
+    bfloat16: bool,
+    groups: int,
+    compiled: bool,
+    inductor: bool,
 ) -> Step:
     """Our step from uint8 pixels [N, V, S, S, 3] on."""
     pairs = {
@@ -102,7 +109,7 @@ def ours(
     cfg = load_config(None, [str(part) for pair in pairs.items() for part in pair])
     method = build_method(cfg, images=None, classes=None, bfloat16=bfloat16)
     method.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    if compiled and device.type != "cuda":
+    if inductor:
         for child in method.children():
             if isinstance(child, Encoder):
                 child.trunk.compile()
@@ -196,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--threads", type=int, default=0, help="of the CPU (default: torch's choice)")
     p.add_argument("--groups", type=int, default=0, help="ENCODER.BN_SPLITS of ours")
     p.add_argument("--compile", action="store_true", help="our step with COMPILE too")
+    p.add_argument("--inductor", action="store_true", help="and with compiled trunks in the graph")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--seconds", type=float, default=5.0, help="of one contender in one round")
     add_rows_option(p)
@@ -209,10 +217,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     bfloat16 = args.precision == "bfloat16"
     shared: dict[str, Any] = {"arch": args.arch, "device": device}
     contenders = {"reference": reference(pixels, **shared)}
-    for compiled in [False, True] if args.compile else [False]:
-        name = f"ours, {args.precision}{', COMPILE' if compiled else ''}"
-        contenders[name] = ours(
-            pixels, **shared, bfloat16=bfloat16, groups=args.groups, compiled=compiled
+    # which contenders there are: name, whether with COMPILE, whether by torch.compile
+    ways = [("", False, False)]
+    if args.compile:
+        ways.append((", COMPILE", True, device.type != "cuda"))
+    if args.inductor:
+        ways.append((", COMPILE + torch.compile", True, True))
+    for name, compiled, inductor in ways:
+        contenders[f"ours, {args.precision}{name}"] = ours(
+            pixels,
+            **shared,
+            bfloat16=bfloat16,
+            groups=args.groups,
+            compiled=compiled,
+            inductor=inductor,
         )
     contenders["networks alone"] = networks(pixels, **shared, bfloat16=bfloat16)
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
