@@ -100,7 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_row(
         args.rows,
         what=f"batch norm, {args.groups} groups",
-        case=f"{args.arch} {args.size} px, batch {args.batch}, {args.precision}{', graph' * captured}",
+        case=", ".join(
+            [f"{args.arch} {args.size} px, batch {args.batch}", args.precision]
+            + ["graph"] * captured
+        ),
         peer="a call per group",
         ours="one call",
         unit="ms",
