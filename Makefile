@@ -1,13 +1,15 @@
 # make demo   the main job on a laptop, from nothing to report.html
 # make test   every check
-# Both make .venv on the first run and find it on the second.
+# make gpu    the tests and benchmarks that need a GPU
+# They make .venv on the first run and find it on the second. Where the packages are installed
+# already and .venv cannot be made: make gpu BIN=$(dirname $(command -v python3))
 
 PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
 ARGS   ?=
 
-BIN       := $(VENV)/bin
+BIN       ?= $(VENV)/bin
 # What an installation depends on; newer than the stamp means: install again.
 MANIFESTS := setup.py pyproject.toml moco_det/__init__.py
 # A hung test must not hang the machine: coreutils' timeout where there is one (not on macOS).
@@ -15,7 +17,7 @@ LIMIT     := $(shell command -v timeout >/dev/null 2>&1 && echo timeout 1500)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint coverage install install-dev clean distclean
+.PHONY: help demo test gpu lint coverage install install-dev clean distclean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p;s/^\([a-z-]*\):  ## \(.*\)/  make \1\t\2/p' \
@@ -26,6 +28,9 @@ demo: $(VENV)/.installed  ## pretrain, convert, fine-tune, score, report (ARGS="
 
 test: lint  ## ruff, mypy and pytest
 	OMP_NUM_THREADS=1 $(LIMIT) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+gpu: $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.installed-dev)  ## tests and benchmarks on a GPU, one table (ARGS="--help")
+	$(BIN)/python3 benchmarks/gpu.py $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy alone
 	$(BIN)/python -m ruff check .

@@ -1,13 +1,16 @@
 """A detector's training step and inference: real detectron2 against our engine, in turn.
 
     PYTHONPATH=DETECTRON2 python benchmarks/detector_steps.py [--detectors fpn c4 dc5]
+    PYTHONPATH=DETECTRON2 python benchmarks/detector_steps.py --device cuda --size 800
 
 Both have one config of configs/base (ResNet-50), the same weights, images, objects and sampled
 regions; the losses of the first step are held against each other before anything is timed. A step
 is forward, backward and SGD. Time is the process's CPU time, which other work on the machine
-lengthens less than the clock's; a ratio is taken within a round. With `--memory` each engine takes
-one step in a process of its own, and its peak resident memory is printed. It needs detectron2, as
-tests under pytest.mark.detectron2 do.
+lengthens less than the clock's; a ratio is taken within a round. On a GPU it is the clock's, until
+the device is done, and beside it that between two CUDA events around the call; detectron2 then
+runs in ours' precision, on a CPU always in float32. With `--memory` each engine takes one step in
+a process of its own, and its peak resident memory is printed. It needs detectron2, as tests under
+pytest.mark.detectron2 do.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
+from rows import add_rows_option, write_row
 from torch import Tensor
 from tqdm import tqdm
 
@@ -39,12 +43,12 @@ from moco_det_tools.entry import run
 BASES = Path(__file__).resolve().parents[1] / "configs" / "base"
 BASE_OF = {"fpn": "RCNN_FPN", "c4": "RCNN_C4", "dc5": "RCNN_DC5"}
 KEYS = [
-    *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN"),
+    *("MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN"),
     *("MODEL.DILATED_C5.NORM", "BN", "MODEL.ROI_HEADS.NUM_CLASSES", "20"),
     *("DATASETS.TRAIN", "('train',)", "DATASETS.TEST", "('test',)", "SOLVER.BASE_LR", "0.001"),
 ]
-# of the relative difference of two losses; bfloat16 has 8 bits
-LIMITS = {"float32": 1e-3, "bfloat16": 5e-2}
+# of the relative difference of two losses on a CPU; bfloat16 has 8 bits
+LIMITS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}
 
 
 @dataclass
@@ -84,20 +88,22 @@ def made_inputs(size: int, batch: int) -> Inputs:
     return found
 
 
-def keys_of(name: str, more: Sequence[str]) -> list[str]:
-    masks = ["MODEL.MASK_ON", str(name == "fpn")]
-    return [*KEYS, *masks, *more]
+def keys_of(name: str, device: str, more: Sequence[str]) -> list[str]:
+    chosen = ["MODEL.DEVICE", device, "MODEL.MASK_ON", str(name == "fpn")]
+    return [*KEYS, *chosen, *more]
 
 
 def ours(name: str, inputs: Inputs, more: Sequence[str], precision: Precision) -> Engine:
     cfg = get_cfg()
     merge(cfg, load_yaml(BASES / f"{BASE_OF[name]}.yaml"), source=name)
-    merge_overrides(cfg, keys_of(name, more))
+    merge_overrides(cfg, keys_of(name, precision.device, more))
     check(cfg)
     torch.manual_seed(0)
-    model = build_detector(cfg, channels_last=True)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = build_detector(cfg, channels_last=precision.channels_last).to(precision.device)
+    if precision.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     solver = build_solver(cfg, model)
+    scaler = torch.amp.GradScaler(precision.device, enabled=precision.needs_scaler)
     targets = [
         Targets(boxes, classes, polygons if cfg.MODEL.MASK_ON else None)
         for boxes, classes, polygons in zip(
@@ -111,8 +117,9 @@ def ours(name: str, inputs: Inputs, more: Sequence[str], precision: Precision) -
         with precision.autocast():
             losses = model(inputs.images, targets)
         solver.optimizer.zero_grad()
-        sum(losses.values()).backward()
-        solver.optimizer.step()
+        scaler.scale(sum(losses.values())).backward()
+        scaler.step(solver.optimizer)
+        scaler.update()
         return {key: loss.item() for key, loss in losses.items()}
 
     def detect() -> int:
@@ -123,7 +130,7 @@ def ours(name: str, inputs: Inputs, more: Sequence[str], precision: Precision) -
     return Engine(train, detect)
 
 
-def theirs(name: str, inputs: Inputs, more: Sequence[str]) -> Engine:
+def theirs(name: str, inputs: Inputs, more: Sequence[str], precision: Precision) -> Engine:
     try:
         from detectron2.config import get_cfg as get_real_cfg
         from detectron2.modeling import build_model
@@ -137,15 +144,16 @@ def theirs(name: str, inputs: Inputs, more: Sequence[str]) -> Engine:
     cfg = get_real_cfg()
     add_moco_det_config(cfg)
     cfg.merge_from_other_cfg(CfgNode(load_yaml(BASES / f"{BASE_OF[name]}.yaml")))
-    cfg.merge_from_list(keys_of(name, more))
+    cfg.merge_from_list(keys_of(name, precision.device, more))
     model = build_model(cfg)
     # the weights of ours, under the same names
     torch.manual_seed(0)
     own = get_cfg()
     merge(own, load_yaml(BASES / f"{BASE_OF[name]}.yaml"), source=name)
-    merge_overrides(own, keys_of(name, more))
+    merge_overrides(own, keys_of(name, precision.device, more))
     model.load_state_dict(build_detector(own).state_dict())
     optimizer = build_optimizer(cfg, model)
+    scaler = torch.amp.GradScaler(precision.device, enabled=precision.needs_scaler)
     rows = []
     for image, boxes, classes, polygons in zip(
         inputs.images, inputs.boxes, inputs.classes, inputs.polygons, strict=True
@@ -160,61 +168,98 @@ def theirs(name: str, inputs: Inputs, more: Sequence[str]) -> Engine:
     def train() -> dict[str, float]:
         model.train()
         torch.manual_seed(1)
-        with EventStorage():
+        with EventStorage(), precision.autocast():
             losses = model(rows)
         optimizer.zero_grad()
-        sum(losses.values()).backward()
-        optimizer.step()
+        scaler.scale(sum(losses.values())).backward()
+        scaler.step(optimizer)
+        scaler.update()
         return {key: loss.item() for key, loss in losses.items()}
 
     def detect() -> int:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), precision.autocast():
             found = model.inference([{"image": i} for i in inputs.images], do_postprocess=False)
         return sum(len(one) for one in found)
 
     return Engine(train, detect)
 
 
+def timed(call: Callable[[], object], device: str) -> tuple[float, float]:
+    """Seconds of a call, and those between two CUDA events around it (0 on a CPU)."""
+    if device == "cpu":
+        clock = time.process_time()
+        call()
+        return time.process_time() - clock, 0.0
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    torch.cuda.synchronize()
+    clock = time.perf_counter()
+    events[0].record()
+    call()
+    events[1].record()
+    torch.cuda.synchronize()
+    return time.perf_counter() - clock, events[0].elapsed_time(events[1]) / 1e3
+
+
+def hold(name: str, there: dict[str, float], here: dict[str, float], precision: Precision) -> None:
+    """Refuse to time two engines whose first losses differ."""
+    pairs, limit = {key: (loss, here[key]) for key, loss in there.items()}, LIMITS[precision.name]
+    # elsewhere other proposals are sampled: only the total can be held
+    if precision.name != "float32" or precision.device == "cuda":
+        pairs, limit = {"the total loss": (sum(there.values()), sum(here.values()))}, 5e-2
+    for key, (one, other) in pairs.items():
+        if abs(other - one) > limit * max(abs(one), 0.1):
+            raise InputError(f"{name}, {precision.name}: {key} is {one} there and {other} here")
+
+
 def compare(name: str, args: argparse.Namespace) -> None:
     """One detector: the check, then the rounds."""
     inputs = made_inputs(args.size, args.batch)
-    engines = {"detectron2": theirs(name, inputs, args.keys)}
-    for precision in args.precision:
-        engines[precision] = ours(name, inputs, args.keys, Precision(precision, "cpu"))
-    seconds: dict[str, list[dict[str, float]]] = {"training step": [], "inference": []}
-    work = (len(seconds) * args.rounds + 1) * len(engines)
-    with tqdm(total=work, desc=name, unit="call", mininterval=1) as bar:
-        first = {}
-        for title, engine in engines.items():  # also the first touch of memory and kernels
-            first[title] = engine.train()
-            bar.update()
-        for title in args.precision:
-            pairs = {key: (loss, first[title][key]) for key, loss in first["detectron2"].items()}
-            if title == "bfloat16":  # other proposals are sampled: only the total can be held
-                there, here = zip(*pairs.values(), strict=True)
-                pairs = {"the total loss": (sum(there), sum(here))}
-            for key, (there_, here_) in pairs.items():
-                if abs(here_ - there_) > LIMITS[title] * max(abs(there_), 0.1):
-                    raise InputError(f"{name}, {title}: {key} is {there_} there and {here_} here")
-        for what, rounds in seconds.items():
-            for _ in range(args.rounds):
-                taken = {}
-                for title, engine in engines.items():
-                    clock = time.process_time()
-                    engine.train() if what == "training step" else engine.detect()
-                    taken[title] = time.process_time() - clock
-                    bar.update()
-                rounds.append(taken)
-    for what, rounds in seconds.items():
-        for title in args.precision:
-            there, here = (statistics.median(r[t] for r in rounds) for t in ("detectron2", title))
-            ratios = sorted(r["detectron2"] / r[title] for r in rounds)
-            print(
-                f"{name:4} {what:14} detectron2 {there:6.2f} s   ours, {title} {here:6.2f} s   "
-                f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f}..{ratios[-1]:.2f})",
-                flush=True,
-            )
+    for title in args.precision:
+        here = Precision(title, args.device)
+        there = here if args.device == "cuda" else Precision("float32", "cpu")
+        engines = {
+            "detectron2": theirs(name, inputs, args.keys, there),
+            title: ours(name, inputs, args.keys, here),
+        }
+        first = {which: engine.train() for which, engine in engines.items()}
+        hold(name, first["detectron2"], first[title], here)
+        calls = {
+            "training step": {which: engine.train for which, engine in engines.items()},
+            "inference": {which: engine.detect for which, engine in engines.items()},
+        }
+        for what, pair in calls.items():
+            rounds: list[dict[str, tuple[float, float]]] = []
+            with tqdm(total=2 * args.rounds, desc=f"{name}, {title}, {what}", mininterval=1) as bar:
+                for _ in range(args.rounds):
+                    rounds.append({})
+                    for which, call in pair.items():
+                        rounds[-1][which] = timed(call, args.device)
+                        bar.update()
+            report(what, name, title, rounds[args.warm_up :], args)
+
+
+def report(
+    what: str,
+    name: str,
+    title: str,
+    rounds: list[dict[str, tuple[float, float]]],
+    args: argparse.Namespace,
+) -> None:
+    """A row by the clock, and on a GPU one by the events."""
+    for kind, clock in enumerate(["clock", "CUDA events"] if args.device == "cuda" else ["CPU"]):
+        there, here = ([one[which][kind] for one in rounds] for which in ("detectron2", title))
+        write_row(
+            args.rows,
+            what=what,
+            case=f"{name}, R50, {args.size} px, batch {args.batch}, {clock}",
+            peer=f"detectron2, {title if args.device == 'cuda' else 'float32'}",
+            ours=title,
+            unit="ms",
+            there=1e3 * statistics.median(there),
+            here=1e3 * statistics.median(here),
+            ratio=statistics.median(a / b for a, b in zip(there, here, strict=True)),
+        )
 
 
 def peak_memory(name: str, engine: str, args: argparse.Namespace) -> float:
@@ -233,8 +278,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--size", type=int, default=320, help="pixels of a side")
     p.add_argument("--batch", type=int, default=2, help="images of a step")
     p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--warm-up", type=int, default=0, help="rounds that do not count")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--precision", nargs="+", choices=LIMITS, default=list(LIMITS), help="of ours")
+    p.add_argument("--precision", nargs="+", choices=LIMITS, default=["float32", "bfloat16"])
+    add_rows_option(p)
     p.add_argument("--memory", action="store_true", help="peak memory instead of time")
     p.add_argument("--only", choices=("ours", "detectron2"), help=argparse.SUPPRESS)
     p.add_argument("keys", nargs="*", metavar="KEY VALUE", help="config overrides for both")
@@ -244,17 +292,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         inputs = made_inputs(args.size, args.batch)
         name = args.detectors[0]
         if args.only == "detectron2":
-            engine = theirs(name, inputs, args.keys)
+            engine = theirs(name, inputs, args.keys, Precision("float32", "cpu"))
         else:
             engine = ours(name, inputs, args.keys, Precision(args.precision[0], "cpu"))
         engine.train()
         scale = 1024 if sys.platform != "darwin" else 1024**2
         print(json.dumps({"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale}))
         return 0
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {args.batch} images of "
-        f"{args.size} px, detectron2 in float32"
-    )
+    if args.rounds <= args.warm_up:
+        raise InputError(f"--rounds {args.rounds} with --warm-up {args.warm_up} leaves none")
+    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} thread(s)")
     for name in args.detectors:
         if args.memory:
             there, here = (peak_memory(name, e, args) for e in ("detectron2", "ours"))

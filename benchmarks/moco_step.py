@@ -1,13 +1,16 @@
 """Images a second through a MoCo step: written as the original is, ours, and the networks alone.
 
     python benchmarks/moco_step.py [--arch resnet50] [--size 224] [--batch 32] [--device cpu]
+    python benchmarks/moco_step.py --device cuda --compile --groups 8
 
 The reference is Algorithm 1 of the MoCo paper as its released code spells it out: float32,
 channels first, a loop over parameters for the momentum update, a cloned queue. Ours is the step
 of pretrain/loop.py in the precision named. "networks alone" are forward and backward of the query
 encoder and forward of the key encoder in that same precision and layout, with nothing around
 them: what a step cannot beat. All take turns in one process; a ratio is taken within a round.
-On a CPU the seconds are those that the processor spent, so that other work counts little.
+On a CPU the seconds are those that the processor spent, so that other work counts little. With
+`--compile` ours is measured once more as COMPILE has it: as a CUDA graph on a GPU, by torch.compile
+elsewhere.
 """
 
 from __future__ import annotations
@@ -17,14 +20,17 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rows import add_rows_option, write_row
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from moco_det_tools.entry import run
 from pretrain import augment
+from pretrain.capture import CapturedStep
 from pretrain.config import load_config
 from pretrain.device import pick_device
 from pretrain.encoders import ARCHITECTURES, Encoder
@@ -83,14 +89,27 @@ def reference(pixels: Tensor, *, arch: str, device: torch.device) -> Step:
 
 
 def ours(
-    pixels: Tensor, *, arch: str, device: torch.device, bfloat16: bool, compiled: bool
+    pixels: Tensor,
+    *,
+    arch: str,
+    device: torch.device,
+    bfloat16: bool,
+    groups: int,
+    compiled: bool,
+    inductor: bool,
 ) -> Step:
     """Our step from uint8 pixels [N, V, S, S, 3] on."""
-    pairs = {"ENCODER.ARCH": arch, "ENCODER.HEAD": "mlp", "MOCO.K": NEGATIVES, "SOLVER.MAX_ITER": 1}
+    pairs = {
+        "ENCODER.ARCH": arch,
+        "ENCODER.HEAD": "mlp",
+        "ENCODER.BN_SPLITS": groups,
+        "MOCO.K": NEGATIVES,
+        "SOLVER.MAX_ITER": 1,
+    }
     cfg = load_config(None, [str(part) for pair in pairs.items() for part in pair])
     method = build_method(cfg, images=None, classes=None, bfloat16=bfloat16)
     method.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    if compiled:
+    if inductor:
         for child in method.children():
             if isinstance(child, Encoder):
                 child.trunk.compile()
@@ -103,14 +122,20 @@ def ours(
     )
     numbers = torch.arange(len(pixels), device=device)
 
-    def step() -> Tensor:
-        batch = Batch(tuple(augment.normalise(view) for view in pixels.unbind(dim=1)), numbers)
+    def compute(batch: Batch) -> dict[str, Tensor]:
         outcome = method(batch, method.prepare(batch))
         optimizer.zero_grad(set_to_none=True)
         outcome.loss.backward()
         optimizer.step()
-        method.after_step(numbers, outcome.features)
-        return outcome.loss.detach()
+        method.after_step(batch.indices, outcome.features)
+        return {"loss": outcome.loss.detach()}
+
+    if compiled and device.type == "cuda":
+        compute = CapturedStep(compute, settled=lambda: True)  # type: ignore[assignment]
+
+    def step() -> Tensor:
+        batch = Batch(tuple(augment.normalise(view) for view in pixels.unbind(dim=1)), numbers)
+        return compute(batch)["loss"]
 
     return step
 
@@ -138,12 +163,15 @@ def networks(pixels: Tensor, *, arch: str, device: torch.device, bfloat16: bool)
 
 def rate(step: Step, images: int, seconds: float, device: torch.device) -> float:
     """Images a second over whole steps that take at least so long."""
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    cuda = device.type == "cuda"
+    clock = time.perf_counter if cuda else time.process_time
+    at_once = 10 if cuda else 1  # a loop does not wait for the device after each step either
     count, start = 0, clock()
     while True:
-        step()
-        count += images
-        if device.type == "cuda":
+        for _ in range(at_once):
+            step()
+        count += at_once * images
+        if cuda:
             torch.cuda.synchronize()
         spent = clock() - start
         if spent >= seconds:
@@ -173,9 +201,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     p.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"])
     p.add_argument("--threads", type=int, default=0, help="of the CPU (default: torch's choice)")
-    p.add_argument("--compile", action="store_true", help="torch.compile in our step")
+    p.add_argument("--groups", type=int, default=0, help="ENCODER.BN_SPLITS of ours")
+    p.add_argument("--compile", action="store_true", help="our step with COMPILE too")
+    p.add_argument("--inductor", action="store_true", help="and with compiled trunks in the graph")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--seconds", type=float, default=5.0, help="of one contender in one round")
+    add_rows_option(p)
     args = p.parse_args(argv)
     device = pick_device(args.device)
     if args.threads:
@@ -184,13 +215,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     shape = (args.batch, 2, args.size, args.size, 3)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
     bfloat16 = args.precision == "bfloat16"
-    contenders = {
-        "reference": reference(pixels, arch=args.arch, device=device),
-        f"ours, {args.precision}": ours(
-            pixels, arch=args.arch, device=device, bfloat16=bfloat16, compiled=args.compile
-        ),
-        "networks alone": networks(pixels, arch=args.arch, device=device, bfloat16=bfloat16),
-    }
+    shared: dict[str, Any] = {"arch": args.arch, "device": device}
+    contenders = {"reference": reference(pixels, **shared)}
+    # which contenders there are: name, whether with COMPILE, whether by torch.compile
+    ways = [("", False, False)]
+    if args.compile:
+        ways.append((", COMPILE", True, device.type != "cuda"))
+    if args.inductor:
+        ways.append((", COMPILE + torch.compile", True, True))
+    for name, compiled, inductor in ways:
+        contenders[f"ours, {args.precision}{name}"] = ours(
+            pixels,
+            **shared,
+            bfloat16=bfloat16,
+            groups=args.groups,
+            compiled=compiled,
+            inductor=inductor,
+        )
+    contenders["networks alone"] = networks(pixels, **shared, bfloat16=bfloat16)
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(f"torch {torch.__version__}, {where}, {torch.get_num_threads()} threads, {args.arch} at "
           f"{args.size} px, batch {args.batch}")  # fmt: skip
@@ -204,6 +246,21 @@ def main(argv: Sequence[str] | None = None) -> int:
                     rates[name].append(found)
                 bar.update()
     print("\n".join(table(rates)))
+    case = f"{args.arch} {args.size} px, batch {args.batch}, {args.groups or 1} BN group(s)"
+    for name in list(rates)[1:-1]:
+        for peer in (list(rates)[0], list(rates)[-1]):
+            ratios = [a / b for a, b in zip(rates[name], rates[peer], strict=True)]
+            write_row(
+                args.rows,
+                what="MoCo step",
+                case=case,
+                peer=peer,
+                ours=name,
+                unit="images/s",
+                there=statistics.median(rates[peer]),
+                here=statistics.median(rates[name]),
+                ratio=statistics.median(ratios),
+            )
     return 0
 
 

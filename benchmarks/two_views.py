@@ -5,8 +5,9 @@
 Both are whole loaders in this one process and thread: JPEG files in, batches of two views out. The
 usual one is PIL and torchvision's transforms as the MoCo recipes are written with them; it ends in
 normalised float32. Ours ends in uint8, which the device normalises; "ours, normalised" does that
-on the same core. Time is the process's CPU time, which other work on the machine lengthens far less
-than the clock's; a ratio is taken within a round, so that what remains slows both of its sides.
+on the same core, or with `--device cuda` on a GPU. Time is the process's CPU time, which other work
+on the machine lengthens far less than the clock's; a ratio is taken within a round, so that what
+remains slows both of its sides.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from PIL import Image as PIL
 from PIL import ImageFilter
+from rows import add_rows_option, write_row
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
@@ -93,16 +95,16 @@ def reference_batches(paths: list[str], *, recipe: str, size: int, batch: int) -
 
 
 def our_batches(
-    images: data.ImageList, *, recipe: str, size: int, batch: int, normalised: bool
+    images: data.ImageList, *, recipe: str, size: int, batch: int, device: str | None
 ) -> Iterator[int]:
-    """Our loader, for ever; yields the images of each batch."""
+    """Our loader, for ever; yields the images of each batch, normalised on a device if given."""
     views = data.ViewSet(
         images, recipe=augment.recipe(recipe, min_scale=0.2), size=size, views=2, seed=0
     )
     order = data.Order(len(images), batch, seed=0, start=0, stop=2**31)
     for raw in data.make_loader(views, order, workers=0, pin=False):
-        if normalised:
-            for view in raw.pixels.unbind(dim=1):
+        if device is not None:
+            for view in raw.pixels.to(device).unbind(dim=1):
                 augment.normalise(view)
         yield len(raw.pixels)
 
@@ -182,10 +184,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--images", metavar="FOLDER", help="JPEGs to read instead of made ones")
     made.add_argument("--count", type=int, default=128, help="made images")
     made.add_argument("--batch", type=int, default=32)
+    made.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="that normalises")
     made.add_argument("--rounds", type=int, default=9)
     made.add_argument(
         "--seconds", type=float, default=1.5, help="CPU time of one pipeline in one round"
     )
+    add_rows_option(made)
     return made
 
 
@@ -198,8 +202,8 @@ def compare(folder: str, args: argparse.Namespace) -> dict[str, list[float]]:
     shape: dict[str, Any] = {"recipe": args.recipe, "size": args.size, "batch": batch}
     pipelines = {
         "PIL + torchvision": reference_batches(images.paths, **shape),
-        "ours": our_batches(images, **shape, normalised=False),
-        "ours, normalised": our_batches(images, **shape, normalised=True),
+        "ours": our_batches(images, **shape, device=None),
+        "ours, normalised": our_batches(images, **shape, device=args.device),
         "decoding alone": decoded(images.paths),
     }
     return measure(pipelines, rounds=args.rounds, seconds=args.seconds)
@@ -217,6 +221,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_images(Path(scratch), count=args.count)
         rates = compare(args.images or scratch, args)
     print("\n".join(table(rates)))
+    there, here = rates["PIL + torchvision"], rates["ours, normalised"]
+    write_row(
+        args.rows,
+        what="two views per core",
+        case=f"{args.recipe}, {args.size} px",
+        peer="PIL + torchvision",
+        ours=f"ours, normalised on {args.device}",
+        unit="images/s",
+        there=statistics.median(there),
+        here=statistics.median(here),
+        ratio=statistics.median(b / a for a, b in zip(there, here, strict=True)),
+    )
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pretrain import augment, checkpoints, data, distributed
+from pretrain.capture import CapturedStep, Compute
 from pretrain.config import CfgNode, plain
 from pretrain.encoders import Encoder
 from pretrain.errors import InputError
@@ -41,6 +41,7 @@ class Parts:
     total: int  # iterations of the whole run
     # Which labelled pictures a vote of neighbours gets right; of the main process.
     knn: Callable[[Encoder], Tensor] | None = None
+    captured: bool = False  # the steps are one CUDA graph
 
 
 class Loop:
@@ -83,6 +84,11 @@ class Loop:
         if distributed.world_size() > 1:
             # Running statistics are each process's own; those of the main one are kept.
             self.parallel = DistributedDataParallel(self.method, broadcast_buffers=False)
+        self.compute: Compute = self._compute
+        self.rate: Tensor | None = None  # where a captured step reads it
+        if parts.captured:
+            self.compute = CapturedStep(self._compute, settled=lambda: self.method.settled)
+            self.rate = torch.zeros((), device=self.device)
 
     def go(self, writers: Sequence[Writer]) -> Path:
         """Run to the end of the budget; returns the final checkpoint."""
@@ -133,24 +139,35 @@ class Loop:
         return self._save(self.folder / checkpoints.FINAL)
 
     def _step(self, raw: data.RawBatch) -> None:
-        rate = rate_of(self.cfg, self.iteration, total=self.total, steps=self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self._set_rate()
         pixels = raw.pixels.to(self.device, non_blocking=True)  # n x V x S x S x 3
         batch = Batch(
             tuple(augment.normalise(view) for view in pixels.unbind(dim=1)),
             raw.indices.to(self.device, non_blocking=True),
             raw.labels.to(self.device, non_blocking=True),
         )
+        for name, value in self.compute(batch).items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+        self.iteration += 1
+
+    def _set_rate(self) -> None:
+        rate = rate_of(self.cfg, self.iteration, total=self.total, steps=self.steps)
+        if self.rate is not None:
+            self.rate.fill_(rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate if self.rate is None else self.rate
+
+    def _compute(self, batch: Batch) -> dict[str, Tensor]:
+        """What the device does in a step; loss and metrics, and a one that counts the step."""
         keys = self.method.prepare(batch)
         self.optimizer.zero_grad(set_to_none=True)
         outcomes = self._forward_and_backward(batch, keys)
         self.optimizer.step()
         features = torch.cat([one.features for one in outcomes])
         self.method.after_step(batch.indices, features)
-        self.iteration += 1
-        for outcome in outcomes:
-            self._sum_up(outcome, share=1 / len(outcomes))
+        rows = [{"loss": one.loss.detach(), **one.metrics} for one in outcomes]
+        means = {name: torch.stack([row[name] for row in rows]).mean(dim=0) for name in rows[0]}
+        return {**means, "steps": torch.ones_like(means["loss"])}
 
     def _forward_and_backward(self, batch: Batch, keys: Tensor | None) -> list[Outcome]:
         parts = self.method.parts
@@ -169,14 +186,6 @@ class Loop:
                 (outcome.loss / parts).backward()
             outcomes.append(outcome)
         return outcomes
-
-    def _sum_up(self, outcome: Outcome, *, share: float) -> None:
-        loss = outcome.loss.detach()
-        for name, value in itertools.chain(
-            [("loss", loss), ("steps", torch.ones_like(loss))], outcome.metrics.items()
-        ):
-            value = value.detach() * share
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def _check_finite(self) -> None:
         # All processes see the same sum, and stop at the same step.
@@ -218,7 +227,7 @@ class Loop:
             "epoch": round(self.iteration / self.steps, 4),
             **means,
             "chance_loss": round(self.method.chance_loss, 6),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
             "images_per_second": round(images_per_second, 1),
             "data_wait": round(wait, 4),
             **{name: round(value, 6) for name, value in self.method.gauges().items()},
@@ -263,6 +272,8 @@ class Loop:
         self.sums = {name: distributed.mean(value) for name, value in self.sums.items()}
         if not self.main:
             return path
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(group["lr"])
         rng: dict[str, Tensor] = {"torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)

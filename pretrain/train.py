@@ -164,11 +164,12 @@ def build_parts(cfg: CfgNode, device: torch.device, bfloat16: bool) -> Parts:
     )
     method.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     method.train()
-    if cfg.COMPILE:
+    captured = cfg.COMPILE and device.type == "cuda" and distributed.world_size() == 1
+    if cfg.COMPILE and not captured:
         _compile(method)
     steps = data.steps_per_epoch(source.images, cfg.SOLVER.BATCH)
     total = cfg.SOLVER.MAX_ITER or cfg.SOLVER.EPOCHS * steps
-    return Parts(method, source, device, bfloat16, total, knn)
+    return Parts(method, source, device, bfloat16, total, knn, captured)
 
 
 def check_shares(cfg: CfgNode) -> None:
@@ -265,6 +266,9 @@ def _announce(cfg: CfgNode, parts: Parts) -> None:
         parts.total,
         batch,
     )
+    if cfg.COMPILE:
+        how = "a CUDA graph" if parts.captured else "torch.compile over the encoders"
+        logger.info("COMPILE: %s", how)
     for line in method.notes():
         logger.info("%s", line)
     for line in method.warnings(batch=batch, images=images):

@@ -1,4 +1,4 @@
-"""Fixtures that more than one room's tests need."""
+"""Fixtures that more than one room's tests need, and the device of the tests marked gpu."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--device cpu rehearses the tests of tests/gpu where there is no GPU."""
+    parser.addoption("--device", choices=["cuda", "cpu"], default="cuda", help="of tests/gpu")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The device of a test marked gpu, which skips where it is absent."""
+    name: str = request.config.getoption("--device")
+    if name == "cuda":
+        torch = pytest.importorskip("torch")
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device; --device cpu rehearses the tests of tests/gpu")
+    return name
 
 
 @pytest.fixture(scope="session")

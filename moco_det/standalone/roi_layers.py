@@ -107,14 +107,21 @@ class ROIPooler(nn.Module):
         )
 
     def pool(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
-        return roi_align(
-            feature,
-            rois.to(feature.dtype),
+        """What `pool` of roi_align computes, by torchvision, in float32 at least.
+
+        torchvision takes map and rois in one format, and in 8 or 11 bits a box of a large image
+        lies pixels away from where it was.
+        """
+        wide = at_least_float32(feature)
+        pooled = roi_align(
+            wide,
+            rois.to(wide.dtype),
             (self.output_size, self.output_size),
             1.0 / stride,
             self.sampling_ratio,
             self.aligned,
         )
+        return pooled.to(feature.dtype)
 
     def assign_levels(self, boxes: Tensor) -> Tensor:
         """Index (P,) of the map each box is pooled from: a 224-pixel box goes to stride 16."""

@@ -37,6 +37,20 @@ class Batch:
     indices: Tensor
     labels: Tensor | None = None
 
+    def tensors(self) -> list[Tensor]:
+        """All of them, in one order."""
+        return [*self.views, self.indices, *([] if self.labels is None else [self.labels])]
+
+    def clone(self) -> Batch:
+        """The same in memory of its own."""
+        labels = None if self.labels is None else self.labels.clone()
+        return Batch(tuple(view.clone() for view in self.views), self.indices.clone(), labels)
+
+    def copy_(self, other: Batch) -> None:
+        """Overwrite the tensors by those of another batch of the same shape."""
+        for own, new in zip(self.tensors(), other.tensors(), strict=True):
+            own.copy_(new)
+
     def part(self, start: int, stop: int) -> Batch:
         """Images start..stop-1."""
         return Batch(
@@ -91,6 +105,11 @@ class Method(nn.Module):
     def chance_loss(self) -> float:
         """The loss of an encoder that knows nothing."""
         raise NotImplementedError
+
+    @property
+    def settled(self) -> bool:
+        """Whether every later step makes the same calls, whatever the numbers are."""
+        return True
 
     @property
     def dictionary_size(self) -> int | None:

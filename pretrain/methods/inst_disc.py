@@ -171,6 +171,10 @@ class InstDiscNCE(_Proximal):
             self._estimates = []
 
     @property
+    def settled(self) -> bool:
+        return self._z_is_known
+
+    @property
     def z(self) -> float:
         """Z; nan until it is estimated."""
         return float(self.log_z.double().exp())

@@ -22,11 +22,11 @@ def groups(bn_splits: int) -> int:
 def shuffle(view: Tensor) -> tuple[Tensor, Tensor]:
     """This process's share [n, 3, H, W] of all processes' views, permuted, and the order [N].
 
-    The order is drawn from torch's CPU generator, whose state all processes share, so that any
-    number of them draws the same.
+    The order is drawn on the views' device from torch's generator, whose state all processes share,
+    so that any number of them draws the same.
     """
     whole = gather(view)  # N x 3 x H x W
-    order = torch.randperm(len(whole)).to(view.device)
+    order = torch.randperm(len(whole), device=view.device)
     layout = (
         torch.channels_last
         if view.is_contiguous(memory_format=torch.channels_last)

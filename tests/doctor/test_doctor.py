@@ -72,14 +72,6 @@ def test_why_there_is_no_gpu(cuda: str | None, driver: bool, level: str, words: 
     assert bool(finding.cure) == (level == FAULT)
 
 
-@pytest.mark.gpu
-def test_a_gpu_that_works_is_ok_with_nccl_and_its_half_precision() -> None:
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    assert set(levels(hardware.check_gpus())) == {OK}
-
-
 @pytest.mark.parametrize(
     ("message", "cure"),
     [

@@ -119,16 +119,3 @@ def test_compile_reaches_every_trunk_and_its_failure_is_one_line(
     with pytest.raises(InputError, match=r"torch\.compile failed \(no compiler\): set COMPILE"):
         train.train(load_config(QUICK, [*tiny, *output, "COMPILE", "True"]))
     assert not (tmp_path / "broken").exists()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("compiled", ["False", "True"])
-def test_a_gpu_runs_and_goes_on(tiny: list[str], tmp_path: Path, compiled: str) -> None:
-    pairs = [*tiny, "DEVICE", "cuda", "PRECISION", "auto", "COMPILE", compiled]
-    cfg = load_config(QUICK, [*pairs, "CHECKPOINT_EVERY", "2"])
-    path = train.train(cfg)
-    whole = losses(path.parent)
-    path.unlink()
-    train.train(cfg, resume=True)
-    assert losses(path.parent) == pytest.approx(whole, rel=0.02)

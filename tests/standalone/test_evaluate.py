@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 import moco_det.standalone.precision as precision
 from moco_det.data import DetectionDataset, Record
+from moco_det.data.scenes import ScenesPaths
 from moco_det.standalone.evaluate import BATCH, predict, same_size_batches, to_rows
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precision import Precision, choose_precision
 from moco_det.standalone.roi_heads import Detections
+from tests.standalone.trained import agreement, briefly_trained, detections
 
 FLOAT = Precision("float32", "cpu")
 
@@ -101,3 +103,11 @@ def test_mixed_precision_on_a_cpu_where_it_is_fast(
 def test_only_half_precision_needs_a_loss_scale() -> None:
     assert Precision("float16", "cuda").needs_scaler
     assert not Precision("bfloat16", "cuda").needs_scaler and not FLOAT.needs_scaler
+
+
+def test_a_trained_detector_finds_in_bfloat16_what_it_finds_in_float32(
+    painted: ScenesPaths,
+) -> None:
+    model, pictures = briefly_trained("FPN masks", painted, device="cpu", steps=60)
+    exact = detections(model, pictures, FLOAT)
+    assert agreement(detections(model, pictures, Precision("bfloat16", "cpu")), exact) > 0.9

@@ -99,6 +99,25 @@ def test_in_bfloat16_the_interpolation_stays_exact() -> None:
     assert given.grad is not None and given.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("by_torchvision", [False, True])
+def test_boxes_stay_where_they_are_whatever_the_format_of_the_map(
+    by_torchvision: bool, dtype: torch.dtype
+) -> None:
+    """Small boxes far from the origin of a map of 160 x 160 cells, 1,280 pixels."""
+    random = torch.Generator().manual_seed(4)
+    maps = torch.randn(1, 3, 160, 160, generator=random).to(dtype)
+    corner = 900 + 300 * torch.rand(50, 2, generator=random)
+    boxes = torch.cat([corner, corner + 16 + 32 * torch.rand(50, 2, generator=random)], dim=1)
+    pooler = ROIPooler(output_size=7, strides=[8], sampling_ratio=0, aligned=True)
+    rois_of = pooler.rois([boxes])
+    with torch.autocast("cpu", dtype=dtype):
+        found = pooler.pool(maps, rois_of, 8) if by_torchvision else pooler([maps], [boxes])
+    exact = roi_align(maps.float(), rois_of, (7, 7), 1 / 8, 0, True)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), exact, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
+
+
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN", ""])
 @pytest.mark.parametrize("stride_in_1x1", [False, True])
 def test_a_block_on_regions_is_the_same_with_its_1x1_convolutions_moved(

@@ -1,0 +1,118 @@
+"""Batch norm in groups, one call per group against one call: an encoder's forward and backward.
+
+    python benchmarks/grouped_batch_norm.py [--arch resnet18] [--size 32] [--batch 128] [--groups 4]
+
+Both spellings take turns in one process; a ratio is taken within a round. On a CPU the seconds are
+those that the processor spent. `SplitBatchNorm2d.forward` takes the faster one of each device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from unittest import mock
+
+import torch
+from rows import add_rows_option, write_row
+from torch import Tensor
+
+from moco_det_tools.entry import run
+from pretrain.device import pick_device
+from pretrain.encoders import ARCHITECTURES, Encoder, SplitBatchNorm2d
+
+SPELLINGS: dict[str, Callable[[SplitBatchNorm2d, Tensor], Tensor]] = {
+    "a call per group": SplitBatchNorm2d.call_per_group,
+    "one call": SplitBatchNorm2d.one_call,
+}
+
+
+def work_of(
+    forward: Callable[[SplitBatchNorm2d, Tensor], Tensor],
+    encoder: Encoder,
+    images: Tensor,
+    *,
+    bfloat16: bool,
+    captured: bool,
+) -> Callable[[], None]:
+    """A forward and backward pass with one spelling, replayed from a CUDA graph if captured."""
+
+    def work() -> None:
+        with mock.patch.object(SplitBatchNorm2d, "forward", forward):
+            encoder.zero_grad(set_to_none=True)
+            encoder(images, bfloat16=bfloat16).sum().backward()
+
+    if not captured:
+        return work
+    for _ in range(3):
+        work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+def seconds(work: Callable[[], None], steps: int, device: torch.device) -> float:
+    """Of one call, the mean over some."""
+    cuda = device.type == "cuda"
+    clock = time.perf_counter if cuda else time.process_time
+    if cuda:
+        torch.cuda.synchronize()
+    start = clock()
+    for _ in range(steps):
+        work()
+    if cuda:
+        torch.cuda.synchronize()
+    return (clock() - start) / steps
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, measure in turn, print a line."""
+    p = argparse.ArgumentParser(description="Batch norm in groups: two spellings in turn.")
+    p.add_argument("--arch", default="resnet18", choices=sorted(ARCHITECTURES))
+    p.add_argument("--size", type=int, default=32)
+    p.add_argument("--batch", type=int, default=128)
+    p.add_argument("--groups", type=int, default=4)
+    p.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    p.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"])
+    p.add_argument("--graph", action="store_true", help="replay CUDA graphs: no launches")
+    p.add_argument("--rounds", type=int, default=7)
+    p.add_argument("--steps", type=int, default=1, help="of each spelling in a round")
+    add_rows_option(p)
+    args = p.parse_args(argv)
+    device = pick_device(args.device)
+    encoder = Encoder(args.arch, head="fc", dim=128, bn_splits=args.groups).to(device).train()
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(args.batch, 3, args.size, args.size, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    captured = args.graph and device.type == "cuda"
+    bfloat16 = args.precision == "bfloat16"
+    works = {
+        name: work_of(forward, encoder, images, bfloat16=bfloat16, captured=captured)
+        for name, forward in SPELLINGS.items()
+    }
+    rounds = [
+        {name: seconds(work, args.steps, device) for name, work in works.items()}
+        for _ in range(args.rounds + 1)
+    ]
+    there, here = ([one[name] for one in rounds[1:]] for name in SPELLINGS)  # the first warms up
+    write_row(
+        args.rows,
+        what=f"batch norm, {args.groups} groups",
+        case=", ".join(
+            [f"{args.arch} {args.size} px, batch {args.batch}", args.precision]
+            + ["graph"] * captured
+        ),
+        peer="a call per group",
+        ours="one call",
+        unit="ms",
+        there=1e3 * statistics.median(there),
+        here=1e3 * statistics.median(here),
+        ratio=statistics.median(a / b for a, b in zip(there, here, strict=True)),
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,16 @@
+"""Tests that need a GPU, over tiny runs; `pytest tests/gpu --device cpu` rehearses them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moco_det.data.scenes import ScenesPaths
+from tests.pretrain.conftest import class_folders, tiny  # noqa: F401
+from tests.standalone import tiny as tiny_detector
+
+
+@pytest.fixture(scope="session")
+def painted(tmp_path_factory: pytest.TempPathFactory) -> ScenesPaths:
+    return tiny_detector.scenes(Path(tmp_path_factory.mktemp("painted")))
