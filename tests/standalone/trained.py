@@ -40,7 +40,12 @@ def briefly_trained(
     name: str, paths: ScenesPaths, *, device: str, steps: int, rate: str = "0.02"
 ) -> tuple[GeneralizedRCNN, list[torch.Tensor]]:
     """A detector after some steps of float32 on the training scenes, and the test images."""
-    cfg = load_config(*overrides_of(name, {"SOLVER.BASE_LR": rate, "SOLVER.WARMUP_ITERS": "5"}))
+    changes = {
+        "SOLVER.BASE_LR": rate,
+        "SOLVER.WARMUP_ITERS": "5",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "0.001",
+    }
+    cfg = load_config(*overrides_of(name, changes))
     torch.manual_seed(0)
     model = build_detector(cfg, channels_last=True).to(device)
     solver = build_solver(cfg, model)
