@@ -12,7 +12,7 @@ from moco_det.data import DetectionDataset, Record
 from moco_det.standalone import distributed
 from moco_det.standalone.detector import GeneralizedRCNN, rescale
 from moco_det.standalone.mapper import Mapper, Sample
-from moco_det.standalone.masks import encode_mask, paste_mask
+from moco_det.standalone.masks import encode_mask, paste_masks
 from moco_det.standalone.precision import Precision
 from moco_det.standalone.roi_layers import Detections
 
@@ -67,17 +67,19 @@ def to_rows(sample: Sample, found: Detections, category_ids: Sequence[int]) -> l
     size = (int(sample.image.shape[-2]), int(sample.image.shape[-1]))
     found = rescale(found, size, sample.height, sample.width)
     boxes = found.boxes.float().cpu()
-    masks = None if found.masks is None else found.masks.float().cpu()
-    rows = []
-    for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
-        row: dict[str, Any] = {
+    rows: list[dict[str, Any]] = [
+        {
             "image_id": sample.image_id,
-            "category_id": category_ids[int(found.classes[i])],
+            "category_id": category_ids[category],
             "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "score": float(found.scores[i]),
+            "score": score,
         }
-        if masks is not None:
-            pasted = paste_mask(masks[i], boxes[i], sample.height, sample.width)
-            row["segmentation"] = encode_mask(pasted)
-        rows.append(row)
+        for (x0, y0, x1, y1), score, category in zip(
+            boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True
+        )
+    ]
+    if found.masks is not None:
+        masks = paste_masks(found.masks.float().cpu(), boxes, sample.height, sample.width)
+        for row, mask in zip(rows, masks, strict=True):
+            row["segmentation"] = encode_mask(mask)
     return rows
