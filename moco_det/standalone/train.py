@@ -239,7 +239,14 @@ def evaluate(
     """Predictions of the test set to predictions.json, and their scores."""
     mapper = build_mapper(cfg, train=False)
     distributed.share_buffers(model)
-    rows = predict(model, test_set, mapper, precision, description=f"testing {test_set.name}")
+    rows = predict(
+        model,
+        test_set,
+        mapper,
+        precision,
+        workers=cfg.DATALOADER.NUM_WORKERS,
+        description=f"testing {test_set.name}",
+    )
     metrics: dict[str, Any] = {}
     if distributed.rank() == 0:
         write_predictions(output / "predictions.json", rows)
