@@ -272,6 +272,8 @@ def build_solver(cfg: CfgNode, model: torch.nn.Module) -> Solver:
         lr=solver.BASE_LR,
         momentum=solver.MOMENTUM,
         nesterov=solver.NESTEROV,
-        foreach=True,
+        # one kernel for all parameters on a GPU; on a CPU one after another stays in the cache
+        fused=next(model.parameters()).is_cuda,
+        foreach=False,
     )
     return Solver(optimizer, build_schedule(cfg))

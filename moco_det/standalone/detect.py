@@ -36,7 +36,14 @@ def open_detector(config_file: str | Path, overrides: Sequence[str]) -> Detector
     mapper = build_mapper(cfg, train=False)
 
     def detect(dataset: DetectionDataset) -> list[dict[str, Any]]:
-        return predict(model, dataset, mapper, precision, description="detecting")
+        return predict(
+            model,
+            dataset,
+            mapper,
+            precision,
+            workers=cfg.DATALOADER.NUM_WORKERS,
+            description="detecting",
+        )
 
     return Detector(
         detect,

@@ -60,7 +60,14 @@ class GeneralizedRCNN(nn.Module):
             if targets is None:
                 raise ValueError("the detector needs targets in training")
             device = self.pixel_mean.device
-            targets = [Targets(t.boxes.to(device), t.classes.to(device), t.masks) for t in targets]
+            targets = [
+                Targets(
+                    t.boxes.to(device, non_blocking=True),
+                    t.classes.to(device, non_blocking=True),
+                    t.masks,
+                )
+                for t in targets
+            ]
             proposals, losses = self.proposal_generator(features, sizes, targets)
             return {**self.roi_heads.train_losses(features, proposals, targets), **losses}
         proposals, _ = self.proposal_generator(features, sizes)
@@ -72,9 +79,16 @@ class GeneralizedRCNN(nn.Module):
         step = self.backbone.size_divisibility
         height = (max(h for h, _ in sizes) + step - 1) // step * step
         width = (max(w for _, w in sizes) + step - 1) // step * step
-        batch = self.pixel_mean.new_zeros(len(images), 3, height, width)
-        for slot, image, (h, w) in zip(batch, images, sizes, strict=True):
-            slot[:, :h, :w] = (image.to(self.pixel_mean.device) - self.pixel_mean) / self.pixel_std
+        device = self.pixel_mean.device
+        pixels = torch.zeros(
+            len(images), 3, height, width, dtype=images[0].dtype, pin_memory=device.type == "cuda"
+        )
+        for slot, image, (h, w) in zip(pixels, images, sizes, strict=True):
+            slot[:, :h, :w] = image
+        batch = (pixels.to(device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+        for slot, (h, w) in zip(batch, sizes, strict=True):
+            slot[:, h:] = 0
+            slot[:, :, w:] = 0
         return batch.contiguous(memory_format=self.memory_format), sizes
 
 

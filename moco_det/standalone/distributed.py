@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
+from torch import Tensor, nn
 
 from moco_det.errors import InputError
 
@@ -31,12 +31,12 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
-    """The mean of each value over the processes."""
-    if world_size() == 1:
-        return values
-    everybody = gather(values)
-    return {key: sum(v[key] for v in everybody) / len(everybody) for key in values}
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean of a tensor over the processes."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
 
 
 def share_buffers(model: nn.Module) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record
+from moco_det.errors import InputError
 from moco_det.standalone import distributed
 from moco_det.standalone.detector import GeneralizedRCNN, rescale
 from moco_det.standalone.mapper import Mapper, Sample
-from moco_det.standalone.masks import encode_mask, paste_mask
+from moco_det.standalone.masks import encode_mask, paste_masks
 from moco_det.standalone.precision import Precision
 from moco_det.standalone.roi_layers import Detections
 
@@ -26,6 +28,7 @@ def predict(
     mapper: Mapper,
     precision: Precision,
     *,
+    workers: int = 0,
     description: str = "testing",
 ) -> list[dict[str, Any]]:
     """Rows {image_id, category_id, bbox xywh, score, segmentation?} of every detection.
@@ -39,7 +42,7 @@ def predict(
     rows: list[dict[str, Any]] = []
     quiet = distributed.rank() != 0
     with tqdm(total=len(mine), desc=description, unit="image", disable=quiet, mininterval=1) as bar:
-        for samples in same_size_batches(mine, mapper):
+        for samples in same_size_batches(read_samples(mine, mapper, workers)):
             with precision.autocast():
                 found = model([sample.image for sample in samples])
             for sample, detections in zip(samples, found, strict=True):
@@ -49,11 +52,40 @@ def predict(
     return [row for part in distributed.gather(rows) for row in part]
 
 
-def same_size_batches(records: Sequence[Record], mapper: Mapper) -> Iterator[list[Sample]]:
+class ScoredSamples(Dataset[Sample | InputError]):
+    """Records, each transformed; an error is handed on as a value, so that it keeps its line."""
+
+    def __init__(self, records: Sequence[Record], mapper: Mapper) -> None:
+        self.records = records
+        self.mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample | InputError:
+        try:
+            return self.mapper(self.records[index])
+        except InputError as error:
+            return error
+
+
+def read_samples(records: Sequence[Record], mapper: Mapper, workers: int) -> Iterator[Sample]:
+    """Samples in order, read by worker processes where there are batches enough for them."""
+    for found in DataLoader(
+        ScoredSamples(records, mapper),
+        batch_size=None,
+        num_workers=min(workers, len(records) // BATCH),
+        generator=torch.Generator(),  # else the workers' seeds are drawn from the run's own
+    ):
+        if isinstance(found, InputError):
+            raise found
+        yield found
+
+
+def same_size_batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
     """Samples in order, neighbours of the same size together: no padding changes a result."""
     batch: list[Sample] = []
-    for record in records:
-        sample = mapper(record)
+    for sample in samples:
         if batch and (len(batch) == BATCH or sample.image.shape != batch[0].image.shape):
             yield batch
             batch = []
@@ -67,17 +99,19 @@ def to_rows(sample: Sample, found: Detections, category_ids: Sequence[int]) -> l
     size = (int(sample.image.shape[-2]), int(sample.image.shape[-1]))
     found = rescale(found, size, sample.height, sample.width)
     boxes = found.boxes.float().cpu()
-    masks = None if found.masks is None else found.masks.float().cpu()
-    rows = []
-    for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
-        row: dict[str, Any] = {
+    rows: list[dict[str, Any]] = [
+        {
             "image_id": sample.image_id,
-            "category_id": category_ids[int(found.classes[i])],
+            "category_id": category_ids[category],
             "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "score": float(found.scores[i]),
+            "score": score,
         }
-        if masks is not None:
-            pasted = paste_mask(masks[i], boxes[i], sample.height, sample.width)
-            row["segmentation"] = encode_mask(pasted)
-        rows.append(row)
+        for (x0, y0, x1, y1), score, category in zip(
+            boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True
+        )
+    ]
+    if found.masks is not None:
+        masks = paste_masks(found.masks.float().cpu(), boxes, sample.height, sample.width)
+        for row, mask in zip(rows, masks, strict=True):
+            row["segmentation"] = encode_mask(mask)
     return rows

@@ -11,11 +11,15 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from moco_det.data import Record
 from moco_det.standalone.mapper import Mapper, Sample
+
+# Up to here, counted in every worker, decoded images are kept: the data sets of small trials.
+KEPT_BYTES = 2**28
 
 Place = tuple[int, int]  # position in the stream, index of the record
 
@@ -67,17 +71,30 @@ class BatchStream(Sampler[list[Place]]):
 
 
 class TrainingSamples(Dataset[Sample]):
-    """Records by place in the stream, each transformed with the randomness of its place."""
+    """Records by place in the stream, each transformed with the randomness of its place.
 
-    def __init__(self, records: Sequence[Record], mapper: Mapper, seed: int) -> None:
+    With ``keep`` an image is read from disk once and then stays in memory.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], mapper: Mapper, seed: int, *, keep: bool = False
+    ) -> None:
         self.records = records
         self.mapper = mapper
         self.seed = seed
+        self.keep = keep
+        self.images: dict[int, npt.NDArray[np.uint8]] = {}
 
     def __getitem__(self, place: Place) -> Sample:
         position, index = place
         random = np.random.RandomState([self.seed & 0xFFFFFFFF, position & 0xFFFFFFFF])
-        return self.mapper(self.records[index], random)
+        record = self.records[index]
+        image = self.images.get(index)
+        if image is None:
+            image = self.mapper.read(record)
+            if self.keep:
+                self.images[index] = image
+        return self.mapper(record, random, image)
 
 
 def keep_list(samples: list[Sample]) -> list[Sample]:
@@ -89,8 +106,9 @@ def training_loader(
     records: Sequence[Record], mapper: Mapper, stream: BatchStream, *, workers: int
 ) -> DataLoader[Sample]:
     """Batches as lists of samples, in the order of the stream."""
+    decoded = 3 * sum(record.height * record.width for record in records)
     return DataLoader(
-        TrainingSamples(records, mapper, stream.seed),
+        TrainingSamples(records, mapper, stream.seed, keep=decoded * max(workers, 1) <= KEPT_BYTES),
         batch_sampler=stream,
         num_workers=workers,
         collate_fn=keep_list,

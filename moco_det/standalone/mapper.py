@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -66,15 +67,19 @@ class Mapper:
     with_masks: bool
     mask_format: Literal["polygon", "bitmask"]
 
-    def __call__(self, record: Record, random: np.random.RandomState | None = None) -> Sample:
-        """Read and transform one image; ``random`` is needed where something is chosen."""
-        image = read_image(record.file_name, self.image_format)
+    def __call__(
+        self,
+        record: Record,
+        random: np.random.RandomState | None = None,
+        image: npt.NDArray[np.uint8] | None = None,
+    ) -> Sample:
+        """Read and transform one image; ``random`` is needed where something is chosen.
+
+        ``image`` is what ``read`` gave for this record, where that was kept.
+        """
+        if image is None:
+            image = self.read(record)
         height, width = image.shape[:2]
-        if (height, width) != (record.height, record.width):
-            raise InputError(
-                f"{record.file_name} is {width} x {height} pixels, its annotation says "
-                f"{record.width} x {record.height}: correct the annotation"
-            )
         new_height, new_width = resized_shape(height, width, self.short_edge(random), self.max_size)
         if (new_height, new_width) != (height, width):
             picture = Image.fromarray(np.ascontiguousarray(image))
@@ -91,6 +96,17 @@ class Mapper:
             mirror = axis if flipped else None
             sample.targets = self.targets(record, scale, mirror, (new_height, new_width))
         return sample
+
+    def read(self, record: Record) -> npt.NDArray[np.uint8]:
+        """The image (H, W, 3) as it is on disk; InputError where its annotation says otherwise."""
+        image = read_image(record.file_name, self.image_format)
+        height, width = image.shape[:2]
+        if (height, width) != (record.height, record.width):
+            raise InputError(
+                f"{record.file_name} is {width} x {height} pixels, its annotation says "
+                f"{record.width} x {record.height}: correct the annotation"
+            )
+        return image
 
     def short_edge(self, random: np.random.RandomState | None) -> int:
         if not self.train:

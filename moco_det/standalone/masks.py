@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
@@ -52,24 +53,47 @@ def _crop_bitmap(mask: Mask, box: Tensor, side: int) -> Tensor:
     return roi_align(image, roi, (side, side), 1.0, 0, True)[0, 0] >= 0.5
 
 
-def paste_mask(mask: Tensor, box: Tensor, height: int, width: int) -> np.ndarray:
-    """A soft mask (S, S) in its box to a bool image (height, width), cut at 0.5.
+# Pixels that are sampled in one go: some small masks, or a large one.
+PASTED_AT_ONCE = 2**17
 
-    The mask is sampled bilinearly at pixel centres; what lies outside counts as 0.
+
+def paste_masks(
+    masks: Tensor, boxes: Tensor, height: int, width: int
+) -> Iterator[npt.NDArray[np.bool_]]:
+    """Soft masks (D, S, S) in their boxes (D, 4) as D bool images (height, width), cut at 0.5.
+
+    A mask is sampled bilinearly at pixel centres; what lies outside counts as 0.
     """
-    image = np.zeros((height, width), dtype=bool)
-    x0, y0, x1, y1 = box.tolist()
-    left, top = max(int(np.floor(x0)) - 1, 0), max(int(np.floor(y0)) - 1, 0)
-    right, bottom = min(int(np.ceil(x1)) + 1, width), min(int(np.ceil(y1)) + 1, height)
-    if right <= left or bottom <= top:
-        return image
-    x = (torch.arange(left, right, dtype=torch.float32) + 0.5 - box[0]) / (box[2] - box[0])
-    y = (torch.arange(top, bottom, dtype=torch.float32) + 0.5 - box[1]) / (box[3] - box[1])
-    grid_y, grid_x = torch.meshgrid(y * 2 - 1, x * 2 - 1, indexing="ij")
-    grid = torch.stack([grid_x, grid_y], dim=-1)[None]
-    soft = F.grid_sample(mask[None, None].float(), grid, align_corners=False)[0, 0]
-    image[top:bottom, left:right] = (soft >= 0.5).numpy()
-    return image
+    limit = boxes.new_tensor([width, height]).long()
+    low = (boxes[:, :2].floor().long() - 1).clamp(min=0)
+    size = (torch.minimum(boxes[:, 2:].ceil().long() + 1, limit) - low).clamp(min=0)
+    first = 0
+    while first < len(boxes):
+        last, most = first + 1, size[first]
+        while last < len(boxes):
+            larger = torch.maximum(most, size[last])
+            if int(larger.prod()) * (last + 1 - first) > PASTED_AT_ONCE:
+                break
+            last, most = last + 1, larger
+        part = slice(first, last)
+        x, y = (
+            (low[part, k, None] + torch.arange(int(most[k])) + 0.5 - boxes[part, k, None])
+            / (boxes[part, k + 2, None] - boxes[part, k, None])
+            for k in (0, 1)
+        )
+        shape = (last - first, int(most[1]), int(most[0]))
+        grid = torch.stack(
+            [(x * 2 - 1)[:, None].expand(shape), (y * 2 - 1)[:, :, None].expand(shape)], dim=-1
+        )
+        soft = F.grid_sample(masks[part, None].float(), grid, align_corners=False)[:, 0]
+        inside = (soft >= 0.5).numpy()
+        for one, (left, top), (w, h) in zip(
+            inside, low[part].tolist(), size[part].tolist(), strict=True
+        ):
+            image = np.zeros((height, width), dtype=bool)
+            image[top : top + h, left : left + w] = one[:h, :w]
+            yield image
+        first = last
 
 
 def encode_mask(image: np.ndarray) -> dict[str, object]:

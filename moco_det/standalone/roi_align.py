@@ -67,32 +67,32 @@ def axis_of(
     else:
         samples = bin_size.ceil()
     most = max(int(samples.max()), 1) if len(samples) else 1
+    divisor = samples.clamp(min=1)[:, None, None]
     sample = torch.arange(most)
     bin_ = torch.arange(bins)[:, None]
-    inside_bin = (sample + 0.5) * (bin_size / samples)[:, None, None]
+    inside_bin = (sample + 0.5) * (bin_size[:, None, None] / divisor)
     place = low[:, None, None] + bin_ * bin_size[:, None, None] + inside_bin  # P, S, G
     limit = size[:, None, None]
     real = (sample < samples[:, None, None]) & (place >= -1.0) & (place <= limit)
-    place = torch.minimum(torch.where(real, place, 0.0).clamp(min=0), limit - 1.0)
-    floor = place.floor().long()
-    upper = torch.minimum(floor + 1, limit - 1)
-    share = torch.where(real, 1.0 / samples.clamp(min=1)[:, None, None], 0.0)
-    # the first sample of a bin lies lowest; a bin without samples takes cell 0 with no weight
-    first = torch.where(real, floor, limit).amin(dim=2)
-    first = torch.where(real.any(dim=2), first, 0)
-    reach = torch.where(real, upper - first[:, :, None], 0)
-    count = reach.amax(dim=(1, 2)) + 1 if len(low) else size
+    place = torch.minimum(place.clamp(min=0), limit - 1.0)
+    floor = place.floor()
+    share = torch.where(real, 1.0 / divisor, 0.0)
+    first = floor[:, :, 0].long()  # the lowest sample's
+    lower = torch.where(real, floor.long() - first[:, :, None], 0)
+    upper = torch.minimum(lower + 1, limit - 1 - first[:, :, None])
+    upper = torch.where(real, upper, 0)
+    count = upper.flatten(1).amax(dim=1) + 1 if len(low) else size
     weights = low.new_zeros(len(low), bins, int(count.max()) if len(low) else 1)
-    weights.scatter_add_(2, (floor - first[:, :, None]).clamp(min=0), share * (1 - (place - floor)))
-    weights.scatter_add_(2, reach, share * (place - floor))
+    weights.scatter_add_(2, lower, share * (1 - (place - floor)))
+    weights.scatter_add_(2, upper, share * (place - floor))
     return Axis(first, weights, count, size)
 
 
 @dataclass(frozen=True)
 class Taps:
-    """The sparse matrix, a row a bin, regions in the order of ``order`` (P,).
+    """The sparse matrix: bin i has weights[starts[i] : starts[i + 1]] at the same of ``cells``.
 
-    Row i has ``weights[starts[i] : starts[i + 1]]`` at the cells of the same places.
+    Bins are those of the regions in the order of ``order`` (P,).
     """
 
     order: Tensor
@@ -106,8 +106,9 @@ def taps_of(base: Tensor, y: Axis, x: Axis) -> Taps:
 
     Regions that take as many cells a bin are done together.
     """
-    count = torch.maximum(y.count, x.count)
-    order, cells, weights, lengths = [], [], [], []
+    bins = y.first.shape[1] * x.first.shape[1]
+    count = torch.maximum(y.count, x.count)  # P
+    order, cells, weights = [count[:0]], [count[:0].int()], [y.weights.new_zeros(0)]
     for k in count.unique().tolist():
         rows = (count == k).nonzero(as_tuple=True)[0]
         (at_y, by_y), (at_x, by_x) = y.cells(rows, k), x.cells(rows, k)
@@ -117,13 +118,11 @@ def taps_of(base: Tensor, y: Axis, x: Axis) -> Taps:
         at_x, by_x = (t.repeat(1, 1, k)[:, None] for t in (at_x, by_x))
         cells.append((at_y.int() + at_x.int()).flatten())
         weights.append((by_y * by_x).flatten())
-        lengths.append(torch.full((len(rows) * y.first.shape[1] * x.first.shape[1],), k * k))
         order.append(rows)
-    if not order:
-        nothing = torch.zeros(0, dtype=torch.int32)
-        return Taps(nothing.long(), nothing, y.weights.new_zeros(0), torch.zeros(1).int())
-    starts = F.pad(torch.cat(lengths).cumsum(0), (1, 0)).int()
-    return Taps(torch.cat(order), torch.cat(cells), torch.cat(weights), starts)
+    together = torch.cat(order)
+    lengths = (count[together] ** 2).repeat_interleave(bins)
+    starts = F.pad(lengths.cumsum(0), (1, 0)).int()
+    return Taps(together, torch.cat(cells), torch.cat(weights), starts)
 
 
 class _Pool(torch.autograd.Function):
@@ -136,15 +135,13 @@ class _Pool(torch.autograd.Function):
         cells = torch.cat([rows(feature).to(dtype) for feature in maps])
         ctx.taps, ctx.shapes, ctx.dtype = taps, [f.shape for f in maps], maps[0].dtype
         pooled = bags(taps.cells, cells, taps.starts[:-1], taps.weights)
-        pooled = pooled.view(-1, bins, cells.shape[1])
-        found = torch.empty_like(pooled, dtype=ctx.dtype)
-        found[taps.order] = pooled.to(ctx.dtype)
-        return found
+        pooled = pooled.to(ctx.dtype).view(-1, bins, cells.shape[1])
+        return pooled.index_select(0, taps.order.argsort())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         taps: Taps = ctx.taps
-        gradient = at_least_float32(gradients[0].contiguous()[taps.order]).flatten(0, 1)
+        gradient = at_least_float32(gradients[0].index_select(0, taps.order)).flatten(0, 1)
         counts = [n * h * w for n, _, h, w in ctx.shapes]
         matrix = csr_matrix(
             (taps.weights.numpy(), taps.cells.numpy(), taps.starts.numpy()),

@@ -5,6 +5,7 @@ Letters: N images, L feature maps, A anchors a cell, R = sum of H * W * A anchor
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,19 +79,27 @@ class RPNHead(nn.Module):
             deltas.append(delta.permute(0, 3, 4, 1, 2).reshape(n, -1, 4))
         return logits, deltas
 
-    def at(self, feature: Tensor, image: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    def at(
+        self, maps: Sequence[Tensor], level: Tensor, image: Tensor, cell: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """What ``forward`` gives at S cells alone: logits (S, A) and deltas (S, A, 4), float32.
 
-        ``image`` (S,) and ``cell`` (S,), y * W + x, say where in a map (N, channels, H, W).
+        ``level``, ``image`` and ``cell`` (S,), y * W + x, say where in maps (N, channels, H, W).
         """
-        height, width = feature.shape[2:]
-        around = F.pad(feature.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # N, H + 2, W + 2, channels
-        corner = (image * (height + 2) + cell // width) * (width + 2) + cell % width
+        padded = [F.pad(f.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)) for f in maps]  # N, H, W, C
+        around = torch.cat([f.flatten(0, 2) for f in padded])
+        widths = [f.shape[2] for f in padded]
+        areas = [f.shape[1] * f.shape[2] for f in padded]
+        before = itertools.accumulate([0, *(f.shape[0] * f.shape[1] * f.shape[2] for f in padded)])
+        width, area, first = (
+            torch.tensor(list(values)).to(cell.device, non_blocking=True)[level]
+            for values in (widths, areas, before)
+        )
+        corner = first + image * area + cell // (width - 2) * width + cell % (width - 2)
         step = torch.arange(3, device=cell.device)
-        window = (step[:, None] * (width + 2) + step).flatten()  # 9
-        places = (corner[:, None] + window).flatten()
-        patches = around.flatten(0, 2).index_select(0, places)
-        patches = patches.reshape(len(cell), 9 * feature.shape[1])
+        window = step[:, None] * width[:, None, None] + step  # S, 3, 3
+        places = (corner[:, None, None] + window).flatten()
+        patches = around.index_select(0, places).reshape(len(cell), -1)
         weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)
         hidden = F.relu_(F.linear(patches, weight, self.conv.bias))
         score, delta = (
@@ -205,19 +214,12 @@ class RPN(nn.Module):
         self, maps: Sequence[Tensor], counts: Sequence[int], images: Tensor, sampled: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits (S,) and deltas (S, 4) of anchors (S,) of images (S,), ``counts`` a map."""
-        logits, deltas, order = [], [], []
-        first = 0
-        for feature, count in zip(maps, counts, strict=True):
-            here = ((sampled >= first) & (sampled < first + count)).nonzero(as_tuple=True)[0]
-            place = sampled[here] - first
-            score, delta = self.rpn_head.at(feature, images[here], place // self.per_cell)
-            row, anchor = torch.arange(len(here), device=here.device), place % self.per_cell
-            logits.append(score[row, anchor])
-            deltas.append(delta[row, anchor])
-            order.append(here)
-            first += count
-        back = torch.cat(order).argsort()
-        return torch.cat(logits)[back], torch.cat(deltas)[back]
+        ends = torch.tensor(counts).to(sampled.device, non_blocking=True).cumsum(0)
+        level = torch.bucketize(sampled, ends, right=True)
+        place = sampled - F.pad(ends, (1, 0))[level]
+        score, delta = self.rpn_head.at(maps, level, images, place // self.per_cell)
+        row, anchor = torch.arange(len(sampled), device=sampled.device), place % self.per_cell
+        return score[row, anchor], delta[row, anchor]
 
     @torch.no_grad()
     def sample(

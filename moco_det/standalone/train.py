@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record
@@ -83,7 +84,21 @@ def train(
         log.write_scores(iteration, found)
         return found
 
+    def settle(step_: Step) -> None:
+        losses = step_.losses()
+        check_finite(losses, step_.iteration, output)
+        log.write_step(
+            step_.iteration,
+            losses,
+            step_.numbers,
+            lr=step_.lr,
+            seconds=step_.seconds,
+            waited=step_.waited,
+        )
+        bar.set_postfix(loss=f"{sum(losses.values()):.3f}", refresh=False)
+
     metrics: dict[str, Any] | None = None
+    before: Step | None = None  # its losses are read when the next step has been started
     model.train()
     batches = iter(loader(seed, first)) if first < cfg.SOLVER.MAX_ITER else iter(())
     title = f"fine-tuning {output.name}"
@@ -102,20 +117,24 @@ def train(
             lr = solver.set_iteration(iteration)
             try:
                 with recorded(log.is_due(iteration)) as numbers:
-                    losses = step(cfg, wrapped, solver.optimizer, scaler, samples, precision)
+                    names, values = step(cfg, wrapped, solver.optimizer, scaler, samples, precision)
             except FloatingPointError as error:  # the proposals see it before the losses do
+                if before is not None:
+                    settle(before)
                 raise diverged(str(error), iteration, output) from None
-            check_finite(losses, iteration, output)
+            if before is not None:
+                settle(before)
             seconds = time.monotonic() - clock
-            log.write_step(iteration, losses, numbers, lr=lr, seconds=seconds, waited=waited)
+            before = Step(iteration, names, values, numbers, lr, seconds, waited)
             bar.update()
-            bar.set_postfix(loss=f"{sum(losses.values()):.3f}", refresh=False)
             done = iteration + 1
             last = done == cfg.SOLVER.MAX_ITER
             period = cfg.TEST.EVAL_PERIOD
             scored = last or (period > 0 and done % period == 0)
             kept = last or done % cfg.SOLVER.CHECKPOINT_PERIOD == 0
             if scored or kept:
+                settle(before)
+                before = None
                 # losses are of the weights before the step
                 broken = not_finite(model)
                 if broken:
@@ -146,6 +165,23 @@ def training_records(cfg: CfgNode, train_set: DetectionDataset) -> list[Record]:
     return records
 
 
+@dataclass
+class Step:
+    """A step that was started: its losses are known when the device has got there."""
+
+    iteration: int
+    names: list[str]
+    values: Tensor
+    numbers: dict[str, float]
+    lr: float
+    seconds: float
+    waited: float
+
+    def losses(self) -> dict[str, float]:
+        """Waits for the device."""
+        return dict(zip(self.names, self.values.tolist(), strict=True))
+
+
 def step(
     cfg: CfgNode,
     model: nn.Module,
@@ -153,8 +189,8 @@ def step(
     scaler: torch.amp.GradScaler,
     samples: list[Sample],
     precision: Precision,
-) -> dict[str, float]:
-    """One step of SGD; returns the losses by name, averaged over the processes."""
+) -> tuple[list[str], Tensor]:
+    """One step of SGD; returns the losses' names and values, averaged over the processes."""
     with precision.autocast():
         losses = model([s.image for s in samples], [s.targets for s in samples])
         total = sum(losses.values())
@@ -170,9 +206,8 @@ def step(
                 nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
     scaler.step(optimizer)
     scaler.update()
-    names = list(losses)
-    values = torch.stack([losses[name].detach() for name in names]).tolist()
-    return distributed.mean_over_ranks(dict(zip(names, values, strict=True)))
+    values = torch.stack([loss.detach() for loss in losses.values()])
+    return list(losses), distributed.mean_over_ranks(values)
 
 
 def check_finite(losses: dict[str, float], iteration: int, output: Path) -> None:
@@ -204,7 +239,14 @@ def evaluate(
     """Predictions of the test set to predictions.json, and their scores."""
     mapper = build_mapper(cfg, train=False)
     distributed.share_buffers(model)
-    rows = predict(model, test_set, mapper, precision, description=f"testing {test_set.name}")
+    rows = predict(
+        model,
+        test_set,
+        mapper,
+        precision,
+        workers=cfg.DATALOADER.NUM_WORKERS,
+        description=f"testing {test_set.name}",
+    )
     metrics: dict[str, Any] = {}
     if distributed.rank() == 0:
         write_predictions(output / "predictions.json", rows)

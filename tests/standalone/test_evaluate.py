@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import moco_det.standalone.precision as precision
 from moco_det.data import DetectionDataset, Record
+<<<<<<< HEAD
 from moco_det.data.scenes import ScenesPaths
+=======
+from moco_det.errors import InputError
+from moco_det.standalone.build import build_mapper
+>>>>>>> step
 from moco_det.standalone.evaluate import BATCH, predict, same_size_batches, to_rows
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precision import Precision, choose_precision
 from moco_det.standalone.roi_heads import Detections
+<<<<<<< HEAD
 from tests.standalone.trained import agreement, briefly_trained, detections
+=======
+from tests.standalone.tiny import tiny_config
+>>>>>>> step
 
 FLOAT = Precision("float32", "cpu")
 
@@ -54,6 +66,25 @@ def sizes(*shapes: tuple[int, int]) -> DetectionDataset:
     return DetectionDataset("sizes", "", records, ("thing",), (5,))
 
 
+def test_workers_find_the_same_rows_and_say_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    shapes = [(20, 30)] * BATCH + [(30, 20)] * BATCH + [(20, 30)] * 3
+    records = []
+    for i, (h, w) in enumerate(shapes):
+        Image.new("RGB", (w, h), (i, i, i)).save(tmp_path / f"{i}.png")
+        records.append(Record(i, str(tmp_path / f"{i}.png"), h, w))
+    dataset = DetectionDataset("sizes", "", tuple(records), ("thing",), (5,))
+    mapper = build_mapper(tiny_config(), train=False)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    alone, helped = (predict(Echo(), dataset, mapper, FLOAT, workers=w) for w in (0, 2))  # type: ignore[arg-type]
+    assert helped == alone and [row["image_id"] for row in alone] == list(range(len(shapes)))
+    assert torch.equal(torch.get_rng_state(), state)
+    Path(records[3].file_name).write_bytes(b"no image")
+    with pytest.raises(InputError) as caught:
+        predict(Echo(), dataset, mapper, FLOAT, workers=2)  # type: ignore[arg-type]
+    assert "3.png does not open" in str(caught.value) and "\n" not in str(caught.value)
+
+
 class Blank:
     """A mapper that needs no files."""
 
@@ -77,7 +108,7 @@ def test_an_empty_test_set_has_no_rows() -> None:
 
 def test_only_neighbours_of_one_size_share_a_batch() -> None:
     records = sizes((1, 2), (1, 2), (2, 1), (1, 2), *[(3, 3)] * (BATCH + 1)).records
-    batches = list(same_size_batches(records, Blank()))  # type: ignore[arg-type]
+    batches = list(same_size_batches(map(Blank(), records)))
     assert [[s.image_id for s in b] for b in batches] == [
         [0, 1],
         [2],

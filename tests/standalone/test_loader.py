@@ -6,9 +6,11 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from moco_det.data import Annotation, Record
+from moco_det.standalone import loader
 from moco_det.standalone.loader import BatchStream, TrainingSamples, training_loader, usable
 from moco_det.standalone.mapper import Mapper, Sample
 
@@ -128,13 +130,39 @@ def test_a_sample_depends_on_its_place_only(tmp_path: Path) -> None:
     assert not all(same(other[place], sample) for place, sample in zip(places, one, strict=True))
 
 
+def test_a_kept_image_is_read_once_and_stays_as_it_was(tmp_path: Path) -> None:
+    records = write_records(tmp_path)
+    kept, read = (TrainingSamples(records, MAPPER, seed=4, keep=k) for k in (True, False))
+    places = [(position, position % 2) for position in range(8)]
+    expected = [read[place] for place in places]
+    first = [kept[place] for place in places[:2]]
+    for record in records:
+        Path(record.file_name).unlink()
+    assert all(same(kept[place], one) for place, one in zip(places, expected, strict=True))
+    assert all(same(a, b) for a, b in zip(first, expected[:2], strict=True))
+    assert set(kept.images) == {0, 1} and not read.images
+
+
+def test_images_are_kept_where_all_workers_have_room_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = write_records(tmp_path)  # five of 20 x 30 pixels
+    monkeypatch.setattr(loader, "KEPT_BYTES", 2 * 5 * 20 * 30 * 3)
+    for workers, expected in ((0, True), (1, True), (2, True), (3, False)):
+        batches = training_loader(
+            records, MAPPER, BatchStream(records, batch_size=2, seed=0), workers=workers
+        )
+        assert isinstance(batches.dataset, TrainingSamples)
+        assert batches.dataset.keep == expected
+
+
 def test_workers_change_nothing(tmp_path: Path) -> None:
     records = write_records(tmp_path)
 
     def batches(workers: int) -> list[list[Sample]]:
         stream = BatchStream(records, batch_size=2, seed=9, start=3)
-        loader = training_loader(records, MAPPER, stream, workers=workers)
-        return list(itertools.islice(loader, 4))
+        found = training_loader(records, MAPPER, stream, workers=workers)
+        return list(itertools.islice(found, 4))
 
     alone, helped = batches(0), batches(2)
     for one, two in zip(alone, helped, strict=True):

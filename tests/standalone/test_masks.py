@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from moco_det.standalone.masks import encode_mask, mask_targets, paste_mask
+from moco_det.standalone import masks
+from moco_det.standalone.masks import encode_mask, mask_targets, paste_masks
 
 SQUARE = [np.array([2.0, 2, 6, 2, 6, 6, 2, 6])]
 
@@ -59,6 +61,24 @@ def test_no_masks_and_a_mask_without_polygons() -> None:
 
 def test_a_box_without_width_does_not_blow_up_its_polygon() -> None:
     assert mask_targets([SQUARE], torch.tensor([[3.0, 0, 3, 8]]), 8).shape == (1, 8, 8)
+
+
+def paste_mask(mask: torch.Tensor, box: torch.Tensor, height: int, width: int) -> np.ndarray:
+    (image,) = paste_masks(mask[None], box[None], height, width)
+    return image
+
+
+def test_many_masks_are_pasted_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    low = torch.rand(30, 2, generator=random) * 50 - 10
+    boxes = torch.cat([low, low + 1 + 40 * torch.rand(30, 2, generator=random)], dim=1)
+    masks_ = torch.rand(30, 14, 14, generator=random)
+    expected = [paste_mask(m, box, 40, 60) for m, box in zip(masks_, boxes, strict=True)]
+    for limit in (1, 5000, 10**6):  # one by one, some together, all at once
+        monkeypatch.setattr(masks, "PASTED_AT_ONCE", limit)
+        found = list(paste_masks(masks_, boxes, 40, 60))
+        np.testing.assert_array_equal(found, expected)
+    assert list(paste_masks(masks_[:0], boxes[:0], 40, 60)) == []
 
 
 def test_a_full_mask_fills_its_box_and_nothing_else() -> None:

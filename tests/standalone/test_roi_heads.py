@@ -43,8 +43,8 @@ def test_regions_are_pooled_from_their_level_and_image_in_their_order() -> None:
     boxes = [torch.tensor([square(448), square(60)]), torch.tensor([square(120), square(230)])]
     pooled = POOLER(levels, boxes)
     assert pooled.shape == (4, 3, 2, 2)
-    assert pooled[:, 0, 0, 0].tolist() == pytest.approx([4, 1, 12, 13], rel=1e-5)
-    torch.testing.assert_close(pooled, pooled[:, :1, :1, :1].expand_as(pooled))
+    expected = torch.tensor([4.0, 1, 12, 13])[:, None, None, None].expand_as(pooled)
+    torch.testing.assert_close(pooled, expected, atol=0, rtol=1e-5)
 
 
 def test_pooling_is_aligned_to_pixel_centres() -> None:

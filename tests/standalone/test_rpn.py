@@ -150,17 +150,23 @@ def test_a_few_cells_have_the_outputs_and_gradients_of_the_whole_map() -> None:
     head = RPNHead(in_channels=4, num_anchors=2)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    feature = torch.randn(2, 4, 3, 5, requires_grad=True)
-    image = torch.tensor([0, 1, 1, 0, 0])
-    cell = torch.tensor([0, 14, 7, 4, 4])  # corners, the middle, and one twice
-    weights = torch.randn(5, 2, 5)
-    (logits,), (deltas,) = head([feature])
-    whole = torch.cat([logits.reshape(2, 15, 2, 1), deltas.reshape(2, 15, 2, 4)], dim=3)
-    score, delta = head.at(feature, image, cell)
+    maps = [torch.randn(2, 4, h, w, requires_grad=True) for h, w in ((3, 5), (2, 1))]
+    level = torch.tensor([0, 0, 1, 0, 0, 0, 1])
+    image = torch.tensor([0, 1, 1, 1, 0, 0, 0])
+    cell = torch.tensor([0, 14, 1, 7, 4, 4, 0])  # corners, the middle, and one twice
+    weights = torch.randn(7, 2, 5)
+    wholes = []
+    for logits, deltas in zip(*head(maps), strict=True):
+        n = logits.shape[1] // 2
+        wholes.append(torch.cat([logits.reshape(2, n, 2, 1), deltas.reshape(2, n, 2, 4)], dim=3))
+    whole = torch.stack(
+        [wholes[k][i, c] for k, i, c in zip(level, image, cell, strict=True)]  # 7, 2, 5
+    )
+    score, delta = head.at(maps, level, image, cell)
     found = torch.cat([score[..., None], delta], dim=2)
-    torch.testing.assert_close(found, whole[image, cell])
-    inputs = [feature, *head.parameters()]
-    expected = torch.autograd.grad((whole[image, cell] * weights).sum(), inputs)
+    torch.testing.assert_close(found, whole)
+    inputs = [*maps, *head.parameters()]
+    expected = torch.autograd.grad((whole * weights).sum(), inputs)
     for one, two in zip(
         torch.autograd.grad((found * weights).sum(), inputs), expected, strict=True
     ):

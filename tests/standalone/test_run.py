@@ -62,7 +62,7 @@ def stop_before_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     real = training.step
     calls: list[None] = []
 
-    def step(*arguments: Any) -> dict[str, float]:
+    def step(*arguments: Any) -> Any:
         calls.append(None)
         if len(calls) > number:
             raise KeyboardInterrupt
@@ -288,7 +288,8 @@ def test_what_cannot_be_trained_on_is_bad_input(
         changes = {"DATASETS.TRAIN": repr((uri,)), "MODEL.MASK_ON": "False"}
         cfg = on_scenes(painted, tmp_path / "out", changes)
     else:
-        monkeypatch.setattr(training, "step", lambda *_: {"loss_cls": float("nan")})
+        nan = torch.tensor([float("nan")])
+        monkeypatch.setattr(training, "step", lambda *_: (["loss_cls"], nan))
     with pytest.raises(InputError, match=message):
         run(cfg, RunOptions("R18_FPN"))
     assert (tmp_path / "out").exists() == (broken == "nan")
@@ -320,3 +321,29 @@ def test_long_runs_log_every_twentieth_step_and_the_last(tmp_path: Path) -> None
         log.write_step(i, {"loss_cls": 1.0}, {}, lr=0.1, seconds=2.0, waited=0.0)
     log.close()
     assert [row["iteration"] for row in lines_of(tmp_path)] == [*range(0, 1005, 20), 1004]
+
+
+def test_losses_are_read_when_the_next_step_has_been_started(
+    painted: ScenesPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # so a GPU has work while the host waits; steps 1 and 3 are kept, and read before that
+    happened: list[str] = []
+    real, losses = training.step, training.Step.losses
+
+    def step(*arguments: Any) -> Any:
+        happened.append("start")
+        return real(*arguments)
+
+    def read(self: training.Step) -> dict[str, float]:
+        happened.append(f"read {self.iteration}")
+        return losses(self)
+
+    monkeypatch.setattr(training, "step", step)
+    monkeypatch.setattr(training.Step, "losses", read)
+    run(on_scenes(painted, tmp_path / "run"), RunOptions("R18_FPN"))
+    kept_after_two = ["start", "start", "read {}", "read {}"]
+    assert happened == [
+        line.format(number)
+        for first in (0, 2)
+        for line, number in zip(kept_after_two, (0, 0, first, first + 1), strict=True)
+    ]

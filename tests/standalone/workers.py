@@ -47,6 +47,7 @@ class Normed(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
+        self.backbone = nn.Identity()
         self.norm = layer
 
     def forward(self, images: list[Tensor], targets: list[None]) -> Tensor:
@@ -65,7 +66,7 @@ def agree(folder: Path) -> None:
     rank = distributed.rank()
     found: dict[str, object] = {
         "gathered": distributed.gather({"rank": rank}),
-        "mean": distributed.mean_over_ranks({"a": float(rank), "b": 1.0}),
+        "mean": distributed.mean_over_ranks(torch.tensor([float(rank), 1.0])).tolist(),
     }
     layer = norm_layer(SyncBatchNorm2d(4))
     x = batch_of(rank).requires_grad_()
@@ -104,7 +105,7 @@ def run_until_killed(cfg: CfgNode, options: RunOptions, number: int) -> None:
     real = training.step
     steps = itertools.count()
 
-    def step(*arguments: Any) -> dict[str, float]:
+    def step(*arguments: Any) -> Any:
         if next(steps) == number:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments)
