@@ -11,21 +11,15 @@ from torch import Tensor, nn
 
 import moco_det.standalone.precision as precision
 from moco_det.data import DetectionDataset, Record
-<<<<<<< HEAD
 from moco_det.data.scenes import ScenesPaths
-=======
 from moco_det.errors import InputError
 from moco_det.standalone.build import build_mapper
->>>>>>> step
 from moco_det.standalone.evaluate import BATCH, predict, same_size_batches, to_rows
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precision import Precision, choose_precision
 from moco_det.standalone.roi_heads import Detections
-<<<<<<< HEAD
-from tests.standalone.trained import agreement, briefly_trained, detections
-=======
 from tests.standalone.tiny import tiny_config
->>>>>>> step
+from tests.standalone.trained import agreement, briefly_trained, detections
 
 FLOAT = Precision("float32", "cpu")
 
