@@ -102,7 +102,7 @@ def own_data(train: str, test: str, output: Path, budget: Budget, *, strict: boo
         unlabelled=str(output / "unlabelled.txt"),
         classes=len(train_set.classes),
         masks=train_set.has_masks,
-        detector="quick/own_R18_FPN.yaml",
+        detector="quick/own_R18_w0.5x_FPN.yaml",
         budget=budget,
     )
     plan.train[plan.setting] = train

@@ -13,7 +13,7 @@ from moco_det.errors import InputError
 ARMS: dict[str, str | None] = {
     "random": None,
     "supervised": "pretrain/quick/demo_supervised_r18.yaml",
-    "moco": "pretrain/quick/demo_moco_v2_r18.yaml",
+    "moco": "pretrain/quick/demo_moco_r18.yaml",
     "instdisc": "pretrain/quick/demo_inst_disc_r18.yaml",
 }
 

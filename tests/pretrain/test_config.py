@@ -72,7 +72,7 @@ PUBLISHED = {
 }
 QUICK = (
     "demo_inst_disc",
-    "demo_moco_v2",
+    "demo_moco",
     "demo_supervised",
     "end_to_end",
     "inst_disc",
