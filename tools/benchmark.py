@@ -45,6 +45,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-supervised", action="store_true", help="leave out the supervised arm")
     p.add_argument("--gpus", metavar="LIST", help="GPUs to use, one run on each: 0,1,2,3")
     p.add_argument("--gpus-per-run", type=int, default=1, metavar="N", help="GPUs of one run")
+    p.add_argument(
+        "--at-once",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs side by side on the CPU, whose cores they share, or on each group of GPUs",
+    )
     p.add_argument("--dry-run", action="store_true", help="show the matrix and its cost only")
     p.add_argument(
         "--slurm", action="store_true", help="write a job array, run nothing; CPU without --gpus"
@@ -89,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         version=version_of_engine(engine),
     )
     runs = chosen(every, args.only)
-    slots = read_slots(args.gpus, args.gpus_per_run)
+    slots = read_slots(args.gpus, args.gpus_per_run, args.at_once)
     state = suites.read_state(output / "results.jsonl", runs)
     show_cost(runs, state, output, engine=engine, at_once=len(slots), commands=args.dry_run)
     if args.dry_run:
@@ -240,18 +247,19 @@ def read_seeds(given: str | None, default: int) -> list[int]:
     return seeds
 
 
-def read_slots(gpus: str | None, per_run: int) -> list[tuple[str, ...]]:
-    """The groups of GPUs that runs are given; one group without any where none is named."""
-    if per_run < 1:
-        raise InputError(f"--gpus-per-run {per_run}: at least 1")
+def read_slots(gpus: str | None, per_run: int, at_once: int) -> list[tuple[str, ...]]:
+    """The groups of GPUs that runs are given, each `at_once` times; empty ones without GPUs."""
+    for option, value in (("--gpus-per-run", per_run), ("--at-once", at_once)):
+        if value < 1:
+            raise InputError(f"{option} {value}: at least 1")
     if gpus is None:
-        return [()]
+        return [()] * at_once
     names = [part.strip() for part in gpus.split(",")]
     if not all(names) or len(set(names)) != len(names):
         raise InputError(f"--gpus {gpus!r}: write each GPU once, 0,1,2,3")
     if len(names) % per_run:
         raise InputError(f"--gpus {gpus}: {len(names)} GPUs do not divide into groups of {per_run}")
-    return [tuple(names[i : i + per_run]) for i in range(0, len(names), per_run)]
+    return [tuple(names[i : i + per_run]) for i in range(0, len(names), per_run)] * at_once
 
 
 def version_of_engine(engine: str) -> str:
@@ -276,7 +284,13 @@ def chosen(runs: list[Any], only: str | None) -> list[Any]:
 
 
 # Options that a task of a job array is not given, with the number of words that follow them.
-NOT_A_TASK_S: dict[str, int] = {"--slurm": 0, "--sbatch": 1, "--gpus": 1, "--engine": 1}
+NOT_A_TASK_S: dict[str, int] = {
+    "--slurm": 0,
+    "--sbatch": 1,
+    "--gpus": 1,
+    "--at-once": 1,
+    "--engine": 1,
+}
 
 
 def own_command(given: Sequence[str], *, engine: str) -> list[str]:

@@ -75,11 +75,14 @@ def test_seeds_and_gpus_are_read_or_refused() -> None:
     for bad in ("0", "a", "1,1", "-1,2"):
         with pytest.raises(InputError, match="--seeds"):
             read_seeds(bad, 3)
-    assert read_slots(None, 1) == [()] and read_slots("0,1", 1) == [("0",), ("1",)]
-    assert read_slots("0,1,2,3", 2) == [("0", "1"), ("2", "3")]
+    assert read_slots(None, 1, 1) == [()] and read_slots("0,1", 1, 1) == [("0",), ("1",)]
+    assert read_slots("0,1,2,3", 2, 1) == [("0", "1"), ("2", "3")]
+    assert read_slots(None, 1, 2) == [(), ()] and read_slots("0", 1, 2) == [("0",), ("0",)]
+    with pytest.raises(InputError, match="--at-once 0: at least 1"):
+        read_slots(None, 1, 0)
     for gpus, per_run in (("0,0", 1), ("0,1,2", 2), ("", 1), ("0", 0)):
         with pytest.raises(InputError, match="gpus"):
-            read_slots(gpus, per_run)
+            read_slots(gpus, per_run, 1)
 
 
 def test_a_task_is_not_given_what_the_batch_system_decides() -> None:
@@ -88,7 +91,7 @@ def test_a_task_is_not_given_what_the_batch_system_decides() -> None:
     cpu, engine = ["--set", "MODEL.DEVICE", "cpu"], ["--engine", "standalone"]
     assert own_command(words, engine="standalone") == [*me, *cpu, *engine]
     # the GPUs' numbers are those of the machine that runs the task
-    words += ["--gpus", "6,7", "--gpus-per-run=2", "--engine=auto"]
+    words += ["--gpus", "6,7", "--at-once", "3", "--gpus-per-run=2", "--engine=auto"]
     assert own_command(words, engine="standalone") == [*me, "--gpus-per-run=2", *engine]
 
 
