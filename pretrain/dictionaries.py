@@ -149,7 +149,7 @@ class Bank(nn.Module):
         if self.skip_unseen:  # of the random start nothing stays
             moved = torch.where(self.seen[indices, None], moved, latest)
         self.rows.index_copy_(0, indices, F.normalize(moved, dim=1).to(self.rows.dtype))
-        self.seen[indices] = True
+        self.seen.index_fill_(0, indices, True)
 
 
 def last_of_each(indices: Tensor) -> Tensor:
