@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -148,10 +149,7 @@ def normalise(batch: Tensor) -> Tensor:
     (x / 255 - mean) / std as one multiply and add.
     """
     count, height, width, _ = batch.shape
-    std = torch.tensor(IMAGE_STD)
-    # A row of numbers, not three: the innermost loop then runs over a row of the image.
-    scale = (1 / (255 * std)).repeat(width).to(batch.device)
-    shift = (-torch.tensor(IMAGE_MEAN) / std).repeat(width).to(batch.device)
+    scale, shift = _scale_and_shift(width, batch.device)
     rows = batch.reshape(count, height, width * 3)
     if batch.device.type == "cpu":
         out = torch.empty(rows.shape)
@@ -163,3 +161,13 @@ def normalise(batch: Tensor) -> Tensor:
         out = torch.addcmul(shift, rows, scale)
     # Channels are innermost already: the permuted view is what channels_last means.
     return out.view(count, height, width, 3).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=64)
+def _scale_and_shift(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of a row of so many pixels; made once, because copying them to a GPU waits for it."""
+    std = torch.tensor(IMAGE_STD)
+    # A row of numbers, not three: the innermost loop then runs over a row of the image.
+    scale = (1 / (255 * std)).repeat(width)
+    shift = (-torch.tensor(IMAGE_MEAN) / std).repeat(width)
+    return scale.to(device), shift.to(device)
