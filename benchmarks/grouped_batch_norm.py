@@ -3,8 +3,7 @@
     python benchmarks/grouped_batch_norm.py [--arch resnet18] [--size 32] [--batch 128] [--groups 4]
 
 Both spellings take turns in one process; a ratio is taken within a round. On a CPU the seconds are
-those that the processor spent. `SplitBatchNorm2d.forward` chooses by the device and the
-size of the map.
+those that the processor spent. `SplitBatchNorm2d.forward` chooses by the device and the map's size.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pretrain.small_maps import use_small_maps
 
 Norm = Callable[[int], nn.Module]
 
-# Numbers in the largest map of a ResNet-18 at 64 px, batch 256 (64 channels of 32 x 32 cells): there
+# Numbers in the largest map of a ResNet-18 at 64 px, batch 256 (64 channels, 32 x 32 cells): there
 # one call for 8 groups was faster on an H100, 1.45 times and 1.38 in a CUDA graph. With a ResNet-50
 # at 224 px, batch 128, whose maps have up to six times as many, it was slower in a graph: 0.56.
 LARGEST_IN_ONE_CALL = 2**24
