@@ -1,58 +1,49 @@
-"""ROIAlign on the CPU as one sparse matrix: forward and backward.
+"""ROIAlign on the CPU as two small matrix products per region: forward and backward.
 
 He et al. 2017, section 3. A region is an axis-aligned box and bilinear interpolation is a product
-of one factor in y and one in x, so a bin is the sum of few cells with weights: a row of a sparse
-matrix over the cells of all maps. The forward sums each row's cells, the backward each column's
-bins. The numbers are those of torchvision's ``roi_align``, whose CPU kernels take one value of one
-channel at a time.
+of one factor in y and one in x, so the S x T samples of a region are ``Wy F Wx^T`` with two thin
+matrices. The numbers are those of torchvision's ``roi_align``, whose CPU backward adds one value
+at a time; here both directions are matrix products over the part of the map below the region.
+Small maps are pooled in another way: see ``roi_taps``.
 
-Letters: N images, C channels, H x W map, P regions, S x T bins of a region, G samples a bin,
-K cells that a bin takes of an axis.
+Letters: N images, C channels, H x W map, P regions, S x T bins of a region, G samples a bin.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.sparse import csr_matrix
 from torch import Tensor
-from torch.nn import functional as F
 
 from moco_det.standalone.precision import at_least_float32
+from moco_det.standalone.roi_taps import PoolSparsely
+
+# Maps of so few channels, and so few numbers in all that they lie in a processor's cache (8 MiB in
+# float32), are pooled by one sparse matrix, in a third to two thirds of the time.
+NARROW = 128
+SMALL = 2**21
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Interpolation along one axis: bin (P, S) takes cells first, first + 1, ... with weights.
+    """Interpolation along one axis: weights (P, S, size), zero outside first <= i < last (P,)."""
 
-    weights (P, S, K) are zero from a region's ``count`` (P,) on; size (P,) is that of the map.
-    """
-
-    first: Tensor
     weights: Tensor
-    count: Tensor
-    size: Tensor
+    first: Tensor
+    last: Tensor
 
     def every(self, step: int) -> Axis:
         """Each ``step``-th bin alone."""
-        return Axis(self.first[:, ::step], self.weights[:, ::step], self.count, self.size)
-
-    def cells(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Cells and weights (p, S, k) of some regions; what lies beyond the map weighs nothing."""
-        cells = self.first[rows][:, :, None] + torch.arange(k)
-        weights = self.weights[rows, :, :k]
-        weights = F.pad(weights, (0, k - weights.shape[2]))
-        return torch.minimum(cells, self.size[rows][:, None, None] - 1), weights
+        return Axis(self.weights[:, ::step], self.first, self.last)
 
 
 def axis_of(
-    low: Tensor, high: Tensor, size: Tensor, *, bins: int, sampling_ratio: int, aligned: bool
+    low: Tensor, high: Tensor, *, bins: int, size: int, sampling_ratio: int, aligned: bool
 ) -> Axis:
-    """Weights of regions that span ``low`` .. ``high`` (P,) in the pixels of maps of ``size`` (P,).
+    """Weights of regions that span ``low`` .. ``high`` (P,) in the map's pixels.
 
     With ``sampling_ratio`` 0 a bin has as many samples as it has pixels, rounded up. A sample
     further than a pixel outside counts as 0; one nearer is moved onto the border.
@@ -63,141 +54,116 @@ def axis_of(
         length = (high - low).clamp(min=1.0)
     bin_size = length / bins
     if sampling_ratio > 0:
-        samples = torch.full_like(length, float(sampling_ratio))
+        count = torch.full_like(length, float(sampling_ratio))
     else:
-        samples = bin_size.ceil()
-    most = max(int(samples.max()), 1) if len(samples) else 1
-    divisor = samples.clamp(min=1)[:, None, None]
-    sample = torch.arange(most)
-    bin_ = torch.arange(bins)[:, None]
-    inside_bin = (sample + 0.5) * (bin_size[:, None, None] / divisor)
+        count = bin_size.ceil()
+    most = max(int(count.max()), 1) if len(count) else 1
+    sample = torch.arange(most, device=low.device)
+    bin_ = torch.arange(bins, device=low.device)[:, None]
+    inside_bin = (sample + 0.5) * (bin_size / count)[:, None, None]
     place = low[:, None, None] + bin_ * bin_size[:, None, None] + inside_bin  # P, S, G
-    limit = size[:, None, None]
-    real = (sample < samples[:, None, None]) & (place >= -1.0) & (place <= limit)
-    place = torch.minimum(place.clamp(min=0), limit - 1.0)
-    floor = place.floor()
-    share = torch.where(real, 1.0 / divisor, 0.0)
-    first = floor[:, :, 0].long()  # the lowest sample's
-    lower = torch.where(real, floor.long() - first[:, :, None], 0)
-    upper = torch.minimum(lower + 1, limit - 1 - first[:, :, None])
-    upper = torch.where(real, upper, 0)
-    count = upper.flatten(1).amax(dim=1) + 1 if len(low) else size
-    weights = low.new_zeros(len(low), bins, int(count.max()) if len(low) else 1)
-    weights.scatter_add_(2, lower, share * (1 - (place - floor)))
-    weights.scatter_add_(2, upper, share * (place - floor))
-    return Axis(first, weights, count, size)
+    real = (sample < count[:, None, None]) & (place >= -1.0) & (place <= size)
+    place = torch.where(real, place, 0.0).clamp(0, size - 1)
+    floor = place.floor().clamp(max=size - 1)
+    upper = (floor + 1).clamp(max=size - 1)
+    share = torch.where(real, 1.0 / count.clamp(min=1)[:, None, None], 0.0)
+    weights = low.new_zeros(len(low), bins, size)
+    weights.scatter_add_(2, floor.long(), share * (1 - (place - floor)))
+    weights.scatter_add_(2, upper.long(), share * (place - floor))
+    if not len(low):
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return Axis(weights, nothing, nothing)
+    nowhere = torch.where(real, floor, size).flatten(1).amin(dim=1)
+    first = nowhere.long()
+    last = torch.where(real, upper, -1).flatten(1).amax(dim=1).long() + 1
+    return Axis(weights, first, last)
 
 
 @dataclass(frozen=True)
-class Taps:
-    """The sparse matrix: bin i has weights[starts[i] : starts[i + 1]] at the same of ``cells``.
+class Part:
+    """The regions that one map pools: their rows (P,) in the result, image (P,) and axes."""
 
-    Bins are those of the regions in the order of ``order`` (P,).
-    """
+    rows: Tensor
+    image: Tensor
+    y: Axis
+    x: Axis
 
-    order: Tensor
-    cells: Tensor
-    weights: Tensor
-    starts: Tensor
-
-
-def taps_of(base: Tensor, y: Axis, x: Axis) -> Taps:
-    """The matrix of regions whose images begin at the cells ``base`` (P,).
-
-    Regions that take as many cells a bin are done together.
-    """
-    bins = y.first.shape[1] * x.first.shape[1]
-    count = torch.maximum(y.count, x.count)  # P
-    order, cells, weights = [count[:0]], [count[:0].int()], [y.weights.new_zeros(0)]
-    for k in count.unique().tolist():
-        rows = (count == k).nonzero(as_tuple=True)[0]
-        (at_y, by_y), (at_x, by_x) = y.cells(rows, k), x.cells(rows, k)
-        at_y = base[rows][:, None, None] + at_y * x.size[rows][:, None, None]
-        # p, S, 1, K * K and p, 1, T, K * K
-        at_y, by_y = (t.repeat_interleave(k, dim=2)[:, :, None] for t in (at_y, by_y))
-        at_x, by_x = (t.repeat(1, 1, k)[:, None] for t in (at_x, by_x))
-        cells.append((at_y.int() + at_x.int()).flatten())
-        weights.append((by_y * by_x).flatten())
-        order.append(rows)
-    together = torch.cat(order)
-    lengths = (count[together] ** 2).repeat_interleave(bins)
-    starts = F.pad(lengths.cumsum(0), (1, 0)).int()
-    return Taps(together, torch.cat(cells), torch.cat(weights), starts)
+    def places(self) -> list[list[int]]:
+        """Row, image and window (y0, y1, x0, x1) of every region."""
+        columns = (self.rows, self.image, self.y.first, self.y.last, self.x.first, self.x.last)
+        return torch.stack(columns, dim=1).tolist()
 
 
 class _Pool(torch.autograd.Function):
-    """Maps (N, C, H, W) to (P, S * T, C), the bins of all regions."""
+    """Maps (N, C, H, W), each with its part of P regions, to (P, C, S, T)."""
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)  # in 8 bits a sample would lie elsewhere
-    def forward(ctx: Any, taps: Taps, bins: int, *maps: Tensor) -> Tensor:
-        dtype = taps.weights.dtype
-        cells = torch.cat([rows(feature).to(dtype) for feature in maps])
-        ctx.taps, ctx.shapes, ctx.dtype = taps, [f.shape for f in maps], maps[0].dtype
-        pooled = bags(taps.cells, cells, taps.starts[:-1], taps.weights)
-        pooled = pooled.to(ctx.dtype).view(-1, bins, cells.shape[1])
-        return pooled.index_select(0, taps.order.argsort())
+    def forward(ctx: Any, parts: Sequence[Part], *maps: Tensor) -> Tensor:
+        bins = parts[0].y.weights.shape[1], parts[0].x.weights.shape[1]
+        total = sum(len(part.rows) for part in parts)
+        pooled = maps[0].new_empty(total, *bins, maps[0].shape[1], dtype=parts[0].y.weights.dtype)
+        for part, feature in zip(parts, maps, strict=True):
+            cells = feature.permute(0, 2, 3, 1).to(pooled.dtype).contiguous()  # N, H, W, C
+            wy, wx = part.y.weights, part.x.weights
+            for p, (row, n, y0, y1, x0, x1) in enumerate(part.places()):
+                if y0 >= y1 or x0 >= x1:
+                    pooled[row].zero_()
+                    continue
+                window = cells[n, y0:y1, x0:x1].flatten(1)  # h, w * C
+                strips = (wy[p, :, y0:y1] @ window).view(bins[0], x1 - x0, -1)  # S, w, C
+                torch.bmm(wx[p, :, x0:x1].expand(bins[0], -1, -1), strips, out=pooled[row])
+        ctx.parts, ctx.shapes, ctx.dtype = parts, [f.shape for f in maps], maps[0].dtype
+        return pooled.permute(0, 3, 1, 2).to(maps[0].dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        taps: Taps = ctx.taps
-        gradient = at_least_float32(gradients[0].index_select(0, taps.order)).flatten(0, 1)
-        counts = [n * h * w for n, _, h, w in ctx.shapes]
-        matrix = csr_matrix(
-            (taps.weights.numpy(), taps.cells.numpy(), taps.starts.numpy()),
-            shape=(len(gradient), sum(counts)),
-        ).tocsc()
-        parts = (matrix.indices, matrix.indptr[:-1], matrix.data)
-        at, starts, weights = (torch.from_numpy(part) for part in parts)
-        cells = bags(at, gradient, starts, weights).to(ctx.dtype).split(counts)
-        results = [
-            part.view(n, h, w, -1).permute(0, 3, 1, 2)
-            for part, (n, _, h, w) in zip(cells, ctx.shapes, strict=True)
-        ]
-        return (None, None, *results)
+        gradient = at_least_float32(gradients[0].permute(0, 2, 3, 1)).contiguous()  # P, S, T, C
+        results: list[Tensor | None] = [None]
+        for part, (n_all, channels, height, width) in zip(ctx.parts, ctx.shapes, strict=True):
+            cells = gradient.new_zeros(n_all, height, width, channels)
+            wy, wx = part.y.weights, part.x.weights
+            for p, (row, n, y0, y1, x0, x1) in enumerate(part.places()):
+                if y0 < y1 and x0 < x1:
+                    strips = wx[p, :, x0:x1].T @ gradient[row]  # S, w, C
+                    window = cells[n, y0:y1, x0:x1].flatten(1)  # a view: its rows are whole
+                    window.addmm_(wy[p, :, y0:y1].T, strips.flatten(1))
+            results.append(cells.permute(0, 3, 1, 2).to(ctx.dtype))
+        return tuple(results)
 
 
-def rows(feature: Tensor) -> Tensor:
-    """A map (N, C, H, W) as (N * H * W, C)."""
-    return feature.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def bags(at: Tensor, table: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
-    """Sums of weighted rows of a table, one sum from each of ``starts`` to the next."""
-    return F.embedding_bag(at, table, starts, mode="sum", per_sample_weights=weights)
-
-
-def pool(maps: Sequence[Tensor], base: Tensor, y: Axis, x: Axis) -> Tensor:
-    """Regions of maps (N, C, H, W), as ``axes_of`` describes them, to (P, C, S, T).
+def pool(maps: Tensor, image: Tensor, y: Axis, x: Axis) -> Tensor:
+    """Regions of maps (N, C, H, W), each of the image (P,) it lies in, to (P, C, S, T).
 
     Computed in the axes' format, float32 at least, and returned in the maps' format, channels last.
     """
-    bins = y.first.shape[1], x.first.shape[1]
-    pooled: Tensor = _Pool.apply(taps_of(base, y, x), bins[0] * bins[1], *maps)
-    return pooled.unflatten(1, bins).permute(0, 3, 1, 2)
+    return pool_parts([maps], [Part(torch.arange(len(image)), image, y, x)])
+
+
+def pool_parts(maps: Sequence[Tensor], parts: Sequence[Part]) -> Tensor:
+    """The same from several maps, each of which pools its own part of the regions."""
+    small = maps[0].shape[1] <= NARROW and sum(feature.numel() for feature in maps) <= SMALL
+    some = any(len(part.rows) for part in parts)
+    pooled: Tensor = (PoolSparsely if small and some else _Pool).apply(parts, *maps)
+    return pooled
 
 
 def axes_of(
     rois: Tensor,
-    maps: Sequence[Tensor],
-    levels: Tensor,
+    shape: tuple[int, int],
     *,
     output_size: int,
-    scales: Sequence[float],
+    scale: float,
     sampling_ratio: int,
     aligned: bool,
 ) -> tuple[Tensor, Axis, Axis]:
-    """Base (P,), y axis and x axis of rois (P, 5: image, xyxy), each in its map of ``levels`` (P,).
-
-    A region's base is the first cell of its image in its map, counted over the cells of all maps.
-    """
-    sides = torch.tensor([feature.shape[2:] for feature in maps])[levels]  # P, 2
-    areas = [feature.shape[2] * feature.shape[3] for feature in maps]
-    before = [0, *itertools.accumulate(f.shape[0] * a for f, a in zip(maps, areas, strict=True))]
-    base = torch.tensor(before)[levels] + rois[:, 0].long() * torch.tensor(areas)[levels]
-    x0, y0, x1, y1 = (rois[:, 1:] * rois.new_tensor(scales)[levels, None]).unbind(dim=1)
-    y, x = (
-        axis_of(low, high, size, bins=output_size, sampling_ratio=sampling_ratio, aligned=aligned)
-        for low, high, size in ((y0, y1, sides[:, 0]), (x0, x1, sides[:, 1]))
+    """Image (P,), y axis and x axis of rois (P, 5: image, xyxy) in a map (height, width)."""
+    x0, y0, x1, y1 = (rois[:, 1:] * scale).unbind(dim=1)
+    height, width = shape
+    y = axis_of(
+        y0, y1, bins=output_size, size=height, sampling_ratio=sampling_ratio, aligned=aligned
     )
-    return base, y, x
+    x = axis_of(
+        x0, x1, bins=output_size, size=width, sampling_ratio=sampling_ratio, aligned=aligned
+    )
+    return rois[:, 0].long(), y, x

@@ -248,11 +248,11 @@ def block_of_regions(
     far fewer positions than a thousand regions have bins, and only the bins that the stride of a
     convolution keeps are pooled.
     """
-    base, y, x = pooler.axes([feature], pooler.rois(boxes))
+    image, y, x = pooler.axes(feature, pooler.rois(boxes), pooler.strides[0])
 
     def moved(layer: Conv2d) -> Tensor:
         step = layer.stride[0]
-        pooled = pool([F.conv2d(feature, layer.weight)], base, y.every(step), x.every(step))
+        pooled = pool(F.conv2d(feature, layer.weight), image, y.every(step), x.every(step))
         if layer.bias is not None:
             pooled = pooled + layer.bias[:, None, None]
         return layer.finish(pooled)

@@ -20,7 +20,7 @@ from moco_det.resnet import Conv2d, msra_fill, xavier_fill
 from moco_det.standalone.boxes import BoxCoder, area, clip, smooth_l1_sum
 from moco_det.standalone.precision import at_least_float32
 from moco_det.standalone.recording import is_recording, note
-from moco_det.standalone.roi_align import Axis, axes_of, pool
+from moco_det.standalone.roi_align import Axis, Part, axes_of, pool_parts
 
 
 @dataclass
@@ -74,11 +74,15 @@ class ROIPooler(nn.Module):
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """L maps (N, channels, H, W) and N boxes (P_i, 4) to (P, channels, size, size)."""
         rois = self.rois(boxes)
+        levels = self.assign_levels(rois[:, 1:])
         if rois.device.type == "cpu":
-            return pool(features, *self.axes(features, rois))
+            parts = []
+            for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+                rows = (levels == level).nonzero(as_tuple=True)[0]
+                parts.append(Part(rows, *self.axes(feature, rois[rows], stride)))
+            return pool_parts(features, parts)
         if len(features) == 1:
             return self.pool(features[0], rois, self.strides[0])
-        levels = self.assign_levels(rois[:, 1:])
         shape = (len(rois), features[0].shape[1], self.output_size, self.output_size)
         pooled = features[0].new_zeros(shape)
         for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
@@ -94,14 +98,13 @@ class ROIPooler(nn.Module):
         index = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
         return torch.cat([index, torch.cat(list(boxes))], dim=1)
 
-    def axes(self, features: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Axis, Axis]:
-        """Where each region lies in its map, and its interpolation along y and x."""
+    def axes(self, feature: Tensor, rois: Tensor, stride: int) -> tuple[Tensor, Axis, Axis]:
+        """The image each region lies in, and its interpolation along y and x."""
         return axes_of(
-            rois.to(torch.promote_types(features[0].dtype, torch.float32)),
-            features,
-            self.assign_levels(rois[:, 1:]),
+            rois.to(torch.promote_types(feature.dtype, torch.float32)),
+            (feature.shape[2], feature.shape[3]),
             output_size=self.output_size,
-            scales=[1.0 / stride for stride in self.strides],
+            scale=1.0 / stride,
             sampling_ratio=self.sampling_ratio,
             aligned=self.aligned,
         )

@@ -1,4 +1,4 @@
-"""ROIAlign as a sparse matrix: torchvision's numbers and gradients, and 1x1 convolutions moved."""
+"""ROIAlign on the CPU: torchvision's numbers and gradients, and 1x1 convolutions moved."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ from torchvision.ops import roi_align
 
 from moco_det.resnet import ARCHITECTURES, make_stage
 from moco_det.resnet.network import BottleneckBlock
-from moco_det.standalone.roi_align import Axis, axes_of, pool
+from moco_det.standalone import roi_align as rois_on_cpu
+from moco_det.standalone.roi_align import axes_of, pool
 from moco_det.standalone.roi_heads import block_of_regions
 from moco_det.standalone.roi_layers import ROIPooler
 
 SCALE = 1 / 8
+
+
+@pytest.fixture(autouse=True, params=["small", "large"])
+def maps_count_as(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small and large maps are pooled in two ways: everything here holds for both."""
+    if request.param == "large":
+        monkeypatch.setattr(rois_on_cpu, "SMALL", 0)
+
+
 # in pixels of an image of 160 x 208: inside, over each border, far outside, without area,
 # without width, the whole image, and thinner than a bin
 BOXES = torch.tensor(
@@ -39,20 +49,6 @@ def rois() -> Tensor:
     return torch.cat([(torch.arange(len(boxes)) % 2)[:, None].float(), boxes], dim=1)
 
 
-def axes_in(
-    maps: Tensor, rois: Tensor, size: int, *, sampling_ratio: int = 0, aligned: bool = True
-) -> tuple[Tensor, Axis, Axis]:
-    return axes_of(
-        rois,
-        [maps],
-        torch.zeros(len(rois), dtype=torch.int64),
-        output_size=size,
-        scales=[SCALE],
-        sampling_ratio=sampling_ratio,
-        aligned=aligned,
-    )
-
-
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -63,8 +59,15 @@ def test_regions_and_their_gradient_are_torchvisions(
     maps = torch.randn(2, 5, 20, 26, generator=random).contiguous(memory_format=layout)
     ours, theirs = (maps.clone().requires_grad_() for _ in range(2))
     expected = roi_align(theirs, rois(), (7, 7), SCALE, sampling_ratio, aligned)
-    axes = axes_in(ours, rois(), 7, sampling_ratio=sampling_ratio, aligned=aligned)
-    found = pool([ours], *axes)
+    axes = axes_of(
+        rois(),
+        (20, 26),
+        output_size=7,
+        scale=SCALE,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+    )
+    found = pool(ours, *axes)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     weights = torch.randn(expected.shape, generator=random)
     (expected * weights).sum().backward()
@@ -75,25 +78,30 @@ def test_regions_and_their_gradient_are_torchvisions(
 
 def test_every_second_bin_is_every_second_bin() -> None:
     maps = torch.randn(2, 3, 20, 26, generator=torch.Generator().manual_seed(2))
-    base, y, x = axes_in(maps, rois(), 6)
-    whole = pool([maps], base, y, x)
-    torch.testing.assert_close(pool([maps], base, y.every(2), x.every(2)), whole[:, :, ::2, ::2])
+    image, y, x = axes_of(
+        rois(), (20, 26), output_size=6, scale=SCALE, sampling_ratio=0, aligned=True
+    )
+    whole = pool(maps, image, y, x)
+    torch.testing.assert_close(pool(maps, image, y.every(2), x.every(2)), whole[:, :, ::2, ::2])
 
 
 def test_no_regions_have_a_gradient_of_zero() -> None:
     maps = torch.randn(1, 3, 4, 4, requires_grad=True)
-    found = pool([maps], *axes_in(maps, torch.zeros(0, 5), 2))
+    axes = axes_of(
+        torch.zeros(0, 5), (4, 4), output_size=2, scale=1.0, sampling_ratio=0, aligned=True
+    )
+    found = pool(maps, *axes)
     found.sum().backward()
     assert found.shape == (0, 3, 2, 2) and maps.grad is not None and not maps.grad.any()
 
 
 def test_in_bfloat16_the_interpolation_stays_exact() -> None:
     maps = torch.randn(2, 3, 20, 26, generator=torch.Generator().manual_seed(3)).bfloat16()
-    axes = axes_in(maps, rois(), 4)
+    axes = axes_of(rois(), (20, 26), output_size=4, scale=SCALE, sampling_ratio=0, aligned=True)
     given = maps.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = pool([given], *axes)
-    exact = pool([maps.detach().float()], *axes)
+        found = pool(given, *axes)
+    exact = pool(maps.detach().float(), *axes)
     assert torch.equal(found, exact.bfloat16())
     found.sum().backward()
     assert given.grad is not None and given.grad.dtype == torch.bfloat16
