@@ -146,7 +146,8 @@ def test_regions_and_their_gradient_are_a_cpus(sampling_ratio: int, device: str)
 def test_a_trained_detector_finds_the_same_in_every_precision(
     name: str, device: str, painted: ScenesPaths
 ) -> None:
-    steps = 300 if device == "cuda" else 20
+    # After 60 steps 226 detections of FPN boxes count; after 300 eight, too few for a share.
+    steps = 60 if device == "cuda" else 20
     model, images = briefly_trained(name, painted, device=device, steps=steps)
     exact = detections(model, images, Precision("float32", device))
     shares = {p: agreement(detections(model, images, Precision(p, device)), exact) for p in HALF}
