@@ -37,7 +37,7 @@ CONFIGS = Path(str(importlib.resources.files("moco_det_configs")))
 STAGES = 5
 DEFAULT_ARMS = ("random", "supervised", "moco")
 # Steps of each encoder and of each run.
-PAINTED_STEPS = (2500, 200)
+PAINTED_STEPS = (2000, 200)
 OWN_STEPS = (1000, 150)
 
 
