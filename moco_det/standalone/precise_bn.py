@@ -23,7 +23,8 @@ from moco_det.standalone.precision import Precision
 class _Step(nn.Module):
     """A training forward over a batch of samples, as fvcore's estimator wants to call it.
 
-    It goes no further than the backbone where every BN layer is in it (FPN and DC5).
+    Where every BN layer is in the backbone (FPN and DC5) only the first batch goes further: there
+    the heads say whether the weights have burst.
     """
 
     def __init__(self, model: GeneralizedRCNN, precision: Precision, bar: tqdm) -> None:
@@ -32,12 +33,12 @@ class _Step(nn.Module):
         self.precision = precision
         self.bar = bar
         in_backbone = set(model.backbone.modules())
-        self.backbone_only = all(layer in in_backbone for layer in get_bn_modules(model))
+        self.backbone_suffices = all(layer in in_backbone for layer in get_bn_modules(model))
 
     def forward(self, samples: list[Sample]) -> None:
         images = [s.image for s in samples]
         with self.precision.autocast():
-            if self.backbone_only:
+            if self.backbone_suffices and self.bar.n:
                 self.model.backbone(self.model.batch(images)[0])
             else:
                 self.model(images, [s.targets for s in samples])
