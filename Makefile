@@ -1,4 +1,4 @@
-# make demo   the main job on a laptop, from nothing to report.html
+# make demo   the main job on a laptop, to report.html; make demo PRETRAIN=1 begins with pre-training
 # make test   every check
 # make gpu    the tests and benchmarks that need a GPU
 # They make .venv on the first run and find it on the second. Where the packages are installed
@@ -23,8 +23,8 @@ help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p;s/^\([a-z-]*\):  ## \(.*\)/  make \1\t\2/p' \
 	  Makefile | sort -u | expand -t 20
 
-demo: $(VENV)/.installed  ## pretrain, convert, fine-tune, score, report (ARGS="--help" for options)
-	$(BIN)/python tools/quickstart.py $(ARGS)
+demo: $(VENV)/.installed  ## convert, fine-tune, score, report; PRETRAIN=1 pre-trains too (ARGS="--help")
+	$(BIN)/python tools/quickstart.py $(if $(PRETRAIN),--pretrain) $(ARGS)
 
 test: lint  ## ruff, mypy and pytest
 	OMP_NUM_THREADS=1 $(LIMIT) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)

@@ -86,6 +86,7 @@ setup(
     package_dir={"moco_det_tools": "tools", "moco_det_configs": "configs"},
     package_data={
         "moco_det": ["py.typed"],
+        "moco_det.quickstart": ["checkpoints/*.pth"],
         "moco_det.report": ["data/*.yaml", "templates/*", "templates/**/*"],
         "pretrain": ["py.typed"],
         "moco_det_configs": ["*.yaml", "**/*.yaml"],

@@ -1,6 +1,7 @@
 """The main job on a laptop: data, pre-training, conversion, fine-tuning, an honest report.
 
-Without options it paints its own data set. With --voc or --coco it does the same on yours.
+Without options it paints its own data set and takes encoders pre-trained on such pictures; with
+--pretrain it makes them anew. With --voc or --coco it does the same on yours.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from moco_det.quickstart import (
     own_data,
     painted_data,
     remember,
+    shipped_encoders,
     voc_uris,
 )
 from moco_det.suites.side_by_side import cores, run_side_by_side
@@ -50,9 +52,8 @@ def parser() -> argparse.ArgumentParser:
         "-o",
         "--output",
         type=Path,
-        default=Path("runs/quickstart"),
         metavar="DIR",
-        help="everything is written here (default runs/quickstart)",
+        help="for all that is written (default runs/quickstart, or runs/pretrained with --pretrain)",
     )
     p.add_argument(
         "--arms",
@@ -61,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
         default=list(DEFAULT_ARMS),
         help=f"initialisations (default {' '.join(DEFAULT_ARMS)})",
     )
+    p.add_argument("--pretrain", action="store_true", help="make the painted world's encoders anew")
     p.add_argument(
         "--labels",
         nargs="+",
@@ -138,24 +140,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_arguments(args)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     # the report finds the images again from wherever it is made
-    output = args.output.resolve()
+    default = Path("runs/pretrained" if args.pretrain else "runs/quickstart")
+    output = (args.output or default).resolve()
     device = describe_machine()
     clock = Clock()
     clock.heading("data")
     plan = make_plan(args, output)
     remember(plan, output)
-    clock.heading(
-        f"pre-training, {plan.budget.pretrain_steps} steps each; runs from random weights"
-    )
-    jobs = encoder_jobs(plan, output, CONFIGS, device=device, strict=args.strict)
-    others = jobs_without_encoder(plan, output, CONFIGS, device=device)
-    run_side_by_side([*jobs, *others], at_once=at_once(device))
+    if plan.unlabelled:
+        clock.heading(
+            f"pre-training, {plan.budget.pretrain_steps} steps each; runs from random weights"
+        )
+        jobs = encoder_jobs(plan, output, CONFIGS, device=device, strict=args.strict)
+        others = jobs_without_encoder(plan, output, CONFIGS, device=device)
+        run_side_by_side([*jobs, *others], at_once=at_once(device))
+        checkpoints = {job.name: job.folder / "checkpoint.pth" for job in jobs}
+        curves = [job.folder for job in jobs]
+    else:
+        clock.heading("pre-training: done before, docs/demo.md says how; --pretrain does it again")
+        checkpoints, curves = shipped_encoders(plan), []
     clock.heading("conversion, with proof")
-    weights = convert_encoders(jobs, output)
+    weights = convert_encoders(checkpoints, output)
     clock.heading(f"fine-tuning, {plan.budget.finetune_steps} steps each")
     results = fine_tune(plan, weights, output, CONFIGS, device=device)
     clock.heading("report")
-    make_report(results, output, [job.folder for job in jobs])
+    make_report(results, output, curves)
     print(f"done in {clock.passed()}")
     return 0
 
@@ -168,8 +177,18 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError("--coco TRAIN.json TEST.json goes with --images TRAIN_DIR TEST_DIR")
     if (args.train_split or args.test_split) and not args.voc:
         raise InputError("--train-split and --test-split are for --voc")
-    if args.labels and (args.voc or args.coco):
+    own = args.voc or args.coco
+    if args.labels and own:
         raise InputError("--labels is for the painted scenes: leave out --voc and --coco")
+    if not (own or args.pretrain):
+        wanted = {
+            "--labels (a supervised encoder for each number)": args.labels,
+            "--arms instdisc": "instdisc" in args.arms,
+            "--pretrain-steps": args.pretrain_steps,
+        }
+        for name, value in wanted.items():
+            if value:
+                raise InputError(f"{name} needs encoders that are made for it: add --pretrain")
     budget = {
         "--seeds": args.seeds,
         "--pretrain-steps": args.pretrain_steps,
@@ -209,7 +228,7 @@ def make_plan(args: argparse.Namespace, output: Path) -> Plan:
         finetune_steps=args.finetune_steps or finetune_steps,
     )
     if not own:
-        return painted_data(output, budget, labels=args.labels)
+        return painted_data(output, budget, labels=args.labels, pretrain=args.pretrain)
     if args.voc:
         train, test = voc_uris(args.voc, args.train_split, args.test_split)
     else:

@@ -5,7 +5,7 @@ Pre-training and the runs are processes of their own, started by the commands a 
 
 from moco_det.quickstart.data_sets import coco_uris, own_data, painted_data, voc_uris
 from moco_det.quickstart.detectors import at_once, fine_tune, jobs_without_encoder
-from moco_det.quickstart.encoders import convert_encoders, encoder_jobs
+from moco_det.quickstart.encoders import convert_encoders, encoder_jobs, shipped_encoders
 from moco_det.quickstart.plan import ARMS, Budget, Plan, remember
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "own_data",
     "painted_data",
     "remember",
+    "shipped_encoders",
     "voc_uris",
 ]

@@ -21,13 +21,14 @@ from moco_det.errors import InputError
 from moco_det.quickstart.plan import Budget, Plan
 
 PAINTED = ("striped_disk", "checked_square", "dotted_triangle", "ringed_star")
-LABELLED = 100
+CLOSE_UPS, LABELLED = 10_000, 100
 
 
-def painted_data(output: Path, budget: Budget, *, labels: Sequence[int]) -> Plan:
-    """Close-ups of textured shapes without labels, a few labelled scenes of them, a test set.
+def painted_data(output: Path, budget: Budget, *, labels: Sequence[int], pretrain: bool) -> Plan:
+    """Labelled scenes of textured shapes, a test set and close-ups without labels to pre-train on.
 
-    `labels` are numbers of labelled scenes to fine-tune on, all of them where it is empty.
+    `labels` are numbers of labelled scenes to fine-tune on, all of them where it is empty. Without
+    `pretrain` there are no close-ups.
     """
     too_many = [number for number in labels if not 1 <= number <= LABELLED]
     if too_many:
@@ -35,7 +36,7 @@ def painted_data(output: Path, budget: Budget, *, labels: Sequence[int]) -> Plan
     paths = write_scenes(
         output / "scenes",
         seed=budget.seed,
-        unlabelled=10_000,
+        unlabelled=CLOSE_UPS if pretrain else 0,
         train=LABELLED,
         test=150,
         size=96,
@@ -45,7 +46,7 @@ def painted_data(output: Path, budget: Budget, *, labels: Sequence[int]) -> Plan
     plan = Plan(
         train={},
         test=paths.test,
-        unlabelled=str(paths.unlabelled),
+        unlabelled=str(paths.unlabelled) if pretrain else "",
         classes=len(PAINTED),
         masks=True,
         detector="quick/demo_R18_FPN.yaml",

@@ -16,6 +16,8 @@ from moco_det.weights import convert
 # Batch of all encoders; fewer images than that are a batch, so that none is in it twice.
 BATCH = 128
 QUEUE = 512
+# Encoders of the painted world, for who has no time to pre-train them.
+SHIPPED = Path(__file__).parent / "checkpoints"
 # kNN accuracy is measured so often while an encoder learns.
 MEASURED = 5
 
@@ -82,11 +84,16 @@ def count_images(images: Path) -> int:
     return sum(1 for _ in images.rglob("*.jpg"))
 
 
-def convert_encoders(jobs: Sequence[Job], output: Path) -> dict[str, Path]:
+def shipped_encoders(plan: Plan) -> dict[str, Path]:
+    """The checkpoints that benchmarks/demo_encoders.py made, by encoder."""
+    return {arm: SHIPPED / f"{arm}.pth" for arm in plan.budget.arms if ARMS[arm]}
+
+
+def convert_encoders(checkpoints: Mapping[str, Path], output: Path) -> dict[str, Path]:
     """Checkpoints to backbones, by encoder; each conversion prints what it proved."""
     weights = {}
     make_folder(output / "weights")
-    for job in jobs:
-        file = weights[job.name] = output / "weights" / f"{job.name}.pkl"
-        print("\n".join(convert(job.folder / "checkpoint.pth", file, overwrite=True).lines()))
+    for name, checkpoint in checkpoints.items():
+        weights[name] = output / "weights" / f"{name}.pkl"
+        print("\n".join(convert(checkpoint, weights[name], overwrite=True).lines()))
     return weights

@@ -35,7 +35,7 @@ class Plan:
 
     train: dict[str, str]  # data set by setting
     test: str
-    unlabelled: str  # a folder of images or a list of them
+    unlabelled: str  # a folder of images or a list of them; empty: encoders that are there already
     classes: int
     masks: bool
     detector: str  # the config of the runs, without data

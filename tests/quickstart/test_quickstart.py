@@ -114,7 +114,7 @@ def test_a_folder_takes_more_runs_and_no_other_settings(plan: Plan, tmp_path: Pa
 
 def test_more_labelled_scenes_than_there_are_is_refused_before_painting(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--labels 101: there are 100"):
-        painted_data(tmp_path, BUDGET, labels=[10, 101])
+        painted_data(tmp_path, BUDGET, labels=[10, 101], pretrain=True)
     assert list(tmp_path.iterdir()) == []
 
 
