@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         metavar="DIR",
-        help="for all that is written (default runs/quickstart, or runs/pretrained with --pretrain)",
+        help="for all output (default runs/quickstart, or runs/pretrained with --pretrain)",
     )
     p.add_argument(
         "--arms",

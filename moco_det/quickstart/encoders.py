@@ -62,6 +62,8 @@ def encoder_jobs(
                 # on a GPU the main process must not wait for the views
                 "DATA.WORKERS": 4 if device == "cuda" else 0,
             }
+            if Path(plan.unlabelled).is_file():  # photographs of one's own, of any size
+                keys |= {"DATA.SHORTER_SIDE": 64}
             if arm != "supervised" and several_classes:
                 epochs = plan.budget.pretrain_steps / (count // min(BATCH, count))
                 keys |= {"KNN.TRAIN": watched, "KNN.EVERY": round(epochs / MEASURED, 3)}

@@ -15,6 +15,9 @@ from moco_det.errors import InputError
 from moco_det.quickstart import Budget, Plan, encoders, own_data, remember
 from moco_det.quickstart.data_sets import painted_data, write_first_images
 from moco_det.quickstart.detectors import build_runs, jobs_without_encoder
+from moco_det.weights import load_backbone
+from moco_det.weights.architectures import GEOMETRIES
+from moco_det_tools.quickstart import main
 from pretrain.config import load_config
 
 CONFIGS = Path(str(importlib.resources.files("moco_det_configs")))
@@ -134,3 +137,32 @@ def test_one_class_is_refused_for_the_supervised_arm_with_the_way_out(
     assert not (tmp_path / "out").exists()
     alone = replace(BUDGET, arms=("random", "moco"))
     assert own_data(train, test, tmp_path / "out", alone, strict=False).classes == 1
+
+
+def test_the_encoders_that_ship_convert_with_proof_and_are_small(tmp_path: Path) -> None:
+    plan = painted_data(tmp_path / "set", BUDGET, labels=[100], pretrain=False)
+    checkpoints = encoders.shipped_encoders(plan)
+    assert list(checkpoints) == ["supervised", "moco"] and not plan.unlabelled
+    assert all(file.stat().st_size < 8 * 2**20 for file in checkpoints.values())
+    weights = encoders.convert_encoders(checkpoints, tmp_path)
+    architectures = {load_backbone(file).architecture for file in weights.values()}
+    keys = {"DEPTH": 18, "STEM_OUT_CHANNELS": 32, "RES2_OUT_CHANNELS": 32}
+    found = [GEOMETRIES[name].keys for name in architectures if name]
+    assert len(found) == 1
+    assert {f"MODEL.RESNETS.{key}": value for key, value in keys.items()}.items() <= found[
+        0
+    ].items()
+    # what fine_tune runs has the same ResNet
+    for run in build_runs(plan, weights, CONFIGS, device="cpu"):
+        assert all(run.setting.keys[key] == found[0][key] for key in found[0] if "CHANNELS" in key)
+
+
+@pytest.mark.parametrize(
+    "option", [["--labels", "10"], ["--arms", "instdisc"], ["--pretrain-steps", "9"]]
+)
+def test_what_needs_encoders_of_its_own_says_so_before_anything_is_written(
+    option: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="add --pretrain"):
+        main([*option, "-o", str(tmp_path / "out")])
+    assert list(tmp_path.iterdir()) == []
