@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +18,12 @@ from moco_det.errors import InputError
 from moco_det.results import append_row
 from moco_det.suites.failures import failed_row, last_words
 from moco_det.suites.matrix import Run
-from moco_det.suites.side_by_side import GRACE_SECONDS, stop, with_threads
+from moco_det.suites.side_by_side import (
+    GRACE_SECONDS,
+    stop,
+    terminated_like_interrupted,
+    with_threads,
+)
 from moco_det.suites.state import read_state
 
 POLL_SECONDS = 0.5
@@ -81,7 +84,7 @@ def run_matrix(
     going: list[Going] = []
     ended = False
     try:
-        with _terminated_like_interrupted():
+        with terminated_like_interrupted():
             while waiting or going or ended:
                 while waiting and free:
                     run = waiting.pop(0)
@@ -205,21 +208,3 @@ def _claim(path: Path) -> int | None:
             raise
         # A file system without locks: one runner at a time is then the user's business.
     return handle
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Turn SIGTERM, by which batch systems end a job, into the safe stop of Ctrl-C."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread: signals are somebody else's
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

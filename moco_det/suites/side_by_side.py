@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -54,7 +54,7 @@ def run_side_by_side(jobs: Sequence[Job], *, at_once: int, stream: TextIO | None
     """Run all jobs, `at_once` at a time; their output goes to `folder`/console.txt.
 
     Raises InputError with a job's own last words where one fails, after the others are stopped;
-    Ctrl-C stops all of them and goes on to the caller.
+    Ctrl-C and SIGTERM stop all of them and are a KeyboardInterrupt to the caller.
     """
     stream = stream or sys.stdout
     waiting = list(jobs)
@@ -62,21 +62,29 @@ def run_side_by_side(jobs: Sequence[Job], *, at_once: int, stream: TextIO | None
     environment = with_threads(min(at_once, len(jobs)))
     progress = _Progress(jobs, stream)
     try:
-        while waiting or going:
-            while waiting and len(going) < at_once:
-                going.append(_start(waiting.pop(0), environment))
-            for one in list(going):
-                job, process, start = one
-                code = process.poll()
-                if code is None:
-                    continue
-                going.remove(one)
-                if code:
-                    why = last_words(job.folder / "console.txt", code, start=start)
-                    raise InputError(f"{job.name}: {why}")
-            progress.show(last=not waiting and not going)
-            if going:
-                time.sleep(POLL_SECONDS)
+        with terminated_like_interrupted():
+            while waiting or going:
+                while waiting and len(going) < at_once:
+                    going.append(_start(waiting.pop(0), environment))
+                for one in list(going):
+                    job, process, start = one
+                    code = process.poll()
+                    if code is None:
+                        continue
+                    going.remove(one)
+                    if code:
+                        why = last_words(job.folder / "console.txt", code, start=start)
+                        raise InputError(f"{job.name}: {why}")
+                progress.show(last=not waiting and not going)
+                if going:
+                    time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        print(
+            f"\nstopping {len(going)} processes, at most {GRACE_SECONDS:.0f} s; "
+            "the same command goes on from their checkpoints",
+            file=sys.stderr,
+        )
+        raise
     finally:
         stop([process for _, process, _ in going])
 
@@ -162,3 +170,21 @@ class _Progress:
             self.begun[job.name] = (time.monotonic(), done)  # it has not begun yet
             return 0.0
         return (time.monotonic() - since) / (done - first) * (job.iterations - done)
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Turn SIGTERM, by which batch systems end a job, into the safe stop of Ctrl-C."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,3 +65,25 @@ def test_the_newest_iteration_is_read_past_a_line_that_is_half_written(tmp_path:
     assert last_iteration(tmp_path) == 0
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 3}\n{"iteration": 4}\n{"itera')
     assert last_iteration(tmp_path) == 4
+
+
+def test_a_terminated_caller_leaves_no_process_behind(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; "
+        "from moco_det.suites.side_by_side import Job, run_side_by_side; "
+        f"waits = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'; "
+        f"folder = Path({str(tmp_path)!r}); "
+        "job = Job('waits', [sys.executable, '-c', waits], folder / 'waits', 5); "
+        "run_side_by_side([job], at_once=1)"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    console = tmp_path / "waits" / "console.txt"
+    while not (console.is_file() and console.read_text().strip()):
+        assert caller.poll() is None
+        time.sleep(0.05)
+    child = int(console.read_text().split()[0])
+    caller.send_signal(signal.SIGTERM)
+    _, said = caller.communicate(timeout=60)
+    assert "the same command goes on" in said
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
