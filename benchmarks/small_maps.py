@@ -1,6 +1,6 @@
 """Convolutions on maps of at most 2x2 cells as matrix products against torch's, in an encoder.
 
-    python benchmarks/small_maps.py [--arch resnet18] [--size 32] [--batch 128] [--precision bfloat16]
+    python benchmarks/small_maps.py [--arch resnet18] [--size 32] [--precision bfloat16]
 
 Forward and backward by each spelling in turn in one process; a ratio is taken within a round.
 Seconds are those that the processor spent, on one thread.

@@ -202,26 +202,28 @@ def refuse_what_cannot_fit(plan: Plan, *, memory: float, host_memory: float | No
 
 def saved_bytes(arch: str, *, size: int, bfloat16: bool) -> int:
     """Bytes that autograd keeps of one image's forward pass through the trunk."""
-    trunk = Encoder(arch, head="fc", dim=1).trunk.to(memory_format=torch.channels_last)
-    known = {p.untyped_storage().data_ptr() for p in trunk.parameters()}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # a storage that were freed could lend its address to the next one
+    trunk = Encoder(arch, head="fc", dim=1).trunk.to(memory_format=torch.channels_last).train()
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
+    def kept(images: int) -> int:
+        storages: dict[int, int] = {}
+        alive: list[Tensor] = []  # a storage that were freed could lend its address to the next one
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
             alive.append(tensor)
-        return tensor
+            return tensor
 
-    pixels = torch.zeros(2, 3, size, size).contiguous(memory_format=torch.channels_last)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16),
-    ):
-        trunk.train()(pixels)
-    weights = sum(p.numel() for p in trunk.parameters()) * (2 if bfloat16 else 0)  # autocast's
-    return max(0, sum(kept.values()) - weights) // 2
+        pixels = torch.zeros(images, 3, size, size).contiguous(memory_format=torch.channels_last)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16),
+        ):
+            trunk(pixels)
+        return sum(storages.values())
+
+    # weights, and what is made of them, are kept however many images there are
+    return (kept(4) - kept(2)) // 2
 
 
 def step_flops(method: Method, *, size: int) -> float:

@@ -94,7 +94,7 @@ def test_two_processes_that_were_killed_and_resumed_equal_two_that_were_not(
             device="cpu",
         )
     assert (output / "model_0000001.pth").exists() and not (output / "model_final.pth").exists()
-    assert len(losses(output)) == 3
+    assert len(losses(output)) == 2  # the third step's are read after the fourth has been started
     command = words(painted, output, "--resume", "--num-gpus", "2", "--dist-url", free_url())
     assert run(lambda: main(command)) == 0
     assert lines_of(output) == lines_of(whole)
