@@ -9,7 +9,7 @@ VENV   ?= .venv
 JOBS   ?= 2
 ARGS   ?=
 
-BIN       ?= $(VENV)/bin
+BIN       := $(VENV)/bin
 # What an installation depends on; newer than the stamp means: install again.
 MANIFESTS := setup.py pyproject.toml moco_det/__init__.py
 # A hung test must not hang the machine: coreutils' timeout where there is one (not on macOS).

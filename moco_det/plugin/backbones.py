@@ -12,7 +12,9 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor
 from torch.nn import functional as F
 
-BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+from moco_det.weights.architectures import GEOMETRIES
+
+BASIC_BLOCKS = {depth: GEOMETRIES[f"resnet{depth}"].blocks for depth in (18, 34)}
 # detectron2's builder -> the one that takes its place for a narrow ResNet-18 or -34
 ANY_WIDTH = {
     "build_resnet_backbone": "build_basic_resnet_backbone",

@@ -56,7 +56,7 @@ def encoder_jobs(
                 "SOLVER.MAX_ITER": plan.budget.pretrain_steps,
                 "SOLVER.BATCH": min(BATCH, count),
                 # a queue with several keys of one image would call that image its own negative
-                "MOCO.K": min(QUEUE, count),
+                "MOCO.K": max(min(BATCH, count), min(QUEUE, count // 2)),
                 "SEED": plan.budget.seed,
                 "DEVICE": device,
                 # on a GPU the main process must not wait for the views

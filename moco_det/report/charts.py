@@ -154,9 +154,17 @@ class Gain:
 
 
 def gain_chart(
-    lines: Sequence[tuple[str, int, Sequence[Gain]]], *, title: str, x_label: str, y_label: str
+    lines: Sequence[tuple[str, int, Sequence[Gain]]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    sign: str = "+",
 ) -> Markup:
-    """Values against the size of a setting, one line per (label, colour, gains); zero is drawn."""
+    """Values against the size of a setting, one line per (label, colour, gains); zero is drawn.
+
+    `sign` is how a value's sign is written: "+" for differences, "" for plain values.
+    """
     gains = [gain for _, _, of_line in lines for gain in of_line]
     if not gains:
         return Markup("")
@@ -177,7 +185,7 @@ def gain_chart(
                     f'<path class="thin whisker c{colour % COLOURS}" '
                     f'd="M{x:.1f} {plot.y(gain.low):.1f}V{plot.y(gain.high):.1f}"/>'
                 )
-            text = escape(f"{label}: {gain.value:.2f} at {_tick(gain.x)}")
+            text = escape(f"{label}: {gain.value:{sign}.2f} at {_tick(gain.x)}")
             parts.append(
                 f'<circle class="dot c{colour % COLOURS}" cx="{x:.1f}" '
                 f'cy="{plot.y(gain.value):.1f}" r="4"><title>{text}</title></circle>'

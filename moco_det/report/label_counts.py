@@ -78,6 +78,7 @@ def _chart(groups: Sequence[Group], ruler: str, colours: dict[str, int]) -> Mark
         title=f"{sentence(RULERS[ruler])} by labelled images",
         x_label="labelled images",
         y_label=RULERS[ruler],
+        sign="",
     )
 
 

@@ -34,14 +34,16 @@ class _Step(nn.Module):
         self.bar = bar
         in_backbone = set(model.backbone.modules())
         self.backbone_suffices = all(layer in in_backbone for layer in get_bn_modules(model))
+        self.first = True
 
     def forward(self, samples: list[Sample]) -> None:
         images = [s.image for s in samples]
         with self.precision.autocast():
-            if self.backbone_suffices and self.bar.n:
+            if self.backbone_suffices and not self.first:
                 self.model.backbone(self.model.batch(images)[0])
             else:
                 self.model(images, [s.targets for s in samples])
+        self.first = False
         self.bar.update()
 
 

@@ -135,7 +135,7 @@ def _mark(
 def progress(one: Going, output: Path) -> float | None:
     """The share of its iterations that a run has logged, None before it has logged any."""
     done = last_iteration(one.run.folder(output))
-    return min(1.0, done / one.run.setting.iterations) if done else None
+    return None if done is None else min(1.0, done / one.run.setting.iterations)
 
 
 def time_left_line(runs: Sequence[Run], state: State, *, at_once: int) -> str:

@@ -120,8 +120,8 @@ def _start(job: Job, environment: dict[str, str]) -> tuple[Job, subprocess.Popen
     return job, process, start
 
 
-def last_iteration(folder: Path) -> int:
-    """The newest iteration in a folder's metrics.jsonl; 0 where nothing is logged yet."""
+def last_iteration(folder: Path) -> int | None:
+    """The newest iteration in a folder's metrics.jsonl; None where nothing is logged yet."""
     try:
         with (folder / "metrics.jsonl").open("rb") as file:
             # Of a log that grows for days, the end has the newest iteration.
@@ -129,13 +129,13 @@ def last_iteration(folder: Path) -> int:
             file.seek(max(0, file.tell() - _TAIL_BYTES))
             lines = file.read().split(b"\n")
     except OSError:
-        return 0
+        return None
     for line in reversed(lines):
         try:
             return int(json.loads(line)["iteration"])
         except (ValueError, KeyError, TypeError):
             continue
-    return 0
+    return None
 
 
 class _Progress:
@@ -153,7 +153,7 @@ class _Progress:
         self.next = time.monotonic() + (1.0 if terminal else LINE_SECONDS)
         parts, left = [], 0.0
         for job in self.jobs:
-            done = last_iteration(job.folder)
+            done = last_iteration(job.folder) or 0
             parts.append(f"{job.name} {done:,}/{job.iterations:,}")
             left = max(left, self._seconds_left(job, done))
         line = ", ".join(parts) + (

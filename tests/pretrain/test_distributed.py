@@ -151,7 +151,9 @@ def test_two_processes_learn_what_one_does(name: str, processes: list[dict[str, 
     one = run(VARIANTS[name])
     for process in processes:
         two = process["runs"][name]
-        assert two["losses"] == pytest.approx(one["losses"], rel=1e-2 if name in LOOSE else 1e-5)
+        for step, (ours, theirs) in enumerate(zip(two["losses"], one["losses"], strict=True)):
+            loose = 1e-3 if step < 2 else 1e-2
+            assert ours == pytest.approx(theirs, rel=loose if name in LOOSE else 1e-5)
         assert two["state"].keys() == one["state"].keys()
         for entry, value in one["state"].items():
             if name not in LOOSE:

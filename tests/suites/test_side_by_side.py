@@ -62,7 +62,7 @@ def test_the_failure_of_one_is_its_last_words_and_stops_the_others(tmp_path: Pat
 
 
 def test_the_newest_iteration_is_read_past_a_line_that_is_half_written(tmp_path: Path) -> None:
-    assert last_iteration(tmp_path) == 0
+    assert last_iteration(tmp_path) is None
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 3}\n{"iteration": 4}\n{"itera')
     assert last_iteration(tmp_path) == 4
 
