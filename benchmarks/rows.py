@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,20 +28,25 @@ def write_row(
     peer: str,
     ours: str,
     unit: str,
-    there: float,
-    here: float,
-    ratio: float,
+    there: Sequence[float],
+    here: Sequence[float],
 ) -> None:
-    """Print a row and append it; `ratio` is above 1 where ours is the faster."""
+    """Print and append the medians over rounds of the peer's and our numbers, and of the ratios.
+
+    Ratios are taken within a round, above 1 where ours is the faster: more of a unit per second
+    (images/s), less of any other.
+    """
+    more = unit.endswith("/s")
+    ratios = [b / a if more else a / b for a, b in zip(there, here, strict=True)]
     row = {
         "what": what,
         "case": case,
         "unit": unit,
         "peer": peer,
-        "there": there,
+        "there": statistics.median(there),
         "ours": ours,
-        "here": here,
-        "ratio": ratio,
+        "here": statistics.median(here),
+        "ratio": statistics.median(ratios),
     }
     print("  ".join(cells(row)), flush=True)
     if file is not None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moco_det.data import (
-    DetectionDataset,
     check_classes,
     check_images,
     coco_uri,
@@ -43,23 +42,25 @@ def painted_data(output: Path, budget: Budget, *, labels: Sequence[int], pretrai
         classes=PAINTED,
         objects=(1, 4),
     )
-    plan = Plan(
-        train={},
+    detector = "quick/demo_R18_FPN.yaml"
+    setting = Path(detector).stem
+    train = {}
+    for number in sorted(labels) or [LABELLED]:
+        if number == LABELLED:
+            train[setting] = paths.train
+        else:
+            part = output / "labels" / f"train_{number}.json"
+            write_first_images(paths.train_json, part, number)
+            train[f"{setting}_{number}_images"] = coco_uri(part, paths.train_images)
+    return Plan(
+        train=train,
         test=paths.test,
         unlabelled=str(paths.unlabelled) if pretrain else "",
         classes=len(PAINTED),
         masks=True,
-        detector="quick/demo_R18_FPN.yaml",
+        detector=detector,
         budget=budget,
     )
-    for number in sorted(labels) or [LABELLED]:
-        if number == LABELLED:
-            plan.train[plan.setting] = paths.train
-            continue
-        part = output / "labels" / f"train_{number}.json"
-        write_first_images(paths.train_json, part, number)
-        plan.train[f"{plan.setting}_{number}_images"] = coco_uri(part, paths.train_images)
-    return plan
 
 
 def write_first_images(annotations: Path, part: Path, number: int) -> None:
@@ -97,24 +98,19 @@ def own_data(train: str, test: str, output: Path, budget: Budget, *, strict: boo
         )
         for line in part.skipped:
             print(f"  warning: {line}")
-    plan = Plan(
-        train={},
+    unlabelled = output / "unlabelled.txt"
+    unlabelled.parent.mkdir(parents=True, exist_ok=True)
+    write_image_list(train_set, unlabelled)
+    detector = "quick/own_R18_w0.5x_FPN.yaml"
+    return Plan(
+        train={Path(detector).stem: train},
         test=test,
-        unlabelled=str(output / "unlabelled.txt"),
+        unlabelled=str(unlabelled),
         classes=len(train_set.classes),
         masks=train_set.has_masks,
-        detector="quick/own_R18_w0.5x_FPN.yaml",
+        detector=detector,
         budget=budget,
     )
-    plan.train[plan.setting] = train
-    write_unlabelled(train_set, Path(plan.unlabelled))
-    return plan
-
-
-def write_unlabelled(train_set: DetectionDataset, path: Path) -> None:
-    """The list of the training images, the same one while the run goes on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_image_list(train_set, path)
 
 
 def voc_uris(root: Path, train: str | None, test: str | None) -> tuple[str, str]:

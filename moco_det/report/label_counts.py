@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from moco_det.report import charts
-from moco_det.report.formats import UNDEFINED, mean_std, sentence
-from moco_det.report.groups import Group, short_name
-from moco_det.report.schedules import Family, families
+from moco_det.report.formats import mean_std, sentence
+from moco_det.report.groups import Arm, Group, short_name
+from moco_det.report.schedules import Family, by_arm, families
 from moco_det.report.tables import Cell, Table
 from moco_det.report.verdict import RULERS
 
@@ -34,47 +34,33 @@ def _family(groups: Sequence[Group], colours: dict[str, int]) -> Family:
     )
 
 
-def _labels(groups: Sequence[Group]) -> list[str]:
-    return list(dict.fromkeys(arm.label for group in groups for arm in group.arms))
-
-
 def _table(groups: Sequence[Group], ruler: str, colours: dict[str, int]) -> Table:
-    labels = _labels(groups)
-    body = []
-    for label in labels:
-        cells = [Cell(label)]
-        for group in groups:
-            arm = next((arm for arm in group.arms if arm.label == label), None)
-            if arm is None:
-                cells.append(Cell(UNDEFINED, "not run"))
-                continue
-            summary = arm.summary(ruler, "AP")
-            cells.append(Cell(mean_std(summary), f"n={summary.n}"))
-        body.append(tuple(cells))
+    def cell(group: Group, arm: Arm) -> Cell:
+        summary = arm.summary(ruler, "AP")
+        return Cell(mean_std(summary), f"n={summary.n}")
+
+    labels, body = by_arm(groups, cell)
     return Table(
         caption=f"{sentence(RULERS[ruler])} by the number of labelled training images: mean ± "
         "sample standard deviation.",
         header=("arm", *(f"{_images(group):,} images" for group in groups)),
-        rows=tuple(body),
+        rows=body,
         colours=tuple(colours[label] for label in labels),
     )
 
 
 def _chart(groups: Sequence[Group], ruler: str, colours: dict[str, int]) -> Markup:
-    lines = []
-    for label in _labels(groups):
-        points = []
-        for group in groups:
-            for arm in (arm for arm in group.arms if arm.label == label):
-                summary = arm.summary(ruler, "AP")
-                if summary.mean is not None:
-                    spread = summary.std or 0.0
-                    low, high = summary.mean - spread, summary.mean + spread
-                    points.append(charts.Gain(float(_images(group)), summary.mean, low, high))
-        if points:
-            lines.append((label, colours[label], points))
+    points: dict[str, list[charts.Gain]] = {}
+    for group in groups:
+        for arm in group.arms:
+            summary = arm.summary(ruler, "AP")
+            if summary.mean is not None:
+                spread = summary.std or 0.0
+                low, high = summary.mean - spread, summary.mean + spread
+                found = charts.Gain(float(_images(group)), summary.mean, low, high)
+                points.setdefault(arm.label, []).append(found)
     return charts.gain_chart(
-        lines,
+        [(label, colours[label], gains) for label, gains in points.items()],
         title=f"{sentence(RULERS[ruler])} by labelled images",
         x_label="labelled images",
         y_label=RULERS[ruler],

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from moco_det.errors import InputError
@@ -34,15 +35,22 @@ class PretrainingRun:
 
     def made(self, group: Group) -> list[str]:
         """The arms whose weights were converted from this run's checkpoint."""
+        if self._sha256 is None:
+            return []
+        sources = ((arm.label, arm.rows[0].data["init"]["source"] or {}) for arm in group.arms)
+        return [label for label, source in sources if source.get("sha256") == self._sha256]
+
+    @cached_property
+    def _sha256(self) -> str | None:
+        """Of the checkpoint; None where it has been moved: the section alone speaks of the run."""
         digest = hashlib.sha256()
         try:
             with open(self.folder / "checkpoint.pth", "rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
-        except OSError:  # moved since: the section alone speaks of the run
-            return []
-        sources = ((arm.label, arm.rows[0].data["init"]["source"] or {}) for arm in group.arms)
-        return [label for label, source in sources if source.get("sha256") == digest.hexdigest()]
+        except OSError:
+            return None
+        return digest.hexdigest()
 
 
 def read_run(folder: Path, colours: Mapping[str, int]) -> PretrainingRun:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from moco_det.report import charts
 from moco_det.report.formats import UNDEFINED, listed, mean_std, sentence
-from moco_det.report.groups import Group, parse_config, short_name
+from moco_det.report.groups import Arm, Group, parse_config, short_name
 from moco_det.report.tables import Cell, Table, difference
 from moco_det.report.verdict import RULERS
 
@@ -95,21 +95,29 @@ def schedule_name(group: Group, shortest: Group) -> str:
     return f"{steps / shortest.first.data['iterations']:.3g}x ({steps:,})"
 
 
-def _table(groups: Sequence[Group], ruler: str, colours: dict[str, int]) -> Table:
+def by_arm(
+    groups: Sequence[Group], cell: Callable[[Group, Arm], Cell]
+) -> tuple[list[str], tuple[tuple[Cell, ...], ...]]:
+    """The arms of a family by name, and one row per arm with a cell for each of its settings."""
     labels = list(dict.fromkeys(arm.label for group in groups for arm in group.arms))
-    body = []
+    rows = []
     for label in labels:
-        cells = [Cell(label)]
-        for group in groups:
-            arm = next((arm for arm in group.arms if arm.label == label), None)
-            if arm is None:
-                cells.append(Cell(UNDEFINED, "not run"))
-                continue
-            gap = group.against(arm, group.supervised, ruler, "AP")
-            note, tone = difference(gap)
-            summary = arm.summary(ruler, "AP")
-            cells.append(Cell(mean_std(summary), note or f"n={summary.n}", tone))
-        body.append(tuple(cells))
+        found = [next((arm for arm in group.arms if arm.label == label), None) for group in groups]
+        cells = [
+            Cell(UNDEFINED, "not run") if arm is None else cell(group, arm)
+            for group, arm in zip(groups, found, strict=True)
+        ]
+        rows.append((Cell(label), *cells))
+    return labels, tuple(rows)
+
+
+def _table(groups: Sequence[Group], ruler: str, colours: dict[str, int]) -> Table:
+    def cell(group: Group, arm: Arm) -> Cell:
+        note, tone = difference(group.against(arm, group.supervised, ruler, "AP"))
+        summary = arm.summary(ruler, "AP")
+        return Cell(mean_std(summary), note or f"n={summary.n}", tone)
+
+    labels, body = by_arm(groups, cell)
     counts = listed(
         [
             f"{schedule_name(group, groups[0])} n="
@@ -123,7 +131,7 @@ def _table(groups: Sequence[Group], ruler: str, colours: dict[str, int]) -> Tabl
         "where it is beyond noise. Schedules are multiples of the shortest, iterations in "
         f"brackets; {counts}.",
         header=("arm", *(schedule_name(group, groups[0]) for group in groups)),
-        rows=tuple(body),
+        rows=body,
         colours=tuple(colours[label] for label in labels),
     )
 
