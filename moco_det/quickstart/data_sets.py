@@ -14,7 +14,6 @@ from moco_det.data import (
     voc_uri,
 )
 from moco_det.data.atomic import write_text
-from moco_det.data.crops import write_image_list
 from moco_det.data.scenes import write_scenes
 from moco_det.errors import InputError
 from moco_det.quickstart.plan import Budget, Plan
@@ -74,7 +73,10 @@ def write_first_images(annotations: Path, part: Path, number: int) -> None:
 
 
 def own_data(train: str, test: str, output: Path, budget: Budget, *, strict: bool) -> Plan:
-    """A data set of one's own, checked; its training images without labels are pre-trained on."""
+    """A data set of one's own, checked; its training images without labels are pre-trained on.
+
+    Nothing is written yet: the folder may hold the results of other settings.
+    """
     train_set = load_dataset(train)
     test_set = load_dataset(test, classes=train_set.classes)
     check_classes(train_set, test_set)
@@ -98,14 +100,11 @@ def own_data(train: str, test: str, output: Path, budget: Budget, *, strict: boo
         )
         for line in part.skipped:
             print(f"  warning: {line}")
-    unlabelled = output / "unlabelled.txt"
-    unlabelled.parent.mkdir(parents=True, exist_ok=True)
-    write_image_list(train_set, unlabelled)
     detector = "quick/own_R18_w0.5x_FPN.yaml"
     return Plan(
         train={Path(detector).stem: train},
         test=test,
-        unlabelled=str(unlabelled),
+        unlabelled=str(output / "unlabelled.txt"),
         classes=len(train_set.classes),
         masks=train_set.has_masks,
         detector=detector,

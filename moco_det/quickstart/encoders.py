@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from moco_det.data import load_dataset
+from moco_det.data import check_images, load_dataset
 from moco_det.data.atomic import make_folder
-from moco_det.data.crops import write_crops
+from moco_det.data.crops import write_crops, write_image_list
 from moco_det.quickstart.plan import ARMS, Plan
 from moco_det.suites.side_by_side import Job
 from moco_det.weights import convert
@@ -39,8 +39,11 @@ def encoder_jobs(
         setting: output / f"crops{setting.removeprefix(plan.setting)}" for setting in plan.train
     }
     for setting, folder in crops.items():
-        if not folder.is_dir():
-            write_crops(load_dataset(plan.train[setting]), folder)
+        if not folder.is_dir():  # images that do not open are left out here, too
+            dataset = check_images(load_dataset(plan.train[setting]), strict=strict, progress=False)
+            write_crops(dataset, folder)
+            if plan.unlabelled.endswith(".txt"):
+                write_image_list(dataset, plan.unlabelled)
     watched = max(crops.values(), key=count_images)
     several_classes = len(list(watched.iterdir())) > 1
     jobs = {}

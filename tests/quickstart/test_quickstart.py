@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,6 +138,22 @@ def test_one_class_is_refused_for_the_supervised_arm_with_the_way_out(
     assert not (tmp_path / "out").exists()
     alone = replace(BUDGET, arms=("random", "moco"))
     assert own_data(train, test, tmp_path / "out", alone, strict=False).classes == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_image_of_ones_own_is_left_out_of_both_encoders(
+    scenes: ScenesPaths, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(scenes.train_images, images)
+    (images / "000003.jpg").write_bytes(b"no image")
+    train, output = coco_uri(scenes.train_json, images), tmp_path / "out"
+    plan = own_data(train, scenes.test, output, BUDGET, strict=False)
+    encoders.encoder_jobs(plan, output, CONFIGS, device="cpu", strict=False)
+    listed = Path(plan.unlabelled).read_text().split()
+    assert len(listed) == 11 and not any(line.endswith("000003.jpg") for line in listed)
+    cut = [file.name for file in (output / "crops").rglob("*.jpg")]
+    assert cut and not any(name.startswith("3_") for name in cut)
 
 
 def test_the_encoders_that_ship_convert_with_proof_and_are_small(tmp_path: Path) -> None:
