@@ -56,6 +56,8 @@ def run_side_by_side(jobs: Sequence[Job], *, at_once: int, stream: TextIO | None
     Raises InputError with a job's own last words where one fails, after the others are stopped;
     Ctrl-C and SIGTERM stop all of them and are a KeyboardInterrupt to the caller.
     """
+    if not jobs:
+        return
     stream = stream or sys.stdout
     waiting = list(jobs)
     going: list[tuple[Job, subprocess.Popen[bytes], int]] = []

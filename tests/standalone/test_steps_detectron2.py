@@ -83,7 +83,7 @@ def distance(found: Gradients, expected: Gradients) -> float:
 @pytest.mark.usefixtures("nms_takes_doubles")
 @pytest.mark.parametrize("objects", [OBJECTS, ((), OBJECTS[1]), ((), ())])
 def test_losses_and_gradients_are_the_same(
-    real: nn.Module, ours: GeneralizedRCNN, objects: Any
+    real: nn.Module, ours: GeneralizedRCNN, objects: Any, request: pytest.FixtureRequest
 ) -> None:
     losses, truth = step_of(real, objects, torch.float64)
     own_losses, own = step_of(ours, objects, torch.float64)
@@ -92,15 +92,16 @@ def test_losses_and_gradients_are_the_same(
         assert own_losses[name].item() == pytest.approx(loss.item(), abs=1e-6, rel=1e-6), name
     exact = distance(own, truth)
     # In float32 a deep network of random-looking weights magnifies rounding: detectron2's own
-    # gradients are then up to 17 % from its own in float64, and ours, which rounds in another
-    # order, may be twice as far.
+    # gradients are then up to 17 % from its own in float64, and ours may be little further away; in
+    # one case of half width, without objects, they were 1.8 times as far.
     losses, theirs = step_of(real, objects, torch.float32)
     own_losses, own = step_of(ours, objects, torch.float32)
     for name, loss in losses.items():
         assert own_losses[name].item() == pytest.approx(loss.item(), abs=1e-4, rel=1e-4), name
     print("float64", exact, "float32 theirs", distance(theirs, truth), "ours", distance(own, truth))
     assert exact < 1e-9
-    assert distance(own, truth) < max(1e-3, 2 * distance(theirs, truth))
+    further = 2 if "half" in request.node.name else 1.5
+    assert distance(own, truth) < max(1e-3, further * distance(theirs, truth))
 
 
 STEPPED = ("FPN R18", "FPN R18 masks", "C4 R50", "C4 R50 masks", "DC5 R50", "DC5 R50 masks")

@@ -49,6 +49,12 @@ def test_all_jobs_run_with_their_share_of_the_cores_and_are_counted(
         assert (one.folder / "threads.txt").read_text() == str(max(1, cores() // 2))
 
 
+def test_nothing_to_run_is_nothing_to_say() -> None:
+    stream = io.StringIO()
+    run_side_by_side([], at_once=2, stream=stream)
+    assert stream.getvalue() == ""
+
+
 def test_a_number_of_threads_that_is_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert with_threads(2)["OMP_NUM_THREADS"] == "7"
