@@ -325,8 +325,8 @@ def _curve_figures(
             curve = arm_curve(label, [run.get(key, []) for run in runs])
             if curve is not None:
                 drawn.append((curve, colours[label]))
-        if not drawn:
-            return None
+        if all(len(curve.mean) < 2 for curve, _ in drawn):
+            return None  # a single evaluation is no curve; the tables have its numbers
         trials = ", ".join(f"{curve.label} n={len(curve.seeds)}" for curve, _ in drawn)
         thin = sum(len(curve.seeds) for curve, _ in drawn) <= SEED_LINES
         svg = charts.line_chart(

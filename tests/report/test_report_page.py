@@ -277,6 +277,20 @@ def test_curves_are_drawn_from_the_runs_own_logs(
     assert "metrics.jsonl is missing for 1 run." in page.text
 
 
+@pytest.mark.parametrize("evaluations", [1, 2])
+def test_a_single_evaluation_is_no_curve(
+    tmp_path: Path, make_row: Any, write_rows: Any, evaluations: int
+) -> None:
+    path = write_rows([make_row(seed=0)])
+    run = tmp_path / "runs" / "moco_seed0"
+    run.mkdir(parents=True)
+    lines = [{"iteration": i, "bbox/AP": 10.0 + i} for i in range(evaluations)]
+    lines += [{"iteration": i, "total_loss": 1.0} for i in range(2)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    page, _ = page_of(path, tmp_path / "out")
+    assert ("Box AP at each evaluation" in page.text) is (evaluations > 1)
+
+
 def test_missing_or_empty_results_are_input_errors(
     tmp_path: Path, make_row: Any, write_rows: Any
 ) -> None:
