@@ -36,7 +36,7 @@ from moco_det.config import check, get_cfg, load_yaml, merge, merge_overrides
 from moco_det.errors import InputError
 from moco_det.standalone.build import build_detector, build_solver
 from moco_det.standalone.precision import Precision
-from moco_det.standalone.rpn import Targets
+from moco_det.standalone.targets import Targets
 from moco_det_tools.entry import run
 
 BASES = Path(__file__).resolve().parents[1] / "configs" / "base"

@@ -89,6 +89,8 @@ def get_cfg() -> CfgNode:
             "BASE_LR_END": 0.0,
             "BIAS_LR_FACTOR": 1.0,
             "CHECKPOINT_PERIOD": 5000,
+            # this project's own: backbone and RPN head as CUDA graphs
+            "CUDA_GRAPHS": False,
             "CLIP_GRADIENTS": {
                 "ENABLED": False,
                 "CLIP_TYPE": "value",

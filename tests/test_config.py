@@ -225,5 +225,9 @@ def test_every_rule_is_about_a_key_that_exists_and_allows_something() -> None:
 @pytest.mark.detectron2
 def test_keys_and_defaults_are_detectron2s() -> None:
     detectron2_config = pytest.importorskip("detectron2.config")
-    theirs = flatten(detectron2_config.get_cfg())
+    from moco_det.plugin import add_moco_det_config
+
+    cfg = detectron2_config.get_cfg()
+    add_moco_det_config(cfg)
+    theirs = flatten(cfg)
     assert {k: v for k, v in flatten(get_cfg()).items() if k not in theirs or theirs[k] != v} == {}

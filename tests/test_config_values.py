@@ -74,10 +74,15 @@ def test_a_key_without_a_value_on_the_command_line_is_named(engine: str, tmp_pat
         load(engine, tmp_path, "", "SOLVER.GAMMA", "None")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_drops_of_the_rate_in_one_iteration_stay(engine: str, tmp_path: Path) -> None:
+def test_two_drops_of_the_rate_in_one_iteration_stay(tmp_path: Path) -> None:
     # what `quickstart --finetune-steps 3` and a config scaled to more processes come to
-    assert tuple(load(engine, tmp_path, "SOLVER: {STEPS: [2, 2]}").SOLVER.STEPS) == (2, 2)
+    assert tuple(load("standalone", tmp_path, "SOLVER: {STEPS: [2, 2]}").SOLVER.STEPS) == (2, 2)
+
+
+@pytest.mark.detectron2
+def test_two_drops_in_one_iteration_are_more_than_detectron2_can(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"STEPS \(2, 2\).* make no schedule"):
+        load("detectron2", tmp_path, "SOLVER: {STEPS: [2, 2]}")
 
 
 @pytest.mark.parametrize("engine", ENGINES)

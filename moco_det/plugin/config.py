@@ -19,6 +19,7 @@ HONOURED: dict[str, tuple[Any, ...]] = {
     "VERSION": (2,),
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
     "MODEL.LOAD_PROPOSALS": (False,),
+    "SOLVER.CUDA_GRAPHS": (False,),
     "TEST.AUG.ENABLED": (False,),
     "TEST.EVALUATOR": ("moco_det", "detectron2"),
     "DATALOADER.SAMPLER_TRAIN": (
@@ -37,12 +38,15 @@ def add_moco_det_config(cfg: CfgNode) -> None:
 
     MODEL.DILATED_C5 is the 3x3 convolution of build_resnet_dilated_c5_backbone. TEST.EVALUATOR
     is whose scorer train_net takes: moco_det's, one ruler for both engines, or detectron2's for
-    the tasks that moco_det's has not. Calling twice is harmless.
+    the tasks that moco_det's has not. SOLVER.CUDA_GRAPHS is the standalone engine's. Calling
+    twice is harmless.
     """
     if "DILATED_C5" not in cfg.MODEL:
         cfg.MODEL.DILATED_C5 = CfgNode({"NORM": "", "OUT_CHANNELS": 512})
     if "EVALUATOR" not in cfg.TEST:
         cfg.TEST.EVALUATOR = "moco_det"
+    if "CUDA_GRAPHS" not in cfg.SOLVER:
+        cfg.SOLVER.CUDA_GRAPHS = False
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:

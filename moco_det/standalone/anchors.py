@@ -46,6 +46,8 @@ class AnchorGenerator:
         self.strides = tuple(strides)
         self.offset = offset
         self.cells = [cell_anchors(s, r) for s, r in zip(sizes, ratios, strict=True)]
+        # the largest made so far of each level, of which smaller maps take a corner
+        self.grids: dict[tuple[int, torch.device], Tensor] = {}
 
     @property
     def per_cell(self) -> list[int]:
@@ -55,12 +57,21 @@ class AnchorGenerator:
     def __call__(self, features: Sequence[Tensor]) -> list[Tensor]:
         """One (H * W * A, 4) float32 tensor a feature map, rows in the order y, x, anchor."""
         anchors = []
-        for feature, stride, cell in zip(features, self.strides, self.cells, strict=True):
+        for level, feature in enumerate(features):
             height, width = feature.shape[-2:]
-            start = self.offset * stride
-            x = torch.arange(start, width * stride, stride, dtype=torch.float32)
-            y = torch.arange(start, height * stride, stride, dtype=torch.float32)
-            grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-            shift = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1).reshape(-1, 1, 4)
-            anchors.append((shift + cell).reshape(-1, 4).to(feature.device))
+            grid = self.grids.get((level, feature.device))
+            if grid is None or grid.shape[0] < height or grid.shape[1] < width:
+                shape = (height, width) if grid is None else grid.shape
+                grid = self.grid(level, max(height, shape[0]), max(width, shape[1]))
+                grid = self.grids[level, feature.device] = grid.to(feature.device)
+            anchors.append(grid[:height, :width].reshape(-1, 4))
         return anchors
+
+    def grid(self, level: int, height: int, width: int) -> Tensor:
+        """Anchors (H, W, A, 4) of a feature map."""
+        stride, start = self.strides[level], self.offset * self.strides[level]
+        x = torch.arange(start, width * stride, stride, dtype=torch.float32)
+        y = torch.arange(start, height * stride, stride, dtype=torch.float32)
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        shift = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1)
+        return shift[:, :, None] + self.cells[level]

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
+
+from moco_det.standalone.fixed_size import constant
 
 # exp() of a larger log-size would blow a 16-pixel box beyond any image (Faster R-CNN's clamp)
 LOG_SIZE_CLAMP = math.log(1000.0 / 16)
@@ -27,15 +28,15 @@ class BoxCoder:
     weights: tuple[float, float, float, float]
 
     def encode(self, source: Tensor, target: Tensor) -> Tensor:
-        """Deltas (R, 4) that turn each source box into its target box; source sizes > 0."""
-        source_size = source[:, 2:] - source[:, :2]
-        target_size = target[:, 2:] - target[:, :2]
-        source_centre = source[:, :2] + 0.5 * source_size
-        target_centre = target[:, :2] + 0.5 * target_size
-        weights = source.new_tensor(self.weights)
+        """Deltas (..., 4) that turn each source box into its target box; source sizes > 0."""
+        source_size = source[..., 2:] - source[..., :2]
+        target_size = target[..., 2:] - target[..., :2]
+        source_centre = source[..., :2] + 0.5 * source_size
+        target_centre = target[..., :2] + 0.5 * target_size
+        weights = constant(self.weights, source)
         shift = weights[:2] * (target_centre - source_centre) / source_size
         scale = weights[2:] * torch.log(target_size / source_size)
-        return torch.cat([shift, scale], dim=1)
+        return torch.cat([shift, scale], dim=-1)
 
     def decode(self, deltas: Tensor, boxes: Tensor) -> Tensor:
         """Apply deltas (R, C * 4) to boxes (R, 4): (R, C * 4) boxes, in float32."""
@@ -44,8 +45,7 @@ class BoxCoder:
         boxes = boxes.float()[:, None]  # R, 1, 4
         size = boxes[..., 2:] - boxes[..., :2]
         centre = boxes[..., :2] + 0.5 * size
-        weights = shaped.new_tensor(self.weights)
-        shaped = shaped / weights
+        shaped = shaped / constant(self.weights, shaped)
         new_centre = shaped[..., :2] * size + centre
         new_size = torch.exp(shaped[..., 2:].clamp(max=LOG_SIZE_CLAMP)) * size
         decoded = torch.cat([new_centre - 0.5 * new_size, new_centre + 0.5 * new_size], dim=-1)
@@ -80,20 +80,17 @@ def pairwise_iou(ground_truth: Tensor, boxes: Tensor) -> Tensor:
 
 
 def overlaps(
-    ground_truth: Sequence[Tensor], boxes: Tensor, present: Tensor | None = None
+    ground_truth: Tensor, real: Tensor, boxes: Tensor, present: Tensor | None = None
 ) -> Tensor:
     """Intersection over union (N, M, R) of N images: boxes (N, R, 4), or (R, 4) common to all.
 
-    M is the largest number of ground-truth boxes; rows of which an image has no box, and boxes
-    that are not ``present`` (N, R), are -1.
+    Rows of ground-truth boxes (N, M, 4) that are not ``real`` (N, M), and boxes that are not
+    ``present`` (N, R), are -1.
     """
-    padded = pad_sequence(list(ground_truth), batch_first=True)  # N, M, 4
-    number = torch.arange(padded.shape[1], device=boxes.device)
-    counts = torch.tensor([len(one) for one in ground_truth], device=boxes.device)
-    real = (number < counts[:, None])[..., None]
+    both = real[..., None]
     if present is not None:
-        real = real & present[:, None]
-    return torch.where(real, pairwise_iou(padded, boxes), -1.0)
+        both = both & present[:, None]
+    return torch.where(both, pairwise_iou(ground_truth, boxes), -1.0)
 
 
 @dataclass(frozen=True)
@@ -119,31 +116,12 @@ class Matcher:
             nothing = iou.new_zeros(shape, dtype=torch.int64)
             return nothing, iou.new_full(shape, self.labels[0], dtype=torch.int8)
         best, index = iou.max(dim=-2)
-        cuts = best.new_tensor(list(self.thresholds))
-        names = torch.tensor(list(self.labels), dtype=torch.int8, device=iou.device)
-        labels = names[torch.bucketize(best, cuts, right=True)]
+        names = constant(self.labels, best).to(torch.int8)
+        labels = names[torch.bucketize(best, constant(self.thresholds, best), right=True)]
         if self.allow_low_quality:
             best_of_each = iou.max(dim=-1, keepdim=True).values.clamp(min=0)  # ..., M, 1
             labels.masked_fill_((iou == best_of_each).any(dim=-2), 1)
         return index, labels
-
-
-def subsample(
-    labels: Tensor, count: int, positive_fraction: float, background: int
-) -> tuple[Tensor, Tensor]:
-    """Random indices of positives and of negatives, at most ``count`` in all.
-
-    ``labels`` (R,): -1 ignored, ``background`` negative, anything else positive. Positives fill
-    at most ``positive_fraction`` of the sample; negatives fill the rest. The two permutations
-    are drawn in this order from torch's global generator, as detectron2 draws them.
-    """
-    positive = ((labels != -1) & (labels != background)).nonzero(as_tuple=True)[0]
-    negative = (labels == background).nonzero(as_tuple=True)[0]
-    positives = min(positive.numel(), int(count * positive_fraction))
-    negatives = min(negative.numel(), count - positives)
-    chosen = torch.randperm(positive.numel(), device=positive.device)[:positives]
-    others = torch.randperm(negative.numel(), device=negative.device)[:negatives]
-    return positive[chosen], negative[others]
 
 
 def smooth_l1_sum(prediction: Tensor, target: Tensor, beta: float) -> Tensor:

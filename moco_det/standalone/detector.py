@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from moco_det.resnet import ResNet
 from moco_det.standalone.boxes import nonempty
+from moco_det.standalone.captured import CapturedTrunk, Trunk
 from moco_det.standalone.dilated_c5 import DilatedC5
 from moco_det.standalone.fpn import FPN
 from moco_det.standalone.roi_heads import ROIHeads
 from moco_det.standalone.roi_layers import Detections
-from moco_det.standalone.rpn import RPN, Targets
+from moco_det.standalone.rpn import RPN
+from moco_det.standalone.targets import GroundTruth, Targets
 
 # Each has `strides` and `channels` by feature name, and `size_divisibility`.
 Backbone = ResNet | FPN | DilatedC5
@@ -48,6 +50,7 @@ class GeneralizedRCNN(nn.Module):
         self.register_buffer(
             "pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1), False
         )
+        self.captured: CapturedTrunk | None = None
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def forward(
@@ -55,23 +58,24 @@ class GeneralizedRCNN(nn.Module):
     ) -> dict[str, Tensor] | list[Detections]:
         """Losses by name in training (targets needed), detections an image otherwise."""
         batch, sizes = self.batch(images)
-        features = self.backbone(batch)
+        outputs = None
+        if self.captured is not None and self.training and torch.is_grad_enabled():
+            features, outputs = self.captured(batch)
+        else:
+            features = self.backbone(batch)
         if self.training:
             if targets is None:
                 raise ValueError("the detector needs targets in training")
-            device = self.pixel_mean.device
-            targets = [
-                Targets(
-                    t.boxes.to(device, non_blocking=True),
-                    t.classes.to(device, non_blocking=True),
-                    t.masks,
-                )
-                for t in targets
-            ]
-            proposals, losses = self.proposal_generator(features, sizes, targets)
-            return {**self.roi_heads.train_losses(features, proposals, targets), **losses}
+            truth = GroundTruth.of(targets, self.pixel_mean.device)
+            proposals, losses = self.proposal_generator(features, sizes, truth, outputs)
+            return {**self.roi_heads.train_losses(features, proposals, truth), **losses}
         proposals, _ = self.proposal_generator(features, sizes)
         return self.roi_heads.detect(features, proposals, sizes)
+
+    def capture(self) -> None:
+        """From now on train with backbone and RPN head as CUDA graphs."""
+        rpn = self.proposal_generator
+        self.captured = CapturedTrunk(lambda: Trunk(self.backbone, rpn.rpn_head, rpn.in_features))
 
     def batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         """Normalise, pad with zeros to one size that the backbone divides, and stack."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from moco_det.data import Annotation, Record, read_image
 from moco_det.errors import InputError
 from moco_det.standalone.masks import Mask
-from moco_det.standalone.rpn import Targets
+from moco_det.standalone.targets import Targets
 
 # An object thinner than this after the resize has nothing left to learn from.
 SMALLEST_SIDE = 1e-5

@@ -5,20 +5,18 @@ Letters: P regions of all images, C foreground classes; class index C is backgro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from moco_det.resnet import Conv2d, make_norm
 from moco_det.resnet.network import BottleneckBlock
-from moco_det.standalone.boxes import Matcher, overlaps, subsample
-from moco_det.standalone.masks import Mask, mask_targets
+from moco_det.standalone.boxes import Matcher, overlaps
+from moco_det.standalone.fixed_size import is_fixed, subsample, take, to_device
 from moco_det.standalone.recording import is_recording, note
-from moco_det.standalone.roi_align import pool
 from moco_det.standalone.roi_layers import (
     BoxHead,
     BoxPredictor,
@@ -26,8 +24,10 @@ from moco_det.standalone.roi_layers import (
     MaskHead,
     Regions,
     ROIPooler,
+    rois_of,
 )
-from moco_det.standalone.rpn import Proposals, Targets, add_ground_truth
+from moco_det.standalone.rpn import Proposals, add_ground_truth
+from moco_det.standalone.targets import GroundTruth
 
 
 @dataclass(frozen=True)
@@ -41,45 +41,40 @@ class Sampler:
     append_ground_truth: bool
 
     @torch.no_grad()
-    def draw(self, proposals: Sequence[Proposals], targets: Sequence[Targets]) -> list[Regions]:
-        """Match each image's proposals with its objects and draw from both kinds."""
-        if self.append_ground_truth:
-            pairs = zip(proposals, targets, strict=True)
-            proposals = [add_ground_truth(p, target.boxes) for p, target in pairs]
-        boxes = pad_sequence([p.boxes for p in proposals], batch_first=True)  # N, P, 4
-        counts = torch.tensor([len(p.boxes) for p in proposals], device=boxes.device)
-        present = torch.arange(boxes.shape[1], device=boxes.device) < counts[:, None]
-        matched, labels = self.matcher(overlaps([t.boxes for t in targets], boxes, present))
-        regions = [
-            self.draw_one(p.boxes, matched[i, : len(p.boxes)], labels[i, : len(p.boxes)], target)
-            for i, (p, target) in enumerate(zip(proposals, targets, strict=True))
-        ]
-        if is_recording():
-            background = sum(int((r.classes == self.num_classes).sum()) for r in regions)
-            everything = sum(len(r.classes) for r in regions)
-            note("roi_head/num_fg_samples", (everything - background) / len(regions))
-            note("roi_head/num_bg_samples", background / len(regions))
-        return regions
+    def draw(self, proposals: Proposals, truth: GroundTruth, *, exact: bool = False) -> Regions:
+        """Match each image's proposals with its objects and draw from both kinds.
 
-    def draw_one(self, boxes: Tensor, matched: Tensor, labels: Tensor, targets: Targets) -> Regions:
-        if len(targets.classes):
-            classes = targets.classes[matched]
-            classes[labels == 0] = self.num_classes
-            classes[labels == -1] = -1
-        else:
-            classes = torch.full_like(matched, self.num_classes)
-        foreground, background = subsample(
+        Where sizes are fixed, an image without regions enough has rows of none, unless ``exact``.
+        """
+        if self.append_ground_truth:
+            proposals = add_ground_truth(proposals, truth)
+        matched, labels = self.matcher(
+            overlaps(truth.boxes, truth.real, proposals.boxes, proposals.real)
+        )
+        classes = truth.classes.gather(1, matched)
+        classes = classes.masked_fill(labels == 0, self.num_classes)
+        classes = classes.masked_fill((labels == -1) | ~proposals.real, -1)
+        index, positive, real = subsample(
             classes, self.batch_size_per_image, self.positive_fraction, self.num_classes
         )
-        chosen = torch.cat([foreground, background])
-        boxes = boxes[chosen]
-        matched = matched[chosen]
-        truth = targets.boxes[matched] if len(targets.boxes) else boxes
-        return Regions(boxes, classes[chosen], truth, matched)
-
-    def is_object(self, regions: Regions) -> Tensor:
-        """Mask (P,) of the regions that hold an object."""
-        return (regions.classes >= 0) & (regions.classes < self.num_classes)
+        if is_recording():
+            note("roi_head/num_fg_samples", positive.sum() / len(index))
+            note("roi_head/num_bg_samples", (real & ~positive).sum() / len(index))
+        n, size = index.shape
+        most = int(self.batch_size_per_image * self.positive_fraction)
+        matched = matched.gather(1, index)
+        image = torch.arange(n, device=index.device).repeat_interleave(size)
+        regions = Regions(
+            image,
+            take(proposals.boxes, index).flatten(0, 1),
+            classes.gather(1, index).masked_fill(~real, -1).flatten(),
+            take(truth.boxes, matched).flatten(0, 1),
+            matched.flatten(),
+            (size, min(most, size)),
+        )
+        if not is_fixed(real) or (exact and not bool(real.all())):
+            return regions.select(real.flatten())
+        return regions
 
 
 class ROIHeads(nn.Module):
@@ -90,8 +85,8 @@ class ROIHeads(nn.Module):
     def train_losses(
         self,
         features: dict[str, Tensor],
-        proposals: Sequence[Proposals],
-        targets: Sequence[Targets],
+        proposals: Proposals,
+        truth: GroundTruth,
     ) -> dict[str, Tensor]:
         """Losses of a random sample of the proposals."""
         raise NotImplementedError
@@ -99,7 +94,7 @@ class ROIHeads(nn.Module):
     def detect(
         self,
         features: dict[str, Tensor],
-        proposals: Sequence[Proposals],
+        proposals: Proposals,
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Detections]:
         """Detections of each image, with masks where the head has them."""
@@ -134,32 +129,39 @@ class StandardROIHeads(ROIHeads):
     def train_losses(
         self,
         features: dict[str, Tensor],
-        proposals: Sequence[Proposals],
-        targets: Sequence[Targets],
+        proposals: Proposals,
+        truth: GroundTruth,
     ) -> dict[str, Tensor]:
         maps = [features[name] for name in self.in_features]
-        regions = self.sampler.draw(proposals, targets)
-        pooled = self.box_pooler(maps, [r.boxes for r in regions])
+        regions = self.sampler.draw(proposals, truth, exact=has_batch_norm(self.box_head))
+        pooled = self.box_pooler(maps, regions.rois)
         scores, deltas = self.box_predictor(self.box_head(pooled))
         losses = self.box_predictor.losses(scores, deltas, regions)
         if self.mask_pooler is not None:
-            objects = [r.select(self.sampler.is_object(r)) for r in regions]
-            pooled = self.mask_pooler(maps, [r.boxes for r in objects])
-            losses["loss_mask"] = mask_loss(self.mask_head, pooled, objects, targets)
+            rows, real = regions.foreground(
+                self.sampler.num_classes, exact=has_batch_norm(self.mask_head)
+            )
+            objects = regions.select(rows)
+            pooled = self.mask_pooler(maps, objects.rois)
+            losses["loss_mask"] = mask_loss(self.mask_head, pooled, objects, real, truth)
         return losses
 
     def detect(
         self,
         features: dict[str, Tensor],
-        proposals: Sequence[Proposals],
+        proposals: Proposals,
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Detections]:
         maps = [features[name] for name in self.in_features]
-        boxes = [p.boxes for p in proposals]
-        scores, deltas = self.box_predictor(self.box_head(self.box_pooler(maps, boxes)))
-        found = self.box_predictor.detect(scores, deltas, boxes, image_sizes)
+
+        def outputs(rois: Tensor) -> tuple[Tensor, Tensor]:
+            scores, deltas = self.box_predictor(self.box_head(self.box_pooler(maps, rois)))
+            return scores, deltas
+
+        scores, deltas = of_proposals(outputs, proposals)
+        found = self.box_predictor.detect(scores, deltas, proposals, image_sizes)
         if self.mask_pooler is not None:
-            add_masks(self.mask_head, self.mask_pooler(maps, [d.boxes for d in found]), found)
+            add_masks(self.mask_head, self.mask_pooler(maps, rois_of_found(found)), found)
         return found
 
 
@@ -197,13 +199,13 @@ class Res5ROIHeads(ROIHeads):
         if mask_head is not None:
             self.mask_head = mask_head
 
-    def shared(self, features: dict[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """(P, channels of res5, S / 2, S / 2) of the regions of all images."""
+    def shared(self, features: dict[str, Tensor], rois: Tensor) -> Tensor:
+        """(P, channels of res5, S / 2, S / 2) of rois (P, 5)."""
         maps = [features[name] for name in self.in_features]
         first = self.res5[0]
-        if maps[0].device.type != "cpu" or not isinstance(first, BottleneckBlock):
-            return self.res5(self.pooler(maps, boxes))
-        x = block_of_regions(first, self.pooler, maps[0], boxes)
+        if not isinstance(first, BottleneckBlock):
+            return self.res5(self.pooler(maps, rois))
+        x = block_of_regions(first, self.pooler, maps[0], rois)
         for layer in self.res5[1:]:
             x = layer(x)
         return x
@@ -211,48 +213,51 @@ class Res5ROIHeads(ROIHeads):
     def train_losses(
         self,
         features: dict[str, Tensor],
-        proposals: Sequence[Proposals],
-        targets: Sequence[Targets],
+        proposals: Proposals,
+        truth: GroundTruth,
     ) -> dict[str, Tensor]:
-        regions = self.sampler.draw(proposals, targets)
-        shared = self.shared(features, [r.boxes for r in regions])
+        regions = self.sampler.draw(proposals, truth, exact=has_batch_norm(self.res5))
+        shared = self.shared(features, regions.rois)
         scores, deltas = self.box_predictor(shared.mean(dim=(2, 3)))
         losses = self.box_predictor.losses(scores, deltas, regions)
         if self.has_masks:
-            chosen = [self.sampler.is_object(r) for r in regions]
-            objects = [r.select(c) for r, c in zip(regions, chosen, strict=True)]
-            pooled = shared[torch.cat(chosen)]
-            losses["loss_mask"] = mask_loss(self.mask_head, pooled, objects, targets)
+            rows, real = regions.foreground(
+                self.sampler.num_classes, exact=has_batch_norm(self.mask_head)
+            )
+            losses["loss_mask"] = mask_loss(
+                self.mask_head, shared[rows], regions.select(rows), real, truth
+            )
         return losses
 
     def detect(
         self,
         features: dict[str, Tensor],
-        proposals: Sequence[Proposals],
+        proposals: Proposals,
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Detections]:
-        boxes = [p.boxes for p in proposals]
-        scores, deltas = self.box_predictor(self.shared(features, boxes).mean(dim=(2, 3)))
-        found = self.box_predictor.detect(scores, deltas, boxes, image_sizes)
+        def outputs(rois: Tensor) -> tuple[Tensor, Tensor]:
+            scores, deltas = self.box_predictor(self.shared(features, rois).mean(dim=(2, 3)))
+            return scores, deltas
+
+        scores, deltas = of_proposals(outputs, proposals)
+        found = self.box_predictor.detect(scores, deltas, proposals, image_sizes)
         if self.has_masks:
-            add_masks(self.mask_head, self.shared(features, [d.boxes for d in found]), found)
+            add_masks(self.mask_head, self.shared(features, rois_of_found(found)), found)
         return found
 
 
 def block_of_regions(
-    block: BottleneckBlock, pooler: ROIPooler, feature: Tensor, boxes: Sequence[Tensor]
+    block: BottleneckBlock, pooler: ROIPooler, feature: Tensor, rois: Tensor
 ) -> Tensor:
-    """``block(pooler([feature], boxes))`` with its 1x1 convolutions done once, before ROIAlign.
+    """``block(pooler([feature], rois))`` with its 1x1 convolutions done once, before ROIAlign.
 
     Both are linear, one over channels and the other over positions, so they commute. The map has
     far fewer positions than a thousand regions have bins, and only the bins that the stride of a
     convolution keeps are pooled.
     """
-    image, y, x = pooler.axes(feature, pooler.rois(boxes), pooler.strides[0])
 
     def moved(layer: Conv2d) -> Tensor:
-        step = layer.stride[0]
-        pooled = pool(F.conv2d(feature, layer.weight), image, y.every(step), x.every(step))
+        pooled = pooler([F.conv2d(feature, layer.weight)], rois, every=layer.stride[0])
         if layer.bias is not None:
             pooled = pooled + layer.bias[:, None, None]
         return layer.finish(pooled)
@@ -260,6 +265,39 @@ def block_of_regions(
     assert block.shortcut is not None  # res5 doubles the channels
     out = block.conv3(block.conv2(moved(block.conv1)))
     return F.relu_(out + moved(block.shortcut))
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether a module in training normalises over its rows, so that none may be made up."""
+    return any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
+
+
+def of_proposals(
+    outputs: Callable[[Tensor], tuple[Tensor, ...]], proposals: Proposals
+) -> list[Tensor]:
+    """What a function makes of rois (P, 5), for the proposals of each image: (N, P, ...).
+
+    Where sizes are fixed also of those that are none, else zeros stand for these.
+    """
+    n, p = proposals.real.shape
+    image = torch.arange(n, device=proposals.boxes.device)[:, None].expand(n, p)
+    rois = rois_of(image.flatten(), proposals.boxes.flatten(0, 1))
+    if is_fixed(rois):
+        return [found.view(n, p, -1) for found in outputs(rois)]
+    rows = proposals.real.flatten()
+    spread = []
+    for found in outputs(rois[rows]):
+        spread.append(found.new_zeros(n * p, found.shape[1]))
+        spread[-1][rows] = found
+    return [one.view(n, p, -1) for one in spread]
+
+
+def rois_of_found(found: Sequence[Detections]) -> Tensor:
+    """Rois (P, 5) of the detections of all images."""
+    counts = torch.tensor([len(d.boxes) for d in found])
+    boxes = torch.cat([d.boxes for d in found])
+    image = torch.arange(len(found)).repeat_interleave(counts)
+    return rois_of(to_device(image, boxes.device), boxes)
 
 
 def add_masks(head: MaskHead, pooled: Tensor, found: Sequence[Detections]) -> None:
@@ -271,25 +309,27 @@ def add_masks(head: MaskHead, pooled: Tensor, found: Sequence[Detections]) -> No
 
 
 def mask_loss(
-    head: MaskHead, pooled: Tensor, regions: Sequence[Regions], targets: Sequence[Targets]
+    head: MaskHead, pooled: Tensor, regions: Regions, real: Tensor | None, truth: GroundTruth
 ) -> Tensor:
     """Mean binary cross-entropy over every pixel of every region's mask (He et al. 2017, 3).
 
-    ``pooled`` (P, channels, S, S) are the features of ``regions``, which are foreground alone.
+    ``pooled`` (P, channels, S, S) are the features of ``regions``, which are foreground alone, or,
+    where ``real`` (P,) is given, those of them that it marks.
     """
     if len(pooled) == 0:
         # every parameter must take part in the step, also where nothing is to learn
         return sum((p.sum() for p in head.parameters()), pooled.sum()) * 0.0
-    masks: list[Mask] = []
-    for region, target in zip(regions, targets, strict=True):
-        if len(region.boxes):
-            if target.masks is None:
-                raise ValueError("MODEL.MASK_ON needs masks in the training data")
-            masks.extend(target.masks[i] for i in region.matched.tolist())
-    logits = head.select(pooled, torch.cat([r.classes for r in regions]))
-    truth = mask_targets(masks, torch.cat([r.boxes for r in regions]), logits.shape[-1])
-    note_mask_errors(logits, truth)
-    return F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype))
+    classes = regions.classes if real is None else regions.classes.masked_fill(~real, 0)
+    logits = head.select(pooled, classes)
+    inside = truth.masks_of(regions.image, regions.matched, regions.boxes, logits.shape[-1])
+    loss = F.binary_cross_entropy_with_logits(logits, inside.to(logits.dtype), reduction="none")
+    if real is None:
+        note_mask_errors(logits, inside)
+        return loss.mean()
+    if is_recording():
+        note_mask_errors(logits[real], inside[real])
+    loss = torch.where(real, loss.mean(dim=(1, 2)), 0.0)
+    return loss.sum() / real.sum().clamp(min=1)
 
 
 def note_mask_errors(logits: Tensor, truth: Tensor) -> None:

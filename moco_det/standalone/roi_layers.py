@@ -14,36 +14,73 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, roi_align
+from torchvision.ops import roi_align
 
 from moco_det.resnet import Conv2d, msra_fill, xavier_fill
-from moco_det.standalone.boxes import BoxCoder, area, clip, smooth_l1_sum
+from moco_det.standalone.boxes import BoxCoder, area, smooth_l1_sum
+from moco_det.standalone.fixed_size import (
+    constant,
+    has_kernels,
+    is_fixed,
+    nms,
+    take,
+    to_device,
+)
 from moco_det.standalone.precision import at_least_float32
 from moco_det.standalone.recording import is_recording, note
 from moco_det.standalone.roi_align import Axis, Part, axes_of, pool_parts
+from moco_det.standalone.rpn import Proposals
 
 
 @dataclass
 class Regions:
-    """Sampled regions of one image with what they should become.
+    """Sampled regions of all images with what they should become.
 
-    boxes (P, 4), classes (P,) in 0..C, ground_truth (P, 4) where the class is foreground, and
-    matched (P,), the index of the ground truth in the image's targets.
+    image (P,), boxes (P, 4), classes (P,) in 0..C, ground_truth (P, 4) where the class is
+    foreground, and matched (P,), the index of the ground truth in the image's targets. Where
+    sizes are fixed, classes are -1 where there is no region, and ``shape`` says how many rows an
+    image has and which first few of them alone may be foreground.
     """
 
+    image: Tensor
     boxes: Tensor
     classes: Tensor
     ground_truth: Tensor
     matched: Tensor
+    shape: tuple[int, int] | None = None
+
+    @property
+    def rois(self) -> Tensor:
+        """(P, 5): image, xyxy."""
+        return rois_of(self.image, self.boxes)
 
     def select(self, chosen: Tensor) -> Regions:
         """The regions that a mask (P,) or an index picks."""
         return Regions(
+            self.image[chosen],
             self.boxes[chosen],
             self.classes[chosen],
             self.ground_truth[chosen],
             self.matched[chosen],
         )
+
+    def foreground(self, num_classes: int, *, exact: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Rows (F,) that hold an object; or, where sizes are fixed, may hold one, and which do.
+
+        With ``exact`` they do, at the price of waiting for the device.
+        """
+        holds = (self.classes >= 0) & (self.classes < num_classes)
+        if self.shape is None or exact:
+            return holds.nonzero(as_tuple=True)[0], None
+        size, most = self.shape
+        starts = torch.arange(0, len(holds), size, device=holds.device)
+        rows = (starts[:, None] + torch.arange(most, device=holds.device)).flatten()
+        return rows, holds[rows]
+
+
+def rois_of(image: Tensor, boxes: Tensor) -> Tensor:
+    """Images (P,) and boxes (P, 4) as one tensor (P, 5): image, xyxy."""
+    return torch.cat([image[:, None].to(boxes.dtype), boxes], dim=1)
 
 
 @dataclass
@@ -71,32 +108,33 @@ class ROIPooler(nn.Module):
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
 
-    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """L maps (N, channels, H, W) and N boxes (P_i, 4) to (P, channels, size, size)."""
-        rois = self.rois(boxes)
-        levels = self.assign_levels(rois[:, 1:])
-        if rois.device.type == "cpu":
-            parts = []
-            for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
-                rows = (levels == level).nonzero(as_tuple=True)[0]
-                parts.append(Part(rows, *self.axes(feature, rois[rows], stride)))
-            return pool_parts(features, parts)
-        if len(features) == 1:
-            return self.pool(features[0], rois, self.strides[0])
-        shape = (len(rois), features[0].shape[1], self.output_size, self.output_size)
-        pooled = features[0].new_zeros(shape)
-        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
-            chosen = (levels == level).nonzero(as_tuple=True)[0]
-            if chosen.numel():
-                found = self.pool(feature, rois[chosen], stride)
-                pooled = pooled.index_put((chosen,), found.to(pooled.dtype))
-        return pooled
+    def forward(self, features: Sequence[Tensor], rois: Tensor, *, every: int = 1) -> Tensor:
+        """L maps (N, channels, H, W) and rois (P, 5: image, xyxy) to (P, channels, size, size).
 
-    @staticmethod
-    def rois(boxes: Sequence[Tensor]) -> Tensor:
-        """Boxes of N images as one tensor (P, 5): image, xyxy."""
-        index = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
-        return torch.cat([index, torch.cat(list(boxes))], dim=1)
+        With ``every`` each of so many bins alone, in both directions.
+        """
+        levels = self.assign_levels(rois[:, 1:])
+        if has_kernels(rois):
+            from moco_det.standalone import kernels  # needs triton
+
+            return kernels.roi_align(
+                features,
+                rois,
+                levels,
+                strides=self.strides,
+                bins=self.output_size,
+                sampling_ratio=self.sampling_ratio,
+                aligned=self.aligned,
+                every=every,
+            )
+        if is_fixed(rois):
+            return self.pool(features, rois, levels)[:, :, ::every, ::every]
+        parts = []
+        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+            rows = (levels == level).nonzero(as_tuple=True)[0]
+            image, y, x = self.axes(feature, rois[rows], stride)
+            parts.append(Part(rows, image, y.every(every), x.every(every)))
+        return pool_parts(features, parts)
 
     def axes(self, feature: Tensor, rois: Tensor, stride: int) -> tuple[Tensor, Axis, Axis]:
         """The image each region lies in, and its interpolation along y and x."""
@@ -109,22 +147,23 @@ class ROIPooler(nn.Module):
             aligned=self.aligned,
         )
 
-    def pool(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
-        """What `pool` of roi_align computes, by torchvision, in float32 at least.
+    def pool(self, features: Sequence[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
+        """The same by torchvision, in float32 at least.
 
         torchvision takes map and rois in one format, and in 8 or 11 bits a box of a large image
-        lies pixels away from where it was.
+        lies pixels away from where it was. A region of another level is moved off the map, where
+        it costs and adds nothing: that needs no sizes of selections.
         """
-        wide = at_least_float32(feature)
-        pooled = roi_align(
-            wide,
-            rois.to(wide.dtype),
-            (self.output_size, self.output_size),
-            1.0 / stride,
-            self.sampling_ratio,
-            self.aligned,
-        )
-        return pooled.to(feature.dtype)
+        pooled: Tensor | None = None
+        nowhere = constant([0.0, -1e4, -1e4, -1e4, -1e4], rois)
+        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+            wide = at_least_float32(feature)
+            own = torch.where((levels == level)[:, None], rois, nowhere).to(wide.dtype)
+            size = (self.output_size, self.output_size)
+            part = roi_align(wide, own, size, 1.0 / stride, self.sampling_ratio, self.aligned)
+            pooled = part if pooled is None else pooled + part
+        assert pooled is not None
+        return pooled.to(features[0].dtype)
 
     def assign_levels(self, boxes: Tensor) -> Tensor:
         """Index (P,) of the map each box is pooled from: a 224-pixel box goes to stride 16."""
@@ -203,69 +242,73 @@ class BoxPredictor(nn.Module):
         x = x.flatten(1)
         return at_least_float32(self.cls_score(x)), at_least_float32(self.bbox_pred(x))
 
-    def losses(
-        self, scores: Tensor, deltas: Tensor, regions: Sequence[Regions]
-    ) -> dict[str, Tensor]:
+    def losses(self, scores: Tensor, deltas: Tensor, regions: Regions) -> dict[str, Tensor]:
         """Cross-entropy over all regions and smooth L1 over foreground, both divided by P."""
-        classes = torch.cat([r.classes for r in regions])
-        boxes = torch.cat([r.boxes for r in regions])
-        truth = torch.cat([r.ground_truth for r in regions])
-        if classes.numel() == 0:
-            return {"loss_cls": scores.sum() * 0.0, "loss_box_reg": deltas.sum() * 0.0}
-        foreground = ((classes >= 0) & (classes < self.num_classes)).nonzero(as_tuple=True)[0]
-        note_accuracy(scores, classes, foreground)
-        chosen = deltas[foreground]
+        classes = regions.classes
+        count: Tensor | int = max(len(classes), 1)
+        if regions.shape is not None:
+            count = (classes >= 0).sum().clamp(min=1)
+        rows, real = regions.foreground(self.num_classes)
+        note_accuracy(scores, classes)
+        chosen = deltas[rows]
         if deltas.shape[1] != 4:
-            rows = torch.arange(len(foreground), device=deltas.device)
-            chosen = chosen.reshape(-1, self.num_classes, 4)[rows, classes[foreground]]
-        goal = self.coder.encode(boxes[foreground], truth[foreground])
-        box = smooth_l1_sum(chosen, goal, self.smooth_l1_beta) / classes.numel()
-        return {
-            "loss_cls": F.cross_entropy(scores, classes),
-            "loss_box_reg": box * self.box_loss_weight,
-        }
+            own = classes[rows].clamp(0, self.num_classes - 1)
+            chosen = chosen.reshape(-1, self.num_classes, 4)
+            chosen = chosen[torch.arange(len(rows), device=rows.device), own]
+        goal = self.coder.encode(regions.boxes[rows], regions.ground_truth[rows])
+        if real is not None:  # where there is no object, no difference
+            goal = torch.where(real[:, None], goal, chosen.detach())
+        box = smooth_l1_sum(chosen, goal, self.smooth_l1_beta) / count
+        entropy = F.cross_entropy(scores, classes, ignore_index=-1, reduction="sum") / count
+        return {"loss_cls": entropy, "loss_box_reg": box * self.box_loss_weight}
 
     def detect(
         self,
         scores: Tensor,
         deltas: Tensor,
-        proposals: Sequence[Tensor],
+        proposals: Proposals,
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[Detections]:
-        """Boxes above the score threshold, without duplicates of the same class."""
-        counts = [len(p) for p in proposals]
-        boxes = self.coder.decode(deltas, torch.cat(list(proposals))).split(counts)
-        probabilities = scores.softmax(dim=-1).split(counts)
-        return [
-            self.detect_one(box, probability, size)
-            for box, probability, size in zip(boxes, probabilities, image_sizes, strict=True)
-        ]
+        """Boxes above the score threshold, without duplicates of the same class.
 
-    def detect_one(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Detections:
-        finite = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores).all(dim=1)
-        boxes, scores = boxes[finite], scores[finite][:, :-1]
-        per_class = boxes.shape[1] // 4
-        boxes = clip(boxes.reshape(-1, 4), *size).reshape(-1, per_class, 4)
-        region, class_ = (scores > self.score_threshold).nonzero(as_tuple=True)
-        candidates = boxes[region, class_ if per_class > 1 else torch.zeros_like(class_)]
-        confidence = scores[region, class_]
-        keep = batched_nms(candidates, confidence.float(), class_, self.nms_threshold)
-        if self.detections_per_image >= 0:
-            keep = keep[: self.detections_per_image]
-        return Detections(candidates[keep], confidence[keep], class_[keep])
+        Scores (N, P, C + 1) and deltas (N, P, 4 or 4 C) are those of proposals of N images.
+        """
+        n, p, columns = deltas.shape
+        per_class = columns // 4
+        boxes = self.coder.decode(deltas.flatten(0, 1), proposals.boxes.flatten(0, 1))
+        boxes = boxes.view(n, p, per_class, 4)
+        probabilities = scores.softmax(dim=-1)
+        sound = torch.isfinite(boxes).flatten(2).all(2) & torch.isfinite(probabilities).all(2)
+        sound = (sound & proposals.real)[..., None]
+        probabilities = probabilities[..., :-1].masked_fill(~sound, -1.0)
+        probabilities = probabilities.flatten(1)  # N, P * C
+        # of how many a batch needs space has to be known: the device is waited for
+        most = int((probabilities > self.score_threshold).sum(dim=1).max())
+        confidence, index = probabilities.topk(most, dim=1)
+        region, class_ = index // self.num_classes, index % self.num_classes
+        box = take(boxes.flatten(1, 2), region * per_class + (class_ if per_class > 1 else 0))
+        limits = torch.tensor([(width, height) * 2 for height, width in image_sizes])
+        limits = to_device(limits.to(box.dtype), box.device)[:, None]
+        box = torch.minimum(box.clamp(min=0), limits)
+        limit = self.detections_per_image if self.detections_per_image >= 0 else most
+        keep = nms(box, class_, confidence > self.score_threshold, self.nms_threshold, limit)
+        best, index = confidence.masked_fill(~keep, -1).topk(min(limit, most), dim=1)
+        counts = (best > self.score_threshold).sum(dim=1).tolist()
+        kept = take(box, index), best, take(class_, index)
+        return [Detections(*(k[i, :count] for k in kept)) for i, count in enumerate(counts)]
 
 
-def note_accuracy(scores: Tensor, classes: Tensor, foreground: Tensor) -> None:
+def note_accuracy(scores: Tensor, classes: Tensor) -> None:
     """How many regions are classified rightly, and how many objects are taken for background."""
     if not is_recording():
         return
-    predicted = scores.argmax(dim=1)
+    predicted, background = scores.argmax(dim=1), scores.shape[1] - 1
     right = predicted == classes
-    note("fast_rcnn/cls_accuracy", right.float().mean())
-    if foreground.numel():
+    note("fast_rcnn/cls_accuracy", right[classes >= 0].float().mean())
+    foreground = (classes >= 0) & (classes < background)
+    if bool(foreground.any()):
         note("fast_rcnn/fg_cls_accuracy", right[foreground].float().mean())
-        missed = predicted[foreground] == scores.shape[1] - 1
-        note("fast_rcnn/false_negative", missed.float().mean())
+        note("fast_rcnn/false_negative", (predicted[foreground] == background).float().mean())
 
 
 class MaskHead(nn.Sequential):

@@ -13,45 +13,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms, nms
+from torchvision.ops import nms as torchvision_nms
 
 from moco_det.resnet import Conv2d
 from moco_det.standalone.anchors import AnchorGenerator
-from moco_det.standalone.boxes import (
-    BoxCoder,
-    Matcher,
-    nonempty,
-    overlaps,
-    smooth_l1_sum,
-    subsample,
-)
+from moco_det.standalone.boxes import BoxCoder, Matcher, nonempty, overlaps, smooth_l1_sum
+from moco_det.standalone.fixed_size import is_fixed, nms, pad, present, subsample, take, to_device
 from moco_det.standalone.precision import at_least_float32
-from moco_det.standalone.recording import note
-
-
-@dataclass
-class Targets:
-    """Ground truth of one image: boxes (M, 4), classes (M,), and masks where they are trained.
-
-    ``masks`` holds one instance each: a list of polygons (x, y, x, y ... arrays) or a bool array
-    of the input image's size.
-    """
-
-    boxes: Tensor
-    classes: Tensor
-    masks: list | None = None
+from moco_det.standalone.recording import is_recording, note
+from moco_det.standalone.targets import GroundTruth
 
 
 @dataclass
 class Proposals:
-    """Candidate boxes (P, 4) of one image, best first, with objectness logits (P,)."""
+    """Candidates of N images, best first: boxes (N, P, 4), logits (N, P), which are real (N, P)."""
 
     boxes: Tensor
     logits: Tensor
+    real: Tensor
 
 
-# Overlaps of more boxes than this are computed image by image, for their memory.
-MATCHED_AT_ONCE = 2**22
+# Logits (N, R_i) and deltas (N, R_i, 4) of each of L maps.
+Outputs = tuple[Sequence[Tensor], Sequence[Tensor]]
+
+# Overlaps of more boxes than this are computed image by image: on a CPU for its cache, on a GPU
+# for its memory.
+MATCHED_AT_ONCE = {False: 2**22, True: 2**26}
 
 
 class RPNHead(nn.Module):
@@ -92,11 +79,10 @@ class RPNHead(nn.Module):
         areas = [f.shape[1] * f.shape[2] for f in padded]
         before = itertools.accumulate([0, *(f.shape[0] * f.shape[1] * f.shape[2] for f in padded)])
         width, area, first = (
-            torch.tensor(list(values)).to(cell.device, non_blocking=True)[level]
-            for values in (widths, areas, before)
+            torch.tensor(list(values))[level] for values in (widths, areas, before)
         )
         corner = first + image * area + cell // (width - 2) * width + cell % (width - 2)
-        step = torch.arange(3, device=cell.device)
+        step = torch.arange(3)
         window = step[:, None] * width[:, None, None] + step  # S, 3, 3
         places = (corner[:, None, None] + window).flatten()
         patches = around.index_select(0, places).reshape(len(cell), -1)
@@ -151,95 +137,91 @@ class RPN(nn.Module):
         self,
         features: dict[str, Tensor],
         image_sizes: Sequence[tuple[int, int]],
-        targets: Sequence[Targets] | None = None,
-    ) -> tuple[list[Proposals], dict[str, Tensor]]:
-        """Feature maps and (height, width) of each image to proposals and losses."""
+        truth: GroundTruth | None = None,
+        outputs: Outputs | None = None,
+    ) -> tuple[Proposals, dict[str, Tensor]]:
+        """Feature maps and (height, width) of each image to proposals and losses.
+
+        ``outputs`` are those of the head, where they are known already.
+        """
         maps = [features[name] for name in self.in_features]
         anchors = self.anchors(maps)
         losses: dict[str, Tensor] = {}
+        if outputs is None and (is_fixed(maps[0]) or not self.training):
+            outputs = self.rpn_head(maps)
         if self.training:
-            if targets is None:
+            if truth is None:
                 raise ValueError("the RPN needs targets in training")
-            losses = self.losses(anchors, maps, targets)
-        with torch.no_grad():  # the proposals are constants
-            logits, deltas = self.rpn_head(maps)
+            losses = self.losses(anchors, maps, truth, outputs)
+        if outputs is None:
+            with torch.no_grad():  # the proposals are constants
+                outputs = self.rpn_head(maps)
+        logits, deltas = outputs
         return self.propose(anchors, logits, deltas, image_sizes), losses
 
     def losses(
         self,
         anchors: Sequence[Tensor],
         maps: Sequence[Tensor],
-        targets: Sequence[Targets],
+        truth: GroundTruth,
+        outputs: Outputs | None = None,
     ) -> dict[str, Tensor]:
         """Objectness (binary cross-entropy) and box (smooth L1) losses over a sample of anchors.
 
-        Both are sums over the sample divided by ``batch_size_per_image * N``. The head is computed
-        at the sampled cells alone, a few hundred of many thousands, and so is its gradient.
+        Both are sums over the sample divided by ``batch_size_per_image * N``. Without the head's
+        ``outputs`` it is computed at the sampled cells alone, a few hundred of many thousands, and
+        so is its gradient: on a CPU that is the faster way.
         """
         every = torch.cat(list(anchors))  # R, 4
-        samples = self.sample(every, [target.boxes for target in targets])
-        positives = torch.cat([positive for positive, _, _ in samples])
-        negatives = torch.cat([negative for _, negative, _ in samples])
-        images = [
-            torch.arange(len(samples), device=every.device).repeat_interleave(
-                torch.tensor([sample[kind].numel() for sample in samples], device=every.device)
-            )
-            for kind in (0, 1)
-        ]
-        logits, deltas = self.outputs(
-            maps,
-            [len(level) for level in anchors],
-            torch.cat(images),
-            torch.cat([positives, negatives]),
+        matched, labels = self.match(every, truth)
+        index, positive, real = subsample(
+            labels, self.batch_size_per_image, self.positive_fraction, background=0
         )
-        truth = torch.zeros_like(logits)
-        truth[: len(positives)] = 1.0
-        goals = [
-            self.coder.encode(every[positive], target.boxes[matched[positive]])
-            for (positive, _, matched), target in zip(samples, targets, strict=True)
-        ]
-        note("rpn/num_pos_anchors", len(positives) / len(targets))
-        note("rpn/num_neg_anchors", len(negatives) / len(targets))
-        objectness = F.binary_cross_entropy_with_logits(logits, truth, reduction="sum")
-        localisation = smooth_l1_sum(
-            deltas[: len(positives)], torch.cat(goals), self.smooth_l1_beta
+        burst: Tensor | float = 0.0
+        if outputs is None:
+            logits, deltas = self.sampled(maps, [len(level) for level in anchors], index)
+        else:
+            scores, moves = (torch.cat(list(parts), dim=1) for parts in outputs)
+            logits, deltas = scores.gather(1, index), take(moves, index)
+            # Inf or NaN anywhere is one in the loss, where it is seen without waiting now
+            burst = 0.0 * (scores.detach().sum() + moves.detach().sum())
+        if is_recording():
+            note("rpn/num_pos_anchors", positive.sum() / len(index))
+            note("rpn/num_neg_anchors", (real & ~positive).sum() / len(index))
+        objectness = F.binary_cross_entropy_with_logits(
+            logits, positive.to(logits.dtype), weight=real.to(logits.dtype), reduction="sum"
         )
-        scale = self.loss_weight / (self.batch_size_per_image * len(targets))
+        goals = self.coder.encode(every[index], take(truth.boxes, matched.gather(1, index)))
+        # where there is no object, no difference
+        goals = torch.where(positive[..., None], goals, deltas.detach())
+        localisation = smooth_l1_sum(deltas, goals, self.smooth_l1_beta)
+        scale = self.loss_weight / (self.batch_size_per_image * len(index))
         return {
-            "loss_rpn_cls": objectness * scale,
+            "loss_rpn_cls": objectness * scale + burst,
             "loss_rpn_loc": localisation * scale * self.box_loss_weight,
         }
 
-    def outputs(
-        self, maps: Sequence[Tensor], counts: Sequence[int], images: Tensor, sampled: Tensor
+    def sampled(
+        self, maps: Sequence[Tensor], counts: Sequence[int], index: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits (S,) and deltas (S, 4) of anchors (S,) of images (S,), ``counts`` a map."""
-        ends = torch.tensor(counts).to(sampled.device, non_blocking=True).cumsum(0)
+        """Logits (N, S) and deltas (N, S, 4) of anchors (N, S), of which a map has ``counts``."""
+        sampled = index.flatten()
+        image = torch.arange(len(index), device=index.device).repeat_interleave(index.shape[1])
+        ends = torch.tensor(counts).cumsum(0)
         level = torch.bucketize(sampled, ends, right=True)
         place = sampled - F.pad(ends, (1, 0))[level]
-        score, delta = self.rpn_head.at(maps, level, images, place // self.per_cell)
-        row, anchor = torch.arange(len(sampled), device=sampled.device), place % self.per_cell
-        return score[row, anchor], delta[row, anchor]
+        score, delta = self.rpn_head.at(maps, level, image, place // self.per_cell)
+        row, anchor = torch.arange(len(sampled)), place % self.per_cell
+        return score[row, anchor].view(index.shape), delta[row, anchor].view(*index.shape, 4)
 
     @torch.no_grad()
-    def sample(
-        self, anchors: Tensor, ground_truth: Sequence[Tensor]
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of each image: sampled positives and negatives, and every anchor's matched box."""
-        matched, labels = self.match(anchors, ground_truth)
-        size, fraction = self.batch_size_per_image, self.positive_fraction
-        return [
-            (*subsample(label, size, fraction, background=0), index)
-            for index, label in zip(matched, labels, strict=True)
-        ]
-
-    def match(self, anchors: Tensor, ground_truth: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def match(self, anchors: Tensor, truth: GroundTruth) -> tuple[Tensor, Tensor]:
         """Matched boxes and labels of the anchors (N, R), as many images at once as fit."""
-        most = max(len(boxes) for boxes in ground_truth) * len(anchors)
-        step = max(1, MATCHED_AT_ONCE // max(most, 1))
+        most = truth.boxes.shape[1] * len(anchors)
+        step = max(1, MATCHED_AT_ONCE[is_fixed(anchors)] // max(most, 1))
         parts = [
-            self.matcher(overlaps(ground_truth[i : i + step], anchors))
-            for i in range(0, len(ground_truth), step)
+            self.matcher(overlaps(boxes, real, anchors))
+            for boxes, real in zip(truth.boxes.split(step), truth.real.split(step), strict=True)
         ]
         matched, labels = zip(*parts, strict=True)
         return torch.cat(matched), torch.cat(labels)
@@ -251,39 +233,64 @@ class RPN(nn.Module):
         logits: Sequence[Tensor],
         deltas: Sequence[Tensor],
         image_sizes: Sequence[tuple[int, int]],
-    ) -> list[Proposals]:
+    ) -> Proposals:
         """The best boxes of each map, clipped, without duplicates (NMS within a map)."""
         pre_topk = self.pre_nms_topk[0 if self.training else 1]
         post_topk = self.post_nms_topk[0 if self.training else 1]
-        boxes_of, scores_of, level_of = [], [], []
-        for level, (anchor, logit, delta) in enumerate(zip(anchors, logits, deltas, strict=True)):
-            n = logit.shape[0]
+        scores_of, deltas_of, anchors_of = [], [], []
+        for anchor, logit, delta in zip(anchors, logits, deltas, strict=True):
             score, index = logit.topk(min(pre_topk, logit.shape[1]), dim=1)  # N, k
             # only the best are decoded: the rest would be thrown away
-            best = delta.gather(1, index[..., None].expand(-1, -1, 4))
-            box = self.coder.decode(best.reshape(-1, 4), anchor[index].reshape(-1, 4))
-            boxes_of.append(box.reshape(n, -1, 4))
             scores_of.append(score)
-            level_of.append(torch.full_like(index[0], level))
-        boxes = torch.cat(boxes_of, dim=1)
+            deltas_of.append(take(delta, index))
+            anchors_of.append(anchor[index])
+        counts = [score.shape[1] for score in scores_of]
         scores = torch.cat(scores_of, dim=1)
-        levels = torch.cat(level_of)
+        found = torch.cat(deltas_of, dim=1), torch.cat(anchors_of, dim=1)
+        boxes = self.coder.decode(*(t.flatten(0, 1) for t in found)).view(*scores.shape, 4)
 
         finite = torch.isfinite(boxes).all(dim=2) & torch.isfinite(scores)
-        if self.training and not bool(finite.all()):
-            raise FloatingPointError("proposals became Inf or NaN")
-        limits = boxes.new_tensor([(width, height) * 2 for height, width in image_sizes])
+        limits = torch.tensor([(width, height) * 2 for height, width in image_sizes])
+        limits = to_device(limits.to(boxes.dtype), boxes.device)
         boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
         keep = finite & nonempty(boxes, self.min_box_size)
-        every = bool(keep.all())
-        proposals = []
+        if is_fixed(boxes):
+            return best_of_levels(boxes, scores, keep, counts, self.nms_threshold, post_topk)
+        if self.training and not bool(finite.all()):
+            raise FloatingPointError("proposals became Inf or NaN")
+        levels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        best = []
         for box, score, wanted in zip(boxes, scores, keep, strict=True):
-            ids = levels
-            if not every:
-                box, score, ids = box[wanted], score[wanted], levels[wanted]
-            kept = nms_by_level(box, score.float(), ids, self.nms_threshold, post_topk)
-            proposals.append(Proposals(box[kept], score[kept]))
-        return proposals
+            rows = wanted.nonzero(as_tuple=True)[0]
+            kept = nms_by_level(
+                box[rows], score[rows].float(), levels[rows], self.nms_threshold, post_topk
+            )
+            best.append(rows[kept])
+        index = pad(best)
+        return Proposals(take(boxes, index), take(scores, index), present(best))
+
+
+def best_of_levels(
+    boxes: Tensor, scores: Tensor, keep: Tensor, counts: Sequence[int], threshold: float, count: int
+) -> Proposals:
+    """The ``count`` best that NMS within each level keeps, of boxes (N, R, 4) ``counts`` a level.
+
+    Each level's boxes come best first. All levels of all images are done at once.
+    """
+    most = max(counts)
+
+    def by_level(rows: Tensor) -> Tensor:
+        parts = [
+            F.pad(part, (0, 0) * (part.dim() - 2) + (0, most - part.shape[1]))
+            for part in rows.split(list(counts), dim=1)
+        ]
+        return torch.stack(parts, dim=1).flatten(0, 1)  # N * L, most, ...
+
+    box, score, real = by_level(boxes), by_level(scores), by_level(keep)
+    kept = nms(box, None, real, threshold, count).view(len(boxes), -1)
+    score = score.view(len(boxes), -1).masked_fill(~kept, -math.inf)
+    logits, index = score.topk(min(count, score.shape[1]), dim=1)
+    return Proposals(take(box.view(len(boxes), -1, 4), index), logits, kept.gather(1, index))
 
 
 def nms_by_level(
@@ -291,11 +298,9 @@ def nms_by_level(
 ) -> Tensor:
     """Indices of the ``count`` best boxes that NMS within each level keeps, best first.
 
-    Only boxes with higher scores decide whether a box is kept, so on the CPU, whose NMS takes the
-    square of the number of boxes, no more of them are compared than are needed for ``count``.
+    Only boxes with higher scores decide whether a box is kept, and NMS takes the square of the
+    number of boxes, so no more of them are compared than are needed for ``count``.
     """
-    if boxes.device.type != "cpu":
-        return batched_nms(boxes, scores, levels, threshold)[:count]
     order = scores.argsort(descending=True, stable=True)
     looked = 2 * count
     while True:
@@ -304,7 +309,7 @@ def nms_by_level(
         kept = torch.zeros(len(best), dtype=torch.bool)
         for one in level.unique():
             rows = (level == one).nonzero(as_tuple=True)[0]
-            kept[rows[nms(box[rows], score[rows], threshold)]] = True
+            kept[rows[torchvision_nms(box[rows], score[rows], threshold)]] = True
         found = best[kept]
         if len(found) >= count or looked >= len(order):
             return found[:count]
@@ -315,7 +320,11 @@ def nms_by_level(
 GROUND_TRUTH_LOGIT = math.log((1.0 - 1e-10) / (1 - (1.0 - 1e-10)))
 
 
-def add_ground_truth(proposals: Proposals, boxes: Tensor) -> Proposals:
+def add_ground_truth(proposals: Proposals, truth: GroundTruth) -> Proposals:
     """Proposals followed by the ground-truth boxes."""
-    logits = proposals.logits.new_full((len(boxes),), GROUND_TRUTH_LOGIT)
-    return Proposals(torch.cat([proposals.boxes, boxes]), torch.cat([proposals.logits, logits]))
+    logits = proposals.logits.new_full(truth.real.shape, GROUND_TRUTH_LOGIT)
+    return Proposals(
+        torch.cat([proposals.boxes, truth.boxes], dim=1),
+        torch.cat([proposals.logits, logits], dim=1),
+        torch.cat([proposals.real, truth.real], dim=1),
+    )

@@ -46,7 +46,7 @@ from moco_det.standalone.checkpoint import checkpoints
 from moco_det.standalone.precision import choose_precision
 from moco_det.standalone.scaling import scale_to_processes, scaling_line, small_norm_groups
 from moco_det.standalone.state import resume_model, seed_of_run
-from moco_det.standalone.train import evaluate, train, training_records
+from moco_det.standalone.train import captures, evaluate, train, training_records
 
 # The room's logger, so that the log file of a run holds what every module says.
 logger = logging.getLogger("moco_det.standalone")
@@ -109,6 +109,8 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
     warnings += overlap_warnings(train_set, test_set)
     if not options.eval_only:
         warnings += small_norm_groups(cfg, distributed.world_size())
+    if cfg.SOLVER.CUDA_GRAPHS and not captures(cfg, distributed.world_size()):
+        warnings.append("SOLVER.CUDA_GRAPHS needs a single process on a GPU: not used")
     if precision.note:
         warnings.append(precision.note)
     check_free(

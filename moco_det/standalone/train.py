@@ -71,6 +71,8 @@ def train(
         wrapped = nn.parallel.DistributedDataParallel(
             model, device_ids=ids, broadcast_buffers=False
         )
+    if captures(cfg, world):
+        model.capture()
     log = Log(output / "metrics.jsonl", cfg.SOLVER.MAX_ITER, keep_before=first)
 
     def finish(iteration: int) -> dict[str, Any]:
@@ -148,6 +150,11 @@ def train(
         metrics = finish(cfg.SOLVER.MAX_ITER - 1)
     log.close()
     return metrics, cfg.SOLVER.MAX_ITER
+
+
+def captures(cfg: CfgNode, processes: int) -> bool:
+    """Whether a run takes CUDA graphs: asked for, on a GPU, with no messages of SyncBN inside."""
+    return bool(cfg.SOLVER.CUDA_GRAPHS and cfg.MODEL.DEVICE.startswith("cuda") and processes == 1)
 
 
 def training_records(cfg: CfgNode, train_set: DetectionDataset) -> list[Record]:

@@ -21,6 +21,7 @@ from moco_det.standalone.build import build_mapper
 from moco_det.standalone.evaluate import predict
 from moco_det.standalone.precision import Precision
 from moco_det.standalone.roi_layers import ROIPooler
+from tests.standalone.targets import rois_of_images
 from tests.standalone.test_run import stop_before_step
 from tests.standalone.trained import (
     DETECTORS,
@@ -114,8 +115,8 @@ def test_boxes_stay_where_they_are_whatever_the_format_of_the_map(
     boxes = boxes.to(device)
     pooler = ROIPooler(output_size=7, strides=[8], sampling_ratio=0, aligned=True)
     with torch.autocast(device, dtype=dtype):
-        found = pooler([maps], [boxes])
-    exact = roi_align(maps.float(), pooler.rois([boxes]), (7, 7), 1 / 8, 0, True)
+        found = pooler([maps], rois_of_images([boxes]))
+    exact = roi_align(maps.float(), rois_of_images([boxes]), (7, 7), 1 / 8, 0, True)
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), exact, atol=1e-5, rtol=2 * torch.finfo(dtype).eps)
 
@@ -134,7 +135,7 @@ def test_regions_and_their_gradient_are_a_cpus(sampling_ratio: int, device: str)
     results: list[list[Tensor]] = []
     for where in ("cpu", device):
         leaves = [m.to(where, copy=True).requires_grad_() for m in maps]
-        pooled = pooler(leaves, [b.to(where) for b in boxes])
+        pooled = pooler(leaves, rois_of_images([b.to(where) for b in boxes]))
         gradients = torch.autograd.grad(pooled.square().sum(), leaves)
         results.append([pooled.cpu(), *(gradient.cpu() for gradient in gradients)])
     for expected, found in zip(*results, strict=True):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from moco_det.standalone.rpn import Targets
+import torch
+from torch import Tensor
+
+from moco_det.standalone.fixed_size import pad, present
+from moco_det.standalone.rpn import Proposals
+from moco_det.standalone.targets import Targets
 from tests.golden.filling import OBJECTS, polygon_of
 
 Objects = tuple[tuple[tuple[float, ...], ...], ...]
@@ -19,3 +24,15 @@ def targets_of(objects: Objects = OBJECTS) -> list[Targets]:
         )
         for rows in objects
     ]
+
+
+def rois_of_images(boxes: Sequence[Tensor]) -> Tensor:
+    """Boxes of N images as rois (P, 5)."""
+    image = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
+    return torch.cat([image, torch.cat(list(boxes))], dim=1)
+
+
+def proposals_of(boxes: Sequence[Tensor], logits: Sequence[Tensor] | None = None) -> Proposals:
+    """Proposals of N images from the boxes of each."""
+    scores = [b.new_zeros(len(b)) for b in boxes] if logits is None else list(logits)
+    return Proposals(pad(list(boxes)), pad(scores), present(list(boxes)))

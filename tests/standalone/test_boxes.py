@@ -18,8 +18,8 @@ from moco_det.standalone.boxes import (
     overlaps,
     pairwise_iou,
     smooth_l1_sum,
-    subsample,
 )
+from moco_det.standalone.fixed_size import pad, present, subsample
 
 CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))
 PLAIN = BoxCoder((1.0, 1.0, 1.0, 1.0))
@@ -136,7 +136,8 @@ def test_sample_counts(positives: int, negatives: int, expected: tuple[int, int]
     torch.manual_seed(0)
     labels = torch.cat([torch.full((positives,), 5), torch.full((negatives,), 7)])
     labels = torch.cat([labels, torch.full((6,), -1)])[torch.randperm(positives + negatives + 6)]
-    chosen, others = subsample(labels, 16, 0.25, background=7)
+    index, positive, real = (t[0] for t in subsample(labels[None], 16, 0.25, background=7))
+    chosen, others = index[positive], index[real & ~positive]
     assert (len(chosen), len(others)) == expected
     assert set(labels[chosen].tolist()) <= {5} and set(labels[others].tolist()) <= {7}
     together = torch.cat([chosen, others]).tolist()
@@ -148,7 +149,7 @@ def test_samples_are_random_and_seeded() -> None:
 
     def draw(seed: int) -> list[int]:
         torch.manual_seed(seed)
-        return subsample(labels, 10, 0.5, background=0)[1].tolist()
+        return subsample(labels[None], 10, 0.5, background=0)[0].tolist()
 
     assert draw(1) == draw(1) != draw(2)
 
@@ -169,14 +170,16 @@ def test_a_batch_is_matched_as_its_images_are(low_quality: bool) -> None:
     low = torch.rand(60, 2, generator=random) * 10
     boxes = torch.cat([low, low + 1 + 5 * torch.rand(60, 2, generator=random)], dim=1)
     truth = [boxes[:3] + 0.5, boxes[:0], boxes[20:21], torch.tensor([[90.0, 90, 95, 95]])]
-    index, labels = matcher(overlaps(truth, boxes))
+    index, labels = matcher(overlaps(pad(truth), present(truth), boxes))
     for i, one in enumerate(truth):
         expected = matcher(pairwise_iou(one, boxes))
         assert torch.equal(index[i], expected[0]) and torch.equal(labels[i], expected[1])
     # boxes of their own, of which an image has fewer than another
     counts = torch.tensor([60, 10, 25, 0])
     own = boxes.expand(4, 60, 4)
-    index, labels = matcher(overlaps(truth, own, torch.arange(60) < counts[:, None]))
+    index, labels = matcher(
+        overlaps(pad(truth), present(truth), own, torch.arange(60) < counts[:, None])
+    )
     for i, (one, count) in enumerate(zip(truth, counts.tolist(), strict=True)):
         expected = matcher(pairwise_iou(one, boxes[:count]))
         assert torch.equal(index[i, :count], expected[0])

@@ -14,7 +14,7 @@ from moco_det.standalone.build import build_detector
 from moco_det.standalone.detector import GeneralizedRCNN, rescale
 from moco_det.standalone.fpn import FPN
 from moco_det.standalone.roi_heads import Detections
-from moco_det.standalone.rpn import Targets
+from moco_det.standalone.targets import Targets
 from tests.golden.filling import OBJECTS, SIZES, fill, images
 from tests.standalone.targets import targets_of
 from tests.standalone.tiny import tiny_config

@@ -15,6 +15,7 @@ from moco_det.standalone import roi_align as rois_on_cpu
 from moco_det.standalone.roi_align import axes_of, pool
 from moco_det.standalone.roi_heads import block_of_regions
 from moco_det.standalone.roi_layers import ROIPooler
+from tests.standalone.targets import rois_of_images
 
 SCALE = 1 / 8
 
@@ -118,10 +119,11 @@ def test_boxes_stay_where_they_are_whatever_the_format_of_the_map(
     corner = 900 + 300 * torch.rand(50, 2, generator=random)
     boxes = torch.cat([corner, corner + 16 + 32 * torch.rand(50, 2, generator=random)], dim=1)
     pooler = ROIPooler(output_size=7, strides=[8], sampling_ratio=0, aligned=True)
-    rois_of = pooler.rois([boxes])
+    own = rois_of_images([boxes])
     with torch.autocast("cpu", dtype=dtype):
-        found = pooler.pool(maps, rois_of, 8) if by_torchvision else pooler([maps], [boxes])
-    exact = roi_align(maps.float(), rois_of, (7, 7), 1 / 8, 0, True)
+        level = torch.zeros(50, dtype=torch.int64)
+        found = pooler.pool([maps], own, level) if by_torchvision else pooler([maps], own)
+    exact = roi_align(maps.float(), own, (7, 7), 1 / 8, 0, True)
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), exact, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)
 
@@ -140,7 +142,7 @@ def test_a_block_on_regions_is_the_same_with_its_1x1_convolutions_moved(
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     pooler = ROIPooler(output_size=6, strides=[16], sampling_ratio=0, aligned=True)
     feature = torch.randn(2, 1024, 5, 6)
-    boxes = [torch.tensor([[3.0, 5, 70, 60], [-9, 20, 40, 90]]), torch.tensor([[10.0, 0, 95, 80]])]
+    boxes = torch.tensor([[0, 3.0, 5, 70, 60], [0, -9, 20, 40, 90], [1, 10.0, 0, 95, 80]])
     results = []
     for moved in (False, True):
         own, maps = copy.deepcopy(block), feature.clone().requires_grad_()

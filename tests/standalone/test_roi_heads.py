@@ -12,8 +12,10 @@ from moco_det.standalone.boxes import BoxCoder, Matcher
 from moco_det.standalone.masks import mask_targets
 from moco_det.standalone.roi_heads import Sampler, StandardROIHeads, mask_loss
 from moco_det.standalone.roi_layers import BoxHead, BoxPredictor, MaskHead, Regions, ROIPooler
-from moco_det.standalone.rpn import Proposals, Targets
+from moco_det.standalone.rpn import Proposals
+from moco_det.standalone.targets import GroundTruth, Targets
 from tests.golden.filling import polygon_of
+from tests.standalone.targets import proposals_of, rois_of_images
 
 POOLER = ROIPooler(output_size=2, strides=[4, 8, 16, 32], sampling_ratio=0, aligned=True)
 
@@ -41,7 +43,7 @@ def test_regions_are_pooled_from_their_level_and_image_in_their_order() -> None:
         for s, v in zip(POOLER.strides, [1.0, 2.0, 3.0, 4.0], strict=True)
     ]
     boxes = [torch.tensor([square(448), square(60)]), torch.tensor([square(120), square(230)])]
-    pooled = POOLER(levels, boxes)
+    pooled = POOLER(levels, rois_of_images(boxes))
     assert pooled.shape == (4, 3, 2, 2)
     expected = torch.tensor([4.0, 1, 12, 13])[:, None, None, None].expand_as(pooled)
     torch.testing.assert_close(pooled, expected, atol=0, rtol=1e-5)
@@ -51,13 +53,13 @@ def test_pooling_is_aligned_to_pixel_centres() -> None:
     ramp = torch.arange(8.0).repeat(8, 1)[None, None]  # the value at column x is x
     pooler = ROIPooler(output_size=2, strides=[1], sampling_ratio=0, aligned=True)
     # bins x 2..4 and 4..6 have centres 3 and 5, which lie at the columns 2.5 and 4.5
-    pooled = pooler([ramp], [torch.tensor([[2.0, 2, 6, 6]])])
+    pooled = pooler([ramp], torch.tensor([[0.0, 2, 2, 6, 6]]))
     torch.testing.assert_close(pooled[0, 0], torch.tensor([[2.5, 4.5], [2.5, 4.5]]))
 
 
 def test_no_regions_are_pooled_to_none() -> None:
     levels = [torch.zeros(1, 3, 16, 16, requires_grad=True) for _ in POOLER.strides]
-    assert POOLER(levels, [torch.zeros(0, 4)]).shape == (0, 3, 2, 2)
+    assert POOLER(levels, torch.zeros(0, 5)).shape == (0, 3, 2, 2)
 
 
 def make_predictor(*, agnostic: bool = False, beta: float = 0.0, limit: int = 100) -> BoxPredictor:
@@ -74,20 +76,13 @@ def make_predictor(*, agnostic: bool = False, beta: float = 0.0, limit: int = 10
     )
 
 
-REGIONS = [
-    Regions(  # classes 2, 0 and background (3)
-        boxes=torch.tensor([[0.0, 0, 10, 10], [4, 4, 20, 24], [1, 1, 5, 5]]),
-        classes=torch.tensor([2, 0, 3]),
-        ground_truth=torch.tensor([[1.0, 0, 12, 9], [4, 6, 20, 30], [1, 0, 12, 9]]),
-        matched=torch.tensor([0, 1, 0]),
-    ),
-    Regions(  # background alone
-        boxes=torch.tensor([[2.0, 2, 8, 8]]),
-        classes=torch.tensor([3]),
-        ground_truth=torch.tensor([[2.0, 2, 8, 8]]),
-        matched=torch.tensor([0]),
-    ),
-]
+REGIONS = Regions(  # classes 2, 0 and background (3), and of another image background alone
+    image=torch.tensor([0, 0, 0, 1]),
+    boxes=torch.tensor([[0.0, 0, 10, 10], [4, 4, 20, 24], [1, 1, 5, 5], [2, 2, 8, 8]]),
+    classes=torch.tensor([2, 0, 3, 3]),
+    ground_truth=torch.tensor([[1.0, 0, 12, 9], [4, 6, 20, 30], [1, 0, 12, 9], [2, 2, 8, 8]]),
+    matched=torch.tensor([0, 1, 0, 0]),
+)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
@@ -97,14 +92,8 @@ def test_losses_equal_a_slow_reference(agnostic: bool, beta: float) -> None:
     scores, deltas = torch.randn(4, 4), torch.randn(4, 4 if agnostic else 12)
     losses = make_predictor(agnostic=agnostic, beta=beta).losses(scores, deltas, REGIONS)
     entropy = box = 0.0
-    rows = [
-        (b, c, t)
-        for r in REGIONS
-        for b, c, t in zip(
-            r.boxes.tolist(), r.classes.tolist(), r.ground_truth.tolist(), strict=True
-        )
-    ]
-    for i, (b, c, t) in enumerate(rows):
+    columns = REGIONS.boxes, REGIONS.classes, REGIONS.ground_truth
+    for i, (b, c, t) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         entropy += math.log(sum(math.exp(s) for s in scores[i].tolist())) - scores[i, c].item()
         if c == 3:
             continue
@@ -127,10 +116,8 @@ def test_losses_equal_a_slow_reference(agnostic: bool, beta: float) -> None:
 def test_losses_of_no_regions_are_zero_and_keep_the_graph() -> None:
     predictor = make_predictor()
     scores, deltas = predictor(torch.zeros(0, 6))
-    nothing = Regions(
-        torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), torch.zeros(0)
-    )
-    losses = predictor.losses(scores, deltas, [nothing])
+    nothing = REGIONS.select(torch.zeros(4, dtype=torch.bool))
+    losses = predictor.losses(scores, deltas, nothing)
     sum(losses.values(), torch.zeros(())).backward()
     assert {name: loss.item() for name, loss in losses.items()} == {
         "loss_cls": 0.0,
@@ -152,7 +139,9 @@ def test_detections_by_hand() -> None:
         [0.05, 0.05, 0.80, 0.10],
         [0.25, 0.25, 0.25, 0.25],  # nothing
     )
-    (found,) = make_predictor().detect(scores, torch.zeros(4, 12), [boxes], [(20, 30)])
+    (found,) = make_predictor().detect(
+        scores[None], torch.zeros(1, 4, 12), proposals_of([boxes]), [(20, 30)]
+    )
     assert found.classes.tolist() == [2, 0, 1]
     torch.testing.assert_close(found.scores, torch.tensor([0.8, 0.6, 0.35]))
     # clipped to a width of 30; class 1 keeps a box that class 0 has too
@@ -163,15 +152,13 @@ def test_detections_by_hand() -> None:
 
 def test_every_class_moves_its_own_box_and_only_the_best_are_kept() -> None:
     scores = logits([0.45, 0.01, 0.53, 0.01])
-    deltas = torch.zeros(1, 12)
-    deltas[0, 8] = 10.0  # class 2: one width to the right
-    predictor = make_predictor()
-    (found,) = predictor.detect(scores, deltas, [torch.tensor([square(10)])], [(20, 30)])
+    deltas = torch.zeros(1, 1, 12)
+    deltas[0, 0, 8] = 10.0  # class 2: one width to the right
+    given = scores[None], deltas, proposals_of([torch.tensor([square(10)])]), [(20, 30)]
+    (found,) = make_predictor().detect(*given)
     assert found.boxes.tolist() == [[10, 0, 20, 10], [0, 0, 10, 10]]
     assert found.classes.tolist() == [2, 0]
-    (one,) = make_predictor(limit=1).detect(
-        scores, deltas, [torch.tensor([square(10)])], [(20, 30)]
-    )
+    (one,) = make_predictor(limit=1).detect(*given)
     assert one.classes.tolist() == [2]
 
 
@@ -179,9 +166,9 @@ def test_numbers_that_are_none_are_skipped_and_images_stay_apart() -> None:
     scores = logits([0.9, 0.05, 0.03, 0.02], [0.9, 0.05, 0.03, 0.02])
     scores[0, 0] = float("nan")
     first, second = make_predictor(agnostic=True).detect(
-        scores,
-        torch.zeros(2, 4),
-        [torch.tensor([square(10)]), torch.tensor([square(8)])],
+        scores[:, None],
+        torch.zeros(2, 1, 4),
+        proposals_of([torch.tensor([square(10)]), torch.tensor([square(8)])]),
         [(20, 30), (20, 30)],
     )
     assert first.boxes.shape == (0, 4)
@@ -190,7 +177,7 @@ def test_numbers_that_are_none_are_skipped_and_images_stay_apart() -> None:
 
 def test_an_image_without_proposals_has_no_detections() -> None:
     (found,) = make_predictor().detect(
-        torch.zeros(0, 4), torch.zeros(0, 12), [torch.zeros(0, 4)], [(20, 30)]
+        torch.zeros(1, 0, 4), torch.zeros(1, 0, 12), proposals_of([torch.zeros(0, 4)]), [(20, 30)]
     )
     assert found.boxes.shape == (0, 4) and found.classes.shape == (0,)
 
@@ -230,36 +217,37 @@ TRUTH = (4.0, 4.0, 24.0, 24.0)
 TARGET = Targets(torch.tensor([TRUTH]), torch.tensor([1]), [[polygon_of(TRUTH)]])
 NOTHING = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), [])
 # overlaps with the truth (400 square pixels): 1.0, 18 * 20 / 400 = 0.9, 0.5 (in), 0.45 (out)
-PROPOSALS = Proposals(
-    torch.tensor([TRUTH, (4.0, 4, 24, 22), (4, 4, 24, 14), (4, 4, 24, 13), (0, 0, 3, 3)]),
-    torch.zeros(5),
-)
+BOXES = torch.tensor([TRUTH, (4.0, 4, 24, 22), (4, 4, 24, 14), (4, 4, 24, 13), (0, 0, 3, 3)])
+PROPOSALS, NONE = proposals_of([BOXES]), proposals_of([torch.zeros(0, 4)])
+
+
+def truth_of(*targets: Targets) -> GroundTruth:
+    return GroundTruth.of(targets, torch.device("cpu"))
 
 
 def test_regions_are_classified_by_overlap() -> None:
     torch.manual_seed(0)
     regions = make_sampler(append=False, count=100, positive_fraction=1.0).draw(
-        [PROPOSALS], [TARGET]
-    )[0]
+        PROPOSALS, truth_of(TARGET)
+    )
     found = {
         tuple(b): c for b, c in zip(regions.boxes.tolist(), regions.classes.tolist(), strict=True)
     }
-    assert [found[tuple(b)] for b in PROPOSALS.boxes.tolist()] == [1, 1, 1, 3, 3]
+    assert [found[tuple(b)] for b in BOXES.tolist()] == [1, 1, 1, 3, 3]
     assert (regions.ground_truth[regions.classes == 1] == torch.tensor(TRUTH)).all()
 
 
 def test_at_most_a_quarter_is_foreground_and_the_truth_is_a_proposal() -> None:
     torch.manual_seed(0)
-    regions = make_sampler().draw([PROPOSALS], [TARGET])[0]
+    regions = make_sampler().draw(PROPOSALS, truth_of(TARGET))
     # 8 regions, a quarter of them foreground: 2 of 4, and all there is of background: 2
     assert regions.classes.tolist() == [1, 1, 3, 3]
-    only = Proposals(torch.zeros(0, 4), torch.zeros(0))
-    assert make_sampler().draw([only], [TARGET])[0].boxes.tolist() == [list(TRUTH)]
-    assert make_sampler(append=False).draw([only], [TARGET])[0].boxes.shape == (0, 4)
+    assert make_sampler().draw(NONE, truth_of(TARGET)).boxes.tolist() == [list(TRUTH)]
+    assert make_sampler(append=False).draw(NONE, truth_of(TARGET)).boxes.shape == (0, 4)
 
 
 def test_without_objects_all_regions_are_background() -> None:
-    regions = make_sampler().draw([PROPOSALS], [NOTHING])[0]
+    regions = make_sampler().draw(PROPOSALS, truth_of(NOTHING))
     assert regions.classes.tolist() == [3] * 5 and regions.ground_truth.shape == (5, 4)
 
 
@@ -268,15 +256,16 @@ def test_the_mask_loss_is_the_mean_over_the_pixels_of_the_true_class() -> None:
     heads = make_heads()
     feature = torch.randn(1, 4, 8, 8)
     regions = Regions(
+        torch.tensor([0, 0]),
         torch.tensor([TRUTH, (0.0, 0, 3, 3)]),
         torch.tensor([1, 3]),
         torch.tensor([TRUTH, TRUTH]),
         torch.tensor([0, 0]),
     )
-    objects = regions.select(heads.sampler.is_object(regions))
+    objects = regions.select(regions.foreground(3)[0])
     assert heads.mask_pooler is not None
-    pooled = heads.mask_pooler([feature], [objects.boxes])
-    loss = mask_loss(heads.mask_head, pooled, [objects], [TARGET])
+    pooled = heads.mask_pooler([feature], objects.rois)
+    loss = mask_loss(heads.mask_head, pooled, objects, None, truth_of(TARGET))
     logits = heads.mask_head(pooled)[0, 1]  # class 1
     # In its box of 8 x 8 texels the polygon lacks the corner that is 5 of 20 pixels long: 2 texels.
     # By the COCO rule the texels (row 6, column 0), (7, 0) and (7, 1) are outside or on the edge.
@@ -289,11 +278,11 @@ def test_the_mask_loss_is_the_mean_over_the_pixels_of_the_true_class() -> None:
     assert loss.item() == pytest.approx(total / 64, rel=1e-5)
 
 
-@pytest.mark.parametrize("proposals", [PROPOSALS, Proposals(torch.zeros(0, 4), torch.zeros(0))])
+@pytest.mark.parametrize("proposals", [PROPOSALS, NONE])
 def test_an_image_without_objects_trains_every_parameter(proposals: Proposals) -> None:
     torch.manual_seed(0)
     heads = make_heads()
-    losses = heads.train_losses({"p2": torch.randn(1, 4, 8, 8)}, [proposals], [NOTHING])
+    losses = heads.train_losses({"p2": torch.randn(1, 4, 8, 8)}, proposals, truth_of(NOTHING))
     assert losses["loss_mask"].item() == 0 and losses["loss_box_reg"].item() == 0
     total = sum(losses.values(), torch.zeros(()))
     total.backward()
@@ -308,8 +297,8 @@ def test_masks_are_probabilities_of_the_detected_class() -> None:
     with torch.no_grad():
         heads.box_predictor.cls_score.bias.copy_(torch.tensor([0.0, 3, 0, 0]))  # class 1 wins
         heads.mask_head.get_submodule("predictor").bias.copy_(torch.tensor([-50.0, 50, -50]))  # type: ignore[operator,union-attr]
-        nothing = Proposals(torch.zeros(0, 4), torch.zeros(0))
-        found, none = heads.detect(features, [PROPOSALS, nothing], [(32, 32)] * 2)
+        both = proposals_of([BOXES, torch.zeros(0, 4)])
+        found, none = heads.detect(features, both, [(32, 32)] * 2)
     assert found.masks is not None and none.masks is not None
     assert len(found.boxes) > 0 and found.classes.tolist() == [1] * len(found.boxes)
     assert found.masks.shape == (len(found.boxes), 8, 8) and (found.masks > 0.999).all()
@@ -319,7 +308,7 @@ def test_masks_are_probabilities_of_the_detected_class() -> None:
 def test_training_masks_without_masks_is_refused() -> None:
     target = Targets(TARGET.boxes, TARGET.classes)
     with pytest.raises(ValueError, match="masks"):
-        make_heads().train_losses({"p2": torch.zeros(1, 4, 8, 8)}, [PROPOSALS], [target])
+        make_heads().train_losses({"p2": torch.zeros(1, 4, 8, 8)}, PROPOSALS, truth_of(target))
 
 
 @pytest.mark.parametrize("agnostic", [False, True])

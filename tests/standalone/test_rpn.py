@@ -12,14 +12,10 @@ from torchvision.ops import batched_nms
 
 from moco_det.standalone.anchors import AnchorGenerator
 from moco_det.standalone.boxes import BoxCoder, Matcher
-from moco_det.standalone.rpn import (
-    RPN,
-    Proposals,
-    RPNHead,
-    Targets,
-    add_ground_truth,
-    nms_by_level,
-)
+from moco_det.standalone.fixed_size import subsample
+from moco_det.standalone.rpn import RPN, Proposals, RPNHead, add_ground_truth, nms_by_level
+from moco_det.standalone.targets import GroundTruth, Targets
+from tests.standalone.targets import proposals_of
 
 
 def make_rpn(
@@ -63,6 +59,10 @@ TARGETS = [
 ]
 
 
+def truth_of(*targets: Targets) -> GroundTruth:
+    return GroundTruth.of(targets, torch.device("cpu"))
+
+
 def slow_losses(
     rpn: RPN,
     anchors: Tensor,
@@ -74,8 +74,9 @@ def slow_losses(
     torch.manual_seed(11)
     objectness = localisation = 0.0
     for image, target in enumerate(targets):
-        positive, negative, matched = rpn.sample(anchors, [target.boxes])[0]
-        for i in positive.tolist():
+        (matched,), labels = rpn.match(anchors, truth_of(target))
+        (index,), (is_positive,), _ = subsample(labels, 16, 0.5, background=0)
+        for i in index[is_positive].tolist():
             objectness += -math.log(1 / (1 + math.exp(-logits[image, i].item())))
             a, t = anchors[i].tolist(), target.boxes[matched[i]].tolist()
             w, h = a[2] - a[0], a[3] - a[1]
@@ -89,7 +90,7 @@ def slow_losses(
                 d = abs(value - wanted)
                 beta = rpn.smooth_l1_beta
                 localisation += d if beta == 0 else (d * d / 2 / beta if d < beta else d - beta / 2)
-        for i in negative.tolist():
+        for i in index[~is_positive].tolist():
             objectness += -math.log(1 - 1 / (1 + math.exp(-logits[image, i].item())))
     count = rpn.batch_size_per_image * len(targets)
     return 2.0 * objectness / count, 2.0 * 3.0 * localisation / count
@@ -105,7 +106,7 @@ def test_losses_equal_a_slow_reference(beta: float) -> None:
     anchors = rpn.anchors(maps)
     logits, deltas = rpn.rpn_head(maps)
     torch.manual_seed(11)
-    losses = rpn.losses(anchors, maps, TARGETS)
+    losses = rpn.losses(anchors, maps, truth_of(*TARGETS))
     objectness, localisation = slow_losses(
         rpn, torch.cat(anchors), torch.cat(logits, 1), torch.cat(deltas, 1), TARGETS
     )
@@ -117,7 +118,7 @@ def test_losses_equal_a_slow_reference(beta: float) -> None:
 def test_without_objects_only_objectness_is_lost_and_all_parameters_get_a_gradient() -> None:
     torch.manual_seed(0)
     rpn = make_rpn()
-    _, losses = rpn(features(), [(32, 32)] * 2, [TARGETS[1]] * 2)
+    _, losses = rpn(features(), [(32, 32)] * 2, truth_of(TARGETS[1], TARGETS[1]))
     assert losses["loss_rpn_loc"].item() == 0
     # logits near zero: 16 of 16 anchors lose log 2 each, and the loss weighs 2
     assert losses["loss_rpn_cls"].item() == pytest.approx(2 * math.log(2), abs=0.05)
@@ -178,7 +179,8 @@ def propose(rpn: RPN, boxes: list[list[list[float]]], scores: list[list[float]])
     anchors = [torch.tensor(level) for level in boxes]
     logits = [torch.tensor([level]) for level in scores]
     deltas = [torch.zeros(1, len(level), 4) for level in boxes]
-    return rpn.propose(anchors, logits, deltas, [(20, 30)])[0]
+    found = rpn.propose(anchors, logits, deltas, [(20, 30)])
+    return Proposals(*(t[found.real] for t in (found.boxes, found.logits, found.real)))
 
 
 A, B = [0.0, 0, 10, 10], [12.0, 0, 22, 10]
@@ -226,10 +228,11 @@ def test_no_box_survives_where_none_can() -> None:
 
 
 def test_ground_truth_joins_the_proposals_as_almost_certain() -> None:
-    both = add_ground_truth(Proposals(torch.tensor([A]), torch.tensor([0.5])), torch.tensor([B]))
-    assert both.boxes.tolist() == [A, B]
+    one = proposals_of([torch.tensor([A])], [torch.tensor([0.5])])
+    both = add_ground_truth(one, truth_of(Targets(torch.tensor([B]), torch.tensor([2]))))
+    assert both.boxes.tolist() == [[A, B]] and both.real.tolist() == [[True, True]]
     # log((1 - 1e-10) / 1e-10) = 10 log 10
-    assert both.logits.tolist() == pytest.approx([0.5, 10 * math.log(10)], rel=1e-5)
+    assert both.logits[0].tolist() == pytest.approx([0.5, 10 * math.log(10)], rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 40, 1000])
