@@ -5,10 +5,13 @@
 
 Both have one config of configs/base (ResNet-50), the same weights, images, objects and sampled
 regions; the losses of the first step are held against each other before anything is timed. A step
-is forward, backward and SGD. Time is the process's CPU time, which other work on the machine
+is forward, backward and SGD. With `--loader` images and objects come from files by the loader of
+each engine, with as many workers. Time is the process's CPU time, which other work on the machine
 lengthens less than the clock's; a ratio is taken within a round. On a GPU it is the clock's, until
 the device is done, and beside it that between two CUDA events around the call; detectron2 then
-runs in ours' precision, on a CPU always in float32. With `--memory` each engine takes one step in
+runs in ours' precision, on a CPU always in float32. There ours is timed with SOLVER.CUDA_GRAPHS
+too, and beside both "convolutions alone": forward and backward of backbone, RPN head and second
+stage in one graph, on regions that are given. With `--memory` each engine takes one step in
 a process of its own, and its peak resident memory is printed. It needs detectron2, as tests under
 pytest.mark.detectron2 do.
 """
@@ -20,25 +23,33 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from bare_convolutions import convolutions_alone
 from fvcore.common.config import CfgNode
+from PIL import Image
 from rows import add_rows_option, write_row
 from torch import Tensor
 from tqdm import tqdm
 
 from moco_det.config import check, get_cfg, load_yaml, merge, merge_overrides
+from moco_det.data import Annotation, Record
 from moco_det.errors import InputError
-from moco_det.standalone.build import build_detector, build_solver
+from moco_det.standalone.build import build_detector, build_mapper, build_solver
+from moco_det.standalone.loader import BatchStream, training_loader
+from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precision import Precision
 from moco_det.standalone.targets import Targets
 from moco_det_tools.entry import run
 
+Call = Callable[[], object]
 BASES = Path(__file__).resolve().parents[1] / "configs" / "base"
 BASE_OF = {"fpn": "RCNN_FPN", "c4": "RCNN_C4", "dc5": "RCNN_DC5"}
 KEYS = [
@@ -46,6 +57,7 @@ KEYS = [
     *("MODEL.DILATED_C5.NORM", "BN", "MODEL.ROI_HEADS.NUM_CLASSES", "20"),
     *("DATASETS.TRAIN", "('train',)", "DATASETS.TEST", "('test',)", "SOLVER.BASE_LR", "0.001"),
 ]
+OBJECTS = 15
 # of the relative difference of two losses on a CPU; bfloat16 has 8 bits
 LIMITS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}
 
@@ -59,27 +71,44 @@ class Inputs:
     classes: list[Tensor]
     polygons: list[list[list[np.ndarray]]]
 
+    def written(self, folder: Path, copies: int) -> list[Record]:
+        """The same as JPEG files with their records, ``copies`` of each."""
+        records = []
+        for i, image in enumerate(self.images):
+            file = folder / f"{i}.jpg"
+            pixels = np.ascontiguousarray(image.byte().permute(1, 2, 0).numpy())
+            Image.fromarray(pixels).save(file, quality=90)
+            objects = tuple(
+                Annotation(tuple(box), class_, segmentation=[p.tolist() for p in polygons])
+                for box, class_, polygons in zip(
+                    self.boxes[i].tolist(), self.classes[i].tolist(), self.polygons[i], strict=True
+                )
+            )
+            _, height, width = image.shape
+            records.append(Record(i, str(file), height, width, objects))
+        return records * copies
+
 
 @dataclass
 class Engine:
     """``train()`` takes a step and returns its losses; ``detect()`` counts its detections."""
 
     train: Callable[[], dict[str, float]]
-    detect: Callable[[], int]
+    detect: Call
 
 
 def made_inputs(size: int, batch: int) -> Inputs:
-    """Images of size x size with eight objects each, octagons in their boxes."""
+    """Images of size x size with fifteen objects each, octagons in their boxes."""
     random = torch.Generator().manual_seed(0)
     found = Inputs([], [], [], [])
     for _ in range(batch):
         coarse = torch.rand(3, size // 16 + 1, size // 16 + 1, generator=random)
         fine = coarse.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :size, :size]
         found.images.append((200 * fine + 55 * torch.rand(3, size, size, generator=random)).round())
-        low = torch.rand(8, 2, generator=random) * 0.6 * size
-        side = (0.08 + 0.3 * torch.rand(8, 2, generator=random)) * size
+        low = torch.rand(OBJECTS, 2, generator=random) * 0.6 * size
+        side = (0.08 + 0.3 * torch.rand(OBJECTS, 2, generator=random)) * size
         found.boxes.append(torch.cat([low, low + side], dim=1))
-        found.classes.append(torch.randint(0, 20, (8,), generator=random))
+        found.classes.append(torch.randint(0, 20, (OBJECTS,), generator=random))
         angles = np.arange(8) * np.pi / 4
         circle = np.stack([np.cos(angles), np.sin(angles)], axis=1) / 2 + 0.5
         outlines = low.numpy()[:, None] + circle * side.numpy()[:, None]
@@ -92,17 +121,33 @@ def keys_of(name: str, device: str, more: Sequence[str]) -> list[str]:
     return [*KEYS, *chosen, *more]
 
 
-def ours(name: str, inputs: Inputs, more: Sequence[str], precision: Precision) -> Engine:
+def config_of(name: str, device: str, more: Sequence[str]) -> CfgNode:
+    """The standalone engine's config of a detector."""
     cfg = get_cfg()
     merge(cfg, load_yaml(BASES / f"{BASE_OF[name]}.yaml"), source=name)
-    merge_overrides(cfg, keys_of(name, precision.device, more))
+    merge_overrides(cfg, keys_of(name, device, more))
     check(cfg)
+    return cfg
+
+
+def ours(
+    name: str,
+    inputs: Inputs,
+    more: Sequence[str],
+    precision: Precision,
+    *,
+    records: Sequence[Record] = (),
+    workers: int = 0,
+) -> Engine:
+    cfg = config_of(name, precision.device, more)
     torch.manual_seed(0)
     model = build_detector(cfg, channels_last=precision.channels_last).to(precision.device)
     if precision.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     solver = build_solver(cfg, model)
     scaler = torch.amp.GradScaler(precision.device, enabled=precision.needs_scaler)
+    if cfg.SOLVER.CUDA_GRAPHS:
+        model.capture()
     targets = [
         Targets(boxes, classes, polygons if cfg.MODEL.MASK_ON else None)
         for boxes, classes, polygons in zip(
@@ -110,16 +155,28 @@ def ours(name: str, inputs: Inputs, more: Sequence[str], precision: Precision) -
         )
     ]
 
+    batches: Iterator[list[Sample]] = iter(())
+    if records:
+        stream = BatchStream(records, batch_size=len(inputs.images), seed=0)
+        mapper = build_mapper(cfg, train=True)
+        batches = iter(training_loader(records, mapper, stream, workers=workers))
+
     def train() -> dict[str, float]:
         model.train()
+        images, objects = inputs.images, targets
+        if records:
+            samples = next(batches)
+            images = [s.image for s in samples]
+            objects = [s.targets for s in samples if s.targets is not None]
         torch.manual_seed(1)
         with precision.autocast():
-            losses = model(inputs.images, targets)
+            losses = model(images, objects)
         solver.optimizer.zero_grad()
         scaler.scale(sum(losses.values())).backward()
         scaler.step(solver.optimizer)
         scaler.update()
-        return {key: loss.item() for key, loss in losses.items()}
+        values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
+        return dict(zip(losses, values, strict=True))
 
     def detect() -> int:
         model.eval()
@@ -129,12 +186,21 @@ def ours(name: str, inputs: Inputs, more: Sequence[str], precision: Precision) -
     return Engine(train, detect)
 
 
-def theirs(name: str, inputs: Inputs, more: Sequence[str], precision: Precision) -> Engine:
+def theirs(
+    name: str,
+    inputs: Inputs,
+    more: Sequence[str],
+    precision: Precision,
+    *,
+    records: Sequence[Record] = (),
+    workers: int = 0,
+) -> Engine:
     try:
         from detectron2.config import get_cfg as get_real_cfg
+        from detectron2.data import DatasetMapper, build_detection_train_loader
         from detectron2.modeling import build_model
         from detectron2.solver import build_optimizer
-        from detectron2.structures import Boxes, Instances, PolygonMasks
+        from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
         from detectron2.utils.events import EventStorage
     except ImportError as error:
         raise InputError(f"detectron2 is needed ({error}): set PYTHONPATH to a checkout") from None
@@ -147,9 +213,7 @@ def theirs(name: str, inputs: Inputs, more: Sequence[str], precision: Precision)
     model = build_model(cfg)
     # the weights of ours, under the same names
     torch.manual_seed(0)
-    own = get_cfg()
-    merge(own, load_yaml(BASES / f"{BASE_OF[name]}.yaml"), source=name)
-    merge_overrides(own, keys_of(name, precision.device, more))
+    own = config_of(name, precision.device, more)
     model.load_state_dict(build_detector(own).state_dict())
     optimizer = build_optimizer(cfg, model)
     scaler = torch.amp.GradScaler(precision.device, enabled=precision.needs_scaler)
@@ -164,16 +228,28 @@ def theirs(name: str, inputs: Inputs, more: Sequence[str], precision: Precision)
             instances.gt_masks = PolygonMasks(polygons)
         rows.append({"image": image, "instances": instances})
 
+    batches: Iterator[list[dict[str, Any]]] = iter(())
+    if records:
+        loader = build_detection_train_loader(
+            [row_of(record, BoxMode.XYXY_ABS) for record in records],
+            mapper=DatasetMapper(cfg, is_train=True),
+            total_batch_size=len(inputs.images),
+            num_workers=workers,
+        )
+        batches = iter(loader)
+
     def train() -> dict[str, float]:
         model.train()
+        given = next(batches) if records else rows
         torch.manual_seed(1)
         with EventStorage(), precision.autocast():
-            losses = model(rows)
+            losses = model(given)
         optimizer.zero_grad()
         scaler.scale(sum(losses.values())).backward()
         scaler.step(optimizer)
         scaler.update()
-        return {key: loss.item() for key, loss in losses.items()}
+        values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
+        return dict(zip(losses, values, strict=True))
 
     def detect() -> int:
         model.eval()
@@ -182,6 +258,27 @@ def theirs(name: str, inputs: Inputs, more: Sequence[str], precision: Precision)
         return sum(len(one) for one in found)
 
     return Engine(train, detect)
+
+
+def row_of(record: Record, mode: Any) -> dict[str, Any]:
+    """A record as detectron2's mapper reads it."""
+    objects = [
+        {
+            "bbox": list(a.bbox),
+            "bbox_mode": mode,
+            "category_id": a.category,
+            "segmentation": a.segmentation,
+            "iscrowd": 0,
+        }
+        for a in record.annotations
+    ]
+    return {
+        "file_name": record.file_name,
+        "height": record.height,
+        "width": record.width,
+        "image_id": record.image_id,
+        "annotations": objects,
+    }
 
 
 def timed(call: Callable[[], object], device: str) -> tuple[float, float]:
@@ -214,52 +311,64 @@ def hold(name: str, there: dict[str, float], here: dict[str, float], precision: 
 def compare(name: str, args: argparse.Namespace) -> None:
     """One detector: the check, then the rounds."""
     inputs = made_inputs(args.size, args.batch)
+    on_gpu = args.device == "cuda"
     for title in args.precision:
         here = Precision(title, args.device)
-        there = here if args.device == "cuda" else Precision("float32", "cpu")
-        engines = {
-            "detectron2": theirs(name, inputs, args.keys, there),
-            title: ours(name, inputs, args.keys, here),
-        }
-        first = {which: engine.train() for which, engine in engines.items()}
-        hold(name, first["detectron2"], first[title], here)
-        calls = {
-            "training step": {which: engine.train for which, engine in engines.items()},
-            "inference": {which: engine.detect for which, engine in engines.items()},
-        }
-        for what, pair in calls.items():
-            rounds: list[dict[str, tuple[float, float]]] = []
-            with tqdm(total=2 * args.rounds, desc=f"{name}, {title}, {what}", mininterval=1) as bar:
-                for _ in range(args.rounds):
-                    rounds.append({})
-                    for which, call in pair.items():
-                        rounds[-1][which] = timed(call, args.device)
-                        bar.update()
-            report(what, name, title, rounds[args.warm_up :], args)
+        there = here if on_gpu else Precision("float32", "cpu")
+        with tempfile.TemporaryDirectory() as folder:
+            files: dict[str, Any] = {"workers": args.workers}
+            if args.loader:
+                files["records"] = inputs.written(Path(folder), 64 // args.batch)
+            engines = {
+                "detectron2": theirs(name, inputs, args.keys, there, **files),
+                title: ours(name, inputs, args.keys, here, **files),
+            }
+            if on_gpu:
+                keys = [*args.keys, "SOLVER.CUDA_GRAPHS", "True"]
+                engines[f"{title}, CUDA graphs"] = ours(name, inputs, keys, here, **files)
+            if not args.loader:
+                first = {which: engine.train() for which, engine in engines.items()}
+                hold(name, first["detectron2"], first[title], here)
+            steps: dict[str, Call] = {which: engine.train for which, engine in engines.items()}
+            if on_gpu:
+                cfg = config_of(name, args.device, args.keys)
+                steps["convolutions alone"] = convolutions_alone(cfg, inputs.images, here)
+            calls = {"training step": steps}
+            if not args.loader:
+                found = {which: engines[which].detect for which in ("detectron2", title)}
+                calls["inference"] = found
+            for what, each in calls.items():
+                rounds: list[dict[str, tuple[float, float]]] = []
+                total = len(each) * args.rounds
+                with tqdm(total=total, desc=f"{name}, {title}, {what}", mininterval=1) as bar:
+                    for _ in range(args.rounds):
+                        rounds.append({})
+                        for which, call in each.items():
+                            rounds[-1][which] = timed(call, args.device)
+                            bar.update()
+                report(what, name, rounds[args.warm_up :], args)
 
 
 def report(
-    what: str,
-    name: str,
-    title: str,
-    rounds: list[dict[str, tuple[float, float]]],
-    args: argparse.Namespace,
+    what: str, name: str, rounds: list[dict[str, tuple[float, float]]], args: argparse.Namespace
 ) -> None:
-    """A row by the clock, and on a GPU one by the events."""
-    for kind, clock in enumerate(["clock", "CUDA events"] if args.device == "cuda" else ["CPU"]):
-        there, here = (
-            [1e3 * one[which][kind] for one in rounds] for which in ("detectron2", title)
-        )
-        write_row(
-            args.rows,
-            what=what,
-            case=f"{name}, R50, {args.size} px, batch {args.batch}, {clock}",
-            peer=f"detectron2, {title if args.device == 'cuda' else 'float32'}",
-            ours=title,
-            unit="ms",
-            there=there,
-            here=here,
-        )
+    """Each of ours against each of the others: a row by the clock, and on a GPU one by events."""
+    clocks = ["clock", "CUDA events"] if args.device == "cuda" else ["CPU"]
+    peers = [which for which in ("detectron2", "convolutions alone") if which in rounds[0]]
+    for own in [which for which in rounds[0] if which not in peers]:
+        for peer in peers:
+            for kind, clock in enumerate(clocks):
+                there, here = ([1e3 * one[which][kind] for one in rounds] for which in (peer, own))
+                write_row(
+                    args.rows,
+                    what=what + (" with loader" if args.loader else ""),
+                    case=f"{name}, R50, {args.size} px, batch {args.batch}, {clock}",
+                    peer=peer,
+                    ours=own,
+                    unit="ms",
+                    there=there,
+                    here=here,
+                )
 
 
 def peak_memory(name: str, engine: str, args: argparse.Namespace) -> float:
@@ -281,6 +390,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--warm-up", type=int, default=0, help="rounds that do not count")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--loader", action="store_true", help="from files, by each engine's loader")
+    p.add_argument("--workers", type=int, default=4, help="processes of a loader")
     p.add_argument("--precision", nargs="+", choices=LIMITS, default=["float32", "bfloat16"])
     add_rows_option(p)
     p.add_argument("--memory", action="store_true", help="peak memory instead of time")

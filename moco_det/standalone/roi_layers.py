@@ -206,6 +206,11 @@ class BoxHead(nn.Sequential):
         self.out_features = size
 
 
+# Only boxes with higher scores decide whether one is kept: of many candidates an image, as low
+# thresholds leave them, the best are looked at first, and often suffice.
+LOOKED_AT_FIRST = 4096
+
+
 class BoxPredictor(nn.Module):
     """Class scores (C + 1) and box deltas (4, or 4 C) of each region."""
 
@@ -282,16 +287,22 @@ class BoxPredictor(nn.Module):
         sound = (sound & proposals.real)[..., None]
         probabilities = probabilities[..., :-1].masked_fill(~sound, -1.0)
         probabilities = probabilities.flatten(1)  # N, P * C
-        # of how many a batch needs space has to be known: the device is waited for
-        most = int((probabilities > self.score_threshold).sum(dim=1).max())
-        confidence, index = probabilities.topk(most, dim=1)
-        region, class_ = index // self.num_classes, index % self.num_classes
-        box = take(boxes.flatten(1, 2), region * per_class + (class_ if per_class > 1 else 0))
         limits = torch.tensor([(width, height) * 2 for height, width in image_sizes])
-        limits = to_device(limits.to(box.dtype), box.device)[:, None]
-        box = torch.minimum(box.clamp(min=0), limits)
+        limits = to_device(limits.to(boxes.dtype), boxes.device)[:, None]
+        wanted = (probabilities > self.score_threshold).sum(dim=1)
+        # for how many a batch needs space has to be known: the device is waited for
+        most = int(wanted.max())
         limit = self.detections_per_image if self.detections_per_image >= 0 else most
-        keep = nms(box, class_, confidence > self.score_threshold, self.nms_threshold, limit)
+        looked = LOOKED_AT_FIRST
+        while True:
+            confidence, index = probabilities.topk(min(looked, most), dim=1)
+            region, class_ = index // self.num_classes, index % self.num_classes
+            box = take(boxes.flatten(1, 2), region * per_class + (class_ if per_class > 1 else 0))
+            box = torch.minimum(box.clamp(min=0), limits)
+            keep = nms(box, class_, confidence > self.score_threshold, self.nms_threshold, limit)
+            if looked >= most or bool(((keep.sum(dim=1) >= limit) | (wanted <= looked)).all()):
+                break
+            looked *= 4
         best, index = confidence.masked_fill(~keep, -1).topk(min(limit, most), dim=1)
         counts = (best > self.score_threshold).sum(dim=1).tolist()
         kept = take(box, index), best, take(class_, index)

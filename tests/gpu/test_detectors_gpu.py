@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,8 +19,10 @@ from moco_det.config import load_config
 from moco_det.data import load_dataset
 from moco_det.data.scenes import ScenesPaths
 from moco_det.standalone import RunOptions, run
-from moco_det.standalone.build import build_mapper
+from moco_det.standalone.build import build_detector, build_mapper
+from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import predict
+from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precision import Precision
 from moco_det.standalone.roi_layers import ROIPooler
 from tests.standalone.targets import rois_of_images
@@ -46,6 +50,7 @@ def run_of(
     precision: str,
     monkeypatch: pytest.MonkeyPatch,
     resume: bool = False,
+    keys: dict[str, str] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Metrics and the lines of the log of a run of four steps."""
     if (precision, device) == ("float16", "cpu"):
@@ -58,6 +63,7 @@ def run_of(
         "DATASETS.TRAIN": repr((paths.train,)),
         "DATASETS.TEST": repr((paths.test,)),
         "OUTPUT_DIR": repr(str(output)),
+        **(keys or {}),
     }
     metrics = run(load_config(*overrides_of(name, changes)), RunOptions(name, resume=resume))
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -171,6 +177,106 @@ def test_evaluation_gives_the_rows_of_a_cpu(name: str, device: str, painted: Sce
     assert all("segmentation" in row for row in found)
     best = [max((r["score"] for r in rows), default=0.0) for rows in (found, expected)]
     assert best[0] == pytest.approx(best[1], abs=0.01)
+
+
+def trainable(
+    name: str, precision: str, device: str, painted: ScenesPaths, *keys: str
+) -> tuple[GeneralizedRCNN, list[Sample]]:
+    """A detector in training with samples that are full, and two batches of one size."""
+    # a sample of regions is full where there are proposals enough
+    full = {"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": "8", "INPUT.RANDOM_FLIP": "none"}
+    file, words = overrides_of(name, full)
+    cfg = load_config(file, [*words, *keys])
+    torch.manual_seed(0)
+    model = build_detector(cfg, channels_last=True).to(device).train()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    mapper = build_mapper(cfg, train=True)
+    records = load_dataset(painted.train).records
+    return model, [mapper(record, np.random.RandomState(0)) for record in records[:2]]
+
+
+def losses_of(
+    model: GeneralizedRCNN, samples: list[Sample], precision: Precision
+) -> dict[str, Tensor]:
+    with precision.autocast():
+        losses = model([s.image for s in samples], [s.targets for s in samples])
+    model.zero_grad()
+    sum(losses.values()).backward()
+    return losses
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_step_waits_for_the_device_three_times_at_most(
+    name: str, precision: str, device: str, painted: ScenesPaths
+) -> None:
+    model, samples = trainable(name, precision, device, painted)
+    own = Precision(precision, device)
+    if (precision, device) == ("float16", "cpu"):
+        pytest.skip("float16 takes minutes on a CPU")
+    losses_of(model, samples, own)  # constants are made once
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            losses_of(model, samples, own)
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    waits = [str(w.message) for w in caught if "synchroniz" in str(w.message)]
+    waits = [w for w in waits if "prototype" not in w]
+    assert len(waits) <= 3, waits
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", DETECTORS)
+def test_captured_steps_have_the_losses_of_launched_ones(
+    name: str, precision: str, device: str, painted: ScenesPaths
+) -> None:
+    if device == "cpu":
+        pytest.skip("a CPU has no graphs")
+    results = []
+    for captured in (False, True):
+        model, samples = trainable(name, precision, device, painted)
+        if captured:
+            model.capture()
+        optimizer = torch.optim.SGD(model.parameters(), 0.001)
+        rows = []
+        for _ in range(6):
+            torch.manual_seed(1)
+            losses = losses_of(model, samples, Precision(precision, device))
+            optimizer.step()
+            rows.append([loss.item() for loss in losses.values()])
+        results.append((rows, [b.float().cpu() for b in model.buffers()]))
+        assert model.captured is None or len(model.captured.trunks) == 1
+    (plain, statistics), (graphs, own) = results
+    assert np.allclose(graphs, plain, rtol=0.03, atol=0.01)
+    for one, other in zip(own, statistics, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_with_graphs_goes_on_where_it_stopped(
+    precision: str,
+    device: str,
+    painted: ScenesPaths,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shape: dict[str, Any] = {"precision": precision, "monkeypatch": monkeypatch}
+    keys = {"SOLVER.CUDA_GRAPHS": "True"}
+    _, whole = run_of("FPN masks", device, painted, tmp_path / "whole", keys=keys, **shape)
+    with monkeypatch.context() as patch:
+        stop_before_step(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            parts = {**shape, "monkeypatch": patch}
+            run_of("FPN masks", device, painted, tmp_path / "parts", keys=keys, **parts)
+    _, parts = run_of(
+        "FPN masks", device, painted, tmp_path / "parts", keys=keys, resume=True, **shape
+    )
+    found, expected = ([line["total_loss"] for line in lines] for lines in (parts, whole))
+    assert found == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.detectron2

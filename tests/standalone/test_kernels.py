@@ -16,7 +16,17 @@ pytest.importorskip("triton")
 def test_the_kernels_compute_what_torchvision_does() -> None:
     command = [sys.executable, "-m", "pytest", "tests/gpu/test_kernels_gpu.py", "-q"]
     result = subprocess.run(
-        [*command, "--device", "cpu", "-p", "no:randomly", "-p", "no:xdist", "-p", "no:cacheprovider"],
+        [
+            *command,
+            "--device",
+            "cpu",
+            "-p",
+            "no:randomly",
+            "-p",
+            "no:xdist",
+            "-p",
+            "no:cacheprovider",
+        ],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
