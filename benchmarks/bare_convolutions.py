@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
