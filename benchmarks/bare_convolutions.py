@@ -76,4 +76,9 @@ def convolutions_alone(
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+
+    def replay(_kept: Callable[[], None] = step) -> None:
+        # a graph reads the tensors of `step`, and does not keep them
+        graph.replay()
+
+    return replay

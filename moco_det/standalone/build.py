@@ -267,13 +267,19 @@ def build_solver(cfg: CfgNode, model: torch.nn.Module) -> Solver:
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
     )
+    # one kernel for all parameters on a GPU; on a CPU one after another stays in the cache
+    fused = next(model.parameters()).is_cuda
     optimizer = torch.optim.SGD(
         groups,
         lr=solver.BASE_LR,
         momentum=solver.MOMENTUM,
         nesterov=solver.NESTEROV,
-        # one kernel for all parameters on a GPU; on a CPU one after another stays in the cache
-        fused=next(model.parameters()).is_cuda,
+        fused=fused,
         foreach=False,
     )
+    if fused and solver.MOMENTUM:
+        # torch leaves these as they come from the allocator where the first step of all is one
+        # that loss scaling skips, and the second then adds what was in that memory
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return Solver(optimizer, build_schedule(cfg))

@@ -124,7 +124,7 @@ def test_boxes_stay_where_they_are_whatever_the_format_of_the_map(
         found = pooler([maps], rois_of_images([boxes]))
     exact = roi_align(maps.float(), rois_of_images([boxes]), (7, 7), 1 / 8, 0, True)
     assert found.dtype == dtype
-    torch.testing.assert_close(found.float(), exact, atol=1e-5, rtol=2 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(found.float(), exact, atol=1e-4, rtol=2 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
@@ -202,7 +202,8 @@ def losses_of(
         losses = model([s.image for s in samples], [s.targets for s in samples])
     model.zero_grad()
     sum(losses.values()).backward()
-    return losses
+    # nothing of a step may be left when the next is captured, its graph of gradients least of all
+    return {name: loss.detach() for name, loss in losses.items()}
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
