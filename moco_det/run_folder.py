@@ -28,6 +28,7 @@ FREE = (
     "MODEL.DEVICE",
     "OUTPUT_DIR",
     "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.CUDA_GRAPHS",
     "TEST.EVAL_PERIOD",
 )
 # A run may be made longer or shorter; its row says so.
