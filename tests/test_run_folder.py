@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moco_det.errors import InputError
-from moco_det.launching import meeting_place
+from moco_det.launching import meeting_place, torchrun_process
 from moco_det.run_folder import (
     check_free,
     check_results,
@@ -104,3 +104,34 @@ def test_one_machine_needs_no_address_and_several_meet_where_they_are_told() -> 
     assert alone.startswith("tcp://127.0.0.1:")
     url = "tcp://10.0.0.1:29500"
     assert meeting_place(processes=2, machines=2, machine_rank=1, url=url) == url
+
+
+@pytest.fixture
+def under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("under_torchrun")
+def test_torchrun_says_who_a_process_is_and_where_all_meet() -> None:
+    assert torchrun_process() == (5, 8, 1, 4)
+    assert meeting_place(processes=1, machines=1, machine_rank=0, url=None) == "env://"
+
+
+@pytest.mark.usefixtures("under_torchrun")
+@pytest.mark.parametrize(
+    "changed",
+    [{"processes": 8}, {"machines": 2}, {"machine_rank": 1}, {"url": "tcp://10.0.0.1:29500"}],
+)
+def test_torchrun_and_processes_of_the_tool_are_refused_together(changed: dict[str, Any]) -> None:
+    alone = {"processes": 1, "machines": 1, "machine_rank": 0, "url": None}
+    with pytest.raises(InputError, match="take out --num-gpus, .* or start without torchrun"):
+        meeting_place(**(alone | changed))
+
+
+def test_without_a_local_rank_nobody_is_started_by_torchrun(
+    under_torchrun: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK")
+    assert torchrun_process() is None
