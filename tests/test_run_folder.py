@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,7 +126,7 @@ def test_torchrun_says_who_a_process_is_and_where_all_meet() -> None:
     [{"processes": 8}, {"machines": 2}, {"machine_rank": 1}, {"url": "tcp://10.0.0.1:29500"}],
 )
 def test_torchrun_and_processes_of_the_tool_are_refused_together(changed: dict[str, Any]) -> None:
-    alone = {"processes": 1, "machines": 1, "machine_rank": 0, "url": None}
+    alone: dict[str, Any] = {"processes": 1, "machines": 1, "machine_rank": 0, "url": None}
     with pytest.raises(InputError, match="take out --num-gpus, .* or start without torchrun"):
         meeting_place(**(alone | changed))
 

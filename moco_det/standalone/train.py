@@ -69,7 +69,7 @@ def train(
     if world > 1:
         ids = [torch.cuda.current_device()] if precision.device == "cuda" else None
         wrapped = nn.parallel.DistributedDataParallel(
-            model, device_ids=ids, broadcast_buffers=False
+            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
         )
     if captures(cfg, world):
         model.capture()
