@@ -40,6 +40,21 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def parallel(model: nn.Module, device: str) -> nn.Module:
+    """The model whose gradients are the means over the processes; itself where it is alone.
+
+    Every parameter that is trained must take part in every step.
+    """
+    if world_size() == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=[torch.cuda.current_device()] if device == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
 def share_buffers(model: nn.Module) -> None:
     """Give every process the first one's buffers: the BN statistics that a checkpoint holds."""
     if world_size() > 1:
