@@ -21,11 +21,11 @@ class TorchrunProcess(NamedTuple):
 
 
 def torchrun_process() -> TorchrunProcess | None:
-    """This process's place where torchrun, or what sets its variables, has started it."""
-    values = [os.environ.get(name.upper()) for name in TorchrunProcess._fields]
-    if any(value is None for value in values):
+    """This process's place where torchrun, or what sets its variables, has started several."""
+    names = [name.upper() for name in TorchrunProcess._fields]
+    if any(name not in os.environ for name in names) or int(os.environ["WORLD_SIZE"]) == 1:
         return None
-    return TorchrunProcess(*(int(value) for value in values if value is not None))
+    return TorchrunProcess(*(int(os.environ[name]) for name in names))
 
 
 @contextmanager

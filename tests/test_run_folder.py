@@ -131,8 +131,12 @@ def test_torchrun_and_processes_of_the_tool_are_refused_together(changed: dict[s
         meeting_place(**(alone | changed))
 
 
-def test_without_a_local_rank_nobody_is_started_by_torchrun(
-    under_torchrun: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("under_torchrun")
+def test_a_process_without_a_local_rank_or_without_others_is_alone(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    with monkeypatch.context() as changed:
+        changed.setenv("WORLD_SIZE", "1")
+        assert torchrun_process() is None
     monkeypatch.delenv("LOCAL_RANK")
     assert torchrun_process() is None
