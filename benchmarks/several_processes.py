@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from moco_det.config import load_config
@@ -28,7 +29,7 @@ from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.rpn import Targets
 from moco_det_tools.entry import run
 from pretrain.config import load_config as load_pretraining
-from pretrain.methods import build_method
+from pretrain.methods import Batch, build_method
 
 DETECTORS = ("coco_R50_FPN_1x_moco", "voc_R50_C4_24k_moco")
 PRETRAINING = "moco_v2_r50_in1m_200ep"
@@ -81,30 +82,44 @@ def with_options(_: int, number: int) -> None:
 def detector_messages(name: str) -> str:
     """What a card sends per step of a detector."""
     model = detector(name)
-    trained = [p for p in model.parameters() if p.requires_grad]
     norms = [m.num_features for m in model.modules() if isinstance(m, SyncBatchNorm2d)]
-    wrapped, _ = steps(model, 2, gradient_as_bucket_view=True)  # the second has final buckets
-    buckets = wrapped._get_ddp_logging_data()["rebuilt_bucket_sizes"]
-    count = sum(p.numel() for p in trained)
+    wrapped, _ = steps(model, 3, gradient_as_bucket_view=True)
     return (
-        f"{name}: {count:,} parameters in {len(trained)} tensors, {4 * count:,} bytes of "
-        f"gradients in buckets of {buckets}; {len(norms)} SyncBN, "
+        f"{name}: {gradients(wrapped)}; {len(norms)} SyncBN, "
         f"{4 * (2 * sum(norms) + len(norms)):,} bytes forward and {8 * sum(norms):,} backward"
     )
 
 
 def pretraining_messages(name: str, processes: int = 8) -> str:
-    """What a card sends per step of MoCo."""
-    cfg = load_pretraining(f"configs/pretrain/{name}.yaml")
-    with torch.device("meta"):
-        method = build_method(cfg, images=cfg.MOCO.K, classes=1000, bfloat16=True)
-    trained = [p for p in method.parameters() if p.requires_grad]
-    count = sum(p.numel() for p in trained)
+    """What a card sends per step of MoCo; the queue is short here, for it is not sent."""
+    cfg = load_pretraining(f"configs/pretrain/{name}.yaml", ["MOCO.K", "256"])
+    torch.manual_seed(0)
+    method = build_method(cfg, images=256, classes=1000, bfloat16=False).train()
+    wrapped = DistributedDataParallel(method, broadcast_buffers=False, gradient_as_bucket_view=True)
+    pixels = torch.randn(16, 3, 64, 64)
+    keys = F.normalize(torch.randn(16, cfg.ENCODER.DIM), dim=1)
+    for _ in range(3):
+        method.zero_grad()
+        wrapped(Batch((pixels, pixels), torch.arange(16)), keys).loss.backward()
     share = cfg.SOLVER.BATCH // processes
     return (
-        f"{name}: {count:,} parameters in {len(trained)} tensors, {4 * count:,} bytes of "
-        f"gradients; {share} images per process, {share * 3 * cfg.AUGMENT.SIZE**2 * 4:,} bytes of "
-        f"key views and {share * cfg.ENCODER.DIM * 4:,} of keys"
+        f"{name}: {gradients(wrapped)}; {share} images per process, "
+        f"{share * 3 * cfg.AUGMENT.SIZE**2 * 4:,} bytes of key views and "
+        f"{share * cfg.ENCODER.DIM * 4:,} of keys"
+    )
+
+
+def gradients(wrapped: DistributedDataParallel) -> str:
+    """Parameters that are trained, and the messages their gradients are sent in.
+
+    The second step has the final buckets, and the third tells them.
+    """
+    trained = [p for p in wrapped.parameters() if p.requires_grad]
+    count = sum(p.numel() for p in trained)
+    buckets = wrapped._get_ddp_logging_data()["rebuilt_bucket_sizes"]
+    return (
+        f"{count:,} parameters in {len(trained)} tensors, {4 * count:,} bytes of gradients in "
+        f"buckets of {buckets}"
     )
 
 
