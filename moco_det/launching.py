@@ -3,9 +3,63 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from moco_det.errors import InputError
+
+
+class TorchrunProcess(NamedTuple):
+    """The place of a process that torchrun has started, in all and on its machine."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def torchrun_process() -> TorchrunProcess | None:
+    """This process's place where torchrun, or what sets its variables, has started several."""
+    names = [name.upper() for name in TorchrunProcess._fields]
+    if any(name not in os.environ for name in names) or int(os.environ["WORLD_SIZE"]) == 1:
+        return None
+    return TorchrunProcess(*(int(os.environ[name]) for name in names))
+
+
+@contextmanager
+def torchrun_group(process: TorchrunProcess, device: str) -> Iterator[None]:
+    """The process group of all that torchrun has started; ``device`` is cpu (gloo) or cuda (NCCL).
+
+    On GPUs each process takes the one of its local rank.
+    """
+    # Imported here so that --help does not wait for torch.
+    import torch
+    import torch.distributed as dist
+
+    if device == "cuda":
+        check_gpus(process.local_world_size)
+        torch.cuda.set_device(process.local_rank)
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo", rank=process.rank, world_size=process.world_size
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def check_gpus(processes: int) -> None:
+    """InputError where this machine has fewer GPUs than processes."""
+    import torch
+
+    if processes > torch.cuda.device_count():
+        raise InputError(
+            f"{processes} processes on this machine and MODEL.DEVICE cuda, but it has "
+            f"{torch.cuda.device_count()} GPUs: lower --num-gpus (torchrun: --nproc-per-node), or "
+            "add MODEL.DEVICE cpu"
+        )
 
 
 def meeting_place(*, processes: int, machines: int, machine_rank: int, url: str | None) -> str:
@@ -13,6 +67,13 @@ def meeting_place(*, processes: int, machines: int, machine_rank: int, url: str 
 
     InputError for counts and an address with which they would never meet.
     """
+    if torchrun_process() is not None:
+        if (processes, machines, machine_rank, url) != (1, 1, 0, None):
+            raise InputError(
+                "torchrun starts the processes and says where they meet: take out --num-gpus, "
+                "--num-machines, --machine-rank and --dist-url, or start without torchrun"
+            )
+        return "env://"
     if processes < 1 or not 0 <= machine_rank < machines:
         raise InputError("--num-gpus must be above 0 and --machine-rank below --num-machines")
     if url is None or url == "auto":

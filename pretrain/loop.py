@@ -83,7 +83,9 @@ class Loop:
         self.parallel: nn.Module = self.method
         if distributed.world_size() > 1:
             # Running statistics are each process's own; those of the main one are kept.
-            self.parallel = DistributedDataParallel(self.method, broadcast_buffers=False)
+            self.parallel = DistributedDataParallel(
+                self.method, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         self.compute: Compute = self._compute
         self.rate: Tensor | None = None  # where a captured step reads it
         if parts.captured:

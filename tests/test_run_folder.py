@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moco_det.errors import InputError
-from moco_det.launching import meeting_place
+from moco_det.launching import meeting_place, torchrun_process
 from moco_det.run_folder import (
     check_free,
     check_results,
@@ -104,3 +105,38 @@ def test_one_machine_needs_no_address_and_several_meet_where_they_are_told() -> 
     assert alone.startswith("tcp://127.0.0.1:")
     url = "tcp://10.0.0.1:29500"
     assert meeting_place(processes=2, machines=2, machine_rank=1, url=url) == url
+
+
+@pytest.fixture
+def under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("under_torchrun")
+def test_torchrun_says_who_a_process_is_and_where_all_meet() -> None:
+    assert torchrun_process() == (5, 8, 1, 4)
+    assert meeting_place(processes=1, machines=1, machine_rank=0, url=None) == "env://"
+
+
+@pytest.mark.usefixtures("under_torchrun")
+@pytest.mark.parametrize(
+    "changed",
+    [{"processes": 8}, {"machines": 2}, {"machine_rank": 1}, {"url": "tcp://10.0.0.1:29500"}],
+)
+def test_torchrun_and_processes_of_the_tool_are_refused_together(changed: dict[str, Any]) -> None:
+    alone: dict[str, Any] = {"processes": 1, "machines": 1, "machine_rank": 0, "url": None}
+    with pytest.raises(InputError, match="take out --num-gpus, .* or start without torchrun"):
+        meeting_place(**(alone | changed))
+
+
+@pytest.mark.usefixtures("under_torchrun")
+def test_a_process_without_a_local_rank_or_without_others_is_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as changed:
+        changed.setenv("WORLD_SIZE", "1")
+        assert torchrun_process() is None
+    monkeypatch.delenv("LOCAL_RANK")
+    assert torchrun_process() is None

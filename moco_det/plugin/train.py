@@ -6,7 +6,6 @@ import argparse
 import importlib.metadata
 import json
 import logging
-import os
 import random
 import shlex
 import sys
@@ -32,6 +31,7 @@ from moco_det.config import dump
 from moco_det.data import DetectionDataset
 from moco_det.data.atomic import write_text
 from moco_det.errors import InputError
+from moco_det.launching import check_gpus, torchrun_group, torchrun_process
 from moco_det.loading import Loaded, load_weights
 from moco_det.plugin.catalog import load_catalog_data
 from moco_det.plugin.config import check_machine, load_config, set_values
@@ -94,7 +94,16 @@ def launch_detectron2(args: argparse.Namespace, command: str) -> None:
         init_name=args.init_name,
         command=command,
     )
-    check_processes(cfg, args.num_gpus, args.num_machines)
+    started = torchrun_process()
+    if started is not None:
+        check_processes(cfg, started.local_world_size, started.world_size)
+        with torchrun_group(started, cfg.MODEL.DEVICE.split(":")[0]):
+            # what detectron2's own launch does in a process that it has started
+            comm.create_local_process_group(started.local_world_size)
+            comm.synchronize()
+            run(cfg, options)
+        return
+    check_processes(cfg, args.num_gpus, args.num_gpus * args.num_machines)
     try:
         launch(
             run,
@@ -111,21 +120,16 @@ def launch_detectron2(args: argparse.Namespace, command: str) -> None:
         raise InputError(line.split("InputError: ", 1)[1]) from None
 
 
-def check_processes(cfg: CfgNode, on_this_machine: int, machines: int) -> None:
+def check_processes(cfg: CfgNode, on_this_machine: int, total: int) -> None:
     """InputError where detectron2 cannot run in that many processes."""
-    total = on_this_machine * machines
     check_machine(cfg.MODEL.DEVICE)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        raise InputError("detectron2 starts its processes itself: use --num-gpus, not torchrun")
     if total > 1 and cfg.MODEL.DEVICE.startswith("cpu"):
         raise InputError(
-            "detectron2's trainer runs in several processes on GPUs only: use --num-gpus 1 or "
-            "--engine standalone"
+            "detectron2's trainer runs in several processes on GPUs only: use --num-gpus 1 "
+            "(torchrun: --nproc-per-node 1) or --engine standalone"
         )
-    if cfg.MODEL.DEVICE.startswith("cuda") and on_this_machine > torch.cuda.device_count():
-        raise InputError(
-            f"--num-gpus {on_this_machine}, but this machine has {torch.cuda.device_count()} GPUs"
-        )
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        check_gpus(on_this_machine)
     batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
     if not reference and batch % total:
         raise InputError(f"SOLVER.IMS_PER_BATCH {batch} does not divide by {total} processes")

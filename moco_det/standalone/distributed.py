@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from moco_det.errors import InputError
+from moco_det.launching import check_gpus, torchrun_group, torchrun_process
 
 
 def rank() -> int:
@@ -39,6 +40,21 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def parallel(model: nn.Module, device: str) -> nn.Module:
+    """The model whose gradients are the means over the processes; itself where it is alone.
+
+    Every parameter that is trained must take part in every step.
+    """
+    if world_size() == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=[torch.cuda.current_device()] if device == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
 def share_buffers(model: nn.Module) -> None:
     """Give every process the first one's buffers: the BN statistics that a checkpoint holds."""
     if world_size() > 1:
@@ -60,19 +76,14 @@ def launch(
 
     NCCL on GPUs, gloo on CPUs. Under torchrun the processes exist already and are joined.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        join(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "env://", device)
-        if device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        function(*arguments)
-        dist.destroy_process_group()
+    started = torchrun_process()
+    if started is not None:
+        with torchrun_group(started, device):
+            function(*arguments)
         return
     total = processes * machines
-    if device == "cuda" and processes > torch.cuda.device_count():
-        raise InputError(
-            f"--num-gpus {processes} and MODEL.DEVICE cuda, but this machine has "
-            f"{torch.cuda.device_count()} GPUs: lower --num-gpus, or add MODEL.DEVICE cpu"
-        )
+    if device == "cuda":
+        check_gpus(processes)
     if total == 1:
         function(*arguments)
         return
@@ -85,11 +96,6 @@ def launch(
         if line is None:
             raise
         raise InputError(line.split("InputError: ", 1)[1]) from None
-
-
-def join(my_rank: int, total: int, url: str, device: str) -> None:
-    backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=url, rank=my_rank, world_size=total)
 
 
 def _process(
@@ -105,7 +111,8 @@ def _process(
         torch.cuda.set_device(local_rank)
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // total))
-    join(start + local_rank, total, url, device)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=url, rank=start + local_rank, world_size=total)
     try:
         function(*arguments)
     finally:

@@ -65,12 +65,7 @@ def train(
         )
         return training_loader(records, mapper, stream, workers=cfg.DATALOADER.NUM_WORKERS)
 
-    wrapped: nn.Module = model
-    if world > 1:
-        ids = [torch.cuda.current_device()] if precision.device == "cuda" else None
-        wrapped = nn.parallel.DistributedDataParallel(
-            model, device_ids=ids, broadcast_buffers=False
-        )
+    wrapped = distributed.parallel(model, precision.device)
     if captures(cfg, world):
         model.capture()
     log = Log(output / "metrics.jsonl", cfg.SOLVER.MAX_ITER, keep_before=first)

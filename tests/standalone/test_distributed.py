@@ -19,7 +19,15 @@ from moco_det.errors import InputError
 from moco_det.resnet.layers import SyncBatchNorm2d
 from moco_det.standalone import RunOptions, distributed
 from tests.standalone.tiny import on_scenes
-from tests.standalone.workers import batch_of, exercise, loss_of, norm_layer
+from tests.standalone.workers import (
+    batch_of,
+    detector,
+    exercise,
+    loss_of,
+    norm_layer,
+    rows_of,
+    samples_of,
+)
 
 
 def free_url() -> str:
@@ -33,6 +41,7 @@ class Two:
     """What two processes found, the folder of the run they made, and the error they ended with."""
 
     ranks: list[dict[str, Any]]
+    detectors: list[dict[str, Any]]
     run: Path
     error: str
 
@@ -48,7 +57,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, painted: ScenesPaths) -> Two:
         "SOLVER.STEPS": "()",
     }
     cfg = on_scenes(painted, folder / "two", changes)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match="nowhere") as caught:
         distributed.launch(
             exercise,
             (folder, cfg, RunOptions("R18_FPN")),
@@ -58,8 +67,11 @@ def two(tmp_path_factory: pytest.TempPathFactory, painted: ScenesPaths) -> Two:
             url=free_url(),
             device="cpu",
         )
-    found = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
-    return Two(found, folder / "two", str(caught.value))
+    found = [
+        [torch.load(folder / f"{rank}{kind}.pt", weights_only=False) for rank in (0, 1)]
+        for kind in ("", "_detector")
+    ]
+    return Two(*found, folder / "two", str(caught.value))
 
 
 @pytest.mark.slow
@@ -108,6 +120,11 @@ def test_precise_statistics_are_the_same_on_both(two: Two) -> None:
     torch.testing.assert_close(two.ranks[0]["precise_mean"], (means[0] + means[1]) / 2)
     # means 0 and 2, variances 1 and 2: mean 1; mean of variance + mean^2 is (1 + 6) / 2, less 1
     assert two.ranks[0]["average"] == two.ranks[1]["average"] == (1.0, 2.5)
+
+
+@pytest.mark.slow
+def test_both_are_scored_with_the_statistics_that_the_first_one_saves(two: Two) -> None:
+    assert [found["shared"] for found in two.ranks] == [7.0, 7.0]
 
 
 def test_alone_it_is_a_plain_norm_and_also_where_one_process_is_joined() -> None:
@@ -162,3 +179,94 @@ def test_two_processes_train_one_config(two: Two) -> None:
     assert len(state["random"]) == 2 and not torch.equal(*state["random"])
     images = {row["image_id"] for row in json.loads((two.run / "predictions.json").read_text())}
     assert images <= {1, 2, 3, 4}
+
+
+class Shares(nn.Module):
+    """A backbone that has seen the images of all processes and hands out each one's features."""
+
+    def __init__(self, backbone: nn.Module, batch: torch.Tensor, shares: int) -> None:
+        super().__init__()
+        self.size_divisibility = backbone.size_divisibility
+        parts = {name: maps.chunk(shares) for name, maps in backbone(batch).items()}
+        self.shares = iter([{k: v[i] for k, v in parts.items()} for i in range(shares)])
+
+    def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return next(self.shares)
+
+
+def step_of_one(norm: str, *, objects: bool) -> tuple[dict[str, float], nn.Module]:
+    """The losses and the model with the gradients of one process that has all images.
+
+    SyncBN sees the whole batch, BN each share alone; regions are sampled, and losses divided by
+    their number, share by share.
+    """
+    _, model = detector(norm)
+    shares = [samples_of(rank, objects=objects) for rank in (0, 1)]
+    backbone = model.backbone
+    if norm == "SyncBN":
+        whole = model.batch([sample.image for share in shares for sample in share])[0]
+        model.backbone = Shares(backbone, whole, len(shares))  # type: ignore[assignment]
+    found = []
+    for rank, share in enumerate(shares):
+        torch.manual_seed(rank)
+        found.append(model([s.image for s in share], [s.targets for s in share]))
+    means = {name: (found[0][name] + found[1][name]) / 2 for name in found[0]}
+    sum(means.values()).backward()
+    model.backbone = backbone
+    return {name: loss.item() for name, loss in means.items()}, model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["SyncBN", "BN"])
+@pytest.mark.parametrize("number", [0, 1], ids=["objects in both", "objects in one"])
+def test_two_processes_take_the_step_of_one_that_has_all_images(
+    norm: str, number: int, two: Two
+) -> None:
+    losses, model = step_of_one(norm, objects=number == 0)
+    trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    statistics = {name: b for name, b in model.named_buffers() if "running" in name}
+    if norm == "BN":  # each process has its own until the detector is scored
+        statistics = {}
+    for process in two.detectors:
+        step = process["steps"][norm][number]
+        assert step["losses"] == pytest.approx(losses, rel=1e-4)
+        # every parameter takes part, also where no region has an object
+        assert step["gradients"].keys() == trained.keys()
+        for name, expected in trained.items():
+            found = step["gradients"][name]
+            assert expected is not None
+            assert (found - expected).norm() <= 1e-3 * expected.norm(), name
+        for name, expected in statistics.items():
+            torch.testing.assert_close(step["buffers"][name], expected, rtol=1e-3, atol=1e-3)
+    first, second = (process["steps"][norm][number]["gradients"] for process in two.detectors)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["SyncBN", "BN"])
+def test_a_step_sends_its_gradients_and_its_losses_and_no_objects(norm: str, two: Two) -> None:
+    layers = sum(isinstance(m, SyncBatchNorm2d) for m in detector(norm)[1].modules())
+    assert (layers > 0) == (norm == "SyncBN")
+    for process in two.detectors:
+        sent = process["steps"][norm][0]["sent"]
+        # the first step has one bucket; each SyncBN sends once forward and once backward
+        assert sent == {"c10d::allreduce_": 1 + 1 + 2 * layers}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [5, 1])
+def test_a_test_set_is_shared_also_where_it_cannot_be_shared_equally(
+    count: int, two: Two, painted: ScenesPaths
+) -> None:
+    cfg = on_scenes(painted, two.run)
+    first, second = (process["rows"][count] for process in two.detectors)
+    assert first == second
+    alone = rows_of(cfg, count)
+    assert {row["image_id"] for row in alone} == set(range(1, count + 1))
+    together = sorted(first, key=lambda row: row["image_id"])  # an image's rows stay in order
+    assert len(together) == len(alone)
+    for found, expected in zip(together, alone, strict=True):
+        for key in ("image_id", "category_id"):
+            assert found[key] == expected[key]
+        assert found["score"] == pytest.approx(expected["score"], rel=1e-4)
+        assert found["bbox"] == pytest.approx(expected["bbox"], abs=1e-2)

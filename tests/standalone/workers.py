@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -14,13 +15,22 @@ from torch import Tensor, nn
 
 import moco_det.standalone.train as training
 from moco_det.bn_statistics import average_over_processes
+from moco_det.data import load_dataset
 from moco_det.errors import InputError
 from moco_det.resnet.layers import SyncBatchNorm2d
 from moco_det.standalone import distributed
+from moco_det.standalone.build import build_detector, build_mapper, build_solver
+from moco_det.standalone.detector import GeneralizedRCNN
+from moco_det.standalone.evaluate import predict
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precise_bn import update_statistics
 from moco_det.standalone.precision import Precision
 from moco_det.standalone.run import RunOptions, run_in_process
+from tests.golden.filling import fill, images
+from tests.standalone.targets import targets_of
+from tests.standalone.tiny import tiny_config
+
+FLOAT = Precision("float32", "cpu")
 
 
 def batch_of(rank: int) -> Tensor:
@@ -57,6 +67,11 @@ class Normed(nn.Module):
 def exercise(folder: Path, cfg: CfgNode, options: RunOptions) -> None:
     """All that two processes must agree on, a run of theirs, and bad input that only they find."""
     agree(folder)
+    found = {
+        "steps": {norm: take_steps(norm) for norm in ("SyncBN", "BN")},
+        "rows": {count: rows_of(cfg, count) for count in (5, 1)},
+    }
+    torch.save(found, folder / f"{distributed.rank()}_detector.pt")
     run_in_process(cfg, options)
     raise InputError("data set nowhere is not there: name another")
 
@@ -88,7 +103,7 @@ def agree(folder: Path) -> None:
 
     plain = norm_layer(nn.BatchNorm2d(4))
     samples = [[Sample(image, 5, 3, 0) for image in batch_of(rank)]] * 2
-    update_statistics(Normed(plain).train(), samples, 2, Precision("float32", "cpu"))
+    update_statistics(Normed(plain).train(), samples, 2, FLOAT)
     found |= {"precise_mean": plain.running_mean, "precise_var": plain.running_var}
 
     by_hand = nn.BatchNorm2d(1)
@@ -97,7 +112,66 @@ def agree(folder: Path) -> None:
     by_hand.running_var.fill_(1.0 + rank)
     average_over_processes([by_hand])
     found["average"] = (by_hand.running_mean.item(), by_hand.running_var.item())
+    by_hand.running_mean.fill_(2.0 * rank + 7)
+    distributed.share_buffers(by_hand)
+    found["shared"] = by_hand.running_mean.item()
     torch.save(found, folder / f"{rank}.pt")
+
+
+def detector(norm: str) -> tuple[CfgNode, GeneralizedRCNN]:
+    """The tiny detector with the same weights wherever it is built, and its config."""
+    cfg = tiny_config({"MODEL.RESNETS.NORM": norm, "MODEL.FPN.NORM": norm})
+    model = build_detector(cfg)
+    fill(model)
+    return cfg, model.train()
+
+
+def samples_of(rank: int, *, objects: bool) -> list[Sample]:
+    """Two images for each process; where told, those of the second one hold no object."""
+    pictures = images(((160, 128),) * 2, seed=rank)
+    targets = targets_of() if objects or rank == 0 else targets_of(((), ()))
+    return [
+        Sample(image, 160, 128, 0, target) for image, target in zip(pictures, targets, strict=True)
+    ]
+
+
+def take_steps(norm: str) -> list[dict[str, Any]]:
+    """Two steps, the second without objects in the second process: what each found and sent."""
+    cfg, model = detector(norm)
+    wrapped = distributed.parallel(model, "cpu")
+    optimizer = build_solver(cfg, model).optimizer
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    found = []
+    for objects in (True, False):
+        fill(model)
+        samples = samples_of(distributed.rank(), objects=objects)
+        torch.manual_seed(distributed.rank())
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            names, losses = training.step(cfg, wrapped, optimizer, scaler, samples, FLOAT)
+        found.append(
+            {
+                "losses": dict(zip(names, losses.tolist(), strict=True)),
+                "gradients": {
+                    name: p.grad.clone()
+                    for name, p in model.named_parameters()
+                    if p.grad is not None
+                },
+                "buffers": {name: b.clone() for name, b in model.named_buffers()},
+                "sent": {
+                    event.key: event.count
+                    for event in profile.key_averages()
+                    if event.key.startswith("c10d::")
+                },
+            }
+        )
+    return found
+
+
+def rows_of(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
+    """Predictions of ``count`` images, by all processes."""
+    everything = load_dataset(cfg.DATASETS.TRAIN[0])
+    some = dataclasses.replace(everything, records=everything.records[:count])
+    return predict(detector("BN")[1], some, build_mapper(cfg, train=False), FLOAT)
 
 
 def run_until_killed(cfg: CfgNode, options: RunOptions, number: int) -> None:
