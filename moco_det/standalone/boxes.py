@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moco_det.standalone.fixed_size import constant
+from moco_det.standalone.fixed_size import constant, to_device
 
 # exp() of a larger log-size would blow a 16-pixel box beyond any image (Faster R-CNN's clamp)
 LOG_SIZE_CLAMP = math.log(1000.0 / 16)
@@ -57,11 +57,11 @@ def area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def clip(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Boxes (R, 4) moved inside an image."""
-    x = boxes[:, 0::2].clamp(0, width)
-    y = boxes[:, 1::2].clamp(0, height)
-    return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
+def clip(boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Boxes (N, R, 4) moved inside their images, of which (height, width) is given."""
+    limits = torch.tensor([(width, height) * 2 for height, width in image_sizes])
+    limits = to_device(limits.to(boxes.dtype), boxes.device)[:, None]
+    return torch.minimum(boxes.clamp(min=0), limits)
 
 
 def nonempty(boxes: Tensor, threshold: float = 0.0) -> Tensor:

@@ -17,14 +17,13 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from moco_det.resnet import Conv2d, msra_fill, xavier_fill
-from moco_det.standalone.boxes import BoxCoder, area, smooth_l1_sum
+from moco_det.standalone.boxes import BoxCoder, area, clip, smooth_l1_sum
 from moco_det.standalone.fixed_size import (
     constant,
     has_kernels,
     is_fixed,
     nms,
     take,
-    to_device,
 )
 from moco_det.standalone.precision import at_least_float32
 from moco_det.standalone.recording import is_recording, note
@@ -287,8 +286,6 @@ class BoxPredictor(nn.Module):
         sound = (sound & proposals.real)[..., None]
         probabilities = probabilities[..., :-1].masked_fill(~sound, -1.0)
         probabilities = probabilities.flatten(1)  # N, P * C
-        limits = torch.tensor([(width, height) * 2 for height, width in image_sizes])
-        limits = to_device(limits.to(boxes.dtype), boxes.device)[:, None]
         wanted = (probabilities > self.score_threshold).sum(dim=1)
         # for how many a batch needs space has to be known: the device is waited for
         most = int(wanted.max())
@@ -298,7 +295,7 @@ class BoxPredictor(nn.Module):
             confidence, index = probabilities.topk(min(looked, most), dim=1)
             region, class_ = index // self.num_classes, index % self.num_classes
             box = take(boxes.flatten(1, 2), region * per_class + (class_ if per_class > 1 else 0))
-            box = torch.minimum(box.clamp(min=0), limits)
+            box = clip(box, image_sizes)
             keep = nms(box, class_, confidence > self.score_threshold, self.nms_threshold, limit)
             if looked >= most or bool(((keep.sum(dim=1) >= limit) | (wanted <= looked)).all()):
                 break

@@ -17,8 +17,8 @@ from torchvision.ops import nms as torchvision_nms
 
 from moco_det.resnet import Conv2d
 from moco_det.standalone.anchors import AnchorGenerator
-from moco_det.standalone.boxes import BoxCoder, Matcher, nonempty, overlaps, smooth_l1_sum
-from moco_det.standalone.fixed_size import is_fixed, nms, pad, present, subsample, take, to_device
+from moco_det.standalone.boxes import BoxCoder, Matcher, clip, nonempty, overlaps, smooth_l1_sum
+from moco_det.standalone.fixed_size import is_fixed, nms, pad, present, subsample, take
 from moco_det.standalone.precision import at_least_float32
 from moco_det.standalone.recording import is_recording, note
 from moco_det.standalone.targets import GroundTruth
@@ -250,9 +250,7 @@ class RPN(nn.Module):
         boxes = self.coder.decode(*(t.flatten(0, 1) for t in found)).view(*scores.shape, 4)
 
         finite = torch.isfinite(boxes).all(dim=2) & torch.isfinite(scores)
-        limits = torch.tensor([(width, height) * 2 for height, width in image_sizes])
-        limits = to_device(limits.to(boxes.dtype), boxes.device)
-        boxes = torch.minimum(boxes.clamp(min=0), limits[:, None])
+        boxes = clip(boxes, image_sizes)
         keep = finite & nonempty(boxes, self.min_box_size)
         if is_fixed(boxes):
             return best_of_levels(boxes, scores, keep, counts, self.nms_threshold, post_topk)

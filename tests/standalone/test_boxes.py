@@ -82,7 +82,7 @@ def test_overlaps_of_nothing() -> None:
 
 def test_clip_and_nonempty_by_hand() -> None:
     boxes = torch.tensor([[-5.0, -5, 30, 8], [25, 2, 40, 6], [3, 4, 3, 9]])
-    clipped = clip(boxes, 10, 20)
+    (clipped,) = clip(boxes[None], [(10, 20)])
     assert clipped.tolist() == [[0, 0, 20, 8], [20, 2, 20, 6], [3, 4, 3, 9]]
     assert nonempty(clipped).tolist() == [True, False, False]
     assert nonempty(clipped, 8.0).tolist() == [False, False, False]  # longer than, not as long as
