@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
 import moco_det.standalone.precision as precision
-from moco_det.data import DetectionDataset, Record
+from moco_det.data import DetectionDataset, Record, load_dataset
 from moco_det.data.scenes import ScenesPaths
 from moco_det.errors import InputError
+from moco_det.standalone import evaluate
 from moco_det.standalone.build import build_mapper
-from moco_det.standalone.evaluate import BATCH, predict, same_size_batches, to_rows
+from moco_det.standalone.evaluate import AHEAD, BATCH, predict, same_size_batches, to_rows
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precision import Precision, choose_precision
 from moco_det.standalone.roi_heads import Detections
@@ -32,16 +36,26 @@ def test_rows_by_hand() -> None:
         classes=torch.tensor([1, 0]),
         masks=torch.ones(2, 4, 4),
     )
-    (row,) = to_rows(sample, found, [30, 60])  # the second lies outside
+    ((row,),) = to_rows([sample], [found], [30, 60])  # the second lies outside
     segmentation = row.pop("segmentation")
     assert row == {"image_id": 77, "category_id": 60, "bbox": [2, 2, 4, 2], "score": 0.75}
     assert segmentation["size"] == [10, 20]
-    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    assert to_rows(sample, nothing, [30, 60]) == []
+    assert coco_mask.area(segmentation) == 8
+    none = torch.zeros(0, dtype=torch.int64)
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), none, torch.zeros(0, 4, 4))
+    assert to_rows([sample], [nothing], [30, 60]) == [[]]
+    small = Sample(torch.zeros(3, 20, 40), 20, 40, 78)
+    assert to_rows([sample, sample, small], [found, nothing, found], [30, 60]) == [
+        *to_rows([sample], [found], [30, 60]),
+        [],
+        *to_rows([small], [found], [30, 60]),
+    ]
 
 
 class Echo(nn.Module):
     """Finds one object in each image, as large as the image."""
+
+    backbone = SimpleNamespace(size_divisibility=1)
 
     def forward(self, images: list[Tensor]) -> list[Detections]:
         assert not self.training and not torch.is_grad_enabled()
@@ -100,16 +114,42 @@ def test_an_empty_test_set_has_no_rows() -> None:
     assert predict(Echo(), sizes(), Blank(), FLOAT) == []  # type: ignore[arg-type]
 
 
-def test_only_neighbours_of_one_size_share_a_batch() -> None:
-    records = sizes((1, 2), (1, 2), (2, 1), (1, 2), *[(3, 3)] * (BATCH + 1)).records
-    batches = list(same_size_batches(map(Blank(), records)))
-    assert [[s.image_id for s in b] for b in batches] == [
-        [0, 1],
-        [2],
-        [3],
-        list(range(4, 4 + BATCH)),
-        [4 + BATCH],
-    ]
+def numbers(step: int, *shapes: tuple[int, int]) -> list[list[int]]:
+    """Which samples of these shapes share a batch."""
+    samples = map(Blank(), sizes(*shapes).records)
+    return [[number for number, _ in batch] for batch in same_size_batches(samples, step)]
+
+
+def test_samples_of_one_size_share_a_batch() -> None:
+    assert numbers(1, (1, 2), (2, 1), (1, 2), (2, 1), (1, 1)) == [[0, 2], [1, 3], [4]]
+    full = list(range(1, BATCH + 1))
+    assert numbers(1, (1, 2), *[(3, 3)] * (BATCH + 1)) == [full, [0], [BATCH + 1]]
+
+
+def test_a_size_is_what_the_model_pads_to() -> None:
+    assert numbers(32, (30, 33), (32, 64), (33, 33), (1, 40)) == [[0, 1, 3], [2]]
+
+
+def test_the_longest_waiting_goes_first_where_too_many_wait() -> None:
+    found = numbers(1, *[(1, i + 1) for i in range(AHEAD)], (1, 2), (1, 1))
+    assert found[0] == [0] and found[1] == [1, AHEAD]
+    assert sorted(sum(found, [])) == list(range(AHEAD + 2))
+
+
+def test_threads_beside_the_model_change_nothing(
+    painted: ScenesPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = briefly_trained("FPN masks", painted, device="cpu", steps=5)
+    mapper, dataset = build_mapper(tiny_config(), train=False), load_dataset(painted.test)
+    monkeypatch.setattr(evaluate, "BATCH", 1)
+    expected = predict(model, dataset, mapper, FLOAT)
+    assert len(expected) > len(dataset.records)
+
+    def start(self: evaluate.Beside, function: Any, *arguments: Any) -> Any:
+        return self.pool.submit(function, *arguments).result
+
+    monkeypatch.setattr(evaluate.Beside, "start", start)
+    assert predict(model, dataset, mapper, FLOAT) == expected
 
 
 @pytest.mark.parametrize(("fast", "name"), [(True, "bfloat16"), (False, "float32")])
