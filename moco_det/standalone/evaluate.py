@@ -183,11 +183,10 @@ def to_rows(
     kept = nonempty(boxes).nonzero()[:, 0]
     boxes, image = boxes[kept].float(), image[kept]
     masks = [one.masks for one in found if one.masks is not None]
-    texts = (
-        encode_masks(torch.cat(masks)[kept.to(masks[0].device)], boxes, sizes[image])
-        if masks
-        else []
-    )
+    texts: list[str] = []
+    if masks:
+        chosen = kept.to(masks[0].device, non_blocking=True)
+        texts = encode_masks(torch.cat(masks)[chosen], boxes, sizes[image])
     rows: list[Rows] = [[] for _ in samples]
     for index, (number, (x0, y0, x1, y1), (score, category)) in enumerate(
         zip(image.tolist(), boxes.tolist(), numbers[kept, 4:].tolist(), strict=True)

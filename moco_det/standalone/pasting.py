@@ -40,7 +40,8 @@ def encode_masks(masks: Tensor, boxes: Tensor, sizes: Tensor) -> list[str]:
     number = torch.arange(len(owner)) - (strips.cumsum(0) - strips)[owner]
     x, y = low[owner].unbind(1)
     columns = [owner, order[owner], x + STRIP * number, y, *high[owner].unbind(1), sizes[owner, 0]]
-    table, corners = torch.stack(columns).to(device), boxes[owner].to(device)
+    table = torch.stack(columns).to(device, non_blocking=True)
+    corners = boxes[owner].to(device, non_blocking=True)
     found = [torch.empty(2, 0, dtype=torch.int64, device=device)]
     for part, height in chunks(high[owner, 1] - y, AT_ONCE[device.type]):
         found.append(find_changes(masks, corners[part], table[:, part], height))
@@ -94,7 +95,8 @@ def spell(owner: Tensor, place: Tensor, totals: Tensor) -> tuple[str, list[int]]
     """
     bits = int(totals.max()).bit_length() + 1  # and the sign
     device = owner.device
-    rank, totals = torch.arange(len(totals), device=device), totals.to(device)
+    rank = torch.arange(len(totals), device=device)
+    totals = totals.to(device, non_blocking=True)
     # a run that reaches the lowest line goes on at the top of the next column
     joined = (owner[1:] == owner[:-1]) & (place[1:] == place[:-1])
     keep = place < totals[owner]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import moco_det.standalone.precision as precision
 from moco_det.data import DetectionDataset, Record, load_dataset
@@ -50,6 +51,34 @@ def test_rows_by_hand() -> None:
         [],
         *to_rows([small], [found], [30, 60]),
     ]
+
+
+class Counted(TorchDispatchMode):
+    """Counts every operation on tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_batch_takes_as_many_operations_whatever_it_holds() -> None:
+    sample = Sample(torch.zeros(3, 20, 40), 10, 20, 77)
+    counts = []
+    for number in (5, 50):
+        found = Detections(
+            torch.tensor([[4.0, 4, 12, 8]]).repeat(number, 1),
+            torch.ones(number),
+            torch.zeros(number, dtype=torch.int64),
+            torch.ones(number, 4, 4),
+        )
+        with Counted() as counted:
+            to_rows([sample] * 3, [found] * 3, [30])
+        counts.append(counted.count)
+    assert counts[0] == counts[1] > 0
 
 
 class Echo(nn.Module):
