@@ -37,7 +37,7 @@ from moco_det.scoring import score
 from moco_det.standalone import RunOptions, build_detector
 from moco_det.standalone import run as train
 from moco_det.standalone.build import build_mapper
-from moco_det.standalone.evaluate import predict
+from moco_det.standalone.evaluate import BATCH, predict
 from moco_det.standalone.precision import Precision
 from moco_det.weights import convert
 from moco_det_tools.entry import run
@@ -70,6 +70,7 @@ def trained(args: argparse.Namespace, folder: Path) -> tuple[list[str], Detectio
         "MODEL.RPN.POST_NMS_TOPK_TEST": "1000",
         "TEST.DETECTIONS_PER_IMAGE": "100",
         "INPUT.MAX_SIZE_TEST": str(STRIP * SIDE),
+        "DATALOADER.NUM_WORKERS": "4" if args.device == "cuda" else "0",
         "DATASETS.TRAIN": repr((paths.train,)),
         "DATASETS.TEST": repr((paths.test,)),
         "SOLVER.MAX_ITER": str(args.steps),
@@ -134,14 +135,21 @@ def theirs(keys: Sequence[str]) -> Detect:
     @torch.no_grad()
     def detect(dataset: DetectionDataset, precision: Precision) -> list[dict[str, Any]]:
         found = Evaluator(dataset, Path(), with_masks=True)
-        for record in tqdm(dataset.records, desc="detectron2", unit="image", mininterval=1):
-            image = mapper(record).image
-            sizes = {"height": record.height, "width": record.width, "image_id": record.image_id}
-            inputs = [{"image": image, **sizes}]
+        starts = range(0, len(dataset), BATCH)
+        for start in tqdm(starts, desc="detectron2", unit="batch", mininterval=1):
+            inputs = [
+                {
+                    "image": mapper(record).image,
+                    "height": record.height,
+                    "width": record.width,
+                    "image_id": record.image_id,
+                }
+                for record in dataset.records[start : start + BATCH]
+            ]
             with precision.autocast():
                 outputs = model(inputs)
-            scores = outputs[0]["instances"].scores
-            outputs[0]["instances"].scores = scores.float()  # numpy has no bfloat16
+            for one in outputs:
+                one["instances"].scores = one["instances"].scores.float()  # numpy has no bfloat16
             found.process(inputs, outputs)
         return found.rows
 
