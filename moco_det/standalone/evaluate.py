@@ -137,6 +137,8 @@ def read_samples(records: Sequence[Record], mapper: Mapper, workers: int) -> Ite
     ):
         if isinstance(found, InputError):
             raise found
+        if workers:  # it may wait for long, and a container has little shared memory
+            found.image = found.image.clone()
         yield found
 
 
