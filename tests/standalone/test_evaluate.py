@@ -53,6 +53,21 @@ def test_rows_by_hand() -> None:
     ]
 
 
+def test_detections_are_rescaled_to_the_original_image() -> None:
+    sample = Sample(torch.zeros(3, 60, 100), 30, 200, 77)  # x doubles, y halves
+    found = Detections(
+        boxes=torch.tensor([[10.0, 10, 30, 20], [90, 0, 101, 10], [99.9, 60, 100, 60]]),
+        scores=torch.tensor([0.75, 0.5, 0.25]),
+        classes=torch.tensor([1, 2, 0]),
+        masks=torch.stack([torch.zeros(4, 4), torch.ones(4, 4), torch.ones(4, 4)]),
+    )
+    (rows,) = to_rows([sample], [found], [0, 1, 2])
+    # the second is cut at the right edge, the third has no height
+    assert [row["bbox"] for row in rows] == [[20, 5, 40, 5], [180, 0, 20, 5]]
+    assert [row["category_id"] for row in rows] == [1, 2]
+    assert [coco_mask.area(row["segmentation"]) for row in rows] == [0, 100]
+
+
 class Counted(TorchDispatchMode):
     """Counts every operation on tensors."""
 
