@@ -49,6 +49,7 @@ PARTS: list[tuple[str, str, list[str]]] = [
     ("evaluation, bfloat16", "evaluation", ["--precision", "bfloat16"]),
     ("FPN, float16", "detector_steps", [*STEPS, "--detectors", "fpn", "--precision", "float16"]),
     ("two views", "two_views", ["--rounds", "3", "--seconds", "1.0"]),
+    ("precisions", "precisions", []),
 ]
 NEEDS_DETECTRON2 = {"detector_steps"}
 

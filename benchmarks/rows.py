@@ -33,10 +33,10 @@ def write_row(
 ) -> None:
     """Print and append the medians over rounds of the peer's and our numbers, and of the ratios.
 
-    Ratios are taken within a round, above 1 where ours is the faster: more of a unit per second
-    (images/s), less of any other.
+    Ratios are taken within a round, above 1 where ours is the better: more of a unit per second
+    (images/s) or of AP, less of any other.
     """
-    more = unit.endswith("/s")
+    more = unit.endswith("/s") or unit == "AP"
     ratios = [b / a if more else a / b for a, b in zip(there, here, strict=True)]
     row = {
         "what": what,

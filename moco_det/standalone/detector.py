@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from moco_det.resnet import ResNet
-from moco_det.standalone.boxes import nonempty
 from moco_det.standalone.captured import CapturedTrunk, Trunk
 from moco_det.standalone.dilated_c5 import DilatedC5
 from moco_det.standalone.fpn import FPN
@@ -94,16 +93,3 @@ class GeneralizedRCNN(nn.Module):
             slot[:, h:] = 0
             slot[:, :, w:] = 0
         return batch.contiguous(memory_format=self.memory_format), sizes
-
-
-def rescale(found: Detections, size: tuple[int, int], height: int, width: int) -> Detections:
-    """Detections of a resized input (its height, width) in the original image's pixels.
-
-    Boxes that clipping leaves empty are dropped.
-    """
-    scale = found.boxes.new_tensor([width / size[1], height / size[0]] * 2)
-    limit = found.boxes.new_tensor([width, height] * 2)
-    boxes = torch.minimum((found.boxes * scale).clamp(min=0), limit)
-    keep = nonempty(boxes)
-    masks = None if found.masks is None else found.masks[keep]
-    return Detections(boxes[keep], found.scores[keep], found.classes[keep], masks)

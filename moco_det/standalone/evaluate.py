@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -12,13 +14,20 @@ from tqdm import tqdm
 from moco_det.data import DetectionDataset, Record
 from moco_det.errors import InputError
 from moco_det.standalone import distributed
-from moco_det.standalone.detector import GeneralizedRCNN, rescale
+from moco_det.standalone.boxes import nonempty
+from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.mapper import Mapper, Sample
-from moco_det.standalone.masks import encode_mask, paste_masks
+from moco_det.standalone.pasting import encode_masks
 from moco_det.standalone.precision import Precision
 from moco_det.standalone.roi_layers import Detections
 
 BATCH = 8
+AHEAD = 64  # samples that may wait for others of their size
+PREFETCH = 4  # samples that each worker holds ready
+
+Rows = list[dict[str, Any]]
+Batch = list[tuple[int, Sample]]  # with their numbers in the order read
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -30,7 +39,7 @@ def predict(
     *,
     workers: int = 0,
     description: str = "testing",
-) -> list[dict[str, Any]]:
+) -> Rows:
     """Rows {image_id, category_id, bbox xywh, score, segmentation?} of every detection.
 
     The images are shared among the processes; every process gets all rows. The model's training
@@ -39,17 +48,64 @@ def predict(
     was_training = model.training
     model.eval()
     mine = dataset.records[distributed.rank() :: distributed.world_size()]
-    rows: list[dict[str, Any]] = []
+    rows: list[Rows] = [[] for _ in mine]
+    step = model.backbone.size_divisibility
+    batches = same_size_batches(read_samples(mine, mapper, workers), step)
     quiet = distributed.rank() != 0
-    with tqdm(total=len(mine), desc=description, unit="image", disable=quiet, mininterval=1) as bar:
-        for samples in same_size_batches(read_samples(mine, mapper, workers)):
+    with (
+        tqdm(total=len(mine), desc=description, unit="image", disable=quiet, mininterval=1) as bar,
+        ThreadPoolExecutor() as pool,
+    ):
+        beside = Beside(pool, precision.device)
+        made: list[tuple[Batch, Callable[[], list[Rows]]]] = []
+
+        def keep(batch: Batch, result: Callable[[], list[Rows]]) -> None:
+            for (number, _), part in zip(batch, result(), strict=True):
+                rows[number] = part
+            bar.update(len(batch))
+
+        for batch in beside.ahead(batches):
+            samples = [sample for _, sample in batch]
             with precision.autocast():
                 found = model([sample.image for sample in samples])
-            for sample, detections in zip(samples, found, strict=True):
-                rows.extend(to_rows(sample, detections, dataset.category_ids))
-            bar.update(len(samples))
+            made.append((batch, beside.start(to_rows, samples, found, dataset.category_ids)))
+            if len(made) > 1:
+                keep(*made.pop(0))
+        for last in made:
+            keep(*last)
     model.train(was_training)
-    return [row for part in distributed.gather(rows) for row in part]
+    return [row for part in distributed.gather(rows) for one in part for row in one]
+
+
+class Beside:
+    """Starts functions in threads, on a stream of its own, while the model runs on a GPU.
+
+    A CPU has its hands full with the model: there they run when their result is asked for.
+    """
+
+    def __init__(self, pool: Executor, device: str) -> None:
+        self.pool = pool
+        self.stream = torch.cuda.Stream() if device == "cuda" else None
+
+    def start(self, function: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+        """What waits for the result; the function sees what the model has been given to do."""
+        if self.stream is None:
+            return partial(function, *arguments)
+        ready = torch.cuda.current_stream().record_event()
+        return self.pool.submit(self.run, ready, function, *arguments).result
+
+    def run(self, ready: torch.cuda.Event, function: Callable[..., T], *arguments: Any) -> T:
+        assert self.stream is not None
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(ready)
+            return function(*arguments)
+
+    def ahead(self, items: Iterator[T]) -> Iterator[T]:
+        """The items, the next of which is made while one is used."""
+        coming = self.start(next, items, None)
+        while (item := coming()) is not None:
+            coming = self.start(next, items, None)
+            yield item
 
 
 class ScoredSamples(Dataset[Sample | InputError]):
@@ -71,47 +127,80 @@ class ScoredSamples(Dataset[Sample | InputError]):
 
 def read_samples(records: Sequence[Record], mapper: Mapper, workers: int) -> Iterator[Sample]:
     """Samples in order, read by worker processes where there are batches enough for them."""
+    workers = min(workers, len(records) // BATCH)
     for found in DataLoader(
         ScoredSamples(records, mapper),
         batch_size=None,
-        num_workers=min(workers, len(records) // BATCH),
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
         generator=torch.Generator(),  # else the workers' seeds are drawn from the run's own
     ):
         if isinstance(found, InputError):
             raise found
+        if workers:  # it may wait for long, and a container has little shared memory
+            found.image = found.image.clone()
         yield found
 
 
-def same_size_batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    """Samples in order, neighbours of the same size together: no padding changes a result."""
-    batch: list[Sample] = []
-    for sample in samples:
-        if batch and (len(batch) == BATCH or sample.image.shape != batch[0].image.shape):
-            yield batch
-            batch = []
-        batch.append(sample)
-    if batch:
-        yield batch
+def same_size_batches(samples: Iterable[Sample], step: int) -> Iterator[Batch]:
+    """Samples of one size, rounded up to ``step`` as the model does: no padding changes a result.
+
+    Up to AHEAD of them wait for their like; then those of the longest waiting one's size are
+    given as they are.
+    """
+    waiting: dict[tuple[int, ...], Batch] = {}
+    for number, sample in enumerate(samples):
+        size = tuple(-(-side // step) for side in sample.image.shape[-2:])
+        batch = waiting.setdefault(size, [])
+        batch.append((number, sample))
+        if len(batch) == BATCH:
+            yield waiting.pop(size)
+        elif sum(map(len, waiting.values())) == AHEAD:
+            yield waiting.pop(next(iter(waiting)))
+    yield from waiting.values()
 
 
-def to_rows(sample: Sample, found: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Detections of one input as rows in the original image's pixels."""
-    size = (int(sample.image.shape[-2]), int(sample.image.shape[-1]))
-    found = rescale(found, size, sample.height, sample.width)
-    boxes = found.boxes.float().cpu()
-    rows: list[dict[str, Any]] = [
-        {
+def to_rows(
+    samples: Sequence[Sample], found: Sequence[Detections], category_ids: Sequence[int]
+) -> list[Rows]:
+    """Detections of each input as rows in its original image's pixels.
+
+    Boxes that lie outside the image are dropped.
+    """
+    counts = torch.tensor([len(one.boxes) for one in found])
+    numbers = torch.cat(
+        [
+            torch.cat([one.boxes for one in found]),
+            torch.cat([one.scores for one in found])[:, None],
+            torch.cat([one.classes for one in found])[:, None],
+        ],
+        dim=1,
+    ).cpu()  # all in one transfer
+    sizes = torch.tensor([[sample.height, sample.width] for sample in samples])
+    inputs = torch.tensor([sample.image.shape[-2:] for sample in samples])
+    image = torch.arange(len(samples)).repeat_interleave(counts)
+    scale = (sizes.to(numbers.dtype) / inputs).flip(1).repeat(1, 2)[image]
+    limit = sizes.flip(1).repeat(1, 2)[image]
+    boxes = torch.minimum((numbers[:, :4] * scale).clamp(min=0), limit)
+    kept = nonempty(boxes).nonzero()[:, 0]
+    boxes, image = boxes[kept].float(), image[kept]
+    masks = [one.masks for one in found if one.masks is not None]
+    texts: list[str] = []
+    if masks:
+        chosen = kept.to(masks[0].device, non_blocking=True)
+        texts = encode_masks(torch.cat(masks)[chosen], boxes, sizes[image])
+    rows: list[Rows] = [[] for _ in samples]
+    for index, (number, (x0, y0, x1, y1), (score, category)) in enumerate(
+        zip(image.tolist(), boxes.tolist(), numbers[kept, 4:].tolist(), strict=True)
+    ):
+        sample = samples[number]
+        row: dict[str, Any] = {
             "image_id": sample.image_id,
-            "category_id": category_ids[category],
+            "category_id": category_ids[int(category)],
             "bbox": [x0, y0, x1 - x0, y1 - y0],
             "score": score,
         }
-        for (x0, y0, x1, y1), score, category in zip(
-            boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True
-        )
-    ]
-    if found.masks is not None:
-        masks = paste_masks(found.masks.float().cpu(), boxes, sample.height, sample.width)
-        for row, mask in zip(rows, masks, strict=True):
-            row["segmentation"] = encode_mask(mask)
+        if masks:
+            row["segmentation"] = {"size": [sample.height, sample.width], "counts": texts[index]}
+        rows[number].append(row)
     return rows

@@ -1,16 +1,14 @@
-"""Masks: training targets from polygons or bitmaps, and predictions pasted into an image."""
+"""Training targets of the mask head, from polygons or bitmaps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from moco_det.standalone.fixed_size import to_device
@@ -154,52 +152,3 @@ class Bitmaps:
             maps = bitmaps[:, None].to(boxes.dtype)
             found += roi_align(maps, rois, (side, side), 1.0, 0, True)[:, 0]
         return found >= 0.5
-
-
-# Pixels that are sampled in one go: some small masks, or a large one.
-PASTED_AT_ONCE = 2**17
-
-
-def paste_masks(
-    masks: Tensor, boxes: Tensor, height: int, width: int
-) -> Iterator[npt.NDArray[np.bool_]]:
-    """Soft masks (D, S, S) in their boxes (D, 4) as D bool images (height, width), cut at 0.5.
-
-    A mask is sampled bilinearly at pixel centres; what lies outside counts as 0.
-    """
-    limit = boxes.new_tensor([width, height]).long()
-    low = (boxes[:, :2].floor().long() - 1).clamp(min=0)
-    size = (torch.minimum(boxes[:, 2:].ceil().long() + 1, limit) - low).clamp(min=0)
-    first = 0
-    while first < len(boxes):
-        last, most = first + 1, size[first]
-        while last < len(boxes):
-            larger = torch.maximum(most, size[last])
-            if int(larger.prod()) * (last + 1 - first) > PASTED_AT_ONCE:
-                break
-            last, most = last + 1, larger
-        part = slice(first, last)
-        x, y = (
-            (low[part, k, None] + torch.arange(int(most[k])) + 0.5 - boxes[part, k, None])
-            / (boxes[part, k + 2, None] - boxes[part, k, None])
-            for k in (0, 1)
-        )
-        shape = (last - first, int(most[1]), int(most[0]))
-        grid = torch.stack(
-            [(x * 2 - 1)[:, None].expand(shape), (y * 2 - 1)[:, :, None].expand(shape)], dim=-1
-        )
-        soft = F.grid_sample(masks[part, None].float(), grid, align_corners=False)[:, 0]
-        inside = (soft >= 0.5).numpy()
-        for one, (left, top), (w, h) in zip(
-            inside, low[part].tolist(), size[part].tolist(), strict=True
-        ):
-            image = np.zeros((height, width), dtype=bool)
-            image[top : top + h, left : left + w] = one[:h, :w]
-            yield image
-        first = last
-
-
-def encode_mask(image: np.ndarray) -> dict[str, object]:
-    """A bool image as COCO run lengths with a text ``counts``."""
-    rle = coco_mask.encode(np.asfortranarray(image.astype(np.uint8)))
-    return {"size": [int(s) for s in rle["size"]], "counts": rle["counts"].decode("ascii")}

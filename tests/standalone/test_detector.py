@@ -11,9 +11,8 @@ from torch import nn
 from moco_det.errors import InputError
 from moco_det.resnet import ARCHITECTURES, Conv2d, ResNet
 from moco_det.standalone.build import build_detector
-from moco_det.standalone.detector import GeneralizedRCNN, rescale
+from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.fpn import FPN
-from moco_det.standalone.roi_heads import Detections
 from moco_det.standalone.targets import Targets
 from tests.golden.filling import OBJECTS, SIZES, fill, images
 from tests.standalone.targets import targets_of
@@ -113,20 +112,6 @@ def test_images_are_normalised_then_padded_with_zeros() -> None:
     # (40 - 10) / 2, (40 - 20) / 4, (40 - 30) / 5
     assert batch[0, :, 0, 0].tolist() == batch[1, :, 32, 9].tolist() == [15, 5, 2]
     assert batch[0, :, 20:].abs().sum() == 0 and batch[0, :, :, 40:].abs().sum() == 0
-
-
-def test_detections_are_rescaled_to_the_original_image() -> None:
-    found = Detections(
-        boxes=torch.tensor([[10.0, 10, 30, 20], [90, 0, 101, 10], [99.9, 60, 100, 60]]),
-        scores=torch.tensor([0.9, 0.8, 0.7]),
-        classes=torch.tensor([1, 2, 0]),
-        masks=torch.zeros(3, 4, 4),
-    )
-    scaled = rescale(found, (60, 100), height=30, width=200)  # x doubles, y halves
-    # the second is cut at the right edge, the third has no height
-    assert scaled.boxes.tolist() == [[20, 5, 60, 10], [180, 0, 200, 5]]
-    assert scaled.classes.tolist() == [1, 2] and scaled.masks is not None
-    assert scaled.masks.shape == (2, 4, 4)
 
 
 @pytest.mark.parametrize("empty", [False, True], ids=["with objects", "without objects"])

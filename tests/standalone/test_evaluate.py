@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import moco_det.standalone.precision as precision
-from moco_det.data import DetectionDataset, Record
+from moco_det.data import DetectionDataset, Record, load_dataset
 from moco_det.data.scenes import ScenesPaths
 from moco_det.errors import InputError
+from moco_det.standalone import evaluate
 from moco_det.standalone.build import build_mapper
-from moco_det.standalone.evaluate import BATCH, predict, same_size_batches, to_rows
+from moco_det.standalone.evaluate import AHEAD, BATCH, predict, same_size_batches, to_rows
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precision import Precision, choose_precision
 from moco_det.standalone.roi_heads import Detections
@@ -32,16 +37,69 @@ def test_rows_by_hand() -> None:
         classes=torch.tensor([1, 0]),
         masks=torch.ones(2, 4, 4),
     )
-    (row,) = to_rows(sample, found, [30, 60])  # the second lies outside
+    ((row,),) = to_rows([sample], [found], [30, 60])  # the second lies outside
     segmentation = row.pop("segmentation")
     assert row == {"image_id": 77, "category_id": 60, "bbox": [2, 2, 4, 2], "score": 0.75}
     assert segmentation["size"] == [10, 20]
-    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    assert to_rows(sample, nothing, [30, 60]) == []
+    assert coco_mask.area(segmentation) == 8
+    none = torch.zeros(0, dtype=torch.int64)
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), none, torch.zeros(0, 4, 4))
+    assert to_rows([sample], [nothing], [30, 60]) == [[]]
+    small = Sample(torch.zeros(3, 20, 40), 20, 40, 78)
+    assert to_rows([sample, sample, small], [found, nothing, found], [30, 60]) == [
+        *to_rows([sample], [found], [30, 60]),
+        [],
+        *to_rows([small], [found], [30, 60]),
+    ]
+
+
+def test_detections_are_rescaled_to_the_original_image() -> None:
+    sample = Sample(torch.zeros(3, 60, 100), 30, 200, 77)  # x doubles, y halves
+    found = Detections(
+        boxes=torch.tensor([[10.0, 10, 30, 20], [90, 0, 101, 10], [99.9, 60, 100, 60]]),
+        scores=torch.tensor([0.75, 0.5, 0.25]),
+        classes=torch.tensor([1, 2, 0]),
+        masks=torch.stack([torch.zeros(4, 4), torch.ones(4, 4), torch.ones(4, 4)]),
+    )
+    (rows,) = to_rows([sample], [found], [0, 1, 2])
+    # the second is cut at the right edge, the third has no height
+    assert [row["bbox"] for row in rows] == [[20, 5, 40, 5], [180, 0, 20, 5]]
+    assert [row["category_id"] for row in rows] == [1, 2]
+    assert [coco_mask.area(row["segmentation"]) for row in rows] == [0, 100]
+
+
+class Counted(TorchDispatchMode):
+    """Counts every operation on tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_batch_takes_as_many_operations_whatever_it_holds() -> None:
+    sample = Sample(torch.zeros(3, 20, 40), 10, 20, 77)
+    counts = []
+    for number in (5, 50):
+        found = Detections(
+            torch.tensor([[4.0, 4, 12, 8]]).repeat(number, 1),
+            torch.ones(number),
+            torch.zeros(number, dtype=torch.int64),
+            torch.ones(number, 4, 4),
+        )
+        with Counted() as counted:
+            to_rows([sample] * 3, [found] * 3, [30])
+        counts.append(counted.count)
+    assert counts[0] == counts[1] > 0
 
 
 class Echo(nn.Module):
     """Finds one object in each image, as large as the image."""
+
+    backbone = SimpleNamespace(size_divisibility=1)
 
     def forward(self, images: list[Tensor]) -> list[Detections]:
         assert not self.training and not torch.is_grad_enabled()
@@ -100,16 +158,42 @@ def test_an_empty_test_set_has_no_rows() -> None:
     assert predict(Echo(), sizes(), Blank(), FLOAT) == []  # type: ignore[arg-type]
 
 
-def test_only_neighbours_of_one_size_share_a_batch() -> None:
-    records = sizes((1, 2), (1, 2), (2, 1), (1, 2), *[(3, 3)] * (BATCH + 1)).records
-    batches = list(same_size_batches(map(Blank(), records)))
-    assert [[s.image_id for s in b] for b in batches] == [
-        [0, 1],
-        [2],
-        [3],
-        list(range(4, 4 + BATCH)),
-        [4 + BATCH],
-    ]
+def numbers(step: int, *shapes: tuple[int, int]) -> list[list[int]]:
+    """Which samples of these shapes share a batch."""
+    samples = map(Blank(), sizes(*shapes).records)
+    return [[number for number, _ in batch] for batch in same_size_batches(samples, step)]
+
+
+def test_samples_of_one_size_share_a_batch() -> None:
+    assert numbers(1, (1, 2), (2, 1), (1, 2), (2, 1), (1, 1)) == [[0, 2], [1, 3], [4]]
+    full = list(range(1, BATCH + 1))
+    assert numbers(1, (1, 2), *[(3, 3)] * (BATCH + 1)) == [full, [0], [BATCH + 1]]
+
+
+def test_a_size_is_what_the_model_pads_to() -> None:
+    assert numbers(32, (30, 33), (32, 64), (33, 33), (1, 40)) == [[0, 1, 3], [2]]
+
+
+def test_the_longest_waiting_goes_first_where_too_many_wait() -> None:
+    found = numbers(1, *[(1, i + 1) for i in range(AHEAD)], (1, 2), (1, 1))
+    assert found[0] == [0] and found[1] == [1, AHEAD]
+    assert sorted(sum(found, [])) == list(range(AHEAD + 2))
+
+
+def test_threads_beside_the_model_change_nothing(
+    painted: ScenesPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = briefly_trained("FPN masks", painted, device="cpu", steps=5)
+    mapper, dataset = build_mapper(tiny_config(), train=False), load_dataset(painted.test)
+    monkeypatch.setattr(evaluate, "BATCH", 1)
+    expected = predict(model, dataset, mapper, FLOAT)
+    assert len(expected) > len(dataset.records)
+
+    def start(self: evaluate.Beside, function: Any, *arguments: Any) -> Any:
+        return self.pool.submit(function, *arguments).result
+
+    monkeypatch.setattr(evaluate.Beside, "start", start)
+    assert predict(model, dataset, mapper, FLOAT) == expected
 
 
 @pytest.mark.parametrize(("fast", "name"), [(True, "bfloat16"), (False, "float32")])
