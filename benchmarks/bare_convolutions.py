@@ -22,8 +22,7 @@ def convolutions_alone(
 
     What a training step cannot beat: no matching, no sampling, no NMS, no pooling, no SGD.
     """
-    model = build_detector(cfg, channels_last=True).to(precision.device).train()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = build_detector(cfg).to(precision.device).train()
     batch = model.batch(images)[0]
     heads, count = model.roi_heads, len(images)
 

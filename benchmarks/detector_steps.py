@@ -141,9 +141,7 @@ def ours(
 ) -> Engine:
     cfg = config_of(name, precision.device, more)
     torch.manual_seed(0)
-    model = build_detector(cfg, channels_last=precision.channels_last).to(precision.device)
-    if precision.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = build_detector(cfg).to(precision.device)
     solver = build_solver(cfg, model)
     scaler = torch.amp.GradScaler(precision.device, enabled=precision.needs_scaler)
     if cfg.SOLVER.CUDA_GRAPHS:

@@ -78,9 +78,7 @@ def detector(args: argparse.Namespace) -> tuple[CfgNode, GeneralizedRCNN]:
     merge(cfg, load_yaml(BASE), source=BASE.name)
     merge_overrides(cfg, keys(args))
     torch.manual_seed(0)
-    return cfg, build_detector(
-        cfg, channels_last=Precision(args.precision, args.device).channels_last
-    )
+    return cfg, build_detector(cfg)
 
 
 def ours(args: argparse.Namespace, dataset: DetectionDataset) -> dict[str, Evaluation]:
@@ -88,8 +86,6 @@ def ours(args: argparse.Namespace, dataset: DetectionDataset) -> dict[str, Evalu
     precision = Precision(args.precision, args.device)
     cfg, model = detector(args)
     model = model.to(args.device).eval()
-    if precision.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mapper = build_mapper(cfg, train=False)
     images = {r.image_id: mapper(r).image for r in dataset.records}
 

@@ -25,7 +25,7 @@ def open_detector(config_file: str | Path, overrides: Sequence[str]) -> Detector
     cfg = load_config(config_file, overrides)
     device = check_device(cfg.MODEL.DEVICE)
     precision = choose_precision(amp=cfg.SOLVER.AMP.ENABLED, device=device)
-    model = build_detector(cfg, channels_last=precision.channels_last)
+    model = build_detector(cfg)
     loaded = load_weights(cfg, model)
     if loaded.new_layers:
         raise InputError(

@@ -35,7 +35,6 @@ class GeneralizedRCNN(nn.Module):
         roi_heads: ROIHeads,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        channels_last: bool,
     ) -> None:
         super().__init__()
         self.pixel_mean: Tensor
@@ -50,7 +49,6 @@ class GeneralizedRCNN(nn.Module):
             "pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1), False
         )
         self.captured: CapturedTrunk | None = None
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Targets] | None = None
@@ -92,4 +90,4 @@ class GeneralizedRCNN(nn.Module):
         for slot, (h, w) in zip(batch, sizes, strict=True):
             slot[:, h:] = 0
             slot[:, :, w:] = 0
-        return batch.contiguous(memory_format=self.memory_format), sizes
+        return batch.contiguous(memory_format=torch.channels_last), sizes

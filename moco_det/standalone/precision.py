@@ -26,11 +26,6 @@ class Precision:
         return torch.autocast(self.device, dtype=DTYPES[self.name])
 
     @property
-    def channels_last(self) -> bool:
-        """Whether the memory layout with channels last is the faster one: all but float32 GPUs."""
-        return self.name != "float32" or self.device == "cpu"
-
-    @property
     def needs_scaler(self) -> bool:
         """float16 gradients underflow without loss scaling (Micikevicius et al. 2018)."""
         return self.name == "float16"

@@ -98,7 +98,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
     seed = shared_seed(cfg.SEED if cfg.SEED >= 0 else drawn_before)
     torch.manual_seed(seed + distributed.rank())
 
-    model = build_detector(cfg, channels_last=precision.channels_last)
+    model = build_detector(cfg)
     loaded = load_weights(cfg, model)
     # whatever can be wrong is found before the folder is made
     if not options.eval_only:
@@ -142,8 +142,6 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
             for line in warnings:
                 logger.warning("%s", line)
         model.to(device)
-        if precision.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         if options.eval_only:
             return evaluate(cfg, model, test_set, precision, output, iteration=None)

@@ -188,8 +188,7 @@ def trainable(
     file, words = overrides_of(name, full)
     cfg = load_config(file, [*words, *keys])
     torch.manual_seed(0)
-    model = build_detector(cfg, channels_last=True).to(device).train()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = build_detector(cfg).to(device).train()
     mapper = build_mapper(cfg, train=True)
     records = load_dataset(painted.train).records
     return model, [mapper(record, np.random.RandomState(0)) for record in records[:2]]

@@ -53,7 +53,7 @@ def briefly_trained(
     }
     cfg = load_config(*overrides_of(name, changes))
     torch.manual_seed(0)
-    model = build_detector(cfg, channels_last=True).to(device)
+    model = build_detector(cfg).to(device)
     solver = build_solver(cfg, model)
     torch.manual_seed(0)
     mapper = build_mapper(cfg, train=True)
