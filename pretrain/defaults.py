@@ -76,6 +76,11 @@ def get_cfg() -> CfgNode:
     cfg.DATA.SHORTER_SIDE = 0
     # Decoded images are kept in memory where the whole set fits in this; 0 never.
     cfg.DATA.CACHE_MB = 512
+    # Every image is decoded once to uint8 on the device, each process's own, and the views are
+    # made there in batches. They are stored as squares of side SHORTER_SIDE, the longer side
+    # squeezed; 0 takes AUGMENT.SIZE / sqrt(AUGMENT.MIN_SCALE), the side at which no crop is
+    # smaller than its view. The crops are those without this key; not for shards.
+    cfg.DATA.ON_DEVICE = False
     cfg.DATA.WORKERS = 2
     # Share of images that may fail to open before the run stops; STRICT stops at the first one.
     cfg.DATA.MAX_CORRUPT = 0.01

@@ -143,6 +143,7 @@ def build_parts(cfg: CfgNode, device: torch.device, bfloat16: bool) -> Parts:
         shuffle_buffer=cfg.DATA.SHUFFLE_BUFFER,
         max_corrupt=cfg.DATA.MAX_CORRUPT,
         strict=cfg.DATA.STRICT,
+        on_device=device if cfg.DATA.ON_DEVICE else None,
     )
     check_shares(cfg)
     knn = None
