@@ -39,7 +39,7 @@ CHUNK = 512  # images that are sent at once
 
 @dataclass(frozen=True)
 class Squares:
-    """A set on the device: pixels [N, D, 3, D] uint8, and on the host the images' own shapes [N, 2].
+    """A set on the device: pixels [N, D, 3, D] uint8; on the host the shapes [N, 2] it came in.
 
     `used` [N] are the images themselves, or what replaces one that does not open.
     """
