@@ -122,6 +122,7 @@ def get_cfg() -> CfgNode:
     cfg.KNN.T = 0.07
     cfg.KNN.FEATURES = "pooled"  # pooled | head: before the head, or the normalised embedding
     cfg.KNN.SIZE = 0  # of the central view; 0 takes AUGMENT.SIZE
+    cfg.KNN.GOAL = 0.0  # percent at which the run ends; 0 is none
 
     cfg.LOG_EVERY = 10
     cfg.CHECKPOINT_EVERY = 500
@@ -195,6 +196,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "KNN.K": (0, INF),
     "KNN.T": (1e-6, INF),
     "KNN.SIZE": (0, INF),
+    "KNN.GOAL": (0, 100),
     "LOG_EVERY": (1, INF),
     "CHECKPOINT_EVERY": (1, INF),
 }
@@ -275,6 +277,11 @@ def _check_knn(cfg: CfgNode) -> None:
         asked = f"KNN.EVERY is {knn.EVERY:g}" if knn.EVERY > 0 else f"KNN.TEST is {knn.TEST}"
         raise InputError(
             f"{asked} and KNN.TRAIN is empty: name a folder with one sub-folder per class there"
+        )
+    if knn.GOAL > 0 and not knn.EVERY:
+        raise InputError(
+            f"KNN.GOAL is {knn.GOAL:g} and KNN.EVERY 0 measures at the start and the end alone: "
+            "set KNN.EVERY to the epochs between two measurements, such as 5"
         )
     if knn.FEATURES == "head" and cfg.METHOD == "supervised":
         raise InputError("KNN.FEATURES is head and METHOD supervised has no embedding: use pooled")

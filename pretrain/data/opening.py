@@ -12,7 +12,7 @@ from pretrain.data.batches import BatchLoader, RawBatch, make_loader
 from pretrain.data.corrupt import CorruptCount
 from pretrain.data.listing import ImageList, list_images
 from pretrain.data.order import Order
-from pretrain.data.resident import RowSet, ViewsOnDevice, decode_squares, side_for
+from pretrain.data.resident import RowSet, ViewsOnDevice, decode_squares, square_side
 from pretrain.data.shard_list import is_shards, list_shards
 from pretrain.data.shards import ShardStream
 from pretrain.data.views import ViewSet, cache_images
@@ -197,7 +197,7 @@ def _open_listed(
         "shorter_side": shorter_side,
     }
     if on_device is not None:
-        side = shorter_side or side_for(size, recipe)
+        side = square_side(shorter_side, size=size, min_scale=recipe.min_scale)
         squares = decode_squares(listed, side=side, device=on_device, corrupt=corrupt)
         finish = ViewsOnDevice(squares, recipe=recipe, size=size)
         return ImageSource(RowSet(listed, squares, **shape), corrupt, finish)

@@ -85,9 +85,9 @@ class ViewsOnDevice:
         return RawBatch(views, indices, labels, raw.bad)
 
 
-def side_for(size: int, recipe: Recipe) -> int:
-    """The side of stored squares at which the smallest crop is as large as a view."""
-    return math.ceil(size / math.sqrt(recipe.min_scale))
+def square_side(shorter_side: int, *, size: int, min_scale: float) -> int:
+    """DATA.SHORTER_SIDE, or where that is 0 the side at which the smallest crop is a view's."""
+    return shorter_side or math.ceil(size / math.sqrt(min_scale))
 
 
 def check_room(images: int, side: int, device: torch.device) -> None:

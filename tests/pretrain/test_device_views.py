@@ -227,8 +227,8 @@ def test_an_image_that_does_not_open_is_replaced_counted_and_named_once(
 
 
 def test_a_set_without_a_side_is_stored_so_that_no_crop_is_smaller_than_its_view() -> None:
-    recipe = augment.recipe("crop_flip", min_scale=0.25)
-    assert resident.side_for(32, recipe) == 64
+    assert resident.square_side(0, size=32, min_scale=0.25) == 64
+    assert resident.square_side(40, size=32, min_scale=0.25) == 40
 
 
 def test_a_set_too_large_is_refused_before_it_is_read(
