@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -189,21 +189,23 @@ def _open_listed(
     shorter_side: int,
     on_device: torch.device | None,
 ) -> ImageSource:
-    shape: dict[str, Any] = {
-        "recipe": recipe,
-        "size": size,
-        "views": views,
-        "seed": seed,
-        "shorter_side": shorter_side,
-    }
     if on_device is not None:
         side = square_side(shorter_side, size=size, min_scale=recipe.min_scale)
         squares = decode_squares(listed, side=side, device=on_device, corrupt=corrupt)
-        finish = ViewsOnDevice(squares, recipe=recipe, size=size)
-        return ImageSource(RowSet(listed, squares, **shape), corrupt, finish)
+        rows = RowSet(listed, squares, recipe=recipe, size=size, views=views, seed=seed)
+        return ImageSource(rows, corrupt, ViewsOnDevice(squares, recipe=recipe, size=size))
     cache = None
     if cache_mb:
         listed, cache = cache_images(
             listed, budget_mb=cache_mb, shorter_side=shorter_side, corrupt=corrupt
         )
-    return ImageSource(ViewSet(listed, **shape, cache=cache), corrupt)
+    dataset = ViewSet(
+        listed,
+        recipe=recipe,
+        size=size,
+        views=views,
+        seed=seed,
+        shorter_side=shorter_side,
+        cache=cache,
+    )
+    return ImageSource(dataset, corrupt)

@@ -13,7 +13,6 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -52,8 +51,17 @@ class Squares:
 class RowSet(ViewSet):
     """What chance decides about the views of an image, as rows of numbers in place of pixels."""
 
-    def __init__(self, images: ImageList, squares: Squares, **shape: Any) -> None:
-        super().__init__(images, **shape)
+    def __init__(
+        self,
+        images: ImageList,
+        squares: Squares,
+        *,
+        recipe: Recipe,
+        size: int,
+        views: int,
+        seed: int,
+    ) -> None:
+        super().__init__(images, recipe=recipe, size=size, views=views, seed=seed)
         self.side = squares.pixels.shape[1]
         self.shapes, self.used = squares.shapes, squares.used  # no worker needs the pixels
 
