@@ -91,14 +91,17 @@ def warm_up(config: str, output: Path, pairs: Sequence[str]) -> None:
 
 
 def summary(trials: Sequence[Trial]) -> str:
-    """Mean and standard deviation over the trials of a variant that reached the goal."""
-    reached = [trial for trial in trials if trial.reached]
-    line = f"{len(reached)} of {len(trials)} trials reached {trials[0].goal:g} %"
+    """Mean accuracy at the end, and mean and standard deviation of the seconds to the goal."""
+    end = summarise(trial.accuracy for trial in trials).mean
+    line = f"{end:.1f} % at the end"
+    if not trials[0].goal:
+        return line
+    reached = [trial.seconds for trial in trials if trial.reached]
+    line += f"; {len(reached)} of {len(trials)} trials reached {trials[0].goal:g} %"
     if not reached:
-        return f"{line}, the best {max(trial.accuracy for trial in trials):.1f} %"
-    found = summarise(trial.seconds for trial in reached)
-    spread = "" if found.std is None else f" ± {found.std:.1f}"
-    return f"{line} in {found.mean:.1f}{spread} s"
+        return line
+    found = summarise(reached)
+    return f"{line} in {found.mean:.1f}{'' if found.std is None else f' ± {found.std:.1f}'} s"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

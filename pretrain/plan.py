@@ -93,7 +93,7 @@ class Plan:
             ("training", self.training, "gradients, momentum, buckets"),
             ("activations", self.activations, f"{self.batch // self.processes} images a step"),
             ("scores", self.scores, "similarities and their gradients"),
-            ("images", self.resident, "the whole set, by DATA.ON_DEVICE"),
+            *([("images", self.resident, "the set, DATA.ON_DEVICE")] if self.resident else []),
             ("overhead", self.overhead, "allowance for CUDA's context and work space"),
             ("a process", self.device, "sum"),
             ("its host", self.host, "names of images, cached images, batches made ahead"),

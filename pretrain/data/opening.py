@@ -94,8 +94,7 @@ class ImageSource:
             order,
             workers=workers,
             pin=pin,
-            # decoded already, they were counted then
-            corrupt=None if self.finish else self.corrupt,
+            corrupt=self.corrupt,
             finish=self.finish,
         )
 
