@@ -77,19 +77,32 @@ class RowSet(ViewSet):
 
 
 class ViewsOnDevice:
-    """Turns a batch of a `RowSet` into one of views on the device."""
+    """Turns a batch of a `RowSet` into one of views on the device.
+
+    On a GPU they are made in a stream of their own, beside the step before.
+    """
 
     def __init__(self, squares: Squares, *, recipe: Recipe, size: int) -> None:
         self.pixels = squares.pixels
         side, device = self.pixels.shape[1], self.pixels.device
         self.make = device_views.ViewMaker(recipe, size=size, side=side, device=device)
+        self.stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self.stream = torch.cuda.Stream(device)
+            self.stream.wait_stream(torch.cuda.current_stream(device))  # for the set itself
 
     def __call__(self, raw: RawBatch) -> RawBatch:
-        rows, indices, labels = (
-            tensor.to(self.pixels.device, non_blocking=True)
-            for tensor in (raw.pixels, raw.indices, raw.labels)
-        )
-        views = self.make(self.pixels.index_select(0, indices), rows)
+        with torch.cuda.stream(self.stream):  # None, on a CPU, changes nothing
+            rows, indices, labels = (
+                tensor.to(self.pixels.device, non_blocking=True)
+                for tensor in (raw.pixels, raw.indices, raw.labels)
+            )
+            views = self.make(self.pixels.index_select(0, indices), rows)
+        if self.stream is not None:
+            step = torch.cuda.current_stream(self.pixels.device)
+            step.wait_stream(self.stream)
+            for tensor in (views, indices, labels):
+                tensor.record_stream(step)  # not to be overwritten before the step has read it
         return RawBatch(views, indices, labels, raw.bad)
 
 
