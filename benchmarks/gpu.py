@@ -35,7 +35,7 @@ SHORT = ["--rounds", "3", "--seconds", "1.5"]
 STEPS = ["--size", "800", "--rounds", "12", "--warm-up", "4"]
 # what each part is called, its script and its arguments, the most telling first
 PARTS: list[tuple[str, str, list[str]]] = [
-    ("MoCo R18", "moco_step", [*R18, *SHORT, "--groups", "8", "--compile"]),
+    ("MoCo R18", "moco_step", [*R18, *SHORT, "--groups", "8", "--compile", "--views"]),
     ("MoCo R50", "moco_step", [*R50, *SHORT, "--groups", "8", "--compile"]),
     ("FPN, batch 2", "detector_steps", [*STEPS, "--detectors", "fpn", "--batch", "2"]),
     ("evaluation", "evaluation", ["--precision", "float32"]),

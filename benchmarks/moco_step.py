@@ -1,7 +1,7 @@
 """Images a second through a MoCo step: written as the original is, ours, and the networks alone.
 
     python benchmarks/moco_step.py [--arch resnet50] [--size 224] [--batch 32] [--device cpu]
-    python benchmarks/moco_step.py --device cuda --compile --groups 8
+    python benchmarks/moco_step.py --device cuda --compile --groups 8 --views
 
 The reference is Algorithm 1 of the MoCo paper as its released code spells it out: float32,
 channels first, a loop over parameters for the momentum update, a cloned queue. Ours is the step
@@ -10,18 +10,22 @@ encoder and forward of the key encoder in that same precision and layout, with n
 them: what a step cannot beat. All take turns in one process; a ratio is taken within a round.
 On a CPU the seconds are those that the processor spent, so that other work counts little. With
 `--compile` ours is measured once more as COMPILE has it: as a CUDA graph on a GPU, by torch.compile
-elsewhere.
+elsewhere. The views lie on the device already, but for the last of ours with `--views`: there they
+are made in each step as DATA.ON_DEVICE does it, drawn by worker processes from a made set of
+images; "views alone" does that and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from rows import add_rows_option, write_row
@@ -29,15 +33,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from moco_det_tools.entry import run
-from pretrain import augment
+from pretrain import augment, data
 from pretrain.capture import CapturedStep
 from pretrain.config import load_config
+from pretrain.data.resident import RowSet, Squares, ViewsOnDevice
 from pretrain.device import pick_device
 from pretrain.encoders import ARCHITECTURES, Encoder
 from pretrain.methods import Batch, build_method
 
 Step = Callable[[], Tensor]
 DIM, NEGATIVES, MOMENTUM, TEMPERATURE = 128, 65536, 0.999, 0.2
+IMAGES, WORKERS = 4096, 4  # of the made set, and processes that draw its views
 
 
 class PlainMoCo:
@@ -88,8 +94,27 @@ def reference(pixels: Tensor, *, arch: str, device: torch.device) -> Step:
     return lambda: plain.step(*views)
 
 
+def made_views(*, batch: int, size: int, device: torch.device) -> Iterator[data.RawBatch]:
+    """Batches of two views, for ever, from a set that lies on the device."""
+    recipe = augment.recipe("moco_v2", min_scale=0.2)
+    side = data.square_side(0, size=size, min_scale=recipe.min_scale)
+    images = max(IMAGES, batch)
+    shape = (images, side, 3, side)
+    squares = Squares(
+        torch.randint(0, 256, shape, dtype=torch.uint8, device=device),
+        shapes=np.full((images, 2), side),
+        used=np.arange(images),
+    )
+    listed = data.ImageList("made", [""] * images, None, [])
+    rows = RowSet(listed, squares, recipe=recipe, size=size, views=2, seed=0)
+    order = data.Order(images, batch, seed=0, start=0, stop=2**31)
+    finish = ViewsOnDevice(squares, recipe=recipe, size=size)
+    pin = device.type == "cuda"
+    return iter(data.make_loader(rows, order, workers=WORKERS, pin=pin, finish=finish))
+
+
 def ours(
-    pixels: Tensor,
+    batches: Iterator[data.RawBatch],
     *,
     arch: str,
     device: torch.device,
@@ -98,7 +123,7 @@ def ours(
     compiled: bool,
     inductor: bool,
 ) -> Step:
-    """Our step from uint8 pixels [N, V, S, S, 3] on."""
+    """Our step from batches on, whose pixels [N, V, S, S, 3] are uint8 on the device."""
     pairs = {
         "ENCODER.ARCH": arch,
         "ENCODER.HEAD": "mlp",
@@ -120,7 +145,6 @@ def ours(
         weight_decay=1e-4,
         fused=True,
     )
-    numbers = torch.arange(len(pixels), device=device)
 
     def compute(batch: Batch) -> dict[str, Tensor]:
         outcome = method(batch, method.prepare(batch))
@@ -134,8 +158,9 @@ def ours(
         compute = CapturedStep(compute, settled=lambda: True)  # type: ignore[assignment]
 
     def step() -> Tensor:
-        batch = Batch(tuple(augment.normalise(view) for view in pixels.unbind(dim=1)), numbers)
-        return compute(batch)["loss"]
+        raw = next(batches)
+        views = tuple(augment.normalise(view) for view in raw.pixels.unbind(dim=1))
+        return compute(Batch(views, raw.indices))["loss"]
 
     return step
 
@@ -181,14 +206,14 @@ def rate(step: Step, images: int, seconds: float, device: torch.device) -> float
 def table(rates: dict[str, list[float]]) -> list[str]:
     """A line a contender: the median rate, its ratio to the first and to the last of the round."""
     first, last = list(rates)[0], list(rates)[-1]
-    lines = [f"{'':26}{'images/s':>10}{'to ' + first:>16}{'to ' + last:>20}"]
+    lines = [f"{'':34}{'images/s':>10}{'to ' + first:>16}{'to ' + last:>20}"]
     for name, values in rates.items():
         to_first, to_last = (
             statistics.median(a / b for a, b in zip(values, rates[other], strict=True))
             for other in (first, last)
         )
         median = statistics.median(values)
-        lines.append(f"{name:26}{median:10.2f}{to_first:16.2f}{to_last:20.2f}")
+        lines.append(f"{name:34}{median:10.2f}{to_first:16.2f}{to_last:20.2f}")
     return lines
 
 
@@ -203,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--threads", type=int, default=0, help="of the CPU (default: torch's choice)")
     p.add_argument("--groups", type=int, default=0, help="ENCODER.BN_SPLITS of ours")
     p.add_argument("--compile", action="store_true", help="our step with COMPILE too")
+    p.add_argument("--views", action="store_true", help="ours with views made in the step too")
     p.add_argument("--inductor", action="store_true", help="and with compiled trunks in the graph")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--seconds", type=float, default=5.0, help="of one contender in one round")
@@ -217,15 +243,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     bfloat16 = args.precision == "bfloat16"
     shared: dict[str, Any] = {"arch": args.arch, "device": device}
     contenders = {"reference": reference(pixels, **shared)}
-    # which contenders there are: name, whether with COMPILE, whether by torch.compile
-    ways = [("", False, False)]
+    numbers = torch.arange(args.batch, device=device)
+    here = itertools.repeat(data.RawBatch(pixels, numbers, numbers, []))
+    # which contenders there are: name, its batches, whether with COMPILE, whether by torch.compile
+    graph = (args.compile, args.compile and device.type != "cuda")
+    ways: list[tuple[str, Iterator[data.RawBatch], bool, bool]] = [("", here, False, False)]
     if args.compile:
-        ways.append((", COMPILE", True, device.type != "cuda"))
+        ways.append((", COMPILE", here, *graph))
     if args.inductor:
-        ways.append((", COMPILE + torch.compile", True, True))
-    for name, compiled, inductor in ways:
+        ways.append((", COMPILE + torch.compile", here, True, True))
+    if args.views:
+        made = made_views(batch=args.batch, size=args.size, device=device)
+        ways.append((f"{', COMPILE' if args.compile else ''}, with views", made, *graph))
+        contenders["views alone"] = lambda: next(made).pixels
+    for name, batches, compiled, inductor in ways:
         contenders[f"ours, {args.precision}{name}"] = ours(
-            pixels,
+            batches,
             **shared,
             bfloat16=bfloat16,
             groups=args.groups,
@@ -248,7 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(table(rates)))
     case = f"{args.arch} {args.size} px, batch {args.batch}, {args.groups or 1} BN group(s)"
     for name in list(rates)[1:-1]:
-        for peer in (list(rates)[0], list(rates)[-1]):
+        first, last = list(rates)[0], list(rates)[-1]
+        for peer in (first, last) if name.startswith("ours") else (last,):
             write_row(
                 args.rows,
                 what="MoCo step",

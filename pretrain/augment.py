@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -54,6 +55,18 @@ def recipe(name: str, *, min_scale: float) -> Recipe:
     return replace(RECIPES[name], min_scale=min_scale)
 
 
+class ViewParameters(NamedTuple):
+    """What chance decides about one view; `crop` is top, left, height, width in pixels."""
+
+    crop: tuple[int, int, int, int]
+    flip: bool
+    gray: bool
+    factors: tuple[float, float, float] | None  # brightness, contrast, saturation; None: no jitter
+    hue: float  # share of a full circle
+    order: int  # of the four steps of the jitter, in colour.ORDERS
+    sigma: float  # of the blur, 0 is none
+
+
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The random numbers of one image in one pass over the data."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, index))))
@@ -64,19 +77,49 @@ def views(
 ) -> Image:
     """`count` random views [V, S, S, 3] of an RGB image [H, W, 3], uint8."""
     out = np.empty((count, size, size, 3), dtype=np.uint8)
-    # One draw for all the numbers that may be needed: single draws would cost more than the
-    # pixels of a small view.
-    for view, u in zip(out, rng.random((count, 32)).tolist(), strict=True):
-        top, left, height, width = random_crop(image.shape[0], image.shape[1], recipe, u[:22])
+    drawn = draw_views(image.shape[0], image.shape[1], recipe, count=count, rng=rng)
+    for view, chosen in zip(out, drawn, strict=True):
+        top, left, height, width = chosen.crop
         pixels = resize(image[top : top + height, left : left + width], size, size)
-        pixels = _recolour(pixels, recipe, u[22:31])
+        pixels = _recolour(pixels, recipe, chosen)
         if pixels.ndim == 2:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-        if u[31] < recipe.flip_p:
+        if chosen.flip:
             cv2.flip(pixels, 1, dst=view)
         else:
             view[:] = pixels
     return out
+
+
+def draw_views(
+    height: int, width: int, recipe: Recipe, *, count: int, rng: np.random.Generator
+) -> list[ViewParameters]:
+    """The parameters of `count` views of an image of H x W pixels."""
+    # One draw for all the numbers that may be needed: single draws would cost more than the
+    # pixels of a small view.
+    return [_parameters(height, width, recipe, u) for u in rng.random((count, 32)).tolist()]
+
+
+def _parameters(height: int, width: int, recipe: Recipe, u: list[float]) -> ViewParameters:
+    """The parameters of a view from its 32 uniform numbers."""
+    factors, hue, order, sigma = None, 0.0, 0, 0.0
+    if u[23] < recipe.jitter_p:
+        brightness, contrast, saturation, hue = (
+            strength * (2 * x - 1) for strength, x in zip(recipe.jitter, u[24:28], strict=True)
+        )
+        factors, order = (1 + brightness, 1 + contrast, 1 + saturation), int(u[28] * 24)
+    if u[29] < recipe.blur_p:
+        low, high = recipe.blur_sigma
+        sigma = low + (high - low) * u[30]
+    return ViewParameters(
+        crop=random_crop(height, width, recipe, u[:22]),
+        flip=u[31] < recipe.flip_p,
+        gray=u[22] < recipe.gray_p,
+        factors=factors,
+        hue=hue,
+        order=order,
+        sigma=sigma,
+    )
 
 
 def random_crop(
@@ -115,22 +158,17 @@ def resize(image: Image, height: int, width: int) -> Image:
     return resized[0].permute(1, 2, 0).numpy()
 
 
-def _recolour(pixels: Image, recipe: Recipe, u: list[float]) -> Image:
-    """Colour jitter, grayscale and blur by nine uniform numbers; gray comes back as [S, S]."""
-    gray = u[0] < recipe.gray_p
-    if gray and recipe.gray_first:
+def _recolour(pixels: Image, recipe: Recipe, chosen: ViewParameters) -> Image:
+    """Colour jitter, grayscale and blur; gray comes back as [S, S]."""
+    if chosen.gray and recipe.gray_first:
         pixels = colour.grayscale(pixels)
-    if u[1] < recipe.jitter_p:
-        brightness, contrast, saturation, hue = (
-            strength * (2 * x - 1) for strength, x in zip(recipe.jitter, u[2:6], strict=True)
-        )
-        factors = (1 + brightness, 1 + contrast, 1 + saturation)
-        pixels = colour.jitter(pixels, factors, hue, colour.ORDERS[int(u[6] * 24)])
-    if gray:
+    if chosen.factors is not None:
+        order = colour.ORDERS[chosen.order]
+        pixels = colour.jitter(pixels, chosen.factors, chosen.hue, order)
+    if chosen.gray:
         pixels = colour.grayscale(pixels)
-    if u[7] < recipe.blur_p:
-        low, high = recipe.blur_sigma
-        pixels = colour.blur(pixels, low + (high - low) * u[8])
+    if chosen.sigma:
+        pixels = colour.blur(pixels, chosen.sigma)
     return pixels
 
 

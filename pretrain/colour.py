@@ -99,7 +99,7 @@ def jitter(
 
 def hue(pixels: Image, shift: float) -> Image:
     """The hue turned by `shift` of a full circle (-0.5..0.5), in PIL's 256 steps."""
-    steps = int(shift * 255)
+    steps = hue_steps(shift)
     if steps == 0 or pixels.ndim == 2:
         return pixels
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
@@ -111,6 +111,11 @@ def hue(pixels: Image, shift: float) -> Image:
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
+def hue_steps(shift: float) -> int:
+    """The 256ths of a full circle that PIL turns the hue by."""
+    return int(shift * 255)
+
+
 def grayscale(pixels: Image) -> Image:
     """The luma as one channel [S, S]."""
     return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
@@ -118,22 +123,27 @@ def grayscale(pixels: Image) -> Image:
 
 def blur(pixels: Image, sigma: float) -> Image:
     """Gaussian blur with `sigma` in pixels, by the kernel of PIL's filter; edges are repeated."""
-    kernel = _blur_kernel(round(sigma * 128))
+    kernel = blur_kernel(sigma_128(sigma))
     if len(kernel) == 1:
         return pixels
     return cv2.sepFilter2D(pixels, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
 
 
+def sigma_128(sigma: float) -> int:
+    """The number of a blur's kernel: 128ths of a pixel."""
+    return round(sigma * 128)
+
+
 @functools.lru_cache(maxsize=1024)
-def _blur_kernel(sigma_128: int) -> NDArray[np.float32]:
-    """Weights [taps] of the kernel for `sigma_128` / 128 pixels, in 256ths that add to one.
+def blur_kernel(number: int) -> NDArray[np.float32]:
+    """Weights [taps] of the kernel for a sigma of `number` / 128 pixels, in 256ths that add to one.
 
     PIL's Gaussian is three boxes of real width in a row, with the variance of the Gaussian
     (Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering",
     2011, Section 2). OpenCV filters uint8 by weights of eight bits: others would be rounded there
     and darken the image.
     """
-    variance = (sigma_128 / 128) ** 2 / 3  # of one box: `radius` whole taps and a part at each end
+    variance = (number / 128) ** 2 / 3  # of one box: `radius` whole taps and a part at each end
     radius = int((math.sqrt(12 * variance + 1) - 1) / 2)
     part = (2 * radius + 1) * (3 * variance - radius * (radius + 1))
     part /= 6 * ((radius + 1) ** 2 - variance)

@@ -76,6 +76,11 @@ def get_cfg() -> CfgNode:
     cfg.DATA.SHORTER_SIDE = 0
     # Decoded images are kept in memory where the whole set fits in this; 0 never.
     cfg.DATA.CACHE_MB = 512
+    # Every image is decoded once to uint8 on the device, each process's own, and the views are
+    # made there in batches. They are stored as squares of side SHORTER_SIDE, the longer side
+    # squeezed; 0 takes AUGMENT.SIZE / sqrt(AUGMENT.MIN_SCALE), the side at which no crop is
+    # smaller than its view. The crops are those without this key; not for shards.
+    cfg.DATA.ON_DEVICE = False
     cfg.DATA.WORKERS = 2
     # Share of images that may fail to open before the run stops; STRICT stops at the first one.
     cfg.DATA.MAX_CORRUPT = 0.01
@@ -117,6 +122,7 @@ def get_cfg() -> CfgNode:
     cfg.KNN.T = 0.07
     cfg.KNN.FEATURES = "pooled"  # pooled | head: before the head, or the normalised embedding
     cfg.KNN.SIZE = 0  # of the central view; 0 takes AUGMENT.SIZE
+    cfg.KNN.GOAL = 0.0  # percent at which the run ends; 0 is none
 
     cfg.LOG_EVERY = 10
     cfg.CHECKPOINT_EVERY = 500
@@ -190,6 +196,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "KNN.K": (0, INF),
     "KNN.T": (1e-6, INF),
     "KNN.SIZE": (0, INF),
+    "KNN.GOAL": (0, 100),
     "LOG_EVERY": (1, INF),
     "CHECKPOINT_EVERY": (1, INF),
 }
@@ -270,6 +277,11 @@ def _check_knn(cfg: CfgNode) -> None:
         asked = f"KNN.EVERY is {knn.EVERY:g}" if knn.EVERY > 0 else f"KNN.TEST is {knn.TEST}"
         raise InputError(
             f"{asked} and KNN.TRAIN is empty: name a folder with one sub-folder per class there"
+        )
+    if knn.GOAL > 0 and not knn.EVERY:
+        raise InputError(
+            f"KNN.GOAL is {knn.GOAL:g} and KNN.EVERY 0 measures at the start and the end alone: "
+            "set KNN.EVERY to the epochs between two measurements, such as 5"
         )
     if knn.FEATURES == "head" and cfg.METHOD == "supervised":
         raise InputError("KNN.FEATURES is head and METHOD supervised has no embedding: use pooled")

@@ -93,7 +93,7 @@ class Loop:
             self.rate = torch.zeros((), device=self.device)
 
     def go(self, writers: Sequence[Writer]) -> Path:
-        """Run to the end of the budget; returns the final checkpoint."""
+        """Run to the end of the budget or to KNN.GOAL; returns the final checkpoint."""
         cfg = self.cfg
         loader = self.source.make_loader(
             batch=cfg.SOLVER.BATCH,
@@ -124,18 +124,22 @@ class Loop:
                 self._step(raw)
                 clock.images += cfg.SOLVER.BATCH
                 bar.update()
-                logs = self.iteration % cfg.LOG_EVERY == 0 or self.iteration == self.total
+                last = self.iteration == self.total
+                watches = last or (self.knn_every and self.iteration % self.knn_every == 0)
+                # A watched step is logged: the interval whose rate is logged ends before the watch.
+                logs = self.iteration % cfg.LOG_EVERY == 0 or watches
                 saves = self.iteration % cfg.CHECKPOINT_EVERY == 0 and self.iteration < self.total
                 # On a GPU reading the loss waits for the device, so it is read only when needed.
                 if logs or saves or self.device.type == "cpu":
                     self._check_finite()
                 if logs:
                     self._log(writers, bar, clock)
-                if self.iteration == self.total or (
-                    self.knn_every and self.iteration % self.knn_every == 0
-                ):
+                if watches:
                     with clock.stopped():
-                        self._neighbours(writers)
+                        accuracy = self._neighbours(writers)
+                    if cfg.KNN.GOAL and distributed.from_main(accuracy) >= cfg.KNN.GOAL:
+                        logger.info("KNN.GOAL %g is reached: the run ends here", cfg.KNN.GOAL)
+                        break
                 if saves:
                     self._save(checkpoints.periodic_path(self.folder, self.iteration))
         return self._save(self.folder / checkpoints.FINAL)
@@ -235,10 +239,10 @@ class Loop:
             **{name: round(value, 6) for name, value in self.method.gauges().items()},
         }
 
-    def _neighbours(self, writers: Sequence[Writer]) -> None:
-        """Measure and record kNN accuracy, in the main process, where it is asked for."""
+    def _neighbours(self, writers: Sequence[Writer]) -> float:
+        """Measure, record and return kNN accuracy, in the main process, where it is asked for."""
         if self.knn is None:
-            return
+            return 0.0
         hits = self.knn(self.method.encoder)
         if self.random_hits is None:
             self.random_hits = hits
@@ -267,6 +271,7 @@ class Loop:
             record["warning"] = warning
         for writer in writers:
             writer.write(record)
+        return gain.accuracy
 
     def _save(self, path: Path) -> Path:
         self.last_good = path

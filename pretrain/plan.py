@@ -57,6 +57,7 @@ class Plan:
     training: int  # gradients, momentum, and the buckets that several processes send
     activations: int
     scores: int
+    resident: int  # the images themselves, by DATA.ON_DEVICE
     overhead: int
     host: int
     checkpoint: int
@@ -68,8 +69,8 @@ class Plan:
     @property
     def device(self) -> int:
         """Bytes of one process on its device, at the peak of a step."""
-        parts = (self.encoders, self.dictionary, self.training, self.activations, self.scores)
-        return sum(parts) + self.overhead
+        state = self.encoders + self.dictionary + self.training + self.resident
+        return state + self.activations + self.scores + self.overhead
 
     @property
     def hours(self) -> float | None:
@@ -92,6 +93,7 @@ class Plan:
             ("training", self.training, "gradients, momentum, buckets"),
             ("activations", self.activations, f"{self.batch // self.processes} images a step"),
             ("scores", self.scores, "similarities and their gradients"),
+            *([("images", self.resident, "the set, DATA.ON_DEVICE")] if self.resident else []),
             ("overhead", self.overhead, "allowance for CUDA's context and work space"),
             ("a process", self.device, "sum"),
             ("its host", self.host, "names of images, cached images, batches made ahead"),
@@ -149,6 +151,7 @@ def make_plan(
     trunks = 2 if isinstance(method, EndToEnd) else 1  # that keep their activations
     one = saved_bytes(cfg.ENCODER.ARCH, size=cfg.AUGMENT.SIZE, bfloat16=bfloat16)
     pixels = cfg.AUGMENT.SIZE**2 * 3 * method.views
+    resident = images * _square_bytes(cfg) if cfg.DATA.ON_DEVICE else 0
     return Plan(
         method=method.name,
         arch=cfg.ENCODER.ARCH,
@@ -163,6 +166,7 @@ def make_plan(
         # The views lie there as uint8 and as float32 beside what autograd keeps.
         activations=one * (share // parts) * trunks + share * pixels * 5,
         scores=_scores(method, share // parts, images),
+        resident=resident,
         overhead=OVERHEAD if gpus else 0,
         host=_host(cfg, images, share * pixels),
         checkpoint=_state(method) + trained,
@@ -181,6 +185,8 @@ def refuse_what_cannot_fit(plan: Plan, *, memory: float, host_memory: float | No
             (plan.activations, "the activations: raise the number of GPUs or SOLVER.ACCUMULATE, or "
              "lower SOLVER.BATCH"),
             (plan.scores, "the scores: lower the number of negatives or SOLVER.BATCH"),
+            (plan.resident, "the images: set DATA.ON_DEVICE False, or DATA.SHORTER_SIDE to a "
+             "smaller square"),
             (plan.encoders + plan.training, "encoders and optimizer: choose a smaller one"),
         )  # fmt: skip
         why = largest[1]
@@ -276,9 +282,16 @@ def _scores(method: Method, share: int, images: int) -> int:
     return total
 
 
+def _square_bytes(cfg: CfgNode) -> int:
+    side = data.square_side(
+        cfg.DATA.SHORTER_SIDE, size=cfg.AUGMENT.SIZE, min_scale=cfg.AUGMENT.MIN_SCALE
+    )
+    return side**2 * 3
+
+
 def _host(cfg: CfgNode, images: int, batch_bytes: int) -> int:
     listed = 0 if data.is_shards(cfg.DATA.PATH) else images * NAME_BYTES
-    cache = cfg.DATA.CACHE_MB * 2**20  # at most
+    cache = 0 if cfg.DATA.ON_DEVICE else cfg.DATA.CACHE_MB * 2**20  # at most
     return listed + cache + max(1, cfg.DATA.WORKERS) * AHEAD * batch_bytes
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pretrain import augment, checkpoints, data, distributed, recording
-from pretrain.config import CfgNode, check, flat_keys, plain
+from pretrain.config import CfgNode, check, flat_keys, get_cfg, plain
 from pretrain.device import pick_device, use_bfloat16
 from pretrain.encoders import Encoder
 from pretrain.errors import InputError
@@ -143,6 +143,7 @@ def build_parts(cfg: CfgNode, device: torch.device, bfloat16: bool) -> Parts:
         shuffle_buffer=cfg.DATA.SHUFFLE_BUFFER,
         max_corrupt=cfg.DATA.MAX_CORRUPT,
         strict=cfg.DATA.STRICT,
+        on_device=device if cfg.DATA.ON_DEVICE else None,
     )
     check_shares(cfg)
     knn = None
@@ -276,7 +277,9 @@ def _announce(cfg: CfgNode, parts: Parts) -> None:
 
 
 def _same_config(cfg: CfgNode, content: dict[str, Any], path: Path) -> None:
-    before, now = flat_keys(CfgNode(content["config"])), flat_keys(cfg)
+    # an older version's run has none of the later keys, and goes on with their defaults
+    before = {**flat_keys(get_cfg()), **flat_keys(CfgNode(content["config"]))}
+    now = flat_keys(cfg)
     differ = [
         f"{key} ({before.get(key)} then, {now.get(key)} now)"
         for key in sorted(before.keys() | now.keys())

@@ -18,6 +18,9 @@ depend on the seed and the position in training alone, never on the number of wo
 that do not open are replaced, counted and named by the loader (`source.corrupt`), and so many
 that DATA.MAX_CORRUPT is passed raise InputError from its iteration.
 
+With `open_data(on_device=...)` all images are decoded at once to lie on that device, and the
+batches that `make_loader` gives, of the same images in the same order, lie there too.
+
 A worker that is killed is reported by torch to the main thread wherever that is: a training loop
 runs inside `with worker_errors():`, which turns it into an InputError of one line.
 
@@ -31,6 +34,7 @@ from pretrain.data.listing import EXTENSIONS, ImageList, list_images
 from pretrain.data.opening import ImageSource, Source, check_enough, open_data
 from pretrain.data.order import Key, Order, share_of, steps_per_epoch
 from pretrain.data.paths import PathList
+from pretrain.data.resident import square_side
 from pretrain.data.shards import ShardStream, is_shards
 from pretrain.data.views import REPLACEMENTS, Sample, ViewSet, cache_images
 from pretrain.images import CorruptImage, read_image
@@ -60,6 +64,7 @@ __all__ = [
     "open_data",
     "read_image",
     "share_of",
+    "square_side",
     "steps_per_epoch",
     "worker_errors",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,8 @@ class RawBatch:
     """A batch on the host: pixels [N, V, S, S, 3] uint8, image numbers and labels [N].
 
     A label is -1 where there is none; `bad` names the images that did not open and why.
+    With DATA.ON_DEVICE workers give what chance decided about each view in place of its pixels,
+    and the batch that is given out lies on the device.
     """
 
     pixels: Tensor
@@ -47,12 +49,19 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
 class BatchLoader:
     """Iterates over batches in order; raises InputError for what a user can mend.
 
-    With `corrupt`, images that did not open are counted there before their batch is given out.
+    With `corrupt`, images that did not open are counted there before their batch is given out;
+    `finish` is what this process does to each batch.
     """
 
-    def __init__(self, loader: DataLoader[Any], corrupt: CorruptCount | None = None) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        corrupt: CorruptCount | None = None,
+        finish: Callable[[RawBatch], RawBatch] | None = None,
+    ) -> None:
         self._loader = loader
         self._corrupt = corrupt
+        self._finish = finish
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -61,7 +70,7 @@ class BatchLoader:
         with worker_errors():
             for raw in self._loader:
                 self._count(raw)
-                yield raw
+                yield raw if self._finish is None else self._finish(raw)
 
     def _count(self, raw: RawBatch) -> None:
         if self._corrupt is not None:
@@ -83,6 +92,7 @@ def make_loader(
     workers: int,
     pin: bool,
     corrupt: CorruptCount | None = None,
+    finish: Callable[[RawBatch], RawBatch] | None = None,
     ahead: int = 4,
     context: str | None = None,
 ) -> BatchLoader:
@@ -104,7 +114,7 @@ def make_loader(
         # it would make a resumed run differ from one that was never stopped.
         generator=torch.Generator(),
     )
-    return BatchLoader(loader, corrupt)
+    return BatchLoader(loader, corrupt, finish)
 
 
 @contextmanager

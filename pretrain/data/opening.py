@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
+import torch
+
 from pretrain.augment import Recipe
-from pretrain.data.batches import BatchLoader, make_loader
+from pretrain.data.batches import BatchLoader, RawBatch, make_loader
 from pretrain.data.corrupt import CorruptCount
 from pretrain.data.listing import ImageList, list_images
 from pretrain.data.order import Order
+from pretrain.data.resident import RowSet, ViewsOnDevice, decode_squares, square_side
 from pretrain.data.shard_list import is_shards, list_shards
 from pretrain.data.shards import ShardStream
 from pretrain.data.views import ViewSet, cache_images
@@ -44,13 +48,19 @@ class Source(Protocol):
 
 
 class ImageSource:
-    """The `Source` of listed images."""
+    """The `Source` of listed images; `finish` as in `make_loader`."""
 
     numbered = True
 
-    def __init__(self, views: ViewSet, corrupt: CorruptCount) -> None:
+    def __init__(
+        self,
+        views: ViewSet,
+        corrupt: CorruptCount,
+        finish: Callable[[RawBatch], RawBatch] | None = None,
+    ) -> None:
         self.views = views
         self.corrupt = corrupt
+        self.finish = finish
         self.images = len(views)
         self.classes = None if views.images.labels is None else len(views.images.classes)
 
@@ -79,7 +89,14 @@ class ImageSource:
             rank=rank,
             world=world,
         )
-        return make_loader(self.views, order, workers=workers, pin=pin, corrupt=self.corrupt)
+        return make_loader(
+            self.views,
+            order,
+            workers=workers,
+            pin=pin,
+            corrupt=self.corrupt,
+            finish=self.finish,
+        )
 
 
 def open_data(
@@ -96,9 +113,11 @@ def open_data(
     shuffle_buffer: int = 4096,
     max_corrupt: float = 0.01,
     strict: bool = False,
+    on_device: torch.device | None = None,
 ) -> Source:
     """The source that a DATA.PATH names, without reading its images but for a cache.
 
+    With `on_device` all images are decoded now to lie on that device, where their views are made.
     `images` (DATA.IMAGES) is the length of an epoch over shards, by default what their index says;
     for listed images it is 0 or must be their number. Raises InputError, also where an epoch has
     fewer images than the global `batch`: an image twice in a batch is its own negative.
@@ -120,6 +139,12 @@ def open_data(
             views=views,
             seed=seed,
             shorter_side=shorter_side,
+            on_device=on_device,
+        )
+    if on_device is not None:
+        raise InputError(
+            f"DATA.ON_DEVICE is True and DATA.PATH {path} names shards, a stream of which no whole "
+            "lies anywhere: set DATA.ON_DEVICE False, or give a folder or a list of images"
         )
     shards = list_shards(path)
     epoch = images or shards.images
@@ -161,7 +186,13 @@ def _open_listed(
     views: int,
     seed: int,
     shorter_side: int,
+    on_device: torch.device | None,
 ) -> ImageSource:
+    if on_device is not None:
+        side = square_side(shorter_side, size=size, min_scale=recipe.min_scale)
+        squares = decode_squares(listed, side=side, device=on_device, corrupt=corrupt)
+        rows = RowSet(listed, squares, recipe=recipe, size=size, views=views, seed=seed)
+        return ImageSource(rows, corrupt, ViewsOnDevice(squares, recipe=recipe, size=size))
     cache = None
     if cache_mb:
         listed, cache = cache_images(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -63,10 +63,7 @@ class ViewSet(Dataset[Sample]):
     def _read(self, index: int) -> tuple[Image, int, Bad]:
         """The image, or the next one that opens; the loader counts those that did not."""
         bad: Bad = []
-        for step in range(min(REPLACEMENTS, len(self))):
-            # In a large set ever farther away: damaged files are often neighbours.
-            ahead = step if len(self) <= REPLACEMENTS else step * step
-            used = (index + ahead) % len(self)
+        for used in replacements(index, len(self)):
             try:
                 return self._open(used), used, bad
             except CorruptImage as error:
@@ -80,6 +77,14 @@ class ViewSet(Dataset[Sample]):
         if isinstance(image, str):
             raise CorruptImage(image)
         return image
+
+
+def replacements(index: int, images: int) -> Iterator[int]:
+    """The image itself, then those that are tried in its place where it does not open."""
+    for step in range(min(REPLACEMENTS, images)):
+        # In a large set ever farther away: damaged files are often neighbours.
+        ahead = step if images <= REPLACEMENTS else step * step
+        yield (index + ahead) % images
 
 
 def cache_images(

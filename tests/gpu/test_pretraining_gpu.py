@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain import capture, loop, train
+from pretrain import augment, capture, data, loop, train
 from pretrain.config import load_config
+from pretrain.data import resident
 from pretrain.encoders import SplitBatchNorm2d
 from pretrain.methods import Batch
 from tests.pretrain.test_resume import EVERY, QUICK, stop_at
@@ -108,6 +109,84 @@ def test_a_stopped_run_goes_on(
             run(tiny, device, tmp_path / "parts", *pairs)
     parts = losses(run(tiny, device, tmp_path / "parts", *pairs, resume=True))
     assert parts == pytest.approx(whole, rel=0.02, abs=0.02)
+
+
+ON_DEVICE = ["DATA.ON_DEVICE", "True", "DATA.SHORTER_SIDE", "40"]
+
+
+@pytest.mark.parametrize("compiled", ["False", "True"])
+@pytest.mark.parametrize("method", ["moco", "nce", "supervised"])
+def test_a_stopped_run_on_views_of_the_device_goes_on(
+    method: str,
+    compiled: str,
+    device: str,
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if device == "cpu":
+        monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    pairs = [*EVERY[method], *ON_DEVICE, "COMPILE", compiled, "DATA.WORKERS", "2"]
+    whole = losses(run(tiny, device, tmp_path / "whole", *pairs))
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny, device, tmp_path / "parts", *pairs)
+    parts = losses(run(tiny, device, tmp_path / "parts", *pairs, resume=True))
+    assert parts == pytest.approx(whole, rel=0.02, abs=0.02)
+
+
+@pytest.mark.parametrize("recipe", list(augment.RECIPES))
+def test_views_made_on_the_device_are_those_made_on_a_cpu(
+    recipe: str, device: str, class_folders: Path
+) -> None:
+    one, two = (
+        data.open_data(
+            str(class_folders),
+            recipe=augment.recipe(recipe, min_scale=0.2),
+            size=32,
+            views=2,
+            seed=0,
+            on_device=torch.device(where),
+        ).make_loader(batch=24, start=0, stop=3, workers=0, pin=device == "cuda")
+        for where in (device, "cpu")
+    )
+    for found, right in zip(one, two, strict=True):
+        assert found.pixels.device.type == device
+        assert torch.equal(found.indices.cpu(), right.indices)
+        off = (found.pixels.cpu().int() - right.pixels.int()).abs()
+        # where a hue is next to a boundary, rounding may take another branch
+        assert off.float().mean() < 0.05 and (off > 1).float().mean() < 1e-3
+
+
+def test_making_views_does_not_wait_for_the_device(
+    device: str, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = resident.ViewsOnDevice.__call__
+    watched: list[None] = []
+
+    def watching(self: resident.ViewsOnDevice, raw: data.RawBatch) -> data.RawBatch:
+        watched.append(None)
+        # the first call chooses matrix products, which may wait
+        if device == "cuda" and len(watched) > 1:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            return make(self, raw)
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(resident.ViewsOnDevice, "__call__", watching)
+    run(tiny, device, tmp_path / "run", *ON_DEVICE, "AUGMENT.RECIPE", "moco_v2")
+    assert len(watched) == STEPS
+
+
+def test_a_goal_of_neighbours_ends_a_run_on_views_of_the_device(
+    device: str, tiny: list[str], tmp_path: Path, class_folders: Path
+) -> None:
+    pairs = ["KNN.TRAIN", str(class_folders), "KNN.EVERY", "1", "KNN.SIZE", "32"]
+    rows = run(tiny, device, tmp_path / "run", *ON_DEVICE, *pairs, "KNN.GOAL", "1")
+    assert rows[-1]["iteration"] == 3  # an epoch of 24 images
 
 
 def test_neighbours_are_measured(

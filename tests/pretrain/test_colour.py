@@ -168,7 +168,7 @@ def test_blur_has_the_spread_it_is_asked_for_and_darkens_nothing(sigma: float) -
     for level in (0, 1, 254, 255):
         flat = np.full((9, 9, 3), level, dtype=np.uint8)
         np.testing.assert_array_equal(colour.blur(flat, sigma), flat)
-    kernel = colour._blur_kernel(round(sigma * 128)).astype(np.float64)
+    kernel = colour.blur_kernel(colour.sigma_128(sigma)).astype(np.float64)
     taps = np.arange(len(kernel)) - len(kernel) // 2
     assert kernel.sum() == 1 and (kernel == kernel[::-1]).all()
     # Weights of eight bits: a tap of less than 1/512 is lost, and with it a little spread.

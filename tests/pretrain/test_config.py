@@ -26,6 +26,7 @@ def test_all_config_files_were_found() -> None:
         "ablation/moco_v1_k4096_m0.yaml",
         "ablation/moco_v1_no_shuffle.yaml",
         *(f"quick/{name}_r18.yaml" for name in QUICK),
+        "speedrun/caltech101_r18.yaml",
     }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pretrain import augment
+from pretrain import augment, device_views
 from pretrain.config import load_config
 from pretrain.methods import Batch, build_method
 from tests.pretrain.test_resume import EVERY, QUICK
@@ -55,3 +55,14 @@ def test_a_step_reads_no_number_from_the_device_and_sends_no_tensor_to_it(
         outcome = model(batch, model.prepare(batch))
         outcome.loss.backward()
         model.after_step(batch.indices, outcome.features)
+
+
+@pytest.mark.parametrize("recipe", list(augment.RECIPES))
+def test_making_views_reads_no_number_from_the_device_and_sends_no_tensor_to_it(
+    recipe: str,
+) -> None:
+    maker = device_views.ViewMaker(augment.RECIPES[recipe], size=32, side=40, device=META)
+    images = torch.zeros(8, 40, 3, 40, dtype=torch.uint8, device=META)
+    rows = torch.zeros(8, 2, device_views.COLUMNS, device=META)
+    with OnlyOnMeta():
+        assert maker(images, rows).shape == (8, 2, 32, 32, 3)

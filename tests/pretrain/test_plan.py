@@ -113,6 +113,17 @@ def test_a_bank_of_a_billion_rows_does_not_fit_a_gpu(
         refuse_what_cannot_fit(made, memory=memory, host_memory=None)
 
 
+def test_images_on_the_device_are_planned_and_refused_where_they_are_too_many(
+    small_trunk: None,
+) -> None:
+    pairs = ["DATA.ON_DEVICE", True, "DATA.SHORTER_SIDE", 128]
+    made = plan(*pairs, images=IN_1M, gpus=1)
+    assert made.resident == IN_1M * 128 * 128 * 3
+    assert made.device == plan(images=IN_1M, gpus=1).device + made.resident
+    with pytest.raises(InputError, match="the images: set DATA.ON_DEVICE False"):
+        refuse_what_cannot_fit(made, memory=16, host_memory=None)
+
+
 def test_a_list_of_a_billion_files_does_not_fit_a_host_and_shards_do(small_trunk: None) -> None:
     listed = plan("DATA.PATH", "images", images=BILLION, gpus=1)
     with pytest.raises(InputError, match="use WebDataset shards"):

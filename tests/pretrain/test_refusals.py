@@ -92,6 +92,11 @@ def test_a_number_that_is_not_finite_is_refused(key: str, value: str, tiny: list
         config(tiny, key, value)
 
 
+def test_a_goal_that_is_never_looked_for_is_refused(tiny: list[str]) -> None:
+    with pytest.raises(InputError, match=r"KNN\.GOAL is 50 and KNN\.EVERY 0 .*: set KNN\.EVERY"):
+        config(tiny, "KNN.GOAL", 50, "KNN.TRAIN", "some/train")
+
+
 @pytest.mark.parametrize("pair", [("KNN.EVERY", "0.5"), ("KNN.TEST", "some/test")])
 def test_a_watch_without_labelled_pictures_is_refused(
     pair: tuple[str, str], tiny: list[str]

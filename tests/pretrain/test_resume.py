@@ -186,6 +186,23 @@ def test_other_images_are_refused(
         train.train(other, resume=True)
 
 
+def test_a_run_begun_before_a_key_was_there_goes_on_with_its_default(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [*tiny, "CHECKPOINT_EVERY", "2"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(load_config(QUICK, pairs))
+    (path,) = (tmp_path / "run").glob("checkpoint_*.pth")
+    content = torch.load(path, weights_only=True)
+    del content["config"]["DATA"]["ON_DEVICE"]
+    torch.save(content, path)
+    with pytest.raises(InputError, match=r"DATA\.ON_DEVICE \(False then, True now\)"):
+        train.train(load_config(QUICK, [*pairs, "DATA.ON_DEVICE", "True"]), resume=True)
+    train.train(load_config(QUICK, pairs), resume=True)
+
+
 def test_another_config_is_refused_but_for_what_does_not_teach(
     tiny: list[str], class_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,23 @@ def test_metrics_are_written_at_every_interval(tiny: list[str]) -> None:
     assert rows[-1]["queue_fill"] == 1.0
 
 
+def test_a_run_ends_at_the_first_measurement_that_reaches_its_goal(
+    tiny: list[str], class_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = iter([0.9, 0.2, 0.5, 0.9])  # before the first step no goal is reached
+    right = [torch.arange(100) < 100 * share for share in shares]
+    monkeypatch.setattr(train, "KnnMonitor", lambda *_, **__: lambda encoder: right.pop(0))
+    pairs = ["KNN.TRAIN", class_folders, "KNN.EVERY", 1, "KNN.GOAL", 50, "LOG_EVERY", 4]
+    cfg = config(tiny, *pairs, "SOLVER.MAX_ITER", 12)
+    path = train.train(cfg)
+    rows = records(path.parent)
+    # 24 images in batches of 8: measured after steps 3 and 6, which are logged too
+    assert [row["iteration"] for row in rows if "knn_accuracy" in row] == [0, 3, 6]
+    assert [row["iteration"] for row in rows if "loss" in row] == [3, 4, 6]
+    assert checkpoints.read(path)["state"]["iteration"] == 6
+    assert train.train(cfg, resume=True) == path
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(
     tiny: list[str], tmp_path: Path
 ) -> None:
