@@ -63,7 +63,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         if x.is_cuda:
             return nn.SyncBatchNorm.forward(self, x)  # type: ignore[arg-type]
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         channels = wide.shape[1]
         count = wide.new_full((1,), wide.numel() / channels)
         sums = torch.cat([wide.sum(dim=(0, 2, 3)), wide.square().sum(dim=(0, 2, 3)), count])

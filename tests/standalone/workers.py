@@ -123,7 +123,7 @@ def detector(norm: str) -> tuple[CfgNode, GeneralizedRCNN]:
     cfg = tiny_config({"MODEL.RESNETS.NORM": norm, "MODEL.FPN.NORM": norm})
     model = build_detector(cfg)
     fill(model)
-    return cfg, model.train()
+    return cfg, model.double().train()  # in float32 the order of sums shows
 
 
 def samples_of(rank: int, *, objects: bool) -> list[Sample]:
