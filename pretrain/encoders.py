@@ -15,7 +15,7 @@ from pretrain.small_maps import use_small_maps
 
 Norm = Callable[[int], nn.Module]
 
-HAS_TRITON = find_spec("triton") is not None  # it comes with torch where that has CUDA
+HAS_TRITON = find_spec("triton") is not None
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):

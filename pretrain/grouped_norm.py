@@ -1,9 +1,8 @@
-"""Batch norm over groups of a batch for GPUs in Triton, which compiles each kernel when first called.
+"""Batch norm over groups of a batch for GPUs in Triton, which compiles each kernel at first use.
 
-All groups are one launch where F.batch_norm takes one launch per group: three forward (sums,
-statistics, output) and three backward, whatever the number of groups. Nothing is copied for it: a
-group is consecutive images, and with channels last its cells are consecutive rows. Numbers are
-computed in float32 whatever the format of the map, as F.batch_norm computes them.
+Three launches forward (sums, statistics, output) and three backward, whatever the number of groups.
+Nothing is copied: a group is consecutive images, and with channels last its cells are consecutive
+rows. Numbers are computed in float32 whatever the format of the map, as F.batch_norm computes them.
 
 Letters: G groups of M rows (images x cells), C channels, S splits of a group's rows.
 """

@@ -48,7 +48,7 @@ def check(
     expected.backward(gradient.double())
     assert out.dtype == dtype and out.is_contiguous(memory_format=torch.channels_last)
     # near 1000 neighbours in float32 are 6e-5 apart
-    own = 3e-4 if mean else 1e-5
+    own = 3e-4 if mean == 1000.0 else 1e-5
     of_map = own if dtype == torch.float32 else 2**-7
     near(out, expected, of_map)
     near(x.grad, y.grad, of_map)
@@ -85,6 +85,14 @@ def test_it_does_not_matter_how_rows_are_split(
     monkeypatch.setattr(grouped_norm, "PROGRAMS", programs)
     monkeypatch.setattr(grouped_norm, "TILE", tile)
     check((4, 5, 9, 9), 2, torch.float32, device)
+
+
+def test_a_map_of_a_resnet(device: str) -> None:
+    if device == "cpu":
+        pytest.skip("takes minutes interpreted")
+    for dtype in (torch.float32, torch.bfloat16):
+        check((64, 64, 56, 56), 8, dtype, device, mean=1.0)
+        check((64, 2048, 7, 7), 8, dtype, device, mean=1.0)
 
 
 def test_channels_may_come_first(device: str) -> None:
