@@ -32,24 +32,26 @@ HERE = Path(__file__).resolve().parent
 R50 = ["--arch", "resnet50", "--size", "224", "--batch", "128"]
 R18 = ["--arch", "resnet18", "--size", "64", "--batch", "256"]
 SHORT = ["--rounds", "3", "--seconds", "1.5"]
-STEPS = ["--size", "800", "--rounds", "12", "--warm-up", "4"]
+STEPS = ["--size", "800", "--rounds", "9", "--warm-up", "4"]
+LOADER = ["--loader", "--workers", "6", "--precision", "bfloat16"]
+GROUPS = ["--groups", "8", "--rounds", "4"]
 # what each part is called, its script and its arguments, the most telling first
 PARTS: list[tuple[str, str, list[str]]] = [
     ("MoCo R18", "moco_step", [*R18, *SHORT, "--groups", "8", "--compile", "--views"]),
     ("MoCo R50", "moco_step", [*R50, *SHORT, "--groups", "8", "--compile"]),
     ("FPN, batch 2", "detector_steps", [*STEPS, "--detectors", "fpn", "--batch", "2"]),
-    ("evaluation", "evaluation", ["--precision", "float32"]),
-    ("groups R18", "grouped_batch_norm", [*R18, "--groups", "8", "--steps", "5"]),
-    ("groups R18, graph", "grouped_batch_norm", [*R18, "--groups", "8", "--steps", "5", "--graph"]),
-    ("groups R50, graph", "grouped_batch_norm", [*R50, "--groups", "8", "--steps", "3", "--graph"]),
-    ("groups R50", "grouped_batch_norm", [*R50, "--groups", "8", "--steps", "3"]),
-    ("C4, batch 2", "detector_steps", [*STEPS, "--detectors", "c4", "--batch", "2"]),
     ("FPN, batch 8", "detector_steps", [*STEPS, "--detectors", "fpn", "--batch", "8"]),
-    ("MoCo R18, one group", "moco_step", [*R18, *SHORT, "--compile"]),
+    ("C4, batch 2", "detector_steps", [*STEPS, "--detectors", "c4", "--batch", "2"]),
+    ("C4, batch 8", "detector_steps", [*STEPS, "--detectors", "c4", "--batch", "8"]),
+    ("evaluation", "evaluation", ["--precision", "float32"]),
     ("evaluation, bfloat16", "evaluation", ["--precision", "bfloat16"]),
+    ("precisions", "precisions", []),
+    ("FPN, loader", "detector_steps", [*STEPS, *LOADER, "--detectors", "fpn", "--batch", "2"]),
+    ("C4, loader", "detector_steps", [*STEPS, *LOADER, "--detectors", "c4", "--batch", "2"]),
+    ("groups R50", "grouped_batch_norm", [*R50, *GROUPS, "--steps", "2"]),
+    ("groups R18", "grouped_batch_norm", [*R18, *GROUPS, "--steps", "5"]),
     ("FPN, float16", "detector_steps", [*STEPS, "--detectors", "fpn", "--precision", "float16"]),
     ("two views", "two_views", ["--rounds", "3", "--seconds", "1.0"]),
-    ("precisions", "precisions", []),
 ]
 NEEDS_DETECTRON2 = {"detector_steps"}
 

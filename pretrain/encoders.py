@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,7 @@ from pretrain.small_maps import use_small_maps
 
 Norm = Callable[[int], nn.Module]
 
-# Numbers in the largest map of a ResNet-18 at 64 px, batch 256 (64 channels, 32 x 32 cells): there
-# one call for 8 groups was faster on an H100, 1.45 times and 1.38 in a CUDA graph. With a ResNet-50
-# at 224 px, batch 128, whose maps have up to six times as many, it was slower in a graph: 0.56.
-LARGEST_IN_ONE_CALL = 2**24
+HAS_TRITON = find_spec("triton") is not None
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
@@ -37,46 +35,37 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.splits == 1:
             return super().forward(input)
-        # On a GPU launches cost more than one_call's copies of a small map; on a CPU they do not.
-        small = input.numel() <= LARGEST_IN_ONE_CALL
-        if small and input.device.type == "cuda" and len(input) % self.splits == 0:
-            return self.one_call(input)
+        equal = len(input) % self.splits == 0 and input.dtype != torch.float64
+        # torch.compile fuses what it knows
+        if HAS_TRITON and input.is_cuda and equal and not torch.compiler.is_compiling():
+            return self.grouped_kernel(input)
         return self.call_per_group(input)
 
     def call_per_group(self, input: Tensor) -> Tensor:
         """Batch norm in training, one call per group; groups may differ by one image."""
+        assert self.momentum is not None
         mean, var = self._running_statistics()
         means, variances = mean.repeat(self.splits, 1), var.repeat(self.splits, 1)  # G x C
         # One split, not slices: its backward is one concatenation instead of a sum of padded parts.
         short, longer = divmod(len(input), self.splits)
         sizes = [short + (group < longer) for group in range(self.splits)]
         parts = [
-            self._normalise(part, mean, var, self.weight, self.bias)
+            F.batch_norm(part, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
             for part, mean, var in zip(input.split(sizes), means, variances, strict=True)
         ]
         self._step_running_statistics(means, variances)
         return torch.cat(parts)
 
-    def one_call(self, input: Tensor) -> Tensor:
-        """The same for equal groups in one call, with the groups as channels."""
-        (n, c, h, w), groups = input.shape, self.splits
-        mean, var, weight, bias = (
-            vector.repeat(groups)
-            for vector in (*self._running_statistics(), self.weight, self.bias)
-        )  # G * C
-        # channels innermost throughout: each copy moves whole rows of C
-        cells = input.permute(0, 2, 3, 1).reshape(groups, n // groups, h, w, c)
-        wide = cells.permute(1, 2, 3, 0, 4).reshape(n // groups, h, w, groups * c)
-        out = self._normalise(wide.permute(0, 3, 1, 2), mean, var, weight, bias)
-        self._step_running_statistics(mean.view(groups, c), var.view(groups, c))
-        cells = out.permute(0, 2, 3, 1).reshape(n // groups, h, w, groups, c)
-        return cells.permute(3, 0, 1, 2, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
+    def grouped_kernel(self, input: Tensor) -> Tensor:
+        """The same for equal groups on a GPU, all groups in each launch."""
+        from pretrain.grouped_norm import grouped_batch_norm  # needs triton
 
-    def _normalise(
-        self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor
-    ) -> Tensor:
-        assert self.momentum is not None
-        return F.batch_norm(x, mean, var, weight, bias, True, self.momentum, self.eps)
+        assert self.momentum is not None and self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        vectors = self.weight, self.bias, *self._running_statistics()
+        return grouped_batch_norm(
+            input, *vectors, groups=self.splits, momentum=self.momentum, eps=self.eps
+        )
 
     def _running_statistics(self) -> tuple[Tensor, Tensor]:
         assert self.running_mean is not None and self.running_var is not None

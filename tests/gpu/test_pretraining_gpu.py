@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain import augment, capture, data, loop, train
 from pretrain.config import load_config
 from pretrain.data import resident
-from pretrain.encoders import SplitBatchNorm2d
 from pretrain.methods import Batch
 from tests.pretrain.test_resume import EVERY, QUICK, stop_at
 
@@ -220,25 +219,3 @@ def test_a_step_does_not_wait_for_the_device(
     monkeypatch.setattr(loop.Loop, "_compute", watching)
     run(tiny, device, tmp_path / "run", *EVERY[method])
     assert watched or device == "cpu"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_batch_norm_in_groups_is_one_call_per_group(
-    layout: torch.memory_format, dtype: torch.dtype, device: str
-) -> None:
-    results = []
-    for spelling in (SplitBatchNorm2d.call_per_group, SplitBatchNorm2d.one_call):
-        torch.manual_seed(0)
-        split = SplitBatchNorm2d(16, splits=4)
-        for vector in (split.weight, split.bias, split.running_mean):
-            nn.init.uniform_(vector)
-        split.to(device)
-        x = torch.randn(16, 16, 6, 5).to(device, dtype).to(memory_format=layout).requires_grad_()
-        out = spelling(split, x)
-        assert out.dtype == dtype
-        out.float().square().mean().backward()
-        results.append([out, x.grad, split.weight.grad, split.bias.grad, *split.buffers()])
-    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, **close)

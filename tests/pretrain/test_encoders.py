@@ -182,20 +182,3 @@ def test_split_batch_norm_gradient_is_that_of_the_groups() -> None:
     x = torch.randn(4, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     split = SplitBatchNorm2d(2, splits=2).double()
     assert torch.autograd.gradcheck(lambda v: split(v).pow(3).sum(), (x,))
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_one_call_for_all_groups_is_a_call_per_group(layout: torch.memory_format) -> None:
-    results = []
-    for spelling in (SplitBatchNorm2d.call_per_group, SplitBatchNorm2d.one_call):
-        torch.manual_seed(0)
-        split = SplitBatchNorm2d(5, splits=3).double()
-        for vector in (split.weight, split.bias, split.running_mean):
-            nn.init.uniform_(vector)
-        x = torch.randn(12, 5, 4, 3, dtype=torch.float64).to(memory_format=layout).requires_grad_()
-        out = spelling(split, x)
-        (out.pow(3) * torch.arange(12.0)[:, None, None, None]).sum().backward()
-        gradients = [x.grad, split.weight.grad, split.bias.grad]
-        results.append([out, *gradients, *split.buffers()])
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

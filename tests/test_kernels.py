@@ -1,4 +1,4 @@
-"""The kernels for GPUs, interpreted: tests/gpu/test_kernels_gpu.py on the CPU."""
+"""The kernels for GPUs, interpreted: their tests in tests/gpu on the CPU."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.slow
-def test_the_kernels_compute_what_torchvision_does() -> None:
-    command = [sys.executable, "-m", "pytest", "tests/gpu/test_kernels_gpu.py", "-q"]
+@pytest.mark.parametrize(("name", "passed"), [("kernels", 15), ("grouped_norm", 23)])
+def test_the_kernels_compute_what_torch_and_torchvision_do(name: str, passed: int) -> None:
+    command = [sys.executable, "-m", "pytest", f"tests/gpu/test_{name}_gpu.py", "-q"]
     result = subprocess.run(
         [
             *command,
@@ -28,8 +29,9 @@ def test_the_kernels_compute_what_torchvision_does() -> None:
             "no:cacheprovider",
         ],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=Path(__file__).resolve().parents[1],
         capture_output=True,
         text=True,
     )
-    assert result.returncode == 0 and "15 passed" in result.stdout, result.stdout[-3000:]
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert f"{passed} passed" in result.stdout, result.stdout[-3000:]
