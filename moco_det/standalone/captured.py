@@ -49,11 +49,19 @@ class CapturedTrunk:
     def __call__(self, batch: Tensor) -> tuple[dict[str, Tensor], Outputs]:
         trunk = self.trunks.get(batch.shape)
         if trunk is None:
-            trunk = self.make()
             self.seen[batch.shape] += 1
-            if self.seen[batch.shape] >= FREQUENT and len(self.trunks) < MOST:
-                self.capture(trunk, batch)
-                self.trunks[batch.shape] = trunk
+            if self.seen[batch.shape] < FREQUENT or len(self.trunks) == MOST:
+                return self.launched(batch)
+            trunk = self.trunks[batch.shape] = self.make()
+            self.capture(trunk, batch)
+        return self.named(trunk, batch)
+
+    def launched(self, batch: Tensor) -> tuple[dict[str, Tensor], Outputs]:
+        """The same kernel by kernel."""
+        return self.named(self.make(), batch)
+
+    @staticmethod
+    def named(trunk: Trunk, batch: Tensor) -> tuple[dict[str, Tensor], Outputs]:
         found = trunk(batch)
         features = dict(zip(trunk.names, found, strict=False))
         rest = list(found[len(features) :])

@@ -74,7 +74,7 @@ def test_the_rows_of_a_batch_wait_few_times_for_the_device(device: str) -> None:
             torch.cuda.set_sync_debug_mode("default")
     assert [len(part) for part in rows] == [100] * 8
     waits = [str(w.message) for w in caught if "synchroniz" in str(w.message)]
-    assert len(waits) <= 8, waits
+    assert len(waits) <= 12, waits
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
