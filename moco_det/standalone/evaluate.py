@@ -126,20 +126,29 @@ class ScoredSamples(Dataset[Sample | InputError]):
 
 
 def read_samples(records: Sequence[Record], mapper: Mapper, workers: int) -> Iterator[Sample]:
-    """Samples in order, read by worker processes where there are batches enough for them."""
+    """Samples in order, read by worker processes where there are batches enough for them.
+
+    The workers are started by the thread that calls this. That must not be one of a pool: a child
+    of it would try to join itself at its end, and end with an error.
+    """
     workers = min(workers, len(records) // BATCH)
-    for found in DataLoader(
+    loader = DataLoader(
         ScoredSamples(records, mapper),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         generator=torch.Generator(),  # else the workers' seeds are drawn from the run's own
-    ):
-        if isinstance(found, InputError):
-            raise found
-        if workers:  # it may wait for long, and a container has little shared memory
-            found.image = found.image.clone()
-        yield found
+    )
+    return map(partial(checked, copy=workers > 0), iter(loader))
+
+
+def checked(found: Sample | InputError, *, copy: bool) -> Sample:
+    """A sample, copied where it lies in shared memory; the error in its place is raised."""
+    if isinstance(found, InputError):
+        raise found
+    if copy:  # it may wait for long, and a container has little shared memory
+        found.image = found.image.clone()
+    return found
 
 
 def same_size_batches(samples: Iterable[Sample], step: int) -> Iterator[Batch]:

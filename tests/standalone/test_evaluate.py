@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +119,28 @@ def sizes(*shapes: tuple[int, int]) -> DetectionDataset:
     return DetectionDataset("sizes", "", records, ("thing",), (5,))
 
 
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads beside the model, as a GPU has them."""
+
+    def start(self: evaluate.Beside, function: Any, *arguments: Any) -> Any:
+        return self.pool.submit(function, *arguments).result
+
+    monkeypatch.setattr(evaluate.Beside, "start", start)
+
+
+@pytest.mark.usefixtures("threads")
+def test_workers_beside_threads_end_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    # where torch watches over its workers, one that ends with an error ends the evaluation
+    started: list[BaseProcess] = []
+    start = BaseProcess.start
+    monkeypatch.setattr(BaseProcess, "start", lambda p: (started.append(p), start(p))[1])
+    dataset = sizes(*[(20, 30)] * (2 * BATCH))
+    rows = predict(Echo(), dataset, Blank(), FLOAT, workers=2)  # type: ignore[arg-type]
+    assert len(rows) == 2 * BATCH
+    assert [process.exitcode for process in started] == [0, 0]
+
+
 def test_workers_find_the_same_rows_and_say_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     shapes = [(20, 30)] * BATCH + [(30, 20)] * BATCH + [(20, 30)] * 3
     records = []
@@ -181,18 +204,14 @@ def test_the_longest_waiting_goes_first_where_too_many_wait() -> None:
 
 
 def test_threads_beside_the_model_change_nothing(
-    painted: ScenesPaths, monkeypatch: pytest.MonkeyPatch
+    painted: ScenesPaths, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     model, _ = briefly_trained("FPN masks", painted, device="cpu", steps=5)
     mapper, dataset = build_mapper(tiny_config(), train=False), load_dataset(painted.test)
     monkeypatch.setattr(evaluate, "BATCH", 1)
     expected = predict(model, dataset, mapper, FLOAT)
     assert len(expected) > len(dataset.records)
-
-    def start(self: evaluate.Beside, function: Any, *arguments: Any) -> Any:
-        return self.pool.submit(function, *arguments).result
-
-    monkeypatch.setattr(evaluate.Beside, "start", start)
+    request.getfixturevalue("threads")
     assert predict(model, dataset, mapper, FLOAT) == expected
 
 
