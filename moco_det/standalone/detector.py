@@ -48,6 +48,7 @@ class GeneralizedRCNN(nn.Module):
         self.register_buffer(
             "pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1), False
         )
+        self.memory_format = torch.channels_last
         self.captured: CapturedTrunk | None = None
 
     def forward(
@@ -90,4 +91,4 @@ class GeneralizedRCNN(nn.Module):
         for slot, (h, w) in zip(batch, sizes, strict=True):
             slot[:, h:] = 0
             slot[:, :, w:] = 0
-        return batch.contiguous(memory_format=torch.channels_last), sizes
+        return batch.contiguous(memory_format=self.memory_format), sizes

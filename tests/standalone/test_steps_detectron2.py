@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 pytest.importorskip("detectron2")
@@ -48,9 +49,16 @@ def real(settings: Settings) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def ours(settings: Settings) -> GeneralizedRCNN:
-    model = build_detector(our_config(settings))
+    model = channels_first(our_config(settings))
     fill(model)
     return model
+
+
+def channels_first(cfg: CfgNode) -> GeneralizedRCNN:
+    """The detector in the memory layout of detectron2's: in another, torch rounds otherwise."""
+    model = build_detector(cfg)
+    model.memory_format = torch.contiguous_format
+    return model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def step_of(model: nn.Module, objects: Any, dtype: torch.dtype) -> tuple[Losses, Gradients]:
@@ -143,7 +151,7 @@ def test_twenty_steps_of_sgd_stay_together(
         settings = settings.but("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.WEIGHTS", "some.pkl")
     cfg, ours_cfg = real_config(settings), our_config(settings)
     torch.manual_seed(0)
-    real, ours = real_model(settings).train(), build_detector(ours_cfg).train()
+    real, ours = real_model(settings).train(), channels_first(ours_cfg).train()
     start_small(real)
     ours.load_state_dict(real.state_dict())
     real, ours = real.to(dtype), ours.to(dtype)
