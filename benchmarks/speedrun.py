@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from moco_det.errors import InputError
 from moco_det.report.statistics import summarise
 from moco_det_tools.entry import run
 from pretrain.config import load_config
@@ -113,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("-o", "--output", type=Path, default=Path("runs/speedrun"))
     p.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
     args = p.parse_args(argv)
+    if taken := sorted(args.output.glob("variant*_seed*")):
+        raise InputError(f"{taken[0]} holds a trial already: remove it or name another -o")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"torch {torch.__version__}, {where}", flush=True)

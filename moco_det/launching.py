@@ -54,11 +54,13 @@ def check_gpus(processes: int) -> None:
     """InputError where this machine has fewer GPUs than processes."""
     import torch
 
-    if processes > torch.cuda.device_count():
+    found = torch.cuda.device_count()
+    if not found:
+        raise InputError("MODEL.DEVICE is cuda and torch sees no GPU: add MODEL.DEVICE cpu")
+    if processes > found:
         raise InputError(
-            f"{processes} processes on this machine and MODEL.DEVICE cuda, but it has "
-            f"{torch.cuda.device_count()} GPUs: lower --num-gpus (torchrun: --nproc-per-node), or "
-            "add MODEL.DEVICE cpu"
+            f"{processes} processes on this machine and MODEL.DEVICE cuda, but it has {found} "
+            "GPU(s): lower --num-gpus (torchrun: --nproc-per-node), or add MODEL.DEVICE cpu"
         )
 
 

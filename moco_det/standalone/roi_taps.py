@@ -70,7 +70,7 @@ def extent(axis: Axis) -> tuple[Tensor, Tensor]:
     used = (axis.weights != 0).byte()
     first = used.argmax(dim=2)
     last = used.shape[2] - 1 - used.flip(2).argmax(dim=2)
-    return first, torch.where(used.any(dim=2), last - first + 1, 1).amax(dim=1)
+    return first, torch.where(used.any(dim=2).bool(), last - first + 1, 1).amax(dim=1)
 
 
 def few(axis: Axis, first: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
