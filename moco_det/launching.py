@@ -21,11 +21,29 @@ class TorchrunProcess(NamedTuple):
 
 
 def torchrun_process() -> TorchrunProcess | None:
-    """This process's place where torchrun, or what sets its variables, has started several."""
+    """This process's place where torchrun, or what sets its variables, has started several.
+
+    InputError where the variables are not those of such a process.
+    """
     names = [name.upper() for name in TorchrunProcess._fields]
-    if any(name not in os.environ for name in names) or int(os.environ["WORLD_SIZE"]) == 1:
+    if any(name not in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
         return None
-    return TorchrunProcess(*(int(os.environ[name]) for name in names))
+    given = {name: os.environ.get(name, "") for name in (*names, "MASTER_ADDR", "MASTER_PORT")}
+    try:
+        place = TorchrunProcess(*(int(given[name]) for name in names))
+        meets = bool(given["MASTER_ADDR"]) and 0 < int(given["MASTER_PORT"]) < 2**16
+    except ValueError:
+        meets = False
+    if (
+        not meets
+        or not 0 <= place.rank < place.world_size
+        or not 0 <= place.local_rank < place.local_world_size <= place.world_size
+    ):
+        said = " ".join(f"{name}={value}" for name, value in given.items())
+        raise InputError(
+            f"torchrun starts no process with {said}: start by torchrun, or unset WORLD_SIZE"
+        )
+    return place
 
 
 @contextmanager

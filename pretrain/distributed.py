@@ -27,17 +27,24 @@ def process_group(device: torch.device) -> Iterator[None]:
 
     NCCL on GPUs, of which each process takes the one of its LOCAL_RANK; gloo on CPUs.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    given = {name: os.environ.get(name, "") for name in names}
+    try:
+        local = int(given["LOCAL_RANK"] or "0")
+        sound = 0 <= int(given["RANK"]) < int(given["WORLD_SIZE"]) and local >= 0
+        sound = sound and bool(given["MASTER_ADDR"]) and 0 < int(given["MASTER_PORT"]) < 2**16
+    except ValueError:
+        sound = False
+    if not sound:
+        said = " ".join(f"{name}={value}" for name, value in given.items())
         raise InputError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {', '.join(missing)} not set: start "
-            "several processes by torchrun"
+            f"torchrun starts no process with {said}: start several processes by torchrun, or "
+            "unset WORLD_SIZE"
         )
     if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
             raise InputError(
                 f"process {local} of this machine has no GPU: it has {torch.cuda.device_count()}; "

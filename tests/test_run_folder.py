@@ -110,6 +110,7 @@ def test_one_machine_needs_no_address_and_several_meet_where_they_are_told() -> 
 @pytest.fixture
 def under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     place = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    place |= {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
     for name, value in place.items():
         monkeypatch.setenv(name, value)
 
@@ -140,3 +141,25 @@ def test_a_process_without_a_local_rank_or_without_others_is_alone(
         assert torchrun_process() is None
     monkeypatch.delenv("LOCAL_RANK")
     assert torchrun_process() is None
+
+
+@pytest.mark.usefixtures("under_torchrun")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORLD_SIZE", "eight"),
+        ("WORLD_SIZE", "0"),
+        ("RANK", "8"),
+        ("RANK", "-1"),
+        ("LOCAL_RANK", "4"),
+        ("LOCAL_WORLD_SIZE", "9"),
+        ("MASTER_ADDR", ""),
+        ("MASTER_PORT", "port"),
+    ],
+)
+def test_a_place_that_torchrun_gives_no_process_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"{name}={value}.*start by torchrun, or unset WORLD_SIZE"):
+        torchrun_process()

@@ -94,11 +94,25 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(
         train.check_shares(load_config(QUICK, tiny))
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"RANK": ""},
+        {"RANK": "2"},
+        {"RANK": "one"},
+        {"WORLD_SIZE": "0"},
+        {"WORLD_SIZE": "two"},
+        {"MASTER_ADDR": ""},
+        {"MASTER_PORT": "port"},
+        {"LOCAL_RANK": "-1"},
+    ],
+)
 def test_processes_without_torchruns_variables_are_refused(
-    tiny: list[str], monkeypatch: pytest.MonkeyPatch
+    changed: dict[str, str], tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("RANK", raising=False)
+    place = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in (place | changed).items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="start several processes by torchrun"):
         train.train(load_config(QUICK, tiny))
 
