@@ -50,9 +50,9 @@ class GroundTruth:
         columns = (pad(boxes), pad(classes), present(boxes))
         box, class_, real = (to_device(column[:-1], device) for column in columns)
         truth = cls(box, class_, real, [t.masks for t in targets])
-        masks = [t.masks for t in targets if t.masks]
-        if masks and is_fixed(truth.boxes):
-            kind = Bitmaps if isinstance(masks[0][0], np.ndarray) else Outlines
+        if is_fixed(truth.boxes) and all(masks is not None for masks in truth.masks):
+            first = next((mask for masks in truth.masks for mask in masks or []), None)
+            kind = Bitmaps if isinstance(first, np.ndarray) else Outlines
             truth.shapes = kind.of(truth.masks, truth.boxes.shape[1], device)
         return truth
 

@@ -248,3 +248,16 @@ def test_bitmaps_are_cropped_as_one_by_one() -> None:
     chosen = [masks[0][0], masks[0][2], masks[2][1], masks[2][0]]
     found = Bitmaps.of(masks, 3, torch.device("cpu")).inside(objects, boxes, 14)
     assert torch.equal(found, mask_targets(chosen, boxes, 14))
+
+
+@pytest.mark.parametrize("name", ["FPN", "FPN with norms in the heads"])
+def test_images_without_objects_take_the_step_of_exact_selections(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = targets_of(((), ()))
+    expected = detector(name).train()(images(), targets)
+    monkeypatch.setattr(fixed_size, "SYNCHRONOUS", set())
+    found = detector(name).train()(images(), targets)
+    assert found["loss_mask"] == 0
+    for loss, value in expected.items():
+        torch.testing.assert_close(found[loss], value, rtol=1e-9, atol=0, msg=loss)
