@@ -145,7 +145,7 @@ def read_samples(records: Sequence[Record], mapper: Mapper, workers: int) -> Ite
 def checked(found: Sample | InputError, *, copy: bool) -> Sample:
     """A sample, copied where it lies in shared memory; the error in its place is raised."""
     if isinstance(found, InputError):
-        raise found
+        raise InputError(*found.args)  # not one that this frame holds: it would outlive its handler
     if copy:  # it may wait for long, and a container has little shared memory
         found.image = found.image.clone()
     return found

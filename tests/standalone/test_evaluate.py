@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,6 +160,24 @@ def test_workers_find_the_same_rows_and_say_what_is_wrong_in_one_line(tmp_path: 
     with pytest.raises(InputError) as caught:
         predict(Echo(), dataset, mapper, FLOAT, workers=2)  # type: ignore[arg-type]
     assert "3.png does not open" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_workers_end_with_the_error_that_ends_their_evaluation(tmp_path: Path) -> None:
+    shapes = [Record(i, str(tmp_path / "none.png"), 20, 30) for i in range(2 * BATCH)]
+    dataset = DetectionDataset("none", "", tuple(shapes), ("thing",), (5,))
+    mapper = build_mapper(tiny_config(), train=False)
+    before = set(active_children())
+    gc.disable()  # what is left for it holds the workers
+    try:
+        try:
+            predict(Echo(), dataset, mapper, FLOAT, workers=2)  # type: ignore[arg-type]
+        except InputError:
+            pass
+        else:
+            raise AssertionError("no error")
+        assert set(active_children()) == before
+    finally:
+        gc.enable()
 
 
 class Blank:
