@@ -65,7 +65,7 @@ class Outlines:
     ``edges`` (E, 4) are x0, y0, x1, y1; those of object i are the ``count[i]`` from ``first[i]``
     on, at most ``longest``. Each polygon runs the same way round, so that a pixel is inside one of
     an object's polygons where the edges wind around its centre: pycocotools' rule but for its
-    rounding of the outline to a fifth of a pixel.
+    rounding of the outline to a fifth of a pixel, and for outlines that cross themselves.
     """
 
     edges: Tensor
