@@ -23,11 +23,12 @@ class TorchrunProcess(NamedTuple):
 def torchrun_process() -> TorchrunProcess | None:
     """This process's place where torchrun, or what sets its variables, has started several.
 
-    InputError where the variables are not those of such a process.
+    InputError where the variables are not those of such a process: alone it would train on its own
+    where several were meant to.
     """
-    names = [name.upper() for name in TorchrunProcess._fields]
-    if any(name not in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return None
+    names = [name.upper() for name in TorchrunProcess._fields]
     given = {name: os.environ.get(name, "") for name in (*names, "MASTER_ADDR", "MASTER_PORT")}
     try:
         place = TorchrunProcess(*(int(given[name]) for name in names))

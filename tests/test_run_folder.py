@@ -133,13 +133,13 @@ def test_torchrun_and_processes_of_the_tool_are_refused_together(changed: dict[s
 
 
 @pytest.mark.usefixtures("under_torchrun")
-def test_a_process_without_a_local_rank_or_without_others_is_alone(
+def test_a_process_without_others_is_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as changed:
         changed.setenv("WORLD_SIZE", "1")
         assert torchrun_process() is None
-    monkeypatch.delenv("LOCAL_RANK")
+    monkeypatch.delenv("WORLD_SIZE")
     assert torchrun_process() is None
 
 
@@ -163,3 +163,7 @@ def test_a_place_that_torchrun_gives_no_process_is_named(
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=f"{name}={value}.*start by torchrun, or unset WORLD_SIZE"):
         torchrun_process()
+    monkeypatch.delenv(name)
+    if name not in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # as some clusters' pods have it
+        with pytest.raises(InputError, match=f"{name}= .*start by torchrun"):
+            torchrun_process()
