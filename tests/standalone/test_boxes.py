@@ -122,28 +122,6 @@ def test_without_objects_every_box_is_negative(low_quality: bool) -> None:
     assert labels.shape == (0,) and index.shape == (0,)
 
 
-@pytest.mark.parametrize(
-    ("positives", "negatives", "expected"),
-    [
-        (10, 30, (4, 12)),  # a quarter of 16
-        (2, 30, (2, 14)),  # negatives fill up
-        (10, 3, (4, 3)),  # positives do not
-        (0, 30, (0, 16)),
-        (0, 0, (0, 0)),
-    ],
-)
-def test_sample_counts(positives: int, negatives: int, expected: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    labels = torch.cat([torch.full((positives,), 5), torch.full((negatives,), 7)])
-    labels = torch.cat([labels, torch.full((6,), -1)])[torch.randperm(positives + negatives + 6)]
-    index, positive, real = (t[0] for t in subsample(labels[None], 16, 0.25, background=7))
-    chosen, others = index[positive], index[real & ~positive]
-    assert (len(chosen), len(others)) == expected
-    assert set(labels[chosen].tolist()) <= {5} and set(labels[others].tolist()) <= {7}
-    together = torch.cat([chosen, others]).tolist()
-    assert len(set(together)) == len(together)
-
-
 def test_samples_are_random_and_seeded() -> None:
     labels = torch.zeros(1000, dtype=torch.int64)
 
