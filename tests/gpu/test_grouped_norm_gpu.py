@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 
 import pytest
 import torch
@@ -13,13 +12,7 @@ pytest.importorskip("triton")
 from pretrain import grouped_norm  # noqa: E402
 from pretrain.encoders import SplitBatchNorm2d  # noqa: E402
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def runs_here(device: str) -> None:
-    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("Triton runs on a CPU with TRITON_INTERPRET=1 alone")
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_runs")]
 
 
 def check(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,13 +11,7 @@ from torchvision.ops import roi_align as torchvision_roi_align
 pytest.importorskip("triton")
 from moco_det.standalone import kernels  # noqa: E402
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def runs_here(device: str) -> None:
-    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("Triton runs on a CPU with TRITON_INTERPRET=1 alone")
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_runs")]
 
 
 def made_boxes(device: str) -> tuple[Tensor, Tensor, Tensor]:

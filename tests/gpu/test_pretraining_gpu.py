@@ -88,10 +88,17 @@ def test_a_captured_run_has_the_losses_of_a_plain_one(
     assert device == "cpu" or 0 < len(replays) <= STEPS - capture.FIRST
 
 
+ON_DEVICE = ["DATA.ON_DEVICE", "True", "DATA.SHORTER_SIDE", "40"]
+# from files every method, from images on the device one of each kind of dictionary
+RESUMED = [(method, []) for method in EVERY]
+RESUMED += [(method, [*ON_DEVICE, "DATA.WORKERS", "2"]) for method in ("moco", "nce", "supervised")]
+
+
 @pytest.mark.parametrize("compiled", ["False", "True"])
-@pytest.mark.parametrize("method", EVERY)
+@pytest.mark.parametrize(("method", "source"), RESUMED)
 def test_a_stopped_run_goes_on(
     method: str,
+    source: list[str],
     compiled: str,
     device: str,
     tiny: list[str],
@@ -100,32 +107,7 @@ def test_a_stopped_run_goes_on(
 ) -> None:
     if device == "cpu":
         monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
-    pairs = [*EVERY[method], "COMPILE", compiled]
-    whole = losses(run(tiny, device, tmp_path / "whole", *pairs))
-    with monkeypatch.context() as patch:
-        stop_at(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            run(tiny, device, tmp_path / "parts", *pairs)
-    parts = losses(run(tiny, device, tmp_path / "parts", *pairs, resume=True))
-    assert parts == pytest.approx(whole, rel=0.02, abs=0.02)
-
-
-ON_DEVICE = ["DATA.ON_DEVICE", "True", "DATA.SHORTER_SIDE", "40"]
-
-
-@pytest.mark.parametrize("compiled", ["False", "True"])
-@pytest.mark.parametrize("method", ["moco", "nce", "supervised"])
-def test_a_stopped_run_on_views_of_the_device_goes_on(
-    method: str,
-    compiled: str,
-    device: str,
-    tiny: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if device == "cpu":
-        monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
-    pairs = [*EVERY[method], *ON_DEVICE, "COMPILE", compiled, "DATA.WORKERS", "2"]
+    pairs = [*EVERY[method], *source, "COMPILE", compiled]
     whole = losses(run(tiny, device, tmp_path / "whole", *pairs))
     with monkeypatch.context() as patch:
         stop_at(patch, 5)
