@@ -86,8 +86,9 @@ setup(
     package_dir={"moco_det_tools": "tools", "moco_det_configs": "configs"},
     package_data={
         "moco_det": ["py.typed"],
-        "moco_det.quickstart": ["checkpoints/*.pth"],
-        "moco_det.report": ["data/*.yaml", "templates/*", "templates/**/*"],
+        "moco_det.runs.quickstart": ["checkpoints/*.pth"],
+        "moco_det.results": ["data/*.yaml"],
+        "moco_det.report": ["templates/*", "templates/**/*"],
         "pretrain": ["py.typed"],
         "moco_det_configs": ["*.yaml", "**/*.yaml"],
     },

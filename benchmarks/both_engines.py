@@ -28,13 +28,13 @@ import torch
 from torch import nn
 
 from moco_det import zoo
-from moco_det.config import load_config
 from moco_det.data import load_dataset
-from moco_det.data.atomic import write_text
 from moco_det.data.catalog_names import coco_uri, voc_uri
-from moco_det.errors import InputError
+from moco_det.foundation.atomic import write_text
+from moco_det.foundation.errors import InputError
 from moco_det.results import read_rows
 from moco_det.scoring import score
+from moco_det.settings.config import load_config
 from moco_det.standalone import build_detector
 from moco_det_tools.entry import run
 

@@ -24,7 +24,7 @@ import torch
 from conversion_cases import Case, all_cases
 from tqdm import tqdm
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.resnet import ARCHITECTURES, ResNet
 from moco_det.weights import FORMATS, SourceCheckpoint, convert, load_backbone, read_checkpoint
 from moco_det.weights.architectures import GEOMETRIES, STAGES, backbone_tensors

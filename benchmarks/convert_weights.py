@@ -27,7 +27,7 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det_tools.entry import run
 
 # VmHWM and not getrusage's figure, which a process inherits from the one that started it

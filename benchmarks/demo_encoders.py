@@ -1,4 +1,4 @@
-"""Makes the encoders that ship with the demo: moco_det/quickstart/checkpoints/*.pth.
+"""Makes the encoders that ship with the demo: moco_det/runs/quickstart/checkpoints/*.pth.
 
     python benchmarks/demo_encoders.py [-o runs/demo_encoders]
 
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from moco_det.quickstart import Budget, at_once, encoder_jobs, painted_data
-from moco_det.quickstart.encoders import SHIPPED
-from moco_det.suites.side_by_side import run_side_by_side
+from moco_det.runs.quickstart import Budget, at_once, encoder_jobs, painted_data
+from moco_det.runs.quickstart.encoders import SHIPPED
+from moco_det.runs.suites.side_by_side import run_side_by_side
 from moco_det_tools.entry import run
 from pretrain import checkpoints
 

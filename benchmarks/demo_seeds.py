@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.report.statistics import Comparison, compare_paired, summarise
 from moco_det.results import Row, read_rows
 from moco_det_tools.entry import run

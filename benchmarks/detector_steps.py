@@ -37,9 +37,9 @@ from made_inputs import Inputs, made_inputs
 from rows import add_rows_option, write_row
 from tqdm import tqdm
 
-from moco_det.config import check, get_cfg, load_yaml, merge, merge_overrides
 from moco_det.data import Record
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
+from moco_det.settings.config import check, get_cfg, load_yaml, merge, merge_overrides
 from moco_det.standalone.build import build_detector, build_mapper, build_solver
 from moco_det.standalone.loader import BatchStream, training_loader
 from moco_det.standalone.mapper import Sample

@@ -28,9 +28,9 @@ from PIL import Image
 from rows import add_rows_option, write_row
 from tqdm import tqdm
 
-from moco_det.config import get_cfg, load_yaml, merge, merge_overrides
 from moco_det.data import DetectionDataset, Record
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
+from moco_det.settings.config import get_cfg, load_yaml, merge, merge_overrides
 from moco_det.standalone.build import build_detector, build_mapper
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import BATCH, predict

@@ -24,8 +24,8 @@ import torch
 from rows import table
 from tqdm import tqdm
 
-from moco_det.data.atomic import write_text
-from moco_det.errors import InputError
+from moco_det.foundation.atomic import write_text
+from moco_det.foundation.errors import InputError
 from moco_det_tools.entry import run
 
 HERE = Path(__file__).resolve().parent

@@ -26,20 +26,20 @@ from PIL import Image
 from rows import add_rows_option, write_row
 from tqdm import tqdm
 
-from moco_det.config import load_config
 from moco_det.data import Annotation, DetectionDataset, Record, load_dataset, read_image
 from moco_det.data.scenes import write_scenes
-from moco_det.errors import InputError
-from moco_det.loading import load_weights
-from moco_det.quickstart.data_sets import LABELLED, PAINTED
-from moco_det.quickstart.encoders import SHIPPED
+from moco_det.foundation.errors import InputError
+from moco_det.runs.quickstart.data_sets import LABELLED, PAINTED
+from moco_det.runs.quickstart.encoders import SHIPPED
 from moco_det.scoring import score
+from moco_det.settings.config import load_config
 from moco_det.standalone import RunOptions, build_detector
 from moco_det.standalone import run as train
 from moco_det.standalone.build import build_mapper
 from moco_det.standalone.evaluate import BATCH, predict
 from moco_det.standalone.precision import Precision
 from moco_det.weights import convert
+from moco_det.weights.loading import load_weights
 from moco_det_tools.entry import run
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quick" / "demo_R18_FPN.yaml"

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det_tools.entry import run
 
 REPORT = Path(__file__).resolve().parents[1] / "tools" / "report.py"

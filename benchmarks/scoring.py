@@ -40,7 +40,7 @@ from moco_det.data import (
     coco_ground_truth,
     read_voc,
 )
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.scoring import result_rows, score_coco, score_voc
 from moco_det_tools.entry import run
 

@@ -21,9 +21,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from moco_det.config import load_config
 from moco_det.data import load_dataset
 from moco_det.resnet.layers import SyncBatchNorm2d
+from moco_det.settings.config import load_config
 from moco_det.standalone.build import build_detector, build_mapper
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.rpn import Targets

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.report.statistics import summarise
 from moco_det_tools.entry import run
 from pretrain.config import load_config

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pretrain.errors import InputError
+from moco_det.foundation.errors import InputError
 from pretrain.methods import Batch
 
 # Steps before the capture: what they allocate and choose once (momentum buffers, workspaces,

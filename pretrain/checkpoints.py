@@ -18,8 +18,8 @@ import torch
 import torchvision
 from torch import Tensor
 
+from moco_det.foundation.errors import InputError
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
-from pretrain.errors import InputError
 from pretrain.methods import Method
 
 logger = logging.getLogger(__name__)

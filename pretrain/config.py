@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
+from moco_det.foundation.errors import InputError
 from pretrain.defaults import CHOICES, RANGES, check, get_cfg, lookup
-from pretrain.errors import InputError
 
 __all__ = [
     "CHOICES",

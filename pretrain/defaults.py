@@ -6,7 +6,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from pretrain.errors import InputError
+from moco_det.foundation.errors import InputError
 
 
 def get_cfg() -> CfgNode:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.errors import InputError
+from moco_det.foundation.errors import InputError
 
 
 def pick_device(name: str, *, key: str = "DEVICE") -> torch.device:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.errors import InputError
+from moco_det.foundation.errors import InputError
 
 # One process measures neighbours or writes a checkpoint while the others wait for the next step.
 TIMEOUT = datetime.timedelta(hours=2)

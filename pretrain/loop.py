@@ -17,11 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from moco_det.foundation.errors import InputError
 from pretrain import augment, checkpoints, data, distributed
 from pretrain.capture import CapturedStep, Compute
 from pretrain.config import CfgNode, plain
 from pretrain.encoders import Encoder
-from pretrain.errors import InputError
 from pretrain.methods import Batch, Method, Outcome
 from pretrain.recording import Writer
 from pretrain.schedule import rate_of

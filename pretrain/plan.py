@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from moco_det.foundation.errors import InputError
 from pretrain import checkpoints, data
 from pretrain.config import CfgNode, check
 from pretrain.encoders import Encoder
-from pretrain.errors import InputError
 from pretrain.methods import (
     EndToEnd,
     InstDiscNCE,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from pretrain.errors import InputError
+from moco_det.foundation.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from moco_det.foundation.errors import InputError
 from pretrain import augment, checkpoints, data, distributed, recording
 from pretrain.config import CfgNode, check, flat_keys, get_cfg, plain
 from pretrain.device import pick_device, use_bfloat16
 from pretrain.encoders import Encoder
-from pretrain.errors import InputError
 from pretrain.loop import Loop, Parts
 from pretrain.methods import VIEWS, Method, build_method
 from pretrain.probe import KnnMonitor

@@ -236,13 +236,20 @@ def tools_without_main(sources: Sources) -> list[str]:
     return faults
 
 
+def other_packages(sources: Sources) -> list[str]:
+    """The packages of moco_det that pre-training has no part in."""
+    shared = ("moco_det.foundation", "moco_det.data")
+    packages = {".".join(name.split(".")[:2]) for name in sources if name.startswith("moco_det.")}
+    return sorted(packages.difference(shared))
+
+
 Checker = Callable[[Sources], list[str]]
 # name -> (checker, sources that break the law, sources that keep it)
 LAWS: dict[str, tuple[Checker, Sources, Sources]] = {
-    "1 pretrain never imports moco_det": (
-        lambda s: forbidden(s, ["pretrain"], ["moco_det", "moco_det_tools"]),
-        {"pretrain": "", "pretrain.train": "def f():\n    from moco_det.data import read"},
-        {"pretrain": "", "pretrain.train": "from pretrain import losses\nimport moco_detector"},
+    "1 pretrain imports only foundation and data of moco_det": (
+        lambda s: forbidden(s, ["pretrain"], [*other_packages(s), "moco_det_tools"]),
+        {"pretrain.train": "def f():\n    from moco_det.weights import a", "moco_det.weights": ""},
+        {"pretrain.train": "from moco_det.data import records\nimport moco_detector"},
     ),
     "1 moco_det never imports pretrain": (
         lambda s: forbidden(s, ["moco_det"], ["pretrain", "moco_det_tools"]),
@@ -264,7 +271,11 @@ LAWS: dict[str, tuple[Checker, Sources, Sources]] = {
             "moco_det.config": "from moco_det.standalone import b",
             "moco_det.standalone": "b = 1",
         },
-        {"moco_det": "", "moco_det.plugin": "from moco_det import config", "moco_det.config": ""},
+        {
+            "moco_det": "",
+            "moco_det.plugin": "from moco_det import settings",
+            "moco_det.settings": "",
+        },
     ),
     "3 standalone never imports plugin": (
         lambda s: reaches(s, [ENGINES[1]], [ENGINES[0]]),
@@ -274,8 +285,8 @@ LAWS: dict[str, tuple[Checker, Sources, Sources]] = {
     "4 the rooms around the engines import neither": (
         lambda s: reaches(s, WITHOUT_ENGINE, ENGINES),
         {
-            "moco_det.data": "from moco_det.matched import a",
-            "moco_det.matched": "def a():\n    import moco_det.standalone.train",
+            "moco_det.data": "from moco_det.results.matched import a",
+            "moco_det.results.matched": "def a():\n    import moco_det.standalone.train",
         },
         {"moco_det.data": "import moco_det.resnet", "moco_det.resnet": "", "moco_det.plugin": ""},
     ),
@@ -294,8 +305,9 @@ LAWS: dict[str, tuple[Checker, Sources, Sources]] = {
         {"moco_det.data._utils": ""},
         {"moco_det.data.records": ""},
     ),
+    # moco_det/__init__.py resolves its table of public names, and is the one place that does
     "6 no dispatch by getattr or __dict__": (
-        dynamic_dispatch,
+        lambda s: dynamic_dispatch({n: t for n, t in s.items() if n != "moco_det"}),
         {"moco_det.a": "import models\nbuild = models.__dict__[name]()"},
         {"moco_det.a": "x = getattr(record, 'mask', None)"},
     ),
@@ -329,7 +341,9 @@ def test_getattr_with_a_computed_name_is_seen() -> None:
     assert dynamic_dispatch({"a": "getattr(torchvision.models, arch)()"})
 
 
-@pytest.mark.parametrize("room", [*WITHOUT_ENGINE, "moco_det.standalone", "moco_det.matched"])
+@pytest.mark.parametrize(
+    "room", [*WITHOUT_ENGINE, "moco_det.standalone", "moco_det.results.matched"]
+)
 def test_every_room_that_the_laws_name_exists(room: str) -> None:
     assert room in HOUSE
 

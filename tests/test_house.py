@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import moco_det
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det_tools import cli
 
 REPO = Path(__file__).resolve().parent.parent

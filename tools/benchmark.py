@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moco_det.engine import ENGINES, choose_engine
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
+from moco_det.settings.engine import ENGINES, choose_engine
 from moco_det_tools.entry import run
 
 SUITES = Path(str(importlib.resources.files("moco_det_configs"))) / "suites"
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(given)
     # Imported here so that --help does not wait.
-    from moco_det import suites
+    from moco_det.runs import suites
 
     choice = choose_engine(args.engine)
     engine = choice.engine
@@ -121,9 +121,9 @@ def run_all(
     args: argparse.Namespace, runs: Sequence[Any], output: Path, slots: list[tuple[str, ...]]
 ) -> int:
     """Run, show, report; the exit code."""
-    from moco_det.suites import run_matrix
-    from moco_det.suites.live import LiveTable
-    from moco_det.suites.state import read_state
+    from moco_det.runs.suites import run_matrix
+    from moco_det.runs.suites.live import LiveTable
+    from moco_det.runs.suites.state import read_state
 
     table = LiveTable(runs, output, at_once=len(slots))
 
@@ -226,7 +226,7 @@ def check_data(settings: Sequence[Any]) -> None:
 
 def check_settings(settings: Sequence[Any]) -> None:
     """InputError, before the first run, for a config that the standalone engine would refuse."""
-    from moco_det.config import check, get_cfg, merge
+    from moco_det.settings.config import check, get_cfg, merge
 
     for setting in settings:
         cfg = get_cfg()
@@ -265,7 +265,7 @@ def read_slots(gpus: str | None, per_run: int, at_once: int) -> list[tuple[str, 
 def version_of_engine(engine: str) -> str:
     """The version that keys the runs; of detectron2 what its installation says, if anything."""
     from moco_det import __version__
-    from moco_det.runs import version_of
+    from moco_det.runs.row import version_of
 
     return __version__ if engine == "standalone" else version_of("detectron2")
 
@@ -321,8 +321,8 @@ def show_cost(
     runs: Sequence[Any], state: Any, output: Path, *, engine: str, at_once: int, commands: bool
 ) -> None:
     """The matrix and its cost, before anything runs."""
-    from moco_det.suites.live import table_lines, time_left_line
-    from moco_det.suites.runner import Outcome
+    from moco_det.runs.suites.live import table_lines, time_left_line
+    from moco_det.runs.suites.runner import Outcome
 
     print(f"{len(runs)} runs on {engine}, {at_once} at a time, into {output}")
     print("\n".join(table_lines(runs, state, {}, Outcome())))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from moco_det.engine import ENGINES, choose_engine
-from moco_det.matched import INPUT_KEYS
-from moco_det.matched_files import match_files
+from moco_det.results.matched import INPUT_KEYS
+from moco_det.runs.matched_files import match_files
+from moco_det.settings.engine import ENGINES, choose_engine
 from moco_det_tools.entry import run
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights import FORMATS, convert, inspect, table_lines
 from moco_det.weights.formats import ENCODERS
 from moco_det_tools.entry import run

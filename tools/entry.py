@@ -8,8 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from moco_det.errors import InputError as DetectionInputError
-from pretrain.errors import InputError as PretrainInputError
+from moco_det.foundation.errors import InputError
 
 # What newer torch remarks on and the oldest one allowed here does not know otherwise: torch.jit in
 # fvcore's losses, DDP's broadcast_buffers, the all_reduce that gradients pass through. And what it
@@ -33,11 +32,11 @@ def leave_out_torchs_remarks() -> None:
 
 
 def run(main: Callable[[], int]) -> int:
-    """Call a tool's main and turn the rooms' input errors into exit code 2."""
+    """Call a tool's main and turn an InputError into exit code 2."""
     leave_out_torchs_remarks()
     try:
         return main()
-    except (DetectionInputError, PretrainInputError) as error:
+    except InputError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

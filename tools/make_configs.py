@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from moco_det.zoo.matrix import write
+from moco_det.settings.zoo.matrix import write
 from moco_det_tools.entry import run
 
 

@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from moco_det.foundation.errors import InputError
 from moco_det_tools.entry import run
-from pretrain.errors import InputError
 
 
 def parser() -> argparse.ArgumentParser:

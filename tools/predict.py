@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from moco_det.engine import ENGINES, choose_engine
-from moco_det.errors import InputError
-from moco_det.predict import FRAMES, class_names, find_images, predict_folder, whole_config
+from moco_det.foundation.errors import InputError
+from moco_det.runs.predict import FRAMES, class_names, find_images, predict_folder, whole_config
+from moco_det.settings.engine import ENGINES, choose_engine
 from moco_det_tools.entry import run
 
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moco_det.foundation.errors import InputError
 from moco_det_tools.entry import run
-from pretrain.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
     from moco_det.results import append_row
-    from moco_det.runs import now
+    from moco_det.runs.row import now
     from pretrain.device import pick_device
     from pretrain.probe import fingerprint, labelled_pair
 
@@ -199,7 +199,7 @@ def load_subjects(args: argparse.Namespace) -> list[Subject]:
 
 def load_file(path: Path, name: str | None) -> Subject:
     """An encoder from a checkpoint of ours or anybody's; bad files are an input error."""
-    from moco_det.runs import sha256_of
+    from moco_det.runs.row import sha256_of
     from moco_det.weights import read_checkpoint
     from pretrain.probe import array_start
 
@@ -357,13 +357,14 @@ def describe(
     import torch
     import yaml
 
-    from moco_det import __version__, runs
+    from moco_det import __version__
     from moco_det.results import SCHEMA
+    from moco_det.runs import row
 
     protocol, output_dir = PROTOCOLS[args.command], "."
     if "schedule" in args:
-        output_dir = runs.relative(output_folder(args, subject, size), args.results.parent)
-    device_name = torch.cuda.get_device_name() if device.type == "cuda" else runs.cpu_name()
+        output_dir = row.relative(output_folder(args, subject, size), args.results.parent)
+    device_name = torch.cuda.get_device_name() if device.type == "cuda" else row.cpu_name()
     return {
         "schema": SCHEMA,
         "run": run_name(args, subject, size, measured.seed),
@@ -373,12 +374,12 @@ def describe(
         "config_name": protocol,
         "config": yaml.safe_dump(measured.settings, sort_keys=True),
         "init": subject.init(),
-        "engine": runs.describe_engine("probe", __version__),
+        "engine": row.describe_engine("probe", __version__),
         "precision": args.precision,
         "seed": measured.seed,
         "iterations": subject.start.iterations,
         "batch": args.batch,
-        "hardware": runs.describe_hardware(device_name),
+        "hardware": row.describe_hardware(device_name),
         "metrics": {"probe": {**measured.accuracy._asdict(), **measured.extra}},
         "output_dir": output_dir,
         "command": shlex.join(sys.argv),

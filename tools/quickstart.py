@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from moco_det.errors import InputError
-from moco_det.quickstart import (
+from moco_det.foundation.errors import InputError
+from moco_det.runs.quickstart import (
     ARMS,
     Budget,
     Plan,
@@ -32,7 +32,7 @@ from moco_det.quickstart import (
     shipped_encoders,
     voc_uris,
 )
-from moco_det.suites.side_by_side import cores, run_side_by_side
+from moco_det.runs.suites.side_by_side import cores, run_side_by_side
 from moco_det_tools.entry import run
 
 CONFIGS = Path(str(importlib.resources.files("moco_det_configs")))

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.report import compare_reports, make_report
 from moco_det.results import read_rows
 from moco_det_tools.entry import run

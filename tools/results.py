@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from moco_det.data.atomic import write_text
-from moco_det.errors import InputError
+from moco_det.foundation.atomic import write_text
+from moco_det.foundation.errors import InputError
 from moco_det.results import Row, read_rows
 from moco_det.results.people import as_csv, as_json, find, in_full, table
 from moco_det_tools.entry import run

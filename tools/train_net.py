@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moco_det.engine import ENGINES, choose_engine
-from moco_det.launching import meeting_place
+from moco_det.foundation.launching import meeting_place
+from moco_det.settings.engine import ENGINES, choose_engine
 from moco_det_tools.entry import run
 
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if choice.broken:
         print(f"--engine auto takes standalone: {choice.reason}")
 
-    from moco_det.config import load_config
+    from moco_det.settings.config import load_config
     from moco_det.standalone.distributed import launch
     from moco_det.standalone.run import RunOptions, run_in_process
 

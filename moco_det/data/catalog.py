@@ -19,7 +19,7 @@ from moco_det.data.catalog_names import (
 from moco_det.data.read_coco import read_coco
 from moco_det.data.read_voc import read_voc
 from moco_det.data.records import DetectionDataset, concatenate
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 __all__ = ["coco_uri", "load_dataset", "load_datasets", "voc_uri"]
 

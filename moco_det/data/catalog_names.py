@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 FORMS = (
     "voc://DIR?split=train, coco://FILE.json?images=DIR, coco_2017_train, coco_2017_val, "

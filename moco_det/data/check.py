@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from moco_det.data.image import image_fault
 from moco_det.data.records import DetectionDataset, Record
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from moco_det.data.atomic import new_folder, write_text
 from moco_det.data.image import read_image
 from moco_det.data.records import DetectionDataset
-from moco_det.errors import InputError
+from moco_det.foundation.atomic import new_folder, write_text
+from moco_det.foundation.errors import InputError
 
 JPEG_QUALITY = 95
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 EXIF_ORIENTATION = 274
 

@@ -16,7 +16,7 @@ from moco_det.data.catalog_names import coco_uri
 from moco_det.data.image import image_size
 from moco_det.data.records import Annotation, DetectionDataset, Record, Segmentation
 from moco_det.data.rle import whole_masks
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 
 def read_coco(

@@ -16,7 +16,7 @@ from moco_det.data.boxes import Tally, fit_box
 from moco_det.data.catalog_names import voc_uri
 from moco_det.data.image import image_size
 from moco_det.data.records import Annotation, DetectionDataset, Record
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

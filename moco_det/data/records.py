@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 Polygons = list[list[float]]
 Segmentation = Polygons | dict[str, Any] | None

@@ -24,12 +24,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from moco_det.data.atomic import new_folder
 from moco_det.data.catalog_names import coco_uri, voc_uri
 from moco_det.data.outlines import mask_polygons
 from moco_det.data.scene_painter import Scene, paint_close_up, paint_scene
 from moco_det.data.scene_shapes import CLASSES
-from moco_det.errors import InputError
+from moco_det.foundation.atomic import new_folder
+from moco_det.foundation.errors import InputError
 
 SCENE_CLASSES = tuple(CLASSES)
 

@@ -11,8 +11,6 @@ register_dataset("voc://VOCdevkit/VOC2007?split=test")
 
 from __future__ import annotations
 
-from moco_det.loading import load_weights
-
 # First, so that without detectron2 the import ends in its one line (sorted it is anyway).
 from moco_det.plugin.available import MissingDetectron2
 from moco_det.plugin.backbones import register_backbones
@@ -21,6 +19,7 @@ from moco_det.plugin.datasets import register_dataset
 from moco_det.plugin.evaluator import Evaluator
 from moco_det.plugin.heads import register_heads
 from moco_det.plugin.trainer import Trainer
+from moco_det.weights.loading import load_weights
 
 register_backbones()
 register_heads()

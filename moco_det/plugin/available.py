@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 
 class MissingDetectron2(InputError, ImportError):

@@ -10,9 +10,9 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.solver import build_lr_scheduler
 
-from moco_det.config import check_values, load_yaml, merge, merge_overrides
-from moco_det.errors import InputError
-from moco_det.strict_yaml import flatten
+from moco_det.foundation.errors import InputError
+from moco_det.foundation.strict_yaml import flatten
+from moco_det.settings.config import check_values, load_yaml, merge, merge_overrides
 
 # Values that other programs of detectron2 honour and this one does not.
 HONOURED: dict[str, tuple[Any, ...]] = {

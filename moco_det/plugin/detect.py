@@ -11,13 +11,13 @@ from detectron2.data import build_detection_test_loader
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset
-from moco_det.errors import InputError
-from moco_det.loading import load_weights
+from moco_det.foundation.errors import InputError
 from moco_det.plugin.config import load_config
 from moco_det.plugin.datasets import register
 from moco_det.plugin.evaluator import Evaluator
 from moco_det.plugin.trainer import build_detector
-from moco_det.predict import Detector
+from moco_det.runs.predict import Detector
+from moco_det.weights.loading import load_weights
 
 
 def open_detector(config_file: str | Path, overrides: Sequence[str]) -> Detector:

@@ -15,7 +15,7 @@ from torch import nn
 
 from moco_det.data import DetectionDataset
 from moco_det.plugin.their_scorer import score_by_detectron2
-from moco_det.runs import summary
+from moco_det.runs.row import summary
 from moco_det.scoring import result_rows, score, write_predictions
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from tqdm import tqdm
 
-from moco_det.bn_statistics import average_over_processes
+from moco_det.foundation.bn_statistics import average_over_processes
 
 
 class SyncedPreciseBN(hooks.PreciseBN):

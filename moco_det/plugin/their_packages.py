@@ -16,7 +16,7 @@ from types import ModuleType
 
 import numpy as np
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 # Where newer checkouts of detectron2 look for cityscapesscripts: in a tree that is not public.
 ABOVE_CITYSCAPES = ("deeplearning", "deeplearning.projects", "deeplearning.projects.cityscapesApi")

@@ -20,7 +20,7 @@ from detectron2.evaluation import (
 )
 from torch import nn
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.plugin.their_packages import (
     cityscapes_without_files,
     numpy_as_their_scorers_know_it,

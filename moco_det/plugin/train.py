@@ -27,12 +27,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from moco_det.config import dump
 from moco_det.data import DetectionDataset
-from moco_det.data.atomic import write_text
-from moco_det.errors import InputError
-from moco_det.launching import check_gpus, torchrun_group, torchrun_process
-from moco_det.loading import Loaded, load_weights
+from moco_det.foundation.atomic import write_text
+from moco_det.foundation.errors import InputError
+from moco_det.foundation.launching import check_gpus, torchrun_group, torchrun_process
 from moco_det.plugin.catalog import load_catalog_data
 from moco_det.plugin.config import check_machine, load_config, set_values
 from moco_det.plugin.datasets import joined, load_data
@@ -41,13 +39,13 @@ from moco_det.plugin.their_scorer import check_scorer
 from moco_det.plugin.trainer import Trainer, build_detector
 from moco_det.plugin.weights import check_resumable
 from moco_det.results import append_row
-from moco_det.run_folder import (
+from moco_det.runs.folder import (
     check_free,
     check_results,
     check_unchanged,
     claimed,
 )
-from moco_det.runs import (
+from moco_det.runs.row import (
     cpu_name,
     describe_data,
     describe_engine,
@@ -59,6 +57,8 @@ from moco_det.runs import (
     relative,
     sha256_of,
 )
+from moco_det.settings.config import dump
+from moco_det.weights.loading import Loaded, load_weights
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from torch import nn
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset
-from moco_det.errors import InputError
-from moco_det.loading import not_finite
+from moco_det.foundation.errors import InputError
 from moco_det.plugin.backbones import any_width
 from moco_det.plugin.evaluator import evaluate, numbers_only
 from moco_det.plugin.metrics_log import MetricsLog
 from moco_det.plugin.precise_bn import SyncedPreciseBN
+from moco_det.weights.loading import not_finite
 
 
 def build_detector(cfg: CfgNode) -> nn.Module:

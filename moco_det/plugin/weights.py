@@ -1,7 +1,7 @@
 """Checkpoints that detectron2 can go on from.
 
 detectron2's own checkpointer matches names by heuristics and only warns of what it did not find;
-here, as in `moco_det.loading`, names and shapes must be exactly the model's.
+here, as in `moco_det.weights.loading`, names and shapes must be exactly the model's.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torch import nn
 
-from moco_det.errors import InputError
-from moco_det.loading import check_model_state, read_checkpoint
+from moco_det.foundation.errors import InputError
+from moco_det.weights.loading import check_model_state, read_checkpoint
 
 
 def check_resumable(model: nn.Module, path: str, *, training: bool) -> None:

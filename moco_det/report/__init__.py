@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.report.between import Between, compare_reports
 from moco_det.report.flat_tables import csv_text, tex_text
 from moco_det.report.groups import Arm, Group, group_rows

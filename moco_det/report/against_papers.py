@@ -16,14 +16,14 @@ from scipy import stats
 
 from moco_det.report.formats import UNDEFINED, listed, number, signed
 from moco_det.report.groups import Arm, Group, parse_config
-from moco_det.report.published import (
+from moco_det.report.statistics import CONFIDENCE
+from moco_det.report.tables import Cell, Table
+from moco_det.results.published import (
     DATA_NAMES,
     PublishedRow,
     PublishedTable,
     published_tables,
 )
-from moco_det.report.statistics import CONFIDENCE
-from moco_det.report.tables import Cell, Table
 
 # MODEL.BACKBONE.NAME -> the head as papers call it
 HEADS: Mapping[str, str] = MappingProxyType(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.report.formats import interval, listed, mean_std, p_value, signed
 from moco_det.report.groups import Arm, Group, group_key, group_rows, setting
 from moco_det.report.statistics import Comparison, compare_all, correct

@@ -16,15 +16,7 @@ from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from moco_det.errors import InputError
-from moco_det.matched import (
-    IGNORED_KEYS,
-    INPUT_KEYS,
-    WEIGHTS_KEY,
-    Matched,
-    compare_configs,
-    flatten_config,
-)
+from moco_det.foundation.errors import InputError
 from moco_det.report.statistics import (
     Comparison,
     Summary,
@@ -34,6 +26,14 @@ from moco_det.report.statistics import (
     summarise,
 )
 from moco_det.results import Row
+from moco_det.results.matched import (
+    IGNORED_KEYS,
+    INPUT_KEYS,
+    WEIGHTS_KEY,
+    Matched,
+    compare_configs,
+    flatten_config,
+)
 
 SUPERVISED_NAMES = ("supervised", "sup")
 RANDOM_NAMES = ("random",)

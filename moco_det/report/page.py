@@ -8,7 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.report import charts
 from moco_det.report.against_papers import papers_sentence, papers_tables
 from moco_det.report.beside_probes import beside_table

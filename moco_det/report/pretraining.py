@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.report.charts import COLOURS, Figure, line_chart
 from moco_det.report.curves import MAX_POINTS, Points, arm_curve, read_metrics
 from moco_det.report.formats import number

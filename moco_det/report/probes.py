@@ -17,10 +17,10 @@ from moco_det.report import charts
 from moco_det.report.curves import arm_curve
 from moco_det.report.formats import UNDEFINED, counted, duration, listed, mean_std, number
 from moco_det.report.groups import RANDOM_NAMES, arm_rank, parse_config, short_name
-from moco_det.report.published_probes import comparable
 from moco_det.report.statistics import Summary, compare, summarise
 from moco_det.report.tables import Cell, Table, difference
 from moco_det.results import Row
+from moco_det.results.published_probes import comparable
 
 # protocol -> what it is called
 PROTOCOLS: dict[str, str] = {

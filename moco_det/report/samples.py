@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup, escape
 
-from moco_det.errors import InputError
-from moco_det.matched import flatten_config
+from moco_det.foundation.errors import InputError
 from moco_det.report.detections import (
     Box,
     above,
@@ -25,6 +24,7 @@ from moco_det.report.formats import listed
 from moco_det.report.groups import Arm, Group
 from moco_det.report.labels import free_spot, text_width
 from moco_det.results import Row
+from moco_det.results.matched import flatten_config
 
 if TYPE_CHECKING:
     from moco_det.data import DetectionDataset, Record

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from moco_det.matched import WEIGHTS_KEY, Matched
 from moco_det.report.formats import (
     UNDEFINED,
     duration,
@@ -22,6 +21,7 @@ from moco_det.report.groups import Arm, Group, short_name
 from moco_det.report.statistics import Comparison, compare_all
 from moco_det.report.verdict import RULERS
 from moco_det.results import Problem, Row
+from moco_det.results.matched import WEIGHTS_KEY, Matched
 
 
 @dataclass(frozen=True)

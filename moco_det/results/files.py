@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.results.schema import shown, upgrade, validate_row
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.results.files import Row
 
 # What `table` shows of a row beside its metrics.

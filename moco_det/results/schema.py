@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 # What is written today, and what can be read.
 SCHEMA = 2

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from moco_det.data.records import DetectionDataset
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.scoring.arrays import Bools, Detections, Floats, Ints, Objects, objects_of
 from moco_det.scoring.coco_matching import Matches, match, same_group
 from moco_det.scoring.coco_overlap import box_overlap, mask_areas, mask_overlap, truth_rles

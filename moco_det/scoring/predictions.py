@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pycocotools.mask
 
-from moco_det.data.atomic import write_text
 from moco_det.data.records import DetectionDataset
 from moco_det.data.rle import whole_masks
-from moco_det.errors import InputError
+from moco_det.foundation.atomic import write_text
+from moco_det.foundation.errors import InputError
 from moco_det.scoring.arrays import Detections, detections_of
 
 Row = dict[str, Any]

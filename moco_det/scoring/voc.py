@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moco_det.data.records import DetectionDataset
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.scoring.arrays import Bools, Detections, Floats, Ints, objects_of
 from moco_det.scoring.predictions import Row, checked_detections
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from fvcore.common.config import CfgNode
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.resnet import Architecture, ResNet, make_stage
 from moco_det.standalone.anchors import AnchorGenerator
 from moco_det.standalone.boxes import BoxCoder, Matcher

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from moco_det.errors import InputError
-from moco_det.loading import Loaded, load_initial_weights, load_model_state, read_checkpoint
+from moco_det.foundation.errors import InputError
+from moco_det.weights.loading import Loaded, load_initial_weights, load_model_state, read_checkpoint
 
 __all__ = [
     "Loaded",

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moco_det.config import load_config
 from moco_det.data import DetectionDataset
-from moco_det.errors import InputError
-from moco_det.loading import load_weights
-from moco_det.predict import Detector
+from moco_det.foundation.errors import InputError
+from moco_det.runs.predict import Detector
+from moco_det.settings.config import load_config
 from moco_det.standalone.build import build_detector, build_mapper
 from moco_det.standalone.evaluate import predict
 from moco_det.standalone.precision import choose_precision
 from moco_det.standalone.run import check_device
+from moco_det.weights.loading import load_weights
 
 
 def open_detector(config_file: str | Path, overrides: Sequence[str]) -> Detector:

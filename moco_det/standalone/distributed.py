@@ -11,8 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from moco_det.errors import InputError
-from moco_det.launching import check_gpus, torchrun_group, torchrun_process
+from moco_det.foundation.errors import InputError
+from moco_det.foundation.launching import check_gpus, torchrun_group, torchrun_process
 
 
 def rank() -> int:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.standalone import distributed
 from moco_det.standalone.boxes import nonempty
 from moco_det.standalone.detector import GeneralizedRCNN

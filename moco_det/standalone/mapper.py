@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from moco_det.data import Annotation, Record, read_image
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.standalone.masks import Mask
 from moco_det.standalone.targets import Targets
 

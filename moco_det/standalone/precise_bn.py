@@ -13,7 +13,7 @@ from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 from tqdm import tqdm
 
-from moco_det.bn_statistics import average_over_processes
+from moco_det.foundation.bn_statistics import average_over_processes
 from moco_det.standalone import distributed
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.mapper import Sample

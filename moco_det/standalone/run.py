@@ -16,18 +16,16 @@ import torch
 from fvcore.common.config import CfgNode
 
 from moco_det import __version__
-from moco_det.config import dump
-from moco_det.errors import InputError
-from moco_det.loading import load_weights
+from moco_det.foundation.errors import InputError
 from moco_det.results import append_row
-from moco_det.run_folder import (
+from moco_det.runs.folder import (
     check_free,
     check_results,
     check_unchanged,
     claimed,
     write_config,
 )
-from moco_det.runs import (
+from moco_det.runs.row import (
     cpu_name,
     describe_data,
     describe_engine,
@@ -40,6 +38,7 @@ from moco_det.runs import (
     relative,
     sha256_of,
 )
+from moco_det.settings.config import dump
 from moco_det.standalone import distributed
 from moco_det.standalone.build import build_detector
 from moco_det.standalone.checkpoint import checkpoints
@@ -47,6 +46,7 @@ from moco_det.standalone.precision import choose_precision
 from moco_det.standalone.scaling import scale_to_processes, scaling_line, small_norm_groups
 from moco_det.standalone.state import resume_model, seed_of_run
 from moco_det.standalone.train import captures, evaluate, train, training_records
+from moco_det.weights.loading import load_weights
 
 # The room's logger, so that the log file of a run holds what every module says.
 logger = logging.getLogger("moco_det.standalone")

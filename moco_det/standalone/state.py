@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.standalone import distributed
 from moco_det.standalone.checkpoint import last_checkpoint, load_model_state, save_checkpoint
 from moco_det.standalone.detector import GeneralizedRCNN

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record
-from moco_det.errors import InputError
-from moco_det.loading import not_finite
-from moco_det.runs import summary
+from moco_det.foundation.errors import InputError
+from moco_det.runs.row import summary
 from moco_det.scoring import score, write_predictions
 from moco_det.standalone import distributed
 from moco_det.standalone.build import build_mapper, build_solver
@@ -30,6 +29,7 @@ from moco_det.standalone.precise_bn import update_statistics
 from moco_det.standalone.precision import Precision
 from moco_det.standalone.recording import recorded
 from moco_det.standalone.state import restore, save
+from moco_det.weights.loading import not_finite
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights.architectures import GEOMETRIES, backbone_tensors
 from moco_det.weights.proof import check_numbers
 from moco_det.weights.reading import read_checkpoint

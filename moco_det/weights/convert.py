@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights.architectures import GEOMETRIES, STAGES, backbone_tensors
 from moco_det.weights.files import digest_of
 from moco_det.weights.inspection import read_arrays, summary_lines, unstated_input

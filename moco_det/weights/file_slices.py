@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 BLOCK = 1 << 20
 

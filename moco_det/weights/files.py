@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights.architectures import UnknownArchitecture
 from moco_det.weights.file_slices import BLOCK, FileSlice, FileState, open_regular
 from moco_det.weights.inert import InertUnpickler

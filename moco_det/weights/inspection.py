@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights.architectures import GEOMETRIES, STAGES, backbone_tensors
 from moco_det.weights.files import Contents, naming, read_contents
 from moco_det.weights.proof import check_numbers, kaiming_ratio, untrained

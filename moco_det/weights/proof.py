@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights.architectures import GEOMETRIES, STAGES, Geometry
 
 # Relative to the stage's largest value. Both networks run the same float32 operations, so the

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights.architectures import STAGES, deduce
 from moco_det.weights.file_slices import FileState
 from moco_det.weights.files import Contents, naming, read_contents, sha256_of

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 METADATA_KEYS = ("input", "source", "verified")
 

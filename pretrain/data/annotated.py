@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any
 
-from pretrain.errors import InputError
+from moco_det.foundation.errors import InputError
 
 
 def voc_images(path: str, key: str) -> tuple[str, list[str]]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from moco_det.foundation.errors import InputError
 from pretrain.data.corrupt import CorruptCount
 from pretrain.data.views import NONE_OPENS, Sample
-from pretrain.errors import InputError
 
 
 @dataclass

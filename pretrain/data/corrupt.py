@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pretrain.errors import InputError
+from moco_det.foundation.errors import InputError
 
 logger = logging.getLogger(__name__)
 

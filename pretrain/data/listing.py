@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from moco_det.foundation.errors import InputError
 from pretrain.data import annotated
 from pretrain.data.paths import PathList
 from pretrain.data.shard_list import is_shards
-from pretrain.errors import InputError
 
 logger = logging.getLogger(__name__)
 

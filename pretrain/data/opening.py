@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from moco_det.foundation.errors import InputError
 from pretrain.augment import Recipe
 from pretrain.data.batches import BatchLoader, RawBatch, make_loader
 from pretrain.data.corrupt import CorruptCount
@@ -16,7 +17,6 @@ from pretrain.data.resident import RowSet, ViewsOnDevice, decode_squares, square
 from pretrain.data.shard_list import is_shards, list_shards
 from pretrain.data.shards import ShardStream
 from pretrain.data.views import ViewSet, cache_images
-from pretrain.errors import InputError
 
 
 class Source(Protocol):

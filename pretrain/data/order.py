@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.errors import InputError
+from moco_det.foundation.errors import InputError
 
 Key = tuple[int, int]  # pass over the data, image
 Item = TypeVar("Item")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from moco_det.foundation.errors import InputError
 from pretrain import augment, device_views
 from pretrain.augment import Recipe
 from pretrain.data.batches import RawBatch
@@ -27,7 +28,6 @@ from pretrain.data.corrupt import CorruptCount
 from pretrain.data.listing import ImageList
 from pretrain.data.order import Key
 from pretrain.data.views import Sample, ViewSet, replacements
-from pretrain.errors import InputError
 from pretrain.images import CorruptImage, Image, read_image
 
 # The set may take this share of a GPU's free memory or of the host's; training needs the rest.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import webdataset
 from tqdm import tqdm
 
-from pretrain.errors import InputError
+from moco_det.foundation.errors import InputError
 
 logger = logging.getLogger(__name__)
 

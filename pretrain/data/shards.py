@@ -19,6 +19,7 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from moco_det.foundation.errors import InputError
 from pretrain import augment
 from pretrain.augment import Recipe
 from pretrain.data.batches import BatchLoader, make_loader
@@ -26,7 +27,6 @@ from pretrain.data.corrupt import CorruptCount
 from pretrain.data.order import share_of, shuffled, steps_per_epoch
 from pretrain.data.shard_list import Encoded, ShardList, count_samples, is_shards, read_shard
 from pretrain.data.views import NONE_OPENS, Bad, Sample
-from pretrain.errors import InputError
 from pretrain.images import CorruptImage, Image, decode
 
 __all__ = ["Numbered", "ShardStream", "StreamOrder", "is_shards"]

@@ -10,12 +10,12 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from moco_det.foundation.errors import InputError
 from pretrain import augment
 from pretrain.augment import Recipe
 from pretrain.data.corrupt import CorruptCount
 from pretrain.data.listing import ImageList
 from pretrain.data.order import Key
-from pretrain.errors import InputError
 from pretrain.images import CorruptImage, Image, read_image
 
 # How many other images are tried in place of one that does not open.

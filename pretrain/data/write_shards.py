@@ -12,6 +12,7 @@ import numpy as np
 import webdataset
 from tqdm import tqdm
 
+from moco_det.foundation.errors import InputError
 from pretrain.data.listing import ImageList
 from pretrain.data.shard_list import (
     IMAGE_FIELDS,
@@ -21,7 +22,6 @@ from pretrain.data.shard_list import (
     list_shards,
     read_index,
 )
-from pretrain.errors import InputError
 
 
 def write_shards(

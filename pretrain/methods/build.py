@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 
+from moco_det.foundation.errors import InputError
 from pretrain.config import CfgNode
 from pretrain.dictionaries import Bank, Queue
 from pretrain.distributed import world_size
 from pretrain.encoders import Encoder
-from pretrain.errors import InputError
 from pretrain.methods.bank import BankMethod
 from pretrain.methods.base import Method
 from pretrain.methods.end_to_end import EndToEnd

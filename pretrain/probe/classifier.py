@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from moco_det.foundation.errors import InputError
 from pretrain import augment, checkpoints, data
 from pretrain.encoders import Encoder
-from pretrain.errors import InputError
 from pretrain.probe.accuracy import TOP, Accuracy, score
 from pretrain.probe.features import centre_views, evaluating
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from moco_det.foundation.errors import InputError
 from pretrain import augment, data
 from pretrain.encoders import Encoder
-from pretrain.errors import InputError
 from pretrain.images import CorruptImage, Image, read_image
 
 KINDS = ("pooled", "head")  # before the head, or the normalised embedding after it

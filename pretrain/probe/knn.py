@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from moco_det.foundation.errors import InputError
 from pretrain import data
 from pretrain.encoders import Encoder
-from pretrain.errors import InputError
 from pretrain.probe.accuracy import TOP, Accuracy, score
 from pretrain.probe.features import centre_views, embed, extract, labelled, labelled_pair
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from pretrain.errors import InputError
+from moco_det.foundation.errors import InputError
 from pretrain.probe.accuracy import TOP, Accuracy, score
 
 logger = logging.getLogger(__name__)

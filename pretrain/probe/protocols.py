@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from moco_det.foundation.errors import InputError
 from pretrain import data
-from pretrain.errors import InputError
 from pretrain.probe.accuracy import Accuracy
 from pretrain.probe.classifier import Saving, Schedule
 from pretrain.probe.features import extract

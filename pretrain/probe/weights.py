@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from moco_det.foundation.errors import InputError
 from pretrain import checkpoints
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
 from pretrain.encoders import ARCHITECTURES, Encoder
-from pretrain.errors import InputError
 
 # Config keys that do not change what is learned, beside the seed.
 FREE_KEYS = (

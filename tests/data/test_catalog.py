@@ -15,7 +15,7 @@ from moco_det.data import (
     voc_uri,
 )
 from moco_det.data.catalog_names import parse_uri
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from tests.data.builders import coco_content, write_coco, write_voc
 
 

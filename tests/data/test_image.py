@@ -11,7 +11,7 @@ from PIL import Image
 
 from moco_det.data import check_images, image_size, read_image, read_voc
 from moco_det.data.image import image_fault
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from tests.data.builders import write_image, write_voc
 
 

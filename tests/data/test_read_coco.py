@@ -12,7 +12,7 @@ import pycocotools.mask
 import pytest
 
 from moco_det.data import coco_ground_truth, read_coco
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from tests.data.builders import coco_content, write_coco
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moco_det.data import VOC_CLASSES, load_dataset, read_voc, voc_uri
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from tests.data.builders import write_image, write_voc
 
 

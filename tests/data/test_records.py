@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moco_det.data import read_coco, records
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from tests.data.builders import coco_content, write_coco, write_image
 
 

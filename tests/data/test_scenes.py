@@ -15,7 +15,7 @@ from moco_det.data.crops import write_crops, write_image_list
 from moco_det.data.outlines import mask_polygons
 from moco_det.data.scene_shapes import CLASSES, FORMS, SURFACES
 from moco_det.data.scenes import SCENE_CLASSES, ScenesPaths, close_up, scene, write_scenes
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 
 def _digests(root: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from moco_det.config import check, get_cfg, load_yaml, merge, merge_overrides
+from moco_det.settings.config import check, get_cfg, load_yaml, merge, merge_overrides
 from tests.standalone.tiny import REPO
 
 BASES = REPO / "configs" / "base"

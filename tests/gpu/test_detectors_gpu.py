@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from moco_det.config import load_config
 from moco_det.data import load_dataset
 from moco_det.data.scenes import ScenesPaths
+from moco_det.settings.config import load_config
 from moco_det.standalone import RunOptions, run
 from moco_det.standalone.build import build_detector, build_mapper
 from moco_det.standalone.detector import GeneralizedRCNN

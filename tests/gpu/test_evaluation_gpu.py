@@ -10,9 +10,9 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
 
-from moco_det.config import load_config
 from moco_det.data import load_dataset
 from moco_det.data.scenes import ScenesPaths
+from moco_det.settings.config import load_config
 from moco_det.standalone import evaluate, pasting
 from moco_det.standalone.build import build_mapper
 from moco_det.standalone.evaluate import predict, to_rows

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from moco_det import config as standalone
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
+from moco_det.settings import config as standalone
 
 pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2

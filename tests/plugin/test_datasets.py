@@ -11,7 +11,7 @@ from PIL import Image
 
 from moco_det.data import Annotation, DetectionDataset, Record, load_dataset
 from moco_det.data.scenes import ScenesPaths
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2

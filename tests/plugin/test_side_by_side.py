@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.both_engines import ENGINES, STEMS, Run, read_run, report, settings, start_of
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det_tools.entry import run
 from moco_det_tools.train_net import main
 

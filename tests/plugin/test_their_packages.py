@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 
 pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2

@@ -13,7 +13,7 @@ import pytest
 
 from moco_det.data import load_dataset
 from moco_det.data.scenes import ScenesPaths
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.results import read_rows
 
 pytest.importorskip("detectron2")

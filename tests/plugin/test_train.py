@@ -16,7 +16,7 @@ import yaml
 
 from moco_det.data.scenes import ScenesPaths
 from moco_det.results import read_rows
-from moco_det.runs import sha256_of
+from moco_det.runs.row import sha256_of
 
 pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from moco_det.errors import InputError
-from moco_det.loading import backbone_names, new_layers
+from moco_det.foundation.errors import InputError
 from moco_det.weights import load_backbone
+from moco_det.weights.loading import backbone_names, new_layers
 
 pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from moco_det.report.published import find_table
+from moco_det.foundation.errors import InputError
+from moco_det.results.published import find_table
 from pretrain.config import load_config
-from pretrain.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "pretrain"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -30,7 +30,7 @@ def test_all_config_files_were_found() -> None:
     }
 
 
-# Each config with a published number: table, row and column of moco_det/report/data.
+# Each config with a published number: table, row and column of moco_det/results/data.
 PUBLISHED = {
     "moco_v1_r50_in1m_200ep.yaml": ("moco_v1.fig3", "moco", "K65536"),
     "moco_v1_rx50_32x8d_in1m_200ep.yaml": ("moco_v1.table1", "moco_2", "probe.top1"),

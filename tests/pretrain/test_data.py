@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from moco_det.foundation.errors import InputError
 from pretrain import augment, data
 from pretrain.data.order import DRAWN, shuffled
-from pretrain.errors import InputError
 
 from .conftest import write_images
 

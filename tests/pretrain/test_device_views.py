@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moco_det.foundation.errors import InputError
 from pretrain import augment, colour, data, device_views, train
 from pretrain.augment import Recipe, ViewParameters
 from pretrain.config import load_config
 from pretrain.data import resident
-from pretrain.errors import InputError
 from pretrain.images import Image
 from tests.pretrain.conftest import write_images
 from tests.pretrain.test_resume import EVERY, QUICK, assert_same_run, stop_at

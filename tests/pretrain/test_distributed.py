@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from moco_det.foundation.errors import InputError
 from pretrain import distributed
 from pretrain.config import load_config
 from pretrain.encoders import ARCHITECTURES
-from pretrain.errors import InputError
 from pretrain.methods import Batch, Method, build_method
 from tests.pretrain.small_trunk import SmallTrunk
 from tests.pretrain.test_methods import EVERY

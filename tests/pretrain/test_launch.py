@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from moco_det.foundation.errors import InputError
 from pretrain import distributed, train
 from pretrain.config import load_config
 from pretrain.encoders import ARCHITECTURES, Encoder
-from pretrain.errors import InputError
 from tests.pretrain.small_trunk import SmallTrunk
 
 REPO = Path(__file__).resolve().parents[2]

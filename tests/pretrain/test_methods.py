@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moco_det.foundation.errors import InputError
 from pretrain.config import CHOICES, load_config
 from pretrain.encoders import ARCHITECTURES, Encoder
-from pretrain.errors import InputError
 from pretrain.losses import info_nce, similarities
 from pretrain.methods import (
     INST_DISC_LOSSES,

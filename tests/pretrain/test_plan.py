@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from moco_det.foundation.errors import InputError
 from moco_det_tools import plan as tool
 from pretrain.config import load_config
 from pretrain.encoders import ARCHITECTURES, Encoder
-from pretrain.errors import InputError
 from pretrain.methods import build_method
 from pretrain.plan import Plan, make_plan, refuse_what_cannot_fit, saved_bytes
 from pretrain.speed import measured_rate

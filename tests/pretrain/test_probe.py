@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from moco_det.foundation.errors import InputError
 from pretrain import augment, data, encoders, probe
 from pretrain.encoders import Encoder
-from pretrain.errors import InputError
 from pretrain.probe import features, knn
 from pretrain.probe.accuracy import score
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from moco_det.foundation.errors import InputError
 from pretrain import augment, data, encoders, probe
-from pretrain.errors import InputError
 from pretrain.probe import classifier, linear
 from pretrain.probe.classifier import Classifier, Saving, Schedule
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from pretrain.errors import InputError
+from moco_det.foundation.errors import InputError
 from pretrain.probe import lbfgs, lbfgs_probe
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from moco_det.foundation.errors import InputError
 from pretrain import checkpoints, encoders, probe
 from pretrain.encoders import Encoder
-from pretrain.errors import InputError
 
 from .small_trunk import SmallTrunk
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.errors import InputError
+from moco_det.foundation.errors import InputError
 from pretrain.recording import MetricsFile, TensorBoard, open_writers
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from moco_det.foundation.errors import InputError
 from pretrain import checkpoints, train
 from pretrain.config import load_config
-from pretrain.errors import InputError
 from pretrain.plan import make_plan
 
 from .conftest import write_images

@@ -16,10 +16,10 @@ import pytest
 import torch
 import webdataset
 
+from moco_det.foundation.errors import InputError
 from pretrain import augment, data
 from pretrain.data.shard_list import count_samples, list_shards, read_shard
 from pretrain.data.shards import StreamOrder
-from pretrain.errors import InputError
 
 from .conftest import write_images
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from moco_det.foundation.errors import InputError
 from pretrain.encoders import ARCHITECTURES, Encoder, SplitBatchNorm2d
-from pretrain.errors import InputError
 from pretrain.methods import Batch, EndToEnd, MoCo, bn_splits_per_process
 from tests.pretrain.small_methods import batch, end_to_end, forward, moco
 from tests.pretrain.small_trunk import SmallTrunk

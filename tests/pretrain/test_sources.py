@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from moco_det.foundation.errors import InputError
 from pretrain import augment, data
-from pretrain.errors import InputError
 
 from .conftest import write_images
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.report import compare_reports
 from moco_det.results import Row
 from moco_det_tools.report import main

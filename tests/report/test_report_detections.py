@@ -11,7 +11,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from moco_det.data import DetectionDataset, Record
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.report.detections import (
     Box,
     above,

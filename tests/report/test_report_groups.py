@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from moco_det.matched import flatten_config
 from moco_det.report.groups import apart_because, group_rows, parse_config, short_name
 from moco_det.results import Row
+from moco_det.results.matched import flatten_config
 
 
 def rows(*data: dict[str, Any]) -> list[Row]:

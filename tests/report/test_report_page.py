@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.report import make_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -351,7 +351,7 @@ def test_two_hundred_rows_make_a_small_page(tmp_path: Path, make_row: Any, write
 
 def test_results_and_report_import_neither_torch_nor_an_engine() -> None:
     code = (
-        "import sys, moco_det.results, moco_det.matched, moco_det.report;"
+        "import sys, moco_det.results, moco_det.results.matched, moco_det.report;"
         "bad = [m for m in sys.modules if m.split('.')[0] in ('torch', 'pretrain', 'detectron2')"
         " or m.startswith(('moco_det.standalone', 'moco_det.plugin'))];"
         "sys.exit(str(bad) if bad else 0)"

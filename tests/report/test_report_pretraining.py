@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.report import make_report
 
 from .test_report_page import page_of

@@ -11,13 +11,13 @@ import yaml
 
 from moco_det.report import make_report
 from moco_det.report.probes import accuracy_table, group_probes, published_table, section
-from moco_det.report.published_probes import (
+from moco_det.results import Row, validate_row
+from moco_det.results.published_probes import (
     IMAGENET,
     SETTINGS,
     comparable,
     published_accuracies,
 )
-from moco_det.results import Row, validate_row
 
 KNN = {"arch": "resnet18", "size": 64, "features": "pooled", "k": 20, "temperature": 0.07}
 
@@ -243,7 +243,7 @@ def test_a_file_of_both_keeps_them_apart(
 def test_without_any_finished_row_both_tools_are_named(
     make_probe: MakeProbe, write_rows: Any, tmp_path: Path
 ) -> None:
-    from moco_det.errors import InputError
+    from moco_det.foundation.errors import InputError
 
     with pytest.raises(InputError, match=r"tools/train_net\.py or tools/probe\.py"):
         make_report([write_rows([make_probe(status="failed")])], tmp_path / "out")

@@ -21,11 +21,11 @@ from moco_det.report.certainty import certainty_table
 from moco_det.report.flat_tables import csv_text, escaped, tex_text
 from moco_det.report.groups import Group
 from moco_det.report.label_counts import label_families
-from moco_det.report.published import find_table
 from moco_det.report.schedules import schedule_families
 from moco_det.report.tables import class_table
 from moco_det.report.verdict import verdict
 from moco_det.results import Row
+from moco_det.results.published import find_table
 
 SPREAD = (-0.2, -0.1, 0.0, 0.1, 0.2)
 COLOURS = {"random": 0, "supervised": 1, "moco_v1": 2, "moco": 2, "dense": 3}

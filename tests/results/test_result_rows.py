@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.results import append_row, read_rows, validate_row
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.results import append_row
 from moco_det_tools import cli
 from moco_det_tools.results import main

@@ -9,7 +9,7 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.scoring import check_predictions, read_predictions, result_rows, write_predictions
 from tests.scoring.builders import dataset_of, row
 

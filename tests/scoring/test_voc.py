@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moco_det.data import read_voc
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.scoring import read_predictions, score, score_voc, write_predictions
 from moco_det.scoring.voc import average_precision
 from tests.scoring.builders import dataset_of, random_case, row

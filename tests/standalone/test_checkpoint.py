@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from moco_det.errors import InputError
-from moco_det.loading import load_initial_weights
+from moco_det.foundation.errors import InputError
 from moco_det.standalone.build import build_detector
 from moco_det.standalone.checkpoint import last_checkpoint, save_checkpoint
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.weights.architectures import GEOMETRIES
+from moco_det.weights.loading import load_initial_weights
 from tests.golden.filling import fill
 from tests.standalone.conftest import backbone_arrays, write_backbone
 from tests.standalone.tiny import tiny_config

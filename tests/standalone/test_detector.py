@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.resnet import ARCHITECTURES, Conv2d, ResNet
 from moco_det.standalone.build import build_detector
 from moco_det.standalone.detector import GeneralizedRCNN

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from moco_det.data.scenes import ScenesPaths
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.resnet.layers import SyncBatchNorm2d
 from moco_det.standalone import RunOptions, distributed
 from tests.standalone.tiny import on_scenes

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import moco_det.standalone.precision as precision
 from moco_det.data import DetectionDataset, Record, load_dataset
 from moco_det.data.scenes import ScenesPaths
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.standalone import evaluate
 from moco_det.standalone.build import build_mapper
 from moco_det.standalone.evaluate import AHEAD, BATCH, predict, same_size_batches, to_rows

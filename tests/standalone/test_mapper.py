@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from moco_det.data import Annotation, Record
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.standalone.mapper import Mapper, Sample, resized_shape
 
 HEIGHT, WIDTH = 20, 30

@@ -13,7 +13,7 @@ import torch
 
 import moco_det.standalone.train as training
 from moco_det.data.scenes import ScenesPaths
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.results import read_rows
 from moco_det.standalone import RunOptions, run
 from moco_det.standalone.metrics_log import Log

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.standalone.scaling import scale_to_processes, scaling_line, small_norm_groups
 from tests.standalone.tiny import tiny_config
 

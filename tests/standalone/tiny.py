@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from moco_det.config import load_config
 from moco_det.data.scenes import ScenesPaths, write_scenes
+from moco_det.settings.config import load_config
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = REPO / "configs" / "quick" / "R18_FPN.yaml"

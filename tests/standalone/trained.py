@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moco_det.config import load_config
 from moco_det.data import load_dataset
 from moco_det.data.scenes import ScenesPaths
+from moco_det.settings.config import load_config
 from moco_det.standalone.boxes import pairwise_iou
 from moco_det.standalone.build import build_detector, build_mapper, build_solver
 from moco_det.standalone.detector import GeneralizedRCNN

@@ -14,9 +14,9 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 import moco_det.standalone.train as training
-from moco_det.bn_statistics import average_over_processes
 from moco_det.data import load_dataset
-from moco_det.errors import InputError
+from moco_det.foundation.bn_statistics import average_over_processes
+from moco_det.foundation.errors import InputError
 from moco_det.resnet.layers import SyncBatchNorm2d
 from moco_det.standalone import distributed
 from moco_det.standalone.build import build_detector, build_mapper, build_solver

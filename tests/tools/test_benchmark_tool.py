@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det_tools import benchmark
 from moco_det_tools.benchmark import main, own_command, parsed, read_seeds, read_slots
 

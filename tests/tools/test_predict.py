@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from moco_det import predict as prediction
-from moco_det.config import dump
-from moco_det.errors import InputError
-from moco_det.predict import Detector, class_names, find_images, predict_folder
+from moco_det.foundation.errors import InputError
+from moco_det.runs import predict as prediction
+from moco_det.runs.predict import Detector, class_names, find_images, predict_folder
+from moco_det.settings.config import dump
 from moco_det.standalone.build import build_detector
 from moco_det_tools.entry import run
 from moco_det_tools.predict import main

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from moco_det.data.scenes import ScenesPaths
-from moco_det.engine import choose_engine
 from moco_det.results import read_rows
+from moco_det.settings.engine import choose_engine
 from moco_det_tools.entry import run
 from moco_det_tools.train_net import main
 from tests.data.builders import write_voc
@@ -231,7 +231,7 @@ def test_a_machine_without_a_gpu_is_told_the_way_out(
 
 
 def test_an_engine_that_is_not_installed_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from moco_det.errors import InputError
+    from moco_det.foundation.errors import InputError
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert choose_engine("auto").engine == choose_engine("standalone").engine == "standalone"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights.files import MAX_DIRECTORY, read_contents
 from moco_det.weights.reading import read_checkpoint
 from tests.weights.watch import nothing_runs
@@ -192,7 +192,7 @@ ATTACKS: dict[str, tuple[str, bytes, str]] = {
 
 PROBE = """
 import json, resource, sys
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights.reading import read_checkpoint
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights import convert, load_backbone
 from moco_det.weights.architectures import GEOMETRIES, backbone_tensors
 

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights import convert, load_backbone
 from moco_det.weights.architectures import GEOMETRIES, Geometry, backbone_tensors
 from moco_det.weights.files import naming, read_contents

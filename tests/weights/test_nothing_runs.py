@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights.reading import read_checkpoint
 from moco_det.weights.stubs import HOSTILE
 from tests.weights.watch import nothing_runs

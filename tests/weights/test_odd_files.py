@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights.reading import read_checkpoint
 from moco_det.weights.stubs import Stub
 
@@ -52,7 +52,7 @@ def test_an_unreadable_file_and_folder_are_named(tmp_path: Path) -> None:
     path.write_bytes(b"\x80\x02}.")
     code = (
         "import os, sys; from moco_det.weights.reading import read_checkpoint as read\n"
-        "from moco_det.errors import InputError\n"
+        "from moco_det.foundation.errors import InputError\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "try: read(sys.argv[1])\n"
         "except InputError as error: print(error)"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights import convert
 from tests.weights.checkpoints import nothing_but
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.resnet import ARCHITECTURES, ResNet
 from moco_det.weights import convert, load_backbone
 from moco_det.weights.proof import forward_difference

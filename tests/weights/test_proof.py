@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights import convert
 from moco_det.weights.architectures import GEOMETRIES, STAGES
 from moco_det.weights.proof import check_numbers, forward_difference, source_features, untrained

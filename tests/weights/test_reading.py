@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights.files import read_contents
 from moco_det.weights.inert import Stub
 from moco_det.weights.reading import read_checkpoint

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det.weights.reading import read_checkpoint
 
 

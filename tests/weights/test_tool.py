@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from moco_det.errors import InputError
+from moco_det.foundation.errors import InputError
 from moco_det_tools.convert_weights import main
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_weights.py"

@@ -1,0 +1,116 @@
+"""How many processes on how many machines, and where they meet: checked before any is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from moco_det.foundation.errors import InputError
+
+
+class TorchrunProcess(NamedTuple):
+    """The place of a process that torchrun has started, in all and on its machine."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def torchrun_process() -> TorchrunProcess | None:
+    """This process's place where torchrun, or what sets its variables, has started several.
+
+    InputError where the variables are not those of such a process: alone it would train on its own
+    where several were meant to.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return None
+    names = [name.upper() for name in TorchrunProcess._fields]
+    given = {name: os.environ.get(name, "") for name in (*names, "MASTER_ADDR", "MASTER_PORT")}
+    try:
+        place = TorchrunProcess(*(int(given[name]) for name in names))
+        meets = bool(given["MASTER_ADDR"]) and 0 < int(given["MASTER_PORT"]) < 2**16
+    except ValueError:
+        meets = False
+    if (
+        not meets
+        or not 0 <= place.rank < place.world_size
+        or not 0 <= place.local_rank < place.local_world_size <= place.world_size
+    ):
+        said = " ".join(f"{name}={value}" for name, value in given.items())
+        raise InputError(
+            f"torchrun starts no process with {said}: start by torchrun, or unset WORLD_SIZE"
+        )
+    return place
+
+
+@contextmanager
+def torchrun_group(process: TorchrunProcess, device: str) -> Iterator[None]:
+    """The process group of all that torchrun has started; ``device`` is cpu (gloo) or cuda (NCCL).
+
+    On GPUs each process takes the one of its local rank.
+    """
+    # Imported here so that --help does not wait for torch.
+    import torch
+    import torch.distributed as dist
+
+    if device == "cuda":
+        check_gpus(process.local_world_size)
+        torch.cuda.set_device(process.local_rank)
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo", rank=process.rank, world_size=process.world_size
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def check_gpus(processes: int) -> None:
+    """InputError where this machine has fewer GPUs than processes."""
+    import torch
+
+    found = torch.cuda.device_count()
+    if not found:
+        raise InputError("MODEL.DEVICE is cuda and torch sees no GPU: add MODEL.DEVICE cpu")
+    if processes > found:
+        raise InputError(
+            f"{processes} processes on this machine and MODEL.DEVICE cuda, but it has {found} "
+            "GPU(s): lower --num-gpus (torchrun: --nproc-per-node), or add MODEL.DEVICE cpu"
+        )
+
+
+def meeting_place(*, processes: int, machines: int, machine_rank: int, url: str | None) -> str:
+    """The address at which the processes meet: `url`, or one of this machine where it is alone.
+
+    InputError for counts and an address with which they would never meet.
+    """
+    if torchrun_process() is not None:
+        if (processes, machines, machine_rank, url) != (1, 1, 0, None):
+            raise InputError(
+                "torchrun starts the processes and says where they meet: take out --num-gpus, "
+                "--num-machines, --machine-rank and --dist-url, or start without torchrun"
+            )
+        return "env://"
+    if processes < 1 or not 0 <= machine_rank < machines:
+        raise InputError("--num-gpus must be above 0 and --machine-rank below --num-machines")
+    if url is None or url == "auto":
+        if machines > 1:
+            raise InputError(
+                f"--num-machines {machines} needs --dist-url tcp://HOST:PORT, the same on every "
+                "machine: a free port of the machine of rank 0"
+            )
+        # detectron2's own choice: as many ports as users
+        port = 2**15 + 2**14 + (os.getuid() if hasattr(os, "getuid") else 1) % 2**14
+        return f"tcp://127.0.0.1:{port}"
+    try:
+        parts = urlsplit(url)
+        named = parts.scheme == "tcp" and parts.hostname and parts.port
+    except ValueError:
+        named = None
+    if not named and not url.startswith(("env://", "file://")):
+        raise InputError(f"--dist-url {url} is no address: write it as tcp://HOST:PORT")
+    return url

@@ -1,0 +1,1 @@
+"""A run, once for both engines, and the suites of runs."""

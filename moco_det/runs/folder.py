@@ -1,0 +1,116 @@
+"""The folder of a run: one run at a time writes into it, and its config stays that of its numbers.
+
+Both engines use it: what is refused here is refused before anything of a run is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from moco_det.settings.config import dump
+from moco_det.foundation.atomic import make_folder, write_text
+from moco_det.foundation.errors import InputError
+from moco_det.foundation.strict_yaml import flatten, load_mapping
+
+CONFIG = "config.yaml"
+FINAL = "model_final.pth"
+# What may differ when a run goes on: none of it enters its numbers.
+FREE = (
+    "DATALOADER.NUM_WORKERS",
+    "MODEL.DEVICE",
+    "OUTPUT_DIR",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.CUDA_GRAPHS",
+    "TEST.EVAL_PERIOD",
+)
+# A run may be made longer or shorter; its row says so.
+SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.STEPS")
+
+
+def check_free(output: Path, *, resume: bool, eval_only: bool, weights: str) -> None:
+    """InputError where a run would overwrite a finished one.
+
+    Scoring alone may write beside a finished run what its own checkpoints predict.
+    """
+    if resume or not os.path.exists(output / FINAL):
+        return
+    if not eval_only:
+        raise InputError(
+            f"{output} holds a finished run: choose another OUTPUT_DIR, or --resume to keep it"
+        )
+    if Path(weights).resolve().parent != output.resolve():
+        raise InputError(
+            f"{output} holds a finished run, whose predictions.json {weights} would overwrite: "
+            "choose another OUTPUT_DIR"
+        )
+
+
+def check_results(results: Path) -> None:
+    """InputError where no row could be appended: told before the run, not after it."""
+    if results.is_dir():
+        raise InputError(f"--results {results} is a folder: name a file in it")
+    make_folder(results.parent)
+    if results.exists() and not os.access(results, os.W_OK):
+        raise InputError(f"--results {results} cannot be written: name another file")
+
+
+def check_unchanged(output: Path, cfg: CfgNode) -> list[str]:
+    """InputError where a run that goes on was begun with another config; a line for its length.
+
+    Keys that only the other engine knows are not compared.
+    """
+    try:
+        text = (output / CONFIG).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return []
+    begun = flatten(load_mapping(text, str(output / CONFIG)))
+    now = flatten(load_mapping(dump(cfg), "the config"))
+    differing = [k for k in now if k in begun and begun[k] != now[k] and k not in FREE]
+    for key in differing:
+        if key not in SCHEDULE:
+            raise InputError(
+                f"--resume: {output} was begun with {key} {_shown(begun[key])}, not "
+                f"{_shown(now[key])}: resume it with its own {CONFIG}, or choose another OUTPUT_DIR"
+            )
+    return [
+        f"begun with {key} {_shown(begun[key])}, resumed with {_shown(now[key])}"
+        for key in differing
+    ]
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if value == "" else str(value)
+
+
+@contextlib.contextmanager
+def claimed(output: Path) -> Iterator[None]:
+    """The folder, made, and nobody else's until the block ends; InputError where it is taken.
+
+    The lock is on log.txt and goes with the process, however that ends.
+    """
+    make_folder(output)
+    with open(output / "log.txt", "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise InputError(
+                    f"another run is writing into {output}: wait for its end, or choose another "
+                    "OUTPUT_DIR"
+                ) from None
+            # a file system without locks: as before there were any
+        yield
+
+
+def write_config(output: Path, cfg: CfgNode, *, eval_only: bool) -> None:
+    """The resolved config into the folder; scoring alone leaves the one of the run there."""
+    if not (eval_only and (output / CONFIG).exists()):
+        write_text(output / CONFIG, dump(cfg))

@@ -1,0 +1,166 @@
+"""The runs of a suite: every initialisation in every setting with every seed.
+
+A run is keyed by the text of its config, the sha256 of its weights, its seed and its engine. The
+key is part of its folder's name, and so of its row: a finished row is found again, and a changed
+config, other weights or another engine are other runs, beside the old ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moco_det.foundation.errors import InputError
+from moco_det.results.matched import INPUT_KEYS
+from moco_det.runs.suites.suite import Setting
+from moco_det.weights import load_backbone
+from moco_det.weights.architectures import GEOMETRIES
+
+SUPERVISED = ("supervised", "sup")
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One initialisation; `input` is what its weights say of colours, scale and stride."""
+
+    name: str
+    weights: Path | None
+    sha256: str | None
+    input: Mapping[str, Any]
+    architecture: str | None = None
+
+    def keys(self) -> dict[str, Any]:
+        """The config keys that the weights' own metadata demands."""
+        found = {key: self.input.get(field) for key, field in INPUT_KEYS.items()}
+        return {key: value for key, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the matrix; `name` is its folder's and its row's."""
+
+    setting: Setting
+    arm: Arm
+    seed: int
+    engine: str
+    version: str
+
+    @property
+    def key(self) -> str:
+        """Ten hex digits of what makes the run."""
+        parts = [self.setting.text, self.arm.keys(), self.arm.sha256, self.seed]
+        text = json.dumps([*parts, self.engine, self.version], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode("utf-8")).hexdigest()[:10]
+
+    @property
+    def name(self) -> str:
+        """ "moco_seed0_1f2e3d4c5b"."""
+        return f"{self.arm.name}_seed{self.seed}_{self.key}"
+
+    def folder(self, output: Path) -> Path:
+        """Where the run writes: OUTPUT/runs/SETTING/NAME."""
+        return output / "runs" / self.setting.name / self.name
+
+    def config_file(self, output: Path) -> Path:
+        """The setting's config, self-contained: OUTPUT/configs/SETTING.yaml."""
+        return output / "configs" / f"{self.setting.name}.yaml"
+
+    def options(self, output: Path) -> list[str]:
+        """What tools/train_net.py is told beside --num-gpus."""
+        keys: dict[str, Any] = {
+            "MODEL.WEIGHTS": str(self.arm.weights.resolve()) if self.arm.weights else "",
+            **self.arm.keys(),
+            "OUTPUT_DIR": str(self.folder(output)),
+            "SEED": self.seed,
+        }
+        return [
+            *("--config-file", str(self.config_file(output)), "--engine", self.engine),
+            *("--init-name", self.arm.name, "--results", str(output / "results.jsonl")),
+            "--resume",
+            *(text for key, value in keys.items() for text in (key, repr(value))),
+        ]
+
+
+def read_arms(
+    given: Sequence[str],
+    *,
+    random: bool = True,
+    supervised: bool = True,
+    default_supervised: Path | None = None,
+) -> list[Arm]:
+    """The arms of "NAME=FILE" words, with the random and the supervised one unless refused.
+
+    Every weights file is opened and checked here, before the first run. Raises InputError for a
+    name given twice, a file that is no backbone, and a supervised arm that nobody named.
+    """
+    files: dict[str, Path] = {}
+    for word in given:
+        name, equals, path = word.partition("=")
+        if not equals or not path or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+            raise InputError(
+                f"--weights {word}: write NAME=FILE, the name of letters, digits and . _ + -"
+            )
+        if name == RANDOM:
+            raise InputError("--weights random=...: the random arm has no weights; leave it out")
+        if name in files:
+            raise InputError(f"--weights: the name {name} is given twice")
+        files[name] = Path(path)
+    if supervised and not any(name in SUPERVISED for name in files):
+        if default_supervised is None or not default_supervised.is_file():
+            looked = f" ({default_supervised} is not there)" if default_supervised else ""
+            raise InputError(
+                f"no supervised arm to compare with{looked}: add supervised=FILE to --weights, "
+                "or refuse it with --no-supervised"
+            )
+        files["supervised"] = default_supervised
+    arms = [Arm(RANDOM, None, None, {})] if random else []
+    for name, file in sorted(files.items(), key=lambda item: item[0] not in SUPERVISED):
+        backbone = load_backbone(file)
+        arms.append(
+            Arm(name, file, backbone.sha256, dict(backbone.input or {}), backbone.architecture)
+        )
+    if not arms:
+        raise InputError("nothing to run: give --weights NAME=FILE, or leave out --no-random")
+    return arms
+
+
+def check_architectures(settings: Sequence[Setting], arms: Sequence[Arm]) -> None:
+    """InputError, before the first run, for weights of another ResNet than a setting's."""
+    defaults = GEOMETRIES["resnet50"].keys  # detectron2's
+    for arm in arms:
+        if arm.architecture is None:
+            continue
+        needed = GEOMETRIES[arm.architecture].keys
+        for setting in settings:
+            has = {key: setting.keys.get(key, value) for key, value in defaults.items()}
+            wrong = [key for key in needed if has[key] != needed[key]]
+            if wrong:
+                raise InputError(
+                    f"{arm.weights} of the arm {arm.name} is a {arm.architecture}, but the setting "
+                    f"{setting.name} has {', '.join(f'{key} {has[key]}' for key in wrong)}: add "
+                    f"{' '.join(f'--set {key} {needed[key]}' for key in wrong)}, or give weights "
+                    "of the setting's ResNet"
+                )
+
+
+def build_matrix(
+    settings: Sequence[Setting],
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    *,
+    engine: str,
+    version: str,
+) -> list[Run]:
+    """Every run, seed by seed: a matrix that is stopped early has equal trials in every arm."""
+    return [
+        Run(setting, arm, seed, engine, version)
+        for seed in seeds
+        for setting in settings
+        for arm in arms
+    ]

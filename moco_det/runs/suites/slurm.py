@@ -1,0 +1,57 @@
+"""A matrix as a job array: one task a run, on whatever the batch system gives."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from moco_det.foundation.atomic import write_text
+from moco_det.foundation.errors import InputError
+from moco_det.runs.suites.matrix import Run
+
+
+def write_job_array(
+    runs: Sequence[Run],
+    output: Path,
+    *,
+    command: Sequence[str],
+    gpus: int,
+    directives: Sequence[str],
+) -> Path:
+    """Write OUTPUT/runs.txt and OUTPUT/array.sbatch; returns the script's path.
+
+    `command` is this benchmark's own command line for a task: each calls it with --only, the run
+    in its line and, where it asked for `gpus`, those that the batch system gave it. `directives`
+    are further options of sbatch, "--time=08:00:00". The tasks append to one results.jsonl, and
+    those that are finished already end at once.
+    """
+    if not runs:
+        raise InputError("every run is finished already: there is nothing to submit")
+    for directive in directives:
+        if not re.fullmatch(r"-[^\n]+", directive):
+            raise InputError(f"--sbatch {directive!r}: write an option of sbatch, --time=08:00:00")
+    numbers = ",".join(map(str, range(gpus)))
+    given = f' --gpus "${{CUDA_VISIBLE_DEVICES:-{numbers}}}"' if gpus else ""
+    names = output / "runs.txt"
+    script = output / "array.sbatch"
+    lines = [
+        "#!/bin/bash",
+        "# Submit with sbatch; a task whose run is finished already ends at once.",
+        f"#SBATCH --array=0-{len(runs) - 1}",
+        "#SBATCH --job-name=moco-det",
+        f"#SBATCH --output={output.resolve()}/slurm-%A_%a.txt",
+        *([f"#SBATCH --gpus-per-node={gpus}"] if gpus else []),
+        # SIGTERM a little before the end: the run stops at a checkpoint and may be requeued
+        "#SBATCH --signal=B:TERM@60",
+        *(f"#SBATCH {directive}" for directive in directives),
+        "set -eu",
+        f"cd {shlex.quote(str(Path.cwd()))}",
+        f'run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(names.resolve()))})',
+        f'exec {shlex.join(command)}{given} --no-report --only "$run"',
+        "",
+    ]
+    write_text(names, "".join(f"{run.name}\n" for run in runs))
+    write_text(script, "\n".join(lines))
+    return script

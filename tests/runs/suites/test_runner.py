@@ -1,0 +1,270 @@
+"""Running a matrix: continued, isolated, claimed, stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moco_det.results import append_row, read_rows
+from moco_det.runs.suites import Outcome, cost_of, read_state, run_matrix, write_job_array
+from moco_det.runs.suites.failures import last_words
+from moco_det.runs.suites.live import LiveTable, table_lines, time_left_line
+
+
+def starts(folder: Path) -> list[str]:
+    file = folder / "starts.txt"
+    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+
+
+def test_a_finished_run_is_never_run_again(make_runs: Any, trainer: Any, tmp_path: Path) -> None:
+    runs = make_runs("a", "b", seeds=2)
+    first = run_matrix(runs[:3], tmp_path, train_command=trainer)
+    second = run_matrix(runs, tmp_path, train_command=trainer)
+    assert (len(first.finished), len(second.finished)) == (3, 1)
+    assert [len(starts(run.folder(tmp_path))) for run in runs] == [1, 1, 1, 1]
+    assert run_matrix(runs, tmp_path, train_command=trainer) == Outcome()
+
+
+def test_a_failed_run_is_isolated_and_its_row_says_why(
+    make_runs: Any, trainer: Any, tmp_path: Path
+) -> None:
+    runs = make_runs("broken", "crash", "silent", "fine")
+    outcome = run_matrix(runs, tmp_path, train_command=trainer)
+    assert outcome.finished == [runs[3].name]
+    reasons = list(outcome.failed.values())
+    assert reasons[0] == "MODEL.WEIGHTS is nowhere: make it first"
+    assert reasons[1] == "ended by signal 9" and reasons[2] == "no row was written"
+    rows = read_rows([tmp_path]).rows
+    assert [row.data["status"] for row in rows] == ["failed", "failed", "failed", "finished"]
+    assert rows[0].data["error"] == reasons[0] and rows[0].data["precision"] is None
+    assert (rows[0].run_dir / "console.txt").is_file()
+
+
+def test_a_failed_run_is_tried_again_next_time(
+    make_runs: Any, trainer: Any, tmp_path: Path
+) -> None:
+    runs = make_runs("broken")
+    run_matrix(runs, tmp_path, train_command=trainer)
+    run_matrix(runs, tmp_path, train_command=trainer)
+    assert len(starts(runs[0].folder(tmp_path))) == 2
+
+
+def test_runs_share_the_gpus_and_see_only_their_own(
+    make_runs: Any, trainer: Any, tmp_path: Path
+) -> None:
+    runs = make_runs("a", "b", "c")
+    run_matrix(runs, tmp_path, train_command=trainer, slots=[("0", "1"), ("2", "3")])
+    seen = {starts(run.folder(tmp_path))[0] for run in runs}
+    assert seen <= {"0,1", "2,3"} and len(seen) == 2
+
+
+def test_a_retry_that_dies_silently_is_not_given_the_words_of_the_try_before(
+    make_runs: Any, trainer: Any, tmp_path: Path
+) -> None:
+    (run,) = make_runs("crash")
+    folder = run.folder(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "console.txt").write_text("error: the disk was full\n", encoding="utf-8")
+    outcome = run_matrix([run], tmp_path, train_command=trainer)
+    assert outcome.failed == {run.name: "ended by signal 9"}
+    assert (folder / "console.txt").read_text(encoding="utf-8").startswith("error: the disk")
+
+
+def test_the_report_is_made_while_the_next_run_is_going_and_after_the_last(
+    make_runs: Any, trainer: Any, tmp_path: Path
+) -> None:
+    runs = make_runs("a", "b")
+    claimed: list[int] = []
+
+    def on_row() -> None:
+        claimed.append(sum((run.folder(tmp_path) / ".claim").exists() for run in runs))
+
+    run_matrix(runs, tmp_path, train_command=trainer, on_row=on_row)
+    assert claimed == [2, 2]
+
+
+def run_in_process(runs: list[Any], output: Path, trainer: list[str]) -> None:
+    run_matrix(runs, output, train_command=trainer)
+
+
+def waiting(folder: Path) -> int:
+    for _ in range(600):
+        if (folder / "waiting").exists():
+            return int((folder / "waiting").read_text(encoding="utf-8") or 0)
+        time.sleep(0.05)
+    raise AssertionError("the run did not start")
+
+
+def test_ctrl_c_stops_the_run_at_a_checkpoint_and_writes_no_row(
+    make_runs: Any, trainer: Any, tmp_path: Path
+) -> None:
+    runs = make_runs("slow", "fine")
+    folder = runs[0].folder(tmp_path)
+
+    def interrupt() -> None:
+        waiting(folder)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    outcome = run_matrix(runs, tmp_path, train_command=trainer)
+    thread.join()
+    assert outcome.stopped and not outcome.failed and not outcome.finished
+    assert (folder / "model_0000001.pth").exists()
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_a_run_of_another_process_is_left_to_it(
+    make_runs: Any, trainer: Any, tmp_path: Path
+) -> None:
+    runs = make_runs("slow", "fine")
+    fork = multiprocessing.get_context("fork")
+    other = fork.Process(target=run_in_process, args=(runs[:1], tmp_path, trainer))
+    other.start()
+    child = waiting(runs[0].folder(tmp_path))
+    # Killing the runner leaves its run alive, and the claim with it.
+    assert other.pid is not None
+    os.kill(other.pid, signal.SIGKILL)
+    other.join()
+    outcome = run_matrix(runs, tmp_path, train_command=trainer)
+    os.kill(child, signal.SIGKILL)
+    assert outcome.elsewhere == [runs[0].name] and outcome.finished == [runs[1].name]
+    assert len(starts(runs[0].folder(tmp_path))) == 1
+
+
+def test_cost_is_unknown_until_a_run_was_measured_then_scaled_by_images(make_runs: Any) -> None:
+    runs = make_runs("a", seeds=3, settings=("one", "two"))
+    nothing = cost_of(runs, read_state(Path("absent.jsonl"), runs))
+    assert (nothing.left, nothing.iterations, nothing.seconds_left) == (6, 60, None)
+
+
+def test_cost_counts_what_is_left_at_the_measured_speed(
+    make_runs: Any, trainer: Any, tmp_path: Path
+) -> None:
+    runs = make_runs("a", seeds=3, settings=("one", "two"))
+    run_matrix(runs[:1], tmp_path, train_command=trainer)
+    state = read_state(tmp_path / "results.jsonl", runs)
+    cost = cost_of(runs, state, at_once=1)
+    # the trainer's row says 20 s for each of 6 runs, 5 are left
+    assert (cost.left, cost.iterations_left, cost.seconds_left) == (5, 50, 100.0)
+    assert cost.unmeasured == ("two",)
+    assert cost_of(runs, state, at_once=2).seconds_left == 50.0
+    assert "about 1 min 40 s (scaled by images for two)" in time_left_line(runs, state, at_once=1)
+
+
+def test_the_table_shows_means_and_a_mark_a_seed(
+    make_runs: Any, trainer: Any, tmp_path: Path, capsys: Any
+) -> None:
+    runs = make_runs("broken", "fine", seeds=2)
+    table = LiveTable(runs, tmp_path, at_once=1)
+    outcome = run_matrix(runs, tmp_path, train_command=trainer, watch=table.watch)
+    said = capsys.readouterr().out
+    assert said.count("finished") == 2 and said.count("failed") == 2
+    lines = table_lines(runs, read_state(tmp_path / "results.jsonl", runs), {}, outcome)
+    assert lines[1].split() == ["broken", "-", "n=0/2", "x", "x"]
+    assert lines[2].split() == ["fine", "10.5", "±", "0.7", "n=2/2", "+", "+"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_table_larger_than_the_terminal_is_drawn_over_itself(
+    make_runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setenv("LINES", "6")
+    runs = make_runs("a" * 40, *"bcdefgh", seeds=2)
+    screen = Terminal()
+    table = LiveTable(runs, tmp_path, at_once=1, stream=screen)
+    table.draw((), Outcome())
+    first = screen.getvalue().splitlines()
+    # the cursor's own line is the sixth
+    assert len(first) == 5 and max(map(len, first)) < 30
+    assert first[0].startswith("(7 lines above")
+    assert first[-1].startswith("16 of 16 runs left")
+    table.draw((), Outcome())
+    assert screen.getvalue().count("\x1b[5A\x1b[J") == 1
+
+
+def test_the_mark_of_a_run_elsewhere_is_explained(make_runs: Any, tmp_path: Path) -> None:
+    runs = make_runs("a")
+    state = read_state(tmp_path / "absent.jsonl", runs)
+    lines = table_lines(runs, state, {}, Outcome(elsewhere=[runs[0].name]))
+    assert lines[1].split()[-1] == "~" and lines[-1].startswith("  ~ is run by another process")
+    assert "~" not in "".join(table_lines(runs, state, {}, Outcome()))
+
+
+def test_a_row_of_a_failure_that_was_mended_counts_as_finished(
+    make_runs: Any, trainer: Any, tmp_path: Path
+) -> None:
+    runs = make_runs("fine")
+    run_matrix(runs, tmp_path, train_command=trainer)
+    row = dict(read_rows([tmp_path]).rows[0].data)
+    append_row(tmp_path / "results.jsonl", {**row, "status": "failed", "error": "late"})
+    state = read_state(tmp_path / "results.jsonl", runs)
+    assert list(state.finished) == [runs[0].name] and not state.failed
+
+
+def test_last_words_take_the_error_line_before_later_noise(tmp_path: Path) -> None:
+    console = tmp_path / "console.txt"
+    console.write_text("step\nerror: no images: name a folder\nbye\n", encoding="utf-8")
+    assert last_words(console, 2) == "no images: name a folder"
+    console.write_text("Traceback\nKeyError: 'x'\n", encoding="utf-8")
+    assert last_words(console, 1) == "exit code 1: KeyError: 'x'"
+    assert last_words(tmp_path / "absent", -9) == "ended by signal 9"
+
+
+def test_a_job_array_has_a_task_a_run(make_runs: Any, tmp_path: Path) -> None:
+    runs = make_runs("a", "b", seeds=2)
+    script = write_job_array(
+        runs, tmp_path, command=["python", "-m", "x y"], gpus=2, directives=["--time=8:00:00"]
+    ).read_text(encoding="utf-8")
+    assert "--array=0-3" in script and "#SBATCH --time=8:00:00" in script
+    assert "--gpus-per-node=2" in script and "exec python -m 'x y' --gpus " in script
+    names = (tmp_path / "runs.txt").read_text(encoding="utf-8").splitlines()
+    assert names == [run.name for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "seen", "told"),
+    [(0, "5", []), (2, "4,5", ["--gpus", "4,5"]), (2, None, ["--gpus", "0,1"])],
+)
+def test_every_task_of_the_array_has_its_own_run_and_the_gpus_it_was_given(
+    make_runs: Any, tmp_path: Path, gpus: int, seen: str | None, told: list[str]
+) -> None:
+    runs = make_runs("a", "b", seeds=2)
+    output = tmp_path / "it's here"
+    fake = tmp_path / "fake.py"
+    # the second task fails, which must be its own affair
+    fake.write_text("import json, sys\nprint(json.dumps(sys.argv[1:]))\n"
+                    "sys.exit('b_seed0' in sys.argv[-1])\n", encoding="utf-8")  # fmt: skip
+    script = write_job_array(
+        runs, output, command=[sys.executable, str(fake), "a b"], gpus=gpus, directives=[]
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    if seen is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = seen
+    for index, run in enumerate(runs):
+        task = subprocess.run(
+            ["bash", str(script)],
+            env={**environment, "SLURM_ARRAY_TASK_ID": str(index)},
+            capture_output=True,
+            text=True,
+        )
+        assert task.returncode == (1 if index == 1 else 0), task.stderr
+        assert json.loads(task.stdout) == ["a b", *told, "--no-report", "--only", run.name]
+    outside = subprocess.run(["bash", str(script)], env=environment, capture_output=True)
+    assert outside.returncode != 0 and not outside.stdout

@@ -1,0 +1,160 @@
+"""Suite files and the keys of their runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from moco_det.foundation.errors import InputError
+from moco_det.runs.suites import (
+    Arm,
+    Run,
+    Setting,
+    build_matrix,
+    check_architectures,
+    read_arms,
+    read_suite,
+)
+from moco_det.weights.architectures import GEOMETRIES
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def suite_file(tmp_path: Path) -> Path:
+    write(tmp_path / "base.yaml", "SOLVER: {MAX_ITER: 10, BASE_LR: 0.1}\nSEED: 3\n")
+    return write(
+        tmp_path / "mine.yaml",
+        "seeds: 2\nsupervised: sup.pkl\nsettings:\n"
+        "  - config: base.yaml\n"
+        "  - {name: long, config: base.yaml, set: {SOLVER.MAX_ITER: 20, MODEL: {MASK_ON: true}}}\n",
+    )
+
+
+def test_a_setting_is_its_config_with_its_own_and_the_callers_changes(suite_file: Path) -> None:
+    suite = read_suite(suite_file, {"SOLVER.BASE_LR": 0.2})
+    assert (suite.name, suite.seeds) == ("mine", 2)
+    assert suite.supervised == suite_file.parent / "sup.pkl"
+    assert [setting.name for setting in suite.settings] == ["base", "long"]
+    assert [setting.iterations for setting in suite.settings] == [10, 20]
+    assert yaml.safe_load(suite.settings[1].text) == {
+        "SOLVER": {"MAX_ITER": 20, "BASE_LR": 0.2},
+        "MODEL": {"MASK_ON": True},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("settings: []", "at least one setting"),
+        ("sets: []", "unknown key 'sets'"),
+        ("settings: [{config: base.yaml, sett: {}}]", "unknown key 'sett'"),
+        ("settings: [{name: a}]", "no 'config'"),
+        ("settings: [{config: base.yaml}, {config: base.yaml}]", "two settings are called 'base'"),
+        ("settings: [{config: base.yaml}, {config: base.yaml, name: b}]", "are the same config"),
+        ("settings: [{config: gone.yaml}]", "'config' gone.yaml of a setting is not there"),
+        ("settings: [{config: base.yaml, name: a/b}]", "no folder's name"),
+        ("settings: [{config: base.yaml, set: {SEED: 1}}]", "SEED of base is set by the matrix"),
+        ("seeds: 0\nsettings: [{config: base.yaml}]", "'seeds' is 0"),
+        ("seeds: 1\nseeds: 2\nsettings: [{config: base.yaml}]", "duplicate"),
+    ],
+)
+def test_a_bad_suite_is_refused_by_name(suite_file: Path, text: str, said: str) -> None:
+    write(suite_file, text)
+    with pytest.raises(InputError) as caught:
+        read_suite(suite_file)
+    assert said in str(caught.value)
+
+
+def test_a_missing_suite_names_its_own_option(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"suite .*gone\.yaml does not exist: check --suite$"):
+        read_suite(tmp_path / "gone.yaml")
+
+
+def test_every_suite_of_the_project_reads_and_says_its_cost() -> None:
+    files = sorted((CONFIGS / "suites").glob("*.yaml"))
+    assert {"quick", "voc", "coco"} <= {file.stem for file in files}
+    for file in files:
+        suite = read_suite(file)
+        assert suite.settings and all(setting.iterations > 0 for setting in suite.settings)
+        head = file.read_text(encoding="utf-8").splitlines()[:4]
+        assert [line.split(":")[0] for line in head[1:]] == ["# Published", "# Cost", "# Command"]
+
+
+def one_run(**changes: Any) -> Run:
+    arm = Arm("moco", Path("moco.pkl"), "a" * 64, {"format": "RGB"})
+    return replace(Run(Setting("s", {"SOLVER.MAX_ITER": 1}), arm, 0, "standalone", "1"), **changes)
+
+
+def test_config_weights_seed_and_engine_make_another_run_and_a_new_place_does_not() -> None:
+    run = one_run()
+    others = [
+        one_run(setting=Setting("s", {"SOLVER.MAX_ITER": 2})),
+        one_run(arm=replace(run.arm, sha256="b" * 64)),
+        one_run(arm=replace(run.arm, input={"format": "BGR"})),
+        one_run(seed=1),
+        one_run(engine="detectron2"),
+        one_run(version="2"),
+    ]
+    assert len({run.key, *(other.key for other in others)}) == len(others) + 1
+    assert one_run(arm=replace(run.arm, weights=Path("elsewhere/moco.pkl"))).key == run.key
+    assert run.name == f"moco_seed0_{run.key}"
+
+
+def test_the_weights_own_input_is_given_to_the_run(tmp_path: Path) -> None:
+    words = one_run().options(tmp_path)
+    assert words[words.index("INPUT.FORMAT") + 1] == "'RGB'"
+    assert words[words.index("SEED") + 1] == "0" and "--resume" in words
+    random = one_run(arm=Arm("random", None, None, {})).options(tmp_path)
+    assert random[random.index("MODEL.WEIGHTS") + 1] == "''" and "INPUT.FORMAT" not in random
+
+
+def test_seeds_come_first_so_that_a_stopped_matrix_is_balanced() -> None:
+    arms = [Arm(name, None, None, {}) for name in ("a", "b")]
+    runs = build_matrix([Setting("s", {})], arms, [0, 1], engine="e", version="1")
+    assert [(run.seed, run.arm.name) for run in runs] == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["moco"], "write NAME=FILE"),
+        (["a=x.pkl", "a=y.pkl"], "given twice"),
+        (["random=x.pkl"], "the random arm has no weights"),
+        (["moco=gone.pkl"], "no supervised arm to compare with"),
+        (["sup=gone.pkl"], "gone.pkl does not exist"),
+    ],
+)
+def test_bad_weights_are_refused_before_the_first_run(words: list[str], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_arms(words)
+    assert said in str(caught.value)
+
+
+def test_weights_of_another_resnet_are_refused_before_the_first_run() -> None:
+    narrow = Setting("narrow", dict(GEOMETRIES["resnet18_w0.5x"].keys))
+    settings = [Setting("s", dict(GEOMETRIES["resnet18"].keys)), Setting("default", {})]
+    arm = Arm("moco", Path("moco.pkl"), "a" * 64, {}, "resnet18")
+    check_architectures(settings[:1], [arm, Arm("random", None, None, {})])
+    with pytest.raises(InputError, match=r"moco\.pkl .* resnet18, .* default .*DEPTH 50"):
+        check_architectures(settings, [arm])
+    with pytest.raises(InputError, match=r"--set MODEL\.RESNETS\.STEM_OUT_CHANNELS 64 --set"):
+        check_architectures([narrow], [arm])
+    check_architectures([narrow], [replace(arm, architecture="resnet18_w0.5x")])
+
+
+def test_random_and_supervised_are_there_unless_refused(tmp_path: Path) -> None:
+    assert [arm.name for arm in read_arms([], supervised=False)] == ["random"]
+    with pytest.raises(InputError, match="nothing to run"):
+        read_arms([], random=False, supervised=False)
+    with pytest.raises(InputError, match=r"default\.pkl is not there"):
+        read_arms([], default_supervised=tmp_path / "default.pkl")

@@ -1,0 +1,104 @@
+"""Configs by name, from wherever the package is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from moco_det import zoo
+from moco_det.foundation.errors import InputError
+from moco_det.settings.config import load_yaml
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def test_every_name_leads_to_a_file_that_is_a_config() -> None:
+    names = zoo.names()
+    assert len(names) == len(set(names)) == 84
+    assert names == sorted(names)
+    for name in names:
+        assert load_yaml(zoo.get_config_file(name))["OUTPUT_DIR"] == f"runs/{name}"
+
+
+def test_a_name_may_end_in_yaml() -> None:
+    plain = zoo.get_config_file("coco_R50_FPN_2x_moco")
+    assert zoo.get_config_file("coco_R50_FPN_2x_moco.yaml") == plain
+    assert Path(plain).is_file()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("coco_R50_FPN_2x_mocov3", "coco_R50_FPN_2x_mocov2"),
+        ("voc_R_50_C4_24k_moco", "voc_R50_C4_24k_moco"),
+        ("", "among the 84"),
+        ("../secret", "among the 84"),
+        ("base/RCNN_FPN", "among the 84"),
+    ],
+)
+def test_a_name_that_is_none_is_an_error_with_the_nearest(wrong: str, near: str) -> None:
+    with pytest.raises(InputError) as caught:
+        zoo.get_config_file(wrong)
+    assert near in str(caught.value) and repr(wrong) in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The contents of a wheel, built from a copy so that the checkout stays as it is."""
+    setuptools = pytest.importorskip("setuptools")
+    if int(setuptools.__version__.split(".")[0]) < 71:
+        pytest.importorskip("wheel")  # 70.1 is the first that builds wheels by itself
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("moco_det", "pretrain", "tools", "configs"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPO / name, folder / "source" / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPO / name, folder / "source")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "-w", str(folder / "dist")]
+    done = subprocess.run(
+        [*pip, *options, str(folder / "source")], capture_output=True, text=True, check=False
+    )
+    if "No module named pip" in done.stderr:
+        pytest.skip("no pip in this environment")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (folder / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def test_the_wheel_holds_every_config_and_every_data_file(installed: Path) -> None:
+    for source, target in {"configs": "moco_det_configs", "moco_det": "moco_det"}.items():
+        here, there = (
+            {file.relative_to(root) for file in root.rglob("*.yaml")}
+            for root in (REPO / source, installed / target)
+        )
+        assert here == there and len(here) >= (140 if source == "configs" else 1)
+
+
+def test_the_configs_of_a_wheel_are_found_by_name_from_any_folder(
+    installed: Path, tmp_path: Path
+) -> None:
+    program = (
+        "from moco_det import zoo\n"
+        "from moco_det.settings.config import load_yaml\n"
+        "print(len(zoo.names()), zoo.get_config_file('coco_R50_FPN_2x_moco'))\n"
+        "print(load_yaml(zoo.get_config_file('voc_R50_C4_24k_moco'))['SOLVER']['MAX_ITER'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+    )
+    file = installed / "moco_det_configs" / "coco_R50_FPN_2x_moco.yaml"
+    assert done.stdout.splitlines() == [f"84 {file}", "24000"]
