@@ -9,9 +9,9 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
+from moco_det.foundation.precision import DTYPES, Precision
 from moco_det.standalone.build import build_detector
 from moco_det.standalone.captured import Trunk
-from moco_det.standalone.precision import DTYPES, Precision
 from moco_det.standalone.roi_heads import Res5ROIHeads, StandardROIHeads
 
 

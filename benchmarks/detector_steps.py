@@ -39,11 +39,11 @@ from tqdm import tqdm
 
 from moco_det.data import Record
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.precision import Precision
 from moco_det.settings.config import check, get_cfg, load_yaml, merge, merge_overrides
 from moco_det.standalone.build import build_detector, build_mapper, build_solver
 from moco_det.standalone.loader import BatchStream, training_loader
 from moco_det.standalone.mapper import Sample
-from moco_det.standalone.precision import Precision
 from moco_det.standalone.targets import Targets
 from moco_det_tools.entry import run
 

@@ -30,11 +30,11 @@ from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.precision import Precision
 from moco_det.settings.config import get_cfg, load_yaml, merge, merge_overrides
 from moco_det.standalone.build import build_detector, build_mapper
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import BATCH, predict
-from moco_det.standalone.precision import Precision
 from moco_det_tools.entry import run
 
 BASE = Path(__file__).resolve().parents[1] / "configs" / "base" / "RCNN_FPN.yaml"

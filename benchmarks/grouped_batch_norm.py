@@ -17,8 +17,8 @@ import torch
 from rows import add_rows_option, write_row
 from torch import Tensor, nn
 
+from moco_det.foundation.precision import pick_device
 from moco_det_tools.entry import run
-from pretrain.device import pick_device
 from pretrain.encoders import ARCHITECTURES, HAS_TRITON, Encoder, SplitBatchNorm2d
 
 SPELLINGS: dict[str, Callable[[SplitBatchNorm2d, Tensor], Tensor]] = {

@@ -32,12 +32,12 @@ from rows import add_rows_option, write_row
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from moco_det.foundation.precision import pick_device
 from moco_det_tools.entry import run
 from pretrain import augment, data
 from pretrain.capture import CapturedStep
 from pretrain.config import load_config
 from pretrain.data.resident import RowSet, Squares, ViewsOnDevice
-from pretrain.device import pick_device
 from pretrain.encoders import ARCHITECTURES, Encoder
 from pretrain.methods import Batch, build_method
 

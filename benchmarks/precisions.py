@@ -29,6 +29,7 @@ from tqdm import tqdm
 from moco_det.data import Annotation, DetectionDataset, Record, load_dataset, read_image
 from moco_det.data.scenes import write_scenes
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.precision import Precision
 from moco_det.runs.quickstart.data_sets import LABELLED, PAINTED
 from moco_det.runs.quickstart.encoders import SHIPPED
 from moco_det.scoring import score
@@ -37,7 +38,6 @@ from moco_det.standalone import RunOptions, build_detector
 from moco_det.standalone import run as train
 from moco_det.standalone.build import build_mapper
 from moco_det.standalone.evaluate import BATCH, predict
-from moco_det.standalone.precision import Precision
 from moco_det.weights import convert
 from moco_det.weights.loading import load_weights
 from moco_det_tools.entry import run

@@ -7,7 +7,6 @@ it is read with `weights_only=True`.
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from moco_det.foundation.atomic import replacing
 from moco_det.foundation.errors import InputError
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
 from pretrain.methods import Method
@@ -66,22 +66,9 @@ def unpack(method: Method, content: Mapping[str, Any]) -> None:
 
 
 def save(content: Mapping[str, Any], path: Path) -> None:
-    """Write beside the target, sync, then rename: the target is whole or absent."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # torch's writer fails once more when it closes a file that a full disk has cut short
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        raise InputError(f"cannot write {path}: {cause.strerror or cause}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a checkpoint: it is whole or absent."""
+    with replacing(path) as file:
+        torch.save(dict(content), file)
 
 
 def read(path: Path) -> dict[str, Any]:

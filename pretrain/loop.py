@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
-from pretrain import augment, checkpoints, data, distributed
+from pretrain import augment, checkpoints, data
 from pretrain.capture import CapturedStep, Compute
 from pretrain.config import CfgNode, plain
 from pretrain.encoders import Encoder
@@ -56,7 +57,7 @@ class Loop:
         self.total = parts.total
         self.knn = parts.knn
         self.folder = folder
-        self.main = distributed.is_main()
+        self.main = collectives.is_main()
         self.steps = data.steps_per_epoch(self.source.images, cfg.SOLVER.BATCH)
         self.knn_every = max(1, round(cfg.KNN.EVERY * self.steps)) if cfg.KNN.EVERY else 0
         self.iteration = 0  # steps done
@@ -80,12 +81,7 @@ class Loop:
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
             fused=True,
         )
-        self.parallel: nn.Module = self.method
-        if distributed.world_size() > 1:
-            # Running statistics are each process's own; those of the main one are kept.
-            self.parallel = DistributedDataParallel(
-                self.method, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+        self.parallel = collectives.parallel(self.method)
         self.compute: Compute = self._compute
         self.rate: Tensor | None = None  # where a captured step reads it
         if parts.captured:
@@ -99,8 +95,8 @@ class Loop:
             batch=cfg.SOLVER.BATCH,
             start=self.iteration,
             stop=self.total,
-            rank=distributed.rank(),
-            world=distributed.world_size(),
+            rank=collectives.rank(),
+            world=collectives.world_size(),
             workers=cfg.DATA.WORKERS,
             pin=self.device.type == "cuda",
         )
@@ -137,7 +133,7 @@ class Loop:
                 if watches:
                     with clock.stopped():
                         accuracy = self._neighbours(writers)
-                    if cfg.KNN.GOAL and distributed.from_main(accuracy) >= cfg.KNN.GOAL:
+                    if cfg.KNN.GOAL and collectives.from_main(accuracy) >= cfg.KNN.GOAL:
                         logger.info("KNN.GOAL %g is reached: the run ends here", cfg.KNN.GOAL)
                         break
                 if saves:
@@ -195,7 +191,7 @@ class Loop:
 
     def _check_finite(self) -> None:
         # All processes see the same sum, and stop at the same step.
-        if not math.isfinite(float(distributed.mean(self.sums["loss"]))):
+        if not math.isfinite(float(collectives.mean(self.sums["loss"]))):
             where = f"the last good checkpoint is {self.last_good}"
             if self.last_good is None:
                 where = "no checkpoint was written yet"
@@ -220,7 +216,7 @@ class Loop:
     def _record(self, images_per_second: float, wait: float) -> dict[str, Any]:
         """The means since the last record, over all processes; they start anew."""
         names = list(self.sums)
-        sums = distributed.mean(torch.stack([self.sums[name].float() for name in names])).tolist()
+        sums = collectives.mean(torch.stack([self.sums[name].float() for name in names])).tolist()
         self.sums = {}
         steps = sums[names.index("steps")]
         means = {
@@ -276,7 +272,7 @@ class Loop:
     def _save(self, path: Path) -> Path:
         self.last_good = path
         # Every process goes on with what a resumed one would read.
-        self.sums = {name: distributed.mean(value) for name, value in self.sums.items()}
+        self.sums = {name: collectives.mean(value) for name, value in self.sums.items()}
         if not self.main:
             return path
         for group in self.optimizer.param_groups:
@@ -288,7 +284,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "iteration": self.iteration,
             "total": self.total,
-            "data": self.source.identity(distributed.world_size()),
+            "data": self.source.identity(collectives.world_size()),
             "bfloat16": self.bfloat16,
             "corrupt": self.source.corrupt.state(),
             "watch": self.watch.state(),
@@ -307,7 +303,7 @@ class Loop:
         state = content["state"]
         if "data" not in state:
             raise InputError(f"{path} was written by an older version, which it needs to go on")
-        now = self.source.identity(distributed.world_size())
+        now = self.source.identity(collectives.world_size())
         for name in sorted(now.keys() | state["data"].keys()):
             if state["data"].get(name) != now.get(name):
                 raise InputError(

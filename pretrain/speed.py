@@ -8,8 +8,8 @@ import time
 import torch
 from tqdm import tqdm
 
+from moco_det.foundation.precision import pick_device, use_bfloat16
 from pretrain.config import CfgNode
-from pretrain.device import pick_device, use_bfloat16
 from pretrain.methods import Batch, build_method
 
 SECONDS = 20.0

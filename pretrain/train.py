@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
+from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
-from pretrain import augment, checkpoints, data, distributed, recording
+from moco_det.foundation.launching import torchrun_group, torchrun_process
+from moco_det.foundation.precision import pick_device, use_bfloat16
+from pretrain import augment, checkpoints, data, recording
 from pretrain.config import CfgNode, check, flat_keys, get_cfg, plain
-from pretrain.device import pick_device, use_bfloat16
 from pretrain.encoders import Encoder
 from pretrain.loop import Loop, Parts
 from pretrain.methods import VIEWS, Method, build_method
@@ -50,11 +52,11 @@ def train(cfg: CfgNode, *, resume: bool = False) -> Path:
     """
     check(cfg)
     device = pick_device(cfg.DEVICE)
-    with distributed.process_group(device):
+    with torchrun_group(torchrun_process(), device.type):
         try:
             return _train(cfg, device, resume=resume)
         except KeyboardInterrupt:
-            if distributed.is_main():
+            if collectives.is_main():
                 logger.info("%s", what_is_kept(Path(cfg.OUTPUT_DIR), cfg.CHECKPOINT_EVERY))
             raise
 
@@ -147,7 +149,7 @@ def build_parts(cfg: CfgNode, device: torch.device, bfloat16: bool) -> Parts:
     )
     check_shares(cfg)
     knn = None
-    if cfg.KNN.TRAIN and distributed.is_main():
+    if cfg.KNN.TRAIN and collectives.is_main():
         knn = KnnMonitor(
             cfg.KNN.TRAIN,
             cfg.KNN.TEST,
@@ -165,7 +167,7 @@ def build_parts(cfg: CfgNode, device: torch.device, bfloat16: bool) -> Parts:
     )
     method.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     method.train()
-    captured = cfg.COMPILE and device.type == "cuda" and distributed.world_size() == 1
+    captured = cfg.COMPILE and device.type == "cuda" and collectives.world_size() == 1
     if cfg.COMPILE and not captured:
         _compile(method)
     steps = data.steps_per_epoch(source.images, cfg.SOLVER.BATCH)
@@ -175,8 +177,8 @@ def build_parts(cfg: CfgNode, device: torch.device, bfloat16: bool) -> Parts:
 
 def check_shares(cfg: CfgNode) -> None:
     """Refuse parts of a batch that would give batch norm other groups than the whole has."""
-    share = data.share_of(cfg.SOLVER.BATCH, distributed.world_size())
-    splits = cfg.ENCODER.BN_SPLITS // distributed.world_size()
+    share = data.share_of(cfg.SOLVER.BATCH, collectives.world_size())
+    splits = cfg.ENCODER.BN_SPLITS // collectives.world_size()
     if cfg.SOLVER.ACCUMULATE > 1 and share % max(splits, 1):
         raise InputError(
             f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: the {share} images of a process do not "
@@ -211,7 +213,7 @@ def _precision(
 
 def _found(cfg: CfgNode, folder: Path, *, resume: bool) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to go on from, read by the main process for all; None for a new run."""
-    if not distributed.is_main():
+    if not collectives.is_main():
         return _on_all(None)
     try:
         if not resume and checkpoints.in_folder(folder):
@@ -228,7 +230,7 @@ def _found(cfg: CfgNode, folder: Path, *, resume: bool) -> tuple[Path, dict[str,
 
 def _on_all(thing: Any) -> Any:
     """The main process's `thing`, on all; an error is raised on all."""
-    thing = distributed.from_main(thing)
+    thing = collectives.from_main(thing)
     if isinstance(thing, InputError):
         raise thing
     return thing
@@ -250,10 +252,10 @@ def _open_folder(cfg: CfgNode, folder: Path, *, upto: int) -> list[recording.Wri
 
 
 def _announce(cfg: CfgNode, parts: Parts) -> None:
-    if not distributed.is_main():
+    if not collectives.is_main():
         return
     method, images, batch = parts.method, parts.source.images, cfg.SOLVER.BATCH
-    world = distributed.world_size()
+    world = collectives.world_size()
     logger.info(
         "pretrain: torch %s on %s, %d process%s, %s; %s %s, %d images, %d iterations of %d",
         torch.__version__,

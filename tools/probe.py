@@ -129,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_arguments(args)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
+    from moco_det.foundation.precision import pick_device
     from moco_det.results import append_row
     from moco_det.runs.row import now
-    from pretrain.device import pick_device
     from pretrain.probe import fingerprint, labelled_pair
 
     device = pick_device(args.device, key="--device")

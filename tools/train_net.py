@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moco_det.foundation.launching import meeting_place
+from moco_det.foundation.launching import launch, meeting_place
 from moco_det.settings.engine import ENGINES, choose_engine
 from moco_det_tools.entry import run
 
@@ -59,7 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"--engine auto takes standalone: {choice.reason}")
 
     from moco_det.settings.config import load_config
-    from moco_det.standalone.distributed import launch
     from moco_det.standalone.run import RunOptions, run_in_process
 
     cfg = load_config(args.config_file, args.opts)

@@ -81,9 +81,9 @@ def check_gpus() -> Iterator[Finding]:
 
 def cpu_precision() -> Finding:
     """The precision of SOLVER.AMP on the CPU."""
-    from moco_det.standalone.precision import cpu_has_bfloat16
+    from moco_det.foundation.precision import bfloat16_is_fast
 
-    name = "bfloat16" if cpu_has_bfloat16() else "float32 (this CPU is not faster in bfloat16)"
+    name = "bfloat16" if bfloat16_is_fast("cpu") else "float32 (this CPU is not faster in bfloat16)"
     return Finding(
         OK, f"SOLVER.AMP.ENABLED on the CPU: {name} on standalone, float32 on detectron2"
     )

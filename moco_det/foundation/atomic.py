@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from moco_det.foundation.errors import InputError
 
@@ -25,19 +26,35 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a whole text file under a temporary name, sync it, then rename it into place."""
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file under a temporary name that is synced and takes the place of `path` at the end.
+
+    Where the block raises, `path` stays as it was; a full disk and the like is an InputError.
+    """
     path = Path(path)
-    make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(partial, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        # torch's writer fails once more when it closes a file that a full disk has cut short
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise InputError(f"cannot write {path}: {cause.strerror or cause}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole text file, and the folder it lies in where that is absent."""
+    make_folder(Path(path).parent)
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 @contextlib.contextmanager
@@ -52,14 +69,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             f"{path} already exists and is not an empty folder: remove it, or name another"
         )
     make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-    except OSError as error:
-        raise InputError(
-            f"cannot make the folder {path} ({error.strerror}): name another output folder"
-        ) from error
+    make_folder(partial)
     try:
         yield partial
         if path.exists():
@@ -67,3 +79,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")

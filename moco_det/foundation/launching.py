@@ -1,14 +1,18 @@
-"""How many processes on how many machines, and where they meet: checked before any is started."""
+"""How many processes on how many machines, where they meet, and their start."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from datetime import timedelta
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from moco_det.foundation.errors import InputError
+
+# One process scores, or writes a checkpoint, while the others wait for the next step.
+TIMEOUT = timedelta(hours=2)
 
 
 class TorchrunProcess(NamedTuple):
@@ -42,26 +46,40 @@ def torchrun_process() -> TorchrunProcess | None:
     ):
         said = " ".join(f"{name}={value}" for name, value in given.items())
         raise InputError(
-            f"torchrun starts no process with {said}: start by torchrun, or unset WORLD_SIZE"
+            f"torchrun starts no process with {said}: start several processes by torchrun, "
+            "or unset WORLD_SIZE"
         )
     return place
 
 
 @contextmanager
-def torchrun_group(process: TorchrunProcess, device: str) -> Iterator[None]:
-    """The process group of all that torchrun has started; ``device`` is cpu (gloo) or cuda (NCCL).
+def torchrun_group(process: TorchrunProcess | None, device: str) -> Iterator[None]:
+    """The process group of all that torchrun has started; nothing where ``process`` is None.
 
-    On GPUs each process takes the one of its local rank.
+    ``device`` is cpu (gloo) or cuda (NCCL), where each process takes the GPU of its local rank.
     """
+    if process is None:
+        yield
+        return
+    if device == "cuda":
+        check_gpus(process.local_world_size)
+    with _process_group(device, process.local_rank, process.rank, process.world_size, "env://"):
+        yield
+
+
+@contextmanager
+def _process_group(
+    device: str, local_rank: int, rank: int, world_size: int, url: str
+) -> Iterator[None]:
     # Imported here so that --help does not wait for torch.
     import torch
     import torch.distributed as dist
 
     if device == "cuda":
-        check_gpus(process.local_world_size)
-        torch.cuda.set_device(process.local_rank)
+        torch.cuda.set_device(local_rank)
+    backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo", rank=process.rank, world_size=process.world_size
+        backend, init_method=url, rank=rank, world_size=world_size, timeout=TIMEOUT
     )
     try:
         yield
@@ -114,3 +132,58 @@ def meeting_place(*, processes: int, machines: int, machine_rank: int, url: str 
     if not named and not url.startswith(("env://", "file://")):
         raise InputError(f"--dist-url {url} is no address: write it as tcp://HOST:PORT")
     return url
+
+
+def launch(
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+    *,
+    processes: int,
+    machines: int,
+    machine_rank: int,
+    url: str,
+    device: str,
+) -> None:
+    """Run ``function(*arguments)`` in ``processes`` processes on each of ``machines`` machines.
+
+    NCCL on GPUs, gloo on CPUs. Under torchrun the processes exist already and are joined.
+    """
+    import torch.multiprocessing as mp
+
+    started = torchrun_process()
+    if started is not None:
+        with torchrun_group(started, device):
+            function(*arguments)
+        return
+    total = processes * machines
+    if device == "cuda":
+        check_gpus(processes)
+    if total == 1:
+        function(*arguments)
+        return
+    start = machine_rank * processes
+    work = (function, arguments, start, total, url, device)
+    try:
+        mp.spawn(_process, args=work, nprocs=processes)
+    except mp.ProcessRaisedException as error:
+        line = next((x for x in reversed(str(error).splitlines()) if "InputError: " in x), None)
+        if line is None:
+            raise
+        raise InputError(line.split("InputError: ", 1)[1]) from None
+
+
+def _process(
+    local_rank: int,
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+    start: int,
+    total: int,
+    url: str,
+    device: str,
+) -> None:
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // total))
+    with _process_group(device, local_rank, start + local_rank, total, url):
+        function(*arguments)

@@ -1,8 +1,10 @@
-"""Yaml as configs are read: safe, and a key given twice is an error, for the last would win."""
+"""Yaml as configs are read: safe, with ``_BASE_`` files, and a key given twice is an error."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import difflib
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,9 +16,11 @@ except ImportError:  # PyYAML was built without libyaml: the same, ten times slo
 
 from moco_det.foundation.errors import InputError
 
+BASE_KEY = "_BASE_"
+
 
 class _UniqueKeyLoader(_SafeLoader):
-    """Safe yaml that refuses a key given twice, and a key that is no name."""
+    """Refuses a key given twice, for the last would win, and a key that is no name."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -32,7 +36,7 @@ class _UniqueKeyLoader(_SafeLoader):
 
 
 def load_mapping(text: str, what: str) -> dict[str, Any]:
-    """A yaml text of keys and values; InputError begins with `what` it is a text of."""
+    """A yaml text of keys and values; an InputError begins with `what` the text is of."""
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)
     except InputError as error:
@@ -46,6 +50,40 @@ def load_mapping(text: str, what: str) -> dict[str, Any]:
     return content
 
 
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """A yaml file as a dictionary, with its ``_BASE_`` files merged under it.
+
+    Raises InputError for a missing file, broken yaml, a duplicate key or a circle of bases.
+    """
+    return _load_yaml(Path(path), ())
+
+
+def _load_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in above:
+        raise InputError(f"{path}: {BASE_KEY} leads back to itself")
+    try:
+        content = load_mapping(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise InputError(f"config file {path} does not exist: check --config-file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config file {path} cannot be read: {error}") from None
+    base = content.pop(BASE_KEY, None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise InputError(f"{path}: {BASE_KEY} is {base!r}: it names one yaml file")
+    return _merge(_load_yaml(path.parent / base, (*above, path.resolve())), content)
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys as one level of dotted names; an empty mapping stays a value."""
     flat: dict[str, Any] = {}
@@ -56,3 +94,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ ": did you mean X?" for a misspelt name; empty where no known one is near it."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f": did you mean {near[0]}?" if near else ""

@@ -11,8 +11,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.solver import build_lr_scheduler
 
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.strict_yaml import flatten
-from moco_det.settings.config import check_values, load_yaml, merge, merge_overrides
+from moco_det.foundation.strict_yaml import flatten, load_yaml
+from moco_det.settings.config import check_values, merge, merge_overrides
 
 # Values that other programs of detectron2 honour and this one does not.
 HONOURED: dict[str, tuple[Any, ...]] = {
@@ -30,7 +30,7 @@ HONOURED: dict[str, tuple[Any, ...]] = {
 }
 
 
-UNKNOWN = "detectron2 does not know the key {key}; take it out or correct its spelling"
+UNKNOWN = "detectron2 does not know the key {key}{hint}; take it out or correct its spelling"
 
 
 def add_moco_det_config(cfg: CfgNode) -> None:

@@ -14,46 +14,9 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.strict_yaml import flatten, load_mapping
+from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_yaml
 from moco_det.results.matched import frozen_over_random
 from moco_det.settings.values import check_bounds, check_kinds
-
-BASE_KEY = "_BASE_"
-
-
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """A yaml file as a dictionary, with its ``_BASE_`` files merged under it.
-
-    Raises InputError for a missing file, broken yaml, a duplicate key or a circle of bases.
-    """
-    return _load_yaml(Path(path), ())
-
-
-def _load_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in above:
-        raise InputError(f"{path}: {BASE_KEY} leads back to itself")
-    try:
-        content = load_mapping(path.read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError:
-        raise InputError(f"config file {path} does not exist: check --config-file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config file {path} cannot be read: {error}") from None
-    base = content.pop(BASE_KEY, None)
-    if base is None:
-        return content
-    if not isinstance(base, str):
-        raise InputError(f"{path}: {BASE_KEY} is {base!r}: it names one yaml file")
-    base_path = Path(base) if Path(base).is_absolute() else path.parent / base
-    return _merge(_load_yaml(base_path, (*above, path.resolve())), content)
-
-
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for key, value in over.items():
-        below = merged.get(key)
-        both = isinstance(below, dict) and isinstance(value, dict)
-        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
-    return merged
 
 
 def get_cfg() -> CfgNode:
@@ -254,8 +217,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 NOT_HONOURED = (
-    "the standalone engine does not honour the key {key}; take it out, correct its spelling, or "
-    "run with --engine detectron2 if it is detectron2's"
+    "the standalone engine does not honour the key {key}{hint}; take it out, correct its spelling, "
+    "or run with --engine detectron2 if it is detectron2's"
 )
 
 
@@ -280,7 +243,7 @@ def merge(cfg: CfgNode, tree: dict[str, Any], *, source: str, unknown: str = NOT
     known = flatten(cfg)
     for key, value in flatten(tree).items():
         if key not in known and value != {}:
-            raise InputError(f"{source}: {unknown.format(key=key)}")
+            raise InputError(f"{source}: {unknown.format(key=key, hint=did_you_mean(key, known))}")
     try:
         cfg.merge_from_other_cfg(CfgNode(tree))
     except (ValueError, AssertionError, KeyError) as error:
@@ -298,7 +261,8 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
     known = flatten(cfg)
     for key in overrides[0::2]:
         if key not in known:
-            raise InputError(f"unknown key {key} on the command line: keys are like SOLVER.BASE_LR")
+            hint = did_you_mean(key, known) or ": keys are like SOLVER.BASE_LR"
+            raise InputError(f"unknown key {key} on the command line{hint}")
     try:
         cfg.merge_from_list(list(overrides))
     except (ValueError, AssertionError, KeyError, SyntaxError) as error:

@@ -6,13 +6,13 @@ detectron2's names, and what it takes to go on as if never stopped.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from moco_det.foundation.atomic import replacing, write_text
 from moco_det.foundation.errors import InputError
 from moco_det.weights.loading import Loaded, load_initial_weights, load_model_state, read_checkpoint
 
@@ -30,17 +30,10 @@ LAST = "last_checkpoint"
 
 def save_checkpoint(folder: Path, name: str, content: dict[str, Any]) -> Path:
     """Write ``name`` whole or not at all, then point ``last_checkpoint`` at it."""
-    path = folder / name
-    temporary = folder / f".{name}.tmp"
-    with open(temporary, "wb") as file:
+    with replacing(folder / name) as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    pointer = folder / f".{LAST}.tmp"
-    pointer.write_text(name)
-    os.replace(pointer, folder / LAST)
-    return path
+    write_text(folder / LAST, name)
+    return folder / name
 
 
 def checkpoints(folder: Path) -> list[Path]:

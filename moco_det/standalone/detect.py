@@ -8,11 +8,11 @@ from typing import Any
 
 from moco_det.data import DetectionDataset
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.precision import choose_precision
 from moco_det.runs.predict import Detector
 from moco_det.settings.config import load_config
 from moco_det.standalone.build import build_detector, build_mapper
 from moco_det.standalone.evaluate import predict
-from moco_det.standalone.precision import choose_precision
 from moco_det.standalone.run import check_device
 from moco_det.weights.loading import load_weights
 

@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record
+from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
-from moco_det.standalone import distributed
+from moco_det.foundation.precision import Precision
 from moco_det.standalone.boxes import nonempty
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.mapper import Mapper, Sample
 from moco_det.standalone.pasting import encode_masks
-from moco_det.standalone.precision import Precision
 from moco_det.standalone.roi_layers import Detections
 
 BATCH = 8
@@ -47,11 +47,11 @@ def predict(
     """
     was_training = model.training
     model.eval()
-    mine = dataset.records[distributed.rank() :: distributed.world_size()]
+    mine = dataset.records[collectives.rank() :: collectives.world_size()]
     rows: list[Rows] = [[] for _ in mine]
     step = model.backbone.size_divisibility
     batches = same_size_batches(read_samples(mine, mapper, workers), step)
-    quiet = distributed.rank() != 0
+    quiet = collectives.rank() != 0
     with (
         tqdm(total=len(mine), desc=description, unit="image", disable=quiet, mininterval=1) as bar,
         ThreadPoolExecutor() as pool,
@@ -74,7 +74,7 @@ def predict(
         for last in made:
             keep(*last)
     model.train(was_training)
-    return [row for part in distributed.gather(rows) for one in part for row in one]
+    return [row for part in collectives.gather_objects(rows) for one in part for row in one]
 
 
 class Beside:

@@ -12,7 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from moco_det.standalone import distributed
+from moco_det.foundation import collectives
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Log:
         self.last = max_iter - 1
         self.events: Any = None
         self.recent: deque[float] = deque(maxlen=20)  # seconds of the last steps
-        if distributed.rank() != 0:
+        if collectives.rank() != 0:
             return
         kept = [line for line in whole_lines(path) if self.stays(json.loads(line), keep_before)]
         path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
@@ -49,7 +49,7 @@ class Log:
         return row["iteration"] < keep_before and not (again and "total_loss" not in row)
 
     def write(self, row: dict[str, Any]) -> None:
-        if distributed.rank() == 0:
+        if collectives.rank() == 0:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         if self.events is not None:

@@ -13,11 +13,11 @@ from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
 from torch import nn
 from tqdm import tqdm
 
+from moco_det.foundation import collectives
 from moco_det.foundation.bn_statistics import average_over_processes
-from moco_det.standalone import distributed
+from moco_det.foundation.precision import Precision
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.mapper import Sample
-from moco_det.standalone.precision import Precision
 
 
 class _Step(nn.Module):
@@ -62,7 +62,7 @@ def update_statistics(
             total=iterations,
             unit="batch",
             mininterval=1,
-            disable=distributed.rank() != 0,
+            disable=collectives.rank() != 0,
         ) as bar,
     ):
         update_bn_stats(_Step(model, precision, bar), batches, iterations)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moco_det.standalone.precision import at_least_float32
+from moco_det.foundation.precision import at_least_float32
 from moco_det.standalone.roi_taps import PoolSparsely
 
 # Maps of so few channels, and so few numbers in all that they lie in a processor's cache (8 MiB in

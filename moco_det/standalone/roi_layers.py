@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from moco_det.foundation.precision import at_least_float32
 from moco_det.resnet import Conv2d, msra_fill, xavier_fill
 from moco_det.standalone.boxes import BoxCoder, area, clip, smooth_l1_sum
 from moco_det.standalone.fixed_size import (
@@ -25,7 +26,6 @@ from moco_det.standalone.fixed_size import (
     nms,
     take,
 )
-from moco_det.standalone.precision import at_least_float32
 from moco_det.standalone.recording import is_recording, note
 from moco_det.standalone.roi_align import Axis, Part, axes_of, pool_parts
 from moco_det.standalone.rpn import Proposals

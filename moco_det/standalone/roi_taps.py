@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.nn import functional as F
 
-from moco_det.standalone.precision import at_least_float32
+from moco_det.foundation.precision import at_least_float32
 
 if TYPE_CHECKING:
     from moco_det.standalone.roi_align import Axis, Part

@@ -16,7 +16,9 @@ import torch
 from fvcore.common.config import CfgNode
 
 from moco_det import __version__
+from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.precision import choose_precision
 from moco_det.results import append_row
 from moco_det.runs.folder import (
     check_free,
@@ -39,10 +41,8 @@ from moco_det.runs.row import (
     sha256_of,
 )
 from moco_det.settings.config import dump
-from moco_det.standalone import distributed
 from moco_det.standalone.build import build_detector
 from moco_det.standalone.checkpoint import checkpoints
-from moco_det.standalone.precision import choose_precision
 from moco_det.standalone.scaling import scale_to_processes, scaling_line, small_norm_groups
 from moco_det.standalone.state import resume_model, seed_of_run
 from moco_det.standalone.train import captures, evaluate, train, training_records
@@ -80,9 +80,9 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
             "--eval-only would score a random detector: name its checkpoint in MODEL.WEIGHTS, "
             "or add --resume to take OUTPUT_DIR's last one"
         )
-    asked, cfg = cfg, scale_to_processes(cfg, distributed.world_size())
+    asked, cfg = cfg, scale_to_processes(cfg, collectives.world_size())
     output = Path(cfg.OUTPUT_DIR)
-    leader = distributed.rank() == 0
+    leader = collectives.rank() == 0
     device = check_device(cfg.MODEL.DEVICE)
     precision = choose_precision(amp=cfg.SOLVER.AMP.ENABLED, device=device)
     train_set, test_set = load_pair(
@@ -96,7 +96,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
     going_on = options.resume and not options.eval_only and bool(checkpoints(output))
     drawn_before = seed_of_run(output) if going_on else -1
     seed = shared_seed(cfg.SEED if cfg.SEED >= 0 else drawn_before)
-    torch.manual_seed(seed + distributed.rank())
+    torch.manual_seed(seed + collectives.rank())
 
     model = build_detector(cfg)
     loaded = load_weights(cfg, model)
@@ -108,8 +108,8 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
     warnings = [*train_set.skipped, *(f"test: {line}" for line in test_set.skipped)]
     warnings += overlap_warnings(train_set, test_set)
     if not options.eval_only:
-        warnings += small_norm_groups(cfg, distributed.world_size())
-    if cfg.SOLVER.CUDA_GRAPHS and not captures(cfg, distributed.world_size()):
+        warnings += small_norm_groups(cfg, collectives.world_size())
+    if cfg.SOLVER.CUDA_GRAPHS and not captures(cfg, collectives.world_size()):
         warnings.append("SOLVER.CUDA_GRAPHS needs a single process on a GPU: not used")
     if precision.note:
         warnings.append(precision.note)
@@ -133,7 +133,7 @@ def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
                 torch.__version__,
                 precision.name,
                 device,
-                distributed.world_size(),
+                collectives.world_size(),
                 seed,
             )
             if cfg is not asked:
@@ -217,7 +217,7 @@ def what_is_kept(output: Path, period: int) -> str:
 def shared_seed(seed: int) -> int:
     """The config's seed, or one drawn by the first process for all."""
     drawn = seed if seed >= 0 else random.SystemRandom().randrange(2**31)
-    return int(distributed.gather(drawn)[0])
+    return int(collectives.gather_objects(drawn)[0])
 
 
 def log_to_file(output: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
-from moco_det.standalone import distributed
 from moco_det.standalone.checkpoint import last_checkpoint, load_model_state, save_checkpoint
 from moco_det.standalone.detector import GeneralizedRCNN
 
@@ -26,9 +26,9 @@ def save(
 ) -> None:
     """A checkpoint from which the run goes on as if never stopped."""
     on_gpu = torch.cuda.is_available()
-    states = distributed.gather(torch.get_rng_state())
-    states_gpu = distributed.gather(torch.cuda.get_rng_state() if on_gpu else None)
-    if distributed.rank() == 0:
+    states = collectives.gather_objects(torch.get_rng_state())
+    states_gpu = collectives.gather_objects(torch.cuda.get_rng_state() if on_gpu else None)
+    if collectives.rank() == 0:
         content = {
             "format": "moco-det-detector/1",
             "model": model.state_dict(),
@@ -58,14 +58,14 @@ def restore(
     load_model_state(model, content["model"], path)
     optimizer.load_state_dict(content["optimizer"])
     scaler.load_state_dict(content["scaler"])
-    states, rank = content["random"], distributed.rank()
-    if len(states) != distributed.world_size():
+    states, rank = content["random"], collectives.rank()
+    if len(states) != collectives.world_size():
         logger.warning(
             "%s was written by %d process(es) and is resumed by %d: the run goes on, but not as "
             "if never stopped",
             path,
             len(states),
-            distributed.world_size(),
+            collectives.world_size(),
         )
     if rank < len(states):
         torch.set_rng_state(states[rank])

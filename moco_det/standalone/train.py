@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record
+from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.precision import Precision
 from moco_det.runs.row import summary
 from moco_det.scoring import score, write_predictions
-from moco_det.standalone import distributed
 from moco_det.standalone.build import build_mapper, build_solver
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import predict
@@ -26,7 +27,6 @@ from moco_det.standalone.loader import BatchStream, training_loader, usable
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.metrics_log import Log
 from moco_det.standalone.precise_bn import update_statistics
-from moco_det.standalone.precision import Precision
 from moco_det.standalone.recording import recorded
 from moco_det.standalone.state import restore, save
 from moco_det.weights.loading import not_finite
@@ -47,7 +47,7 @@ def train(
 ) -> tuple[dict[str, Any], int]:
     """All iterations and the final score; returns the metrics and the iterations done."""
     records = training_records(cfg, train_set)
-    world = distributed.world_size()
+    world = collectives.world_size()
     solver = build_solver(cfg, model)
     scaler = torch.amp.GradScaler(precision.device, enabled=precision.needs_scaler)
     first = restore(model, solver.optimizer, scaler, output) if resume else 0
@@ -60,12 +60,12 @@ def train(
             seed=stream_seed,
             start=start,
             group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-            rank=distributed.rank(),
+            rank=collectives.rank(),
             world_size=world,
         )
         return training_loader(records, mapper, stream, workers=cfg.DATALOADER.NUM_WORKERS)
 
-    wrapped = distributed.parallel(model, precision.device)
+    wrapped = collectives.parallel(model)
     if captures(cfg, world):
         model.capture()
     log = Log(output / "metrics.jsonl", cfg.SOLVER.MAX_ITER, keep_before=first)
@@ -105,7 +105,7 @@ def train(
         desc=title,
         unit="step",
         mininterval=1,
-        disable=distributed.rank() != 0,
+        disable=collectives.rank() != 0,
     ) as bar:
         for iteration in range(first, cfg.SOLVER.MAX_ITER):
             clock = time.monotonic()
@@ -154,7 +154,7 @@ def captures(cfg: CfgNode, processes: int) -> bool:
 
 def training_records(cfg: CfgNode, train_set: DetectionDataset) -> list[Record]:
     """The images to train on; InputError where there is none or the processes cannot share."""
-    world = distributed.world_size()
+    world = collectives.world_size()
     if cfg.SOLVER.IMS_PER_BATCH % world:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide by {world} processes"
@@ -209,7 +209,7 @@ def step(
     scaler.step(optimizer)
     scaler.update()
     values = torch.stack([loss.detach() for loss in losses.values()])
-    return list(losses), distributed.mean_over_ranks(values)
+    return list(losses), collectives.mean(values)
 
 
 def check_finite(losses: dict[str, float], iteration: int, output: Path) -> None:
@@ -240,7 +240,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predictions of the test set to predictions.json, and their scores."""
     mapper = build_mapper(cfg, train=False)
-    distributed.share_buffers(model)
+    collectives.share_buffers(model)
     rows = predict(
         model,
         test_set,
@@ -250,10 +250,10 @@ def evaluate(
         description=f"testing {test_set.name}",
     )
     metrics: dict[str, Any] = {}
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         write_predictions(output / "predictions.json", rows)
         metrics = score(test_set, rows, with_masks=cfg.MODEL.MASK_ON)
         where = "evaluation" if iteration is None else f"iteration {iteration + 1}"
         for line in summary(metrics):
             logger.info("%s: %s", where, line)
-    return distributed.gather(metrics)[0]
+    return collectives.gather_objects(metrics)[0]

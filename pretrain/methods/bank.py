@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moco_det.foundation.collectives import gather, own_share, world_size
 from pretrain.dictionaries import Bank
-from pretrain.distributed import gather, own_share, world_size
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Batch, Method
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 
+from moco_det.foundation.collectives import world_size
 from moco_det.foundation.errors import InputError
 from pretrain.config import CfgNode
 from pretrain.dictionaries import Bank, Queue
-from pretrain.distributed import world_size
 from pretrain.encoders import Encoder
 from pretrain.methods.bank import BankMethod
 from pretrain.methods.base import Method

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.distributed import gather_with_grad, rank
+from moco_det.foundation.collectives import gather_with_grad, rank
 from pretrain.encoders import Encoder
 from pretrain.losses import softmax_over_all
 from pretrain.methods import shuffling

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moco_det.foundation.collectives import gather
 from pretrain.dictionaries import Bank
-from pretrain.distributed import gather
 from pretrain.encoders import Encoder
 from pretrain.losses import (
     log_z_estimate,

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moco_det.foundation.collectives import gather, own_share
 from pretrain.dictionaries import Queue
-from pretrain.distributed import gather, own_share
 from pretrain.encoders import Encoder
 from pretrain.losses import info_nce, similarities
 from pretrain.methods import shuffling

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.distributed import gather, own_share, world_size
+from moco_det.foundation.collectives import gather, own_share, world_size
 
 
 def groups(bn_splits: int) -> int:

@@ -17,13 +17,13 @@ from torchvision.ops import roi_align
 
 from moco_det.data import load_dataset
 from moco_det.data.scenes import ScenesPaths
+from moco_det.foundation.precision import Precision
 from moco_det.settings.config import load_config
 from moco_det.standalone import RunOptions, run
 from moco_det.standalone.build import build_detector, build_mapper
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import predict
 from moco_det.standalone.mapper import Sample
-from moco_det.standalone.precision import Precision
 from moco_det.standalone.roi_layers import ROIPooler
 from tests.standalone.targets import rois_of_images
 from tests.standalone.test_run import stop_before_step

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from moco_det.data import load_dataset
 from moco_det.data.scenes import ScenesPaths
+from moco_det.foundation.precision import Precision
 from moco_det.settings.config import load_config
 from moco_det.standalone import evaluate, pasting
 from moco_det.standalone.build import build_mapper
 from moco_det.standalone.evaluate import predict, to_rows
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.pasting import encode_masks
-from moco_det.standalone.precision import Precision
 from moco_det.standalone.roi_layers import Detections
 from tests.standalone.trained import briefly_trained, overrides_of
 

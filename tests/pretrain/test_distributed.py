@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
-from pretrain import distributed
 from pretrain.config import load_config
 from pretrain.encoders import ARCHITECTURES
 from pretrain.methods import Batch, Method, build_method
@@ -75,31 +75,31 @@ def run(pairs: list[str]) -> dict[str, Any]:
     """A few steps as the training loop takes them: losses of the global batch, and the state."""
     method = make(pairs)
     wrapped: nn.Module = method
-    if distributed.world_size() > 1:
+    if collectives.world_size() > 1:
         wrapped = DistributedDataParallel(method, broadcast_buffers=False)
     trained = [p for p in method.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.01, momentum=0.9)
     losses = []
-    share = BATCH // distributed.world_size()
+    share = BATCH // collectives.world_size()
     for whole in global_batches(method.views):
-        batch = whole.part(distributed.rank() * share, (distributed.rank() + 1) * share)
+        batch = whole.part(collectives.rank() * share, (collectives.rank() + 1) * share)
         out = wrapped(batch, method.prepare(batch))
         optimizer.zero_grad()
         out.loss.backward()
         optimizer.step()
         method.after_step(batch.indices, out.features)
-        losses.append(float(distributed.mean(out.loss.detach())))
+        losses.append(float(collectives.mean(out.loss.detach())))
     state = {n: v for n, v in method.state_dict().items() if "running" not in n}
     return {"losses": losses, "state": state, "notes": method.notes()}
 
 
-def collectives() -> dict[str, Any]:
-    rank = distributed.rank()
+def exchanged() -> dict[str, Any]:
+    rank = collectives.rank()
     mine = torch.arange(6.0).reshape(3, 2) + 10 * rank
     images = torch.arange(2 * 3 * 2 * 2.0).reshape(2, 3, 2, 2) + 100 * rank
     images = images.contiguous(memory_format=torch.channels_last)
     leaf = mine.clone().requires_grad_()
-    whole = distributed.gather_with_grad(leaf)
+    whole = collectives.gather_with_grad(leaf)
     weights = torch.arange(12.0).reshape(6, 2)
     ((rank + 1) * whole * weights).sum().backward()  # process r weighs by r + 1
     refusal = ""
@@ -107,19 +107,18 @@ def collectives() -> dict[str, Any]:
         make(["METHOD", "moco", "ENCODER.BN_SPLITS", "3"])
     except InputError as error:
         refusal = str(error)
-    gathered = distributed.gather(images)
+    gathered = collectives.gather(images)
     return {
         "rank": rank,
-        "main": distributed.is_main(),
-        "gather": distributed.gather(mine),
+        "main": collectives.is_main(),
+        "gather": collectives.gather(mine),
         "gather_with_grad": whole.detach(),
         "gradient": leaf.grad,
         "images": gathered,
         "channels_last": gathered.is_contiguous(memory_format=torch.channels_last),
-        "numbers": distributed.gather(torch.tensor([rank, 7])),
-        "mean": distributed.mean(torch.tensor(float(rank))),
-        "broadcast": distributed.broadcast(torch.tensor([float(rank) + 5]), src=1),
-        "own_share": distributed.own_share(torch.arange(6)),
+        "numbers": collectives.gather(torch.tensor([rank, 7])),
+        "mean": collectives.mean(torch.tensor(float(rank))),
+        "own_share": collectives.own_share(torch.arange(6)),
         "refusal": refusal,
     }
 
@@ -132,7 +131,7 @@ def worker(rank: int, folder: str) -> None:
     )
     try:
         found = {name: run(pairs) for name, pairs in VARIANTS.items()}
-        torch.save({"collectives": collectives(), "runs": found}, f"{folder}/{rank}.pt")
+        torch.save({"collectives": exchanged(), "runs": found}, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -190,7 +189,6 @@ def test_gathering_is_in_rank_order(processes: list[dict[str, Any]]) -> None:
         assert found["channels_last"]
         assert found["numbers"].tolist() == [0, 7, 1, 7]
         assert float(found["mean"]) == 0.5
-        assert found["broadcast"].tolist() == [6.0]
         assert found["own_share"].tolist() == [[0, 1, 2], [3, 4, 5]][rank]
 
 
@@ -213,10 +211,9 @@ def test_groups_that_do_not_divide_by_the_processes_are_refused(
 
 def test_without_a_process_group_there_is_one_process() -> None:
     x = torch.randn(4, 2, requires_grad=True)
-    assert (distributed.world_size(), distributed.rank()) == (1, 0) and distributed.is_main()
-    assert torch.equal(distributed.gather(x), x) and not distributed.gather(x).requires_grad
-    assert distributed.gather_with_grad(x).requires_grad
-    assert torch.equal(distributed.own_share(x), x)
-    mean = distributed.mean(x)
+    assert (collectives.world_size(), collectives.rank()) == (1, 0) and collectives.is_main()
+    assert torch.equal(collectives.gather(x), x) and not collectives.gather(x).requires_grad
+    assert collectives.gather_with_grad(x).requires_grad
+    assert torch.equal(collectives.own_share(x), x)
+    mean = collectives.mean(x)
     assert torch.equal(mean, x) and not mean.requires_grad and mean.data_ptr() != x.data_ptr()
-    assert distributed.broadcast(x.detach()).data_ptr() == x.data_ptr()

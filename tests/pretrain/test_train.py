@@ -11,9 +11,9 @@ import torch
 import torchvision
 
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.precision import fast_avx512_bfloat16, pick_device, use_bfloat16
 from pretrain import checkpoints, loop, train
 from pretrain.config import load_config
-from pretrain.device import fast_avx512_bfloat16, pick_device, use_bfloat16
 
 QUICK = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "quick" / "moco_v2_r18.yaml"
 

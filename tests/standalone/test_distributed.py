@@ -15,9 +15,10 @@ import torch.distributed as dist
 from torch import nn
 
 from moco_det.data.scenes import ScenesPaths
+from moco_det.foundation import collectives, launching
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.layers import SyncBatchNorm2d
-from moco_det.standalone import RunOptions, distributed
+from moco_det.standalone import RunOptions
 from tests.standalone.tiny import on_scenes
 from tests.standalone.workers import (
     batch_of,
@@ -58,7 +59,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, painted: ScenesPaths) -> Two:
     }
     cfg = on_scenes(painted, folder / "two", changes)
     with pytest.raises(InputError, match="nowhere") as caught:
-        distributed.launch(
+        launching.launch(
             exercise,
             (folder, cfg, RunOptions("R18_FPN")),
             processes=2,
@@ -137,7 +138,7 @@ def test_alone_it_is_a_plain_norm_and_also_where_one_process_is_joined() -> None
     dist.init_process_group("gloo", init_method=free_url(), rank=0, world_size=1)
     try:
         assert torch.equal(statistics(norm_layer(SyncBatchNorm2d(4))), expected)
-        assert distributed.gather(3) == [3] and distributed.rank() == 0
+        assert collectives.gather_objects(3) == [3] and collectives.rank() == 0
     finally:
         dist.destroy_process_group()
 
@@ -157,7 +158,7 @@ def test_torchs_own_synchronised_norm_takes_our_layer() -> None:
 def test_more_processes_than_gpus_is_bad_input() -> None:
     count = torch.cuda.device_count() + 1
     with pytest.raises(InputError, match="MODEL.DEVICE cpu"):
-        distributed.launch(
+        launching.launch(
             print,
             (),
             processes=count,

@@ -16,15 +16,15 @@ from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import moco_det.standalone.precision as precision
+import moco_det.foundation.precision as precision
 from moco_det.data import DetectionDataset, Record, load_dataset
 from moco_det.data.scenes import ScenesPaths
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.precision import Precision, choose_precision
 from moco_det.standalone import evaluate
 from moco_det.standalone.build import build_mapper
 from moco_det.standalone.evaluate import AHEAD, BATCH, predict, same_size_batches, to_rows
 from moco_det.standalone.mapper import Sample
-from moco_det.standalone.precision import Precision, choose_precision
 from moco_det.standalone.roi_heads import Detections
 from tests.standalone.tiny import tiny_config
 from tests.standalone.trained import agreement, briefly_trained, detections
@@ -239,7 +239,7 @@ def test_threads_beside_the_model_change_nothing(
 def test_mixed_precision_on_a_cpu_where_it_is_fast(
     monkeypatch: pytest.MonkeyPatch, fast: bool, name: str
 ) -> None:
-    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: fast)
+    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda: fast)
     chosen = choose_precision(amp=True, device="cpu")
     assert chosen.name == name and (chosen.note == "") == fast
     assert choose_precision(amp=False, device="cpu").name == "float32"

@@ -14,7 +14,8 @@ import torch
 import torch.multiprocessing as mp
 
 from moco_det.data.scenes import ScenesPaths
-from moco_det.standalone import RunOptions, distributed
+from moco_det.foundation import launching
+from moco_det.standalone import RunOptions
 from moco_det_tools.entry import run
 from moco_det_tools.train_net import main
 from tests.standalone.test_distributed import free_url
@@ -84,7 +85,7 @@ def test_two_processes_that_were_killed_and_resumed_equal_two_that_were_not(
     output = tmp_path / "killed"
     cfg = on_scenes(painted, output, NORMS)
     with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
-        distributed.launch(
+        launching.launch(
             run_until_killed,
             (cfg, RunOptions("R18_FPN"), 3),
             processes=2,

@@ -9,10 +9,10 @@ import torch
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
 
+from moco_det.foundation.precision import Precision
 from moco_det.standalone.build import build_detector
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precise_bn import update_statistics
-from moco_det.standalone.precision import Precision
 from tests.golden.filling import images
 from tests.standalone.targets import targets_of
 from tests.standalone.tiny import tiny_config

@@ -10,11 +10,11 @@ import torch
 
 from moco_det.data import load_dataset
 from moco_det.data.scenes import ScenesPaths
+from moco_det.foundation.precision import Precision
 from moco_det.settings.config import load_config
 from moco_det.standalone.boxes import pairwise_iou
 from moco_det.standalone.build import build_detector, build_mapper, build_solver
 from moco_det.standalone.detector import GeneralizedRCNN
-from moco_det.standalone.precision import Precision
 from moco_det.standalone.roi_layers import Detections
 from tests.standalone.tiny import KEYS
 

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 import moco_det.standalone.train as training
 from moco_det.data import load_dataset
+from moco_det.foundation import collectives
 from moco_det.foundation.bn_statistics import average_over_processes
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.precision import Precision
 from moco_det.resnet.layers import SyncBatchNorm2d
-from moco_det.standalone import distributed
 from moco_det.standalone.build import build_detector, build_mapper, build_solver
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import predict
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precise_bn import update_statistics
-from moco_det.standalone.precision import Precision
 from moco_det.standalone.run import RunOptions, run_in_process
 from tests.golden.filling import fill, images
 from tests.standalone.targets import targets_of
@@ -71,17 +71,17 @@ def exercise(folder: Path, cfg: CfgNode, options: RunOptions) -> None:
         "steps": {norm: take_steps(norm) for norm in ("SyncBN", "BN")},
         "rows": {count: rows_of(cfg, count) for count in (5, 1)},
     }
-    torch.save(found, folder / f"{distributed.rank()}_detector.pt")
+    torch.save(found, folder / f"{collectives.rank()}_detector.pt")
     run_in_process(cfg, options)
     raise InputError("data set nowhere is not there: name another")
 
 
 def agree(folder: Path) -> None:
     """Everything that two processes must agree on, written to one file a rank."""
-    rank = distributed.rank()
+    rank = collectives.rank()
     found: dict[str, object] = {
-        "gathered": distributed.gather({"rank": rank}),
-        "mean": distributed.mean_over_ranks(torch.tensor([float(rank), 1.0])).tolist(),
+        "gathered": collectives.gather_objects({"rank": rank}),
+        "mean": collectives.mean(torch.tensor([float(rank), 1.0])).tolist(),
     }
     layer = norm_layer(SyncBatchNorm2d(4))
     x = batch_of(rank).requires_grad_()
@@ -113,7 +113,7 @@ def agree(folder: Path) -> None:
     average_over_processes([by_hand])
     found["average"] = (by_hand.running_mean.item(), by_hand.running_var.item())
     by_hand.running_mean.fill_(2.0 * rank + 7)
-    distributed.share_buffers(by_hand)
+    collectives.share_buffers(by_hand)
     found["shared"] = by_hand.running_mean.item()
     torch.save(found, folder / f"{rank}.pt")
 
@@ -138,14 +138,14 @@ def samples_of(rank: int, *, objects: bool) -> list[Sample]:
 def take_steps(norm: str) -> list[dict[str, Any]]:
     """Two steps, the second without objects in the second process: what each found and sent."""
     cfg, model = detector(norm)
-    wrapped = distributed.parallel(model, "cpu")
+    wrapped = collectives.parallel(model)
     optimizer = build_solver(cfg, model).optimizer
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     found = []
     for objects in (True, False):
         fill(model)
-        samples = samples_of(distributed.rank(), objects=objects)
-        torch.manual_seed(distributed.rank())
+        samples = samples_of(collectives.rank(), objects=objects)
+        torch.manual_seed(collectives.rank())
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             names, losses = training.step(cfg, wrapped, optimizer, scaler, samples, FLOAT)
         found.append(

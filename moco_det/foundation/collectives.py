@@ -1,61 +1,15 @@
-"""What pre-training asks of the other processes; every call also works without a process group.
+"""What a process asks of the others; every call also works without a process group.
 
 Rank r of W holds rows [r*n, (r+1)*n) of a global batch of N = W*n rows.
 """
 
 from __future__ import annotations
 
-import datetime
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-
-from moco_det.foundation.errors import InputError
-
-# One process measures neighbours or writes a checkpoint while the others wait for the next step.
-TIMEOUT = datetime.timedelta(hours=2)
-
-
-@contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """The process group of torchrun, where that started this process; nothing otherwise.
-
-    NCCL on GPUs, of which each process takes the one of its LOCAL_RANK; gloo on CPUs.
-    """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        yield
-        return
-    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    given = {name: os.environ.get(name, "") for name in names}
-    try:
-        local = int(given["LOCAL_RANK"] or "0")
-        sound = 0 <= int(given["RANK"]) < int(given["WORLD_SIZE"]) and local >= 0
-        sound = sound and bool(given["MASTER_ADDR"]) and 0 < int(given["MASTER_PORT"]) < 2**16
-    except ValueError:
-        sound = False
-    if not sound:
-        said = " ".join(f"{name}={value}" for name, value in given.items())
-        raise InputError(
-            f"torchrun starts no process with {said}: start several processes by torchrun, or "
-            "unset WORLD_SIZE"
-        )
-    if device.type == "cuda":
-        if local >= torch.cuda.device_count():
-            raise InputError(
-                f"process {local} of this machine has no GPU: it has {torch.cuda.device_count()}; "
-                "start as many processes by torchrun --nproc-per-node"
-            )
-        torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+from torch import Tensor, nn
 
 
 def world_size() -> int:
@@ -104,12 +58,33 @@ def own_share(tensor: Tensor) -> Tensor:
     return tensor[rank() * share : (rank() + 1) * share]
 
 
-@torch.no_grad()
-def broadcast(tensor: Tensor, src: int = 0) -> Tensor:
-    """Overwrite `tensor` by that of process `src`, and return it."""
+def gather_objects(value: Any) -> list[Any]:
+    """Every process's value, by rank; it is pickled on the way."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    """The model whose gradients are the means over the processes; itself where it is alone.
+
+    Every parameter that is trained must take part in every step. Running statistics stay each
+    process's own.
+    """
+    if world_size() == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(
+        model, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the first one's buffers: the BN statistics that a checkpoint holds."""
     if world_size() > 1:
-        dist.broadcast(tensor, src)
-    return tensor
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def from_main(thing: Any) -> Any:
