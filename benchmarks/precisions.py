@@ -32,10 +32,11 @@ from moco_det.foundation.errors import InputError
 from moco_det.foundation.precision import Precision
 from moco_det.runs.quickstart.data_sets import LABELLED, PAINTED
 from moco_det.runs.quickstart.encoders import SHIPPED
+from moco_det.runs.run import run as train
 from moco_det.scoring import score
 from moco_det.settings.config import load_config
-from moco_det.standalone import RunOptions, build_detector
-from moco_det.standalone import run as train
+from moco_det.settings.engine import RunOptions
+from moco_det.standalone import StandaloneEngine, build_detector
 from moco_det.standalone.build import build_mapper
 from moco_det.standalone.evaluate import BATCH, predict
 from moco_det.weights import convert
@@ -79,7 +80,7 @@ def trained(args: argparse.Namespace, folder: Path) -> tuple[list[str], Detectio
         "OUTPUT_DIR": str(folder / "run"),
         "SEED": "0",
     }
-    train(load_config(CONFIG, words(keys)), RunOptions(CONFIG.name))
+    train(load_config(CONFIG, words(keys)), RunOptions(CONFIG.name), StandaloneEngine())
     final = str(folder / "run" / "model_final.pth")
     return words({**keys, "MODEL.WEIGHTS": final}), load_dataset(paths.test)
 

@@ -243,6 +243,36 @@ def other_packages(sources: Sources) -> list[str]:
     return sorted(packages.difference(shared))
 
 
+# A package imports only packages that stand in a line before its own.
+ORDER = (
+    ("foundation",),
+    ("data", "resnet", "results"),
+    ("weights", "scoring"),
+    ("settings",),
+    ("report",),
+    ("standalone", "plugin"),
+    ("runs",),
+    ("doctor",),
+)
+
+
+def upward(sources: Sources) -> list[str]:
+    """Imports of a package of moco_det that does not stand before the importer's own in ORDER."""
+    rank = {f"moco_det.{name}": i for i, line in enumerate(ORDER) for name in line}
+    faults = []
+    for one in read_imports(sources):
+        above, below = (".".join(n.split(".")[:2]) for n in (one.importer, one.target))
+        if above != below and above in rank and rank.get(below, -1) >= rank[above]:
+            faults.append(f"{one.importer}:{one.line} imports {one.target}")
+    return faults
+
+
+def loose_modules(sources: Sources) -> list[str]:
+    """Modules of moco_det that lie in no package, and packages that ORDER does not name."""
+    known = [f"moco_det.{name}" for line in ORDER for name in line]
+    return [n for n in sources if n.startswith("moco_det.") and not inside(n, known)]
+
+
 Checker = Callable[[Sources], list[str]]
 # name -> (checker, sources that break the law, sources that keep it)
 LAWS: dict[str, tuple[Checker, Sources, Sources]] = {
@@ -294,6 +324,16 @@ LAWS: dict[str, tuple[Checker, Sources, Sources]] = {
         lambda s: reaches(s, WITHOUT_TORCH, TORCH),
         {"moco_det.report.page": "import moco_det.a", "moco_det.a": "from torch.nn import Conv2d"},
         {"moco_det.report": "if TYPE_CHECKING:\n    import torch", "moco_det.a": "import torch"},
+    ),
+    "5 no arrow that runs upward": (
+        upward,
+        {"moco_det.data.a": "def f():\n    from moco_det.weights import b", "moco_det.weights": ""},
+        {"moco_det.weights.a": "from moco_det.data import b", "moco_det.data": ""},
+    ),
+    "5 moco_det holds the packages of the order alone": (
+        loose_modules,
+        {"moco_det": "", "moco_det.config": ""},
+        {"moco_det": "", "moco_det.runs.row": ""},
     ),
     "5 no import cycle": (
         cycles,

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from moco_det.foundation.errors import InputError
-from moco_det.settings.engine import ENGINES, choose_engine
+from moco_det.runs.engines import choose_engine
+from moco_det.settings.engine import ENGINES
 from moco_det_tools.entry import run
 
 SUITES = Path(str(importlib.resources.files("moco_det_configs"))) / "suites"

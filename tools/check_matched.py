@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 
 from moco_det.results.matched import INPUT_KEYS
+from moco_det.runs.engines import choose_engine
 from moco_det.runs.matched_files import match_files
-from moco_det.settings.engine import ENGINES, choose_engine
+from moco_det.settings.engine import ENGINES
 from moco_det_tools.entry import run
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from moco_det.foundation.errors import InputError
+from moco_det.runs.engines import choose_engine, load_config, load_engine
 from moco_det.runs.predict import FRAMES, class_names, find_images, predict_folder, whole_config
-from moco_det.settings.engine import ENGINES, choose_engine
+from moco_det.settings.engine import ENGINES
 from moco_det_tools.entry import run
 
 
@@ -57,13 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     images = find_images(args.input)
     choice = choose_engine(args.engine)
-    if choice.engine == "detectron2":
-        from moco_det.plugin.detect import open_detector
-    else:
-        from moco_det.standalone.detect import open_detector
-    detector = open_detector(
-        args.config_file, whole_config(args.config_file, args.weights, args.opts)
-    )
+    overrides = whole_config(args.config_file, args.weights, args.opts)
+    cfg = load_config(choice.engine, args.config_file, overrides)
+    detector = load_engine(choice.engine).open_detector(cfg)
     print(f"engine {choice.engine} ({choice.reason}), {detector.precision}")
     done = predict_folder(
         detector,

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moco_det.foundation.launching import launch, meeting_place
-from moco_det.settings.engine import ENGINES, choose_engine
+from moco_det.foundation.launching import meeting_place
+from moco_det.runs.engines import choose_engine, load_config
+from moco_det.settings.engine import ENGINES, RunOptions
 from moco_det_tools.entry import run
 
 
@@ -50,35 +51,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         url=args.dist_url,
     )
     choice = choose_engine(args.engine)
-    if choice.engine == "detectron2":
-        from moco_det.plugin.train import launch_detectron2
-
-        launch_detectron2(args, command)
-        return 0
     if choice.broken:
         print(f"--engine auto takes standalone: {choice.reason}")
 
-    from moco_det.settings.config import load_config
-    from moco_det.standalone.run import RunOptions, run_in_process
+    from moco_det.runs.run import launch_run
 
-    cfg = load_config(args.config_file, args.opts)
-    options = RunOptions(
-        config_name=Path(args.config_file).stem,
-        resume=args.resume,
-        eval_only=args.eval_only,
-        strict=args.strict,
-        results=args.results,
-        init_name=args.init_name,
-        command=command,
-    )
-    launch(
-        run_in_process,
-        (cfg, options),
+    launch_run(
+        load_config(choice.engine, args.config_file, args.opts),
+        RunOptions(
+            config_file=args.config_file,
+            resume=args.resume,
+            eval_only=args.eval_only,
+            strict=args.strict,
+            results=args.results,
+            init_name=args.init_name,
+            command=command,
+        ),
+        engine=choice.engine,
         processes=args.num_gpus,
         machines=args.num_machines,
         machine_rank=args.machine_rank,
         url=args.dist_url,
-        device=cfg.MODEL.DEVICE.split(":")[0],
     )
     return 0
 

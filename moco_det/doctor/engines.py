@@ -14,7 +14,7 @@ from pathlib import Path
 
 from moco_det.doctor.finding import FAULT, NOTE, OK, Finding
 from moco_det.doctor.packages import first_line
-from moco_det.settings.engine import choose_engine
+from moco_det.runs.engines import choose_engine
 
 INSTRUCTIONS = "https://detectron2.readthedocs.io/tutorials/install.html"
 # What an import of detectron2 says where it fails -> the cure.

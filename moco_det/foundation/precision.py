@@ -51,6 +51,24 @@ def pick_device(name: str, *, key: str = "DEVICE") -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
+def check_device_kind(name: str) -> str:
+    """cpu or cuda, as MODEL.DEVICE (cuda, cuda:1, cpu) names it; InputError for anything else."""
+    kind = name.split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"MODEL.DEVICE is {name!r}: a run is made on cpu or cuda")
+    return kind
+
+
+def check_device(name: str) -> str:
+    """As `check_device_kind`, and InputError where this machine lacks the device."""
+    kind = check_device_kind(name)
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "MODEL.DEVICE is cuda, but this machine has no CUDA device: add MODEL.DEVICE cpu"
+        )
+    return kind
+
+
 def bfloat16_is_fast(device: str) -> bool:
     """Whether "cpu" or "cuda" computes faster in bfloat16 than in float32.
 

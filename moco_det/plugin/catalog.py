@@ -22,9 +22,9 @@ from moco_det.data import (
     load_dataset,
 )
 from moco_det.data.catalog_names import parse_uri
+from moco_det.data.pair import CHECK_LIMIT, check_classes_of_config
 from moco_det.foundation.errors import InputError
 from moco_det.plugin.their_packages import let_detectron2_find_cityscapes
-from moco_det.runs.row import CHECK_LIMIT, check_classes_of_config
 
 # Names, flip pairs and drawing rules of COCO's 17 keypoints of a person.
 KEYPOINTS_OF = "keypoints_coco_2017_val"

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.solver import build_lr_scheduler
 
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.precision import check_device_kind
 from moco_det.foundation.strict_yaml import flatten, load_yaml
 from moco_det.settings.config import check_values, merge, merge_overrides
 
@@ -85,7 +86,7 @@ def check(cfg: CfgNode) -> None:
             f"SOLVER.REFERENCE_WORLD_SIZE {reference}"
         )
     check_schedule(cfg)
-    check_device(cfg.MODEL.DEVICE)
+    check_device_kind(cfg.MODEL.DEVICE)
 
 
 def check_schedule(cfg: CfgNode) -> None:
@@ -98,26 +99,3 @@ def check_schedule(cfg: CfgNode) -> None:
             f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME}, STEPS {cfg.SOLVER.STEPS}, "
             f"MAX_ITER {cfg.SOLVER.MAX_ITER} make no schedule: {error}"
         ) from None
-
-
-def check_device(name: str) -> None:
-    """InputError for a device that no run is made on."""
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise InputError(f"MODEL.DEVICE is {name!r}: a run is made on cpu or cuda")
-
-
-def check_machine(name: str) -> None:
-    """InputError where this machine lacks the device."""
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(
-            "MODEL.DEVICE is cuda, but this machine has no CUDA device: add MODEL.DEVICE cpu"
-        )
-
-
-def set_values(cfg: CfgNode, changes: Sequence[Any]) -> CfgNode:
-    """A frozen copy of a config with ``[KEY, value, KEY, value ...]`` set."""
-    changed = cfg.clone()
-    changed.defrost()
-    changed.merge_from_list(list(changes))
-    changed.freeze()
-    return changed

@@ -14,8 +14,8 @@ from detectron2.structures import BoxMode
 
 from moco_det.data import DetectionDataset, load_dataset
 from moco_det.data.catalog_names import BUILTIN_COCO, BUILTIN_VOC
+from moco_det.data.pair import load_pair
 from moco_det.foundation.errors import InputError
-from moco_det.runs.row import load_pair
 
 
 def register_dataset(name: str, classes: Sequence[str] | None = None) -> DetectionDataset:

@@ -15,8 +15,7 @@ from torch import nn
 
 from moco_det.data import DetectionDataset
 from moco_det.plugin.their_scorer import score_by_detectron2
-from moco_det.runs.row import summary
-from moco_det.scoring import result_rows, score, write_predictions
+from moco_det.scoring import metric_lines, result_rows, score, write_predictions
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ def evaluate(
     else:
         evaluator = Evaluator(dataset, output, with_masks=cfg.MODEL.MASK_ON)
         metrics = inference_on_dataset(model, build_detection_test_loader(cfg, name), evaluator)
-    for line in summary(metrics):
+    for line in metric_lines(metrics):
         logger.info("evaluation: %s", line)
     return metrics
 

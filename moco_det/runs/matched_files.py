@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fvcore.common.config import CfgNode
-
-from moco_det.settings.config import dump, load_config
+from moco_det.settings.config import dump
 from moco_det.foundation.errors import InputError
 from moco_det.results.matched import Matched, compare_configs
+from moco_det.runs.engines import load_config
 from moco_det.weights import load_backbone
 
 WHOLE_DETECTORS = (".pth", ".pt")
@@ -32,7 +31,7 @@ def match_files(
     """
     if len(files) > len({Path(file).resolve() for file in files}) == 1:
         raise InputError(f"{files[0]} is named twice: name another config beside it")
-    arms = {label: resolve(file, overrides, engine) for label, file in labelled(files).items()}
+    arms = {label: load_config(engine, file, overrides) for label, file in labelled(files).items()}
     inputs = {
         label: input_of(cfg.MODEL.WEIGHTS) if read_weights else None for label, cfg in arms.items()
     }
@@ -51,16 +50,6 @@ def labelled(files: Sequence[str | Path]) -> dict[str, Path]:
     shared = os.path.commonprefix(names) if len(names) > 1 else ""
     cut = shared.rfind("_") + 1
     return dict(zip((name[cut:] for name in names), paths, strict=True))
-
-
-def resolve(file: str | Path, overrides: Sequence[str], engine: str) -> CfgNode:
-    """A config file over an engine's defaults, refused for whatever that engine refuses."""
-    if engine == "detectron2":
-        # Here, not above: only a choice of engine may load one.
-        from moco_det.plugin.config import load_config as load_detectron2_config
-
-        return load_detectron2_config(file, overrides)
-    return load_config(file, overrides)
 
 
 def input_of(weights: str) -> Mapping[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +20,7 @@ from moco_det.data.image import image_fault
 from moco_det.runs.drawing import class_colours, draw_detections
 from moco_det.foundation.errors import InputError
 from moco_det.report.detections import Box
+from moco_det.settings.engine import Detector
 from moco_det.scoring import write_predictions
 
 logger = logging.getLogger(__name__)
@@ -31,22 +32,6 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wm
 FRAMES = "take its frames first, as by ffmpeg -i VIDEO FOLDER/%06d.png, and name that folder"
 # Written as they came; whatever else was read is drawn into a PNG.
 KEPT = (".jpg", ".jpeg", ".png")
-
-
-@dataclass(frozen=True)
-class Detector:
-    """A trained detector of either engine.
-
-    `detect` takes a data set without annotations and gives COCO result rows in its ids.
-    `train` are the data sets that it learned from, by the names in its config, and `precision` is
-    the one it computes in.
-    """
-
-    detect: Callable[[DetectionDataset], Rows]
-    classes: int
-    weights: Path
-    train: tuple[str, ...]
-    precision: str
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a detection run says of itself: the row that goes into results.jsonl, for every engine."""
+"""What a run says of itself: its row of results.jsonl."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from moco_det.data import DetectionDataset, check_classes, check_images, load_datasets
-from moco_det.foundation.errors import InputError
+from moco_det.data import DetectionDataset
 from moco_det.results import SCHEMA
 from moco_det.weights import Backbone
-
-# Up to this many images every one is opened before training; above, that would take too long.
-CHECK_LIMIT = 5000
-
 
 def version_of(package: str) -> str:
     """Installed version of a package, or "absent"."""
@@ -34,10 +30,11 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def describe_init(
-    name: str | None, weights: str, backbone: Backbone | None, sha256: str | None
-) -> dict[str, Any]:
-    """The ``init`` of a row. Without a name the arm is called by its weights' method."""
+def describe_init(name: str | None, weights: str, backbone: Backbone | None) -> dict[str, Any]:
+    """The ``init`` of a row: ``weights`` are a converted backbone, or a whole detector's file.
+
+    Without a name the arm is called by its weights' method.
+    """
     if not weights:
         return {
             "name": name or "random",
@@ -53,7 +50,7 @@ def describe_init(
     return {
         "name": name or method or Path(weights).stem,
         "weights": Path(weights).name,
-        "sha256": backbone.sha256 if backbone is not None else sha256,
+        "sha256": backbone.sha256 if backbone is not None else sha256_of(weights),
         "source": source,
         "verified": verified,
         "input": dict(backbone.input) if backbone is not None and backbone.input else None,
@@ -85,9 +82,12 @@ def describe_data(train: DetectionDataset, test: DetectionDataset) -> dict[str, 
 
 
 def describe_hardware(device: str) -> dict[str, Any]:
-    """The ``hardware`` of a row."""
+    """The ``hardware`` of a row; ``device`` is a config's, cpu or cuda."""
+    import torch  # report's readers of rows do without
+
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"device": device, "cores": int(cores or 1)}
+    return {"device": name, "cores": int(cores or 1)}
 
 
 def cpu_name() -> str:
@@ -99,7 +99,7 @@ def cpu_name() -> str:
     return found.group(1).strip() if found else (platform.processor() or platform.machine())
 
 
-def describe_engine(name: str, version: str) -> dict[str, Any]:
+def describe_engine(name: str, version: str, commit: str | None = None) -> dict[str, Any]:
     """The ``engine`` of a row."""
     return {
         "name": name,
@@ -107,91 +107,36 @@ def describe_engine(name: str, version: str) -> dict[str, Any]:
         "torch": version_of("torch"),
         "torchvision": version_of("torchvision"),
         "python": platform.python_version(),
+        **({"commit": commit} if commit else {}),
     }
 
 
-def make_row(
-    *,
-    run: str,
-    status: str,
-    with_masks: bool,
-    dataset: Mapping[str, Any],
-    config_name: str,
-    config: str,
-    init: Mapping[str, Any],
-    engine: Mapping[str, Any],
-    precision: str,
-    seed: int,
-    iterations: int,
-    batch: int,
-    wall_seconds: float,
-    hardware: Mapping[str, Any],
-    metrics: Mapping[str, Any] | None,
-    output_dir: str,
-    command: str,
-    started: str,
-    warnings: Sequence[str],
-) -> dict[str, Any]:
-    """One row of results.jsonl, of today's schema."""
-    row: dict[str, Any] = {
-        "schema": SCHEMA,
-        "run": run,
-        "status": status,
-        "task": "box+mask" if with_masks else "box",
-        "dataset": dict(dataset),
-        "config_name": config_name,
-        "config": config,
-        "init": dict(init),
-        "engine": dict(engine),
-        "precision": precision,
-        "seed": seed,
-        "iterations": iterations,
-        "batch": batch,
-        "wall_seconds": round(wall_seconds, 3),
-        "hardware": dict(hardware),
-        "output_dir": output_dir,
-        "command": command,
-        "started": started,
-        "warnings": list(warnings),
-    }
-    if metrics is not None:
-        row["metrics"] = dict(metrics)
-    return row
+@dataclass(frozen=True)
+class RunRow:
+    """A finished detection run as one row of results.jsonl (`moco_det.results.schema`)."""
 
+    run: str
+    task: str
+    dataset: Mapping[str, Any]
+    config_name: str
+    config: str
+    init: Mapping[str, Any]
+    engine: Mapping[str, Any]
+    precision: str
+    seed: int
+    iterations: int
+    batch: int
+    wall_seconds: float
+    hardware: Mapping[str, Any]
+    output_dir: str
+    command: str
+    started: str
+    warnings: Sequence[str]
+    metrics: Mapping[str, Any]
 
-def load_pair(
-    *,
-    train: Sequence[str],
-    test: Sequence[str],
-    num_classes: int,
-    with_masks: bool,
-    strict: bool,
-    progress: bool,
-) -> tuple[DetectionDataset, DetectionDataset]:
-    """The training and test sets of a config, checked against each other and the config.
-
-    Images that do not open are left out and counted, or under ``strict`` an InputError.
-    """
-    train_set = load_datasets(train)
-    test_set = load_datasets(test, classes=train_set.classes)
-    check_classes(train_set, test_set)
-    check_classes_of_config(num_classes, train_set)
-    pair = []
-    for part in (train_set, test_set):
-        if with_masks and not part.has_masks:
-            raise InputError(f"MODEL.MASK_ON is True, but {part.name} has no masks: set it False")
-        if len(part) <= CHECK_LIMIT:
-            part = check_images(part, strict=strict, progress=progress)
-        pair.append(part)
-    return pair[0], pair[1]
-
-
-def overlap_warnings(train: DetectionDataset, test: DetectionDataset) -> list[str]:
-    """A line where images are both trained and tested on: their AP says nothing of transfer."""
-    shared = {r.file_name for r in train.records} & {r.file_name for r in test.records}
-    if not shared:
-        return []
-    return [f"{len(shared)} of {len(test)} test images are training images too"]
+    def as_dict(self) -> dict[str, Any]:
+        """The row as it is written, of today's schema."""
+        return {"schema": SCHEMA, "status": "finished", **asdict(self)}
 
 
 def relative(path: Path, start: Path) -> str:
@@ -200,26 +145,3 @@ def relative(path: Path, start: Path) -> str:
         return path.resolve().relative_to(start.resolve()).as_posix() or "."
     except ValueError:
         return str(path.resolve())
-
-
-def check_classes_of_config(num_classes: int, dataset: DetectionDataset) -> None:
-    """InputError unless MODEL.ROI_HEADS.NUM_CLASSES is what the data has."""
-    if num_classes != len(dataset.classes):
-        names = ", ".join(dataset.classes[:8]) + (", ..." if len(dataset.classes) > 8 else "")
-        raise InputError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {dataset.name} has "
-            f"{len(dataset.classes)} classes ({names}): set it to {len(dataset.classes)}"
-        )
-
-
-def summary(metrics: Mapping[str, Any]) -> list[str]:
-    """The metrics as text lines, one ruler a line."""
-    lines = []
-    for ruler, table in metrics.items():
-        cells = [
-            f"{key} {value:.2f}" if value is not None else f"{key} -"
-            for key, value in table.items()
-            if key != "per_class" and (value is None or isinstance(value, (int, float)))
-        ]
-        lines.append(f"{ruler}: " + "  ".join(cells))
-    return lines

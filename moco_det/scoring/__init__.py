@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from moco_det.data.records import DetectionDataset
@@ -17,6 +18,7 @@ from moco_det.scoring.voc import score_voc
 
 __all__ = [
     "check_predictions",
+    "metric_lines",
     "read_predictions",
     "result_rows",
     "score",
@@ -24,6 +26,19 @@ __all__ = [
     "score_voc",
     "write_predictions",
 ]
+
+
+def metric_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """The "metrics" of a result row as text, one line per metric."""
+    lines = []
+    for name, table in metrics.items():
+        cells = [
+            f"{key} {value:.2f}" if value is not None else f"{key} -"
+            for key, value in table.items()
+            if key != "per_class" and (value is None or isinstance(value, (int, float)))
+        ]
+        lines.append(f"{name}: " + "  ".join(cells))
+    return lines
 
 
 def score(

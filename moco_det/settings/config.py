@@ -327,6 +327,15 @@ def check_heads(cfg: CfgNode) -> None:
         )
 
 
+def set_values(cfg: CfgNode, changes: Sequence[Any]) -> CfgNode:
+    """A frozen copy of a config with ``[KEY, value, KEY, value ...]`` set."""
+    changed = cfg.clone()
+    changed.defrost()
+    changed.merge_from_list(list(changes))
+    changed.freeze()
+    return changed
+
+
 def dump(cfg: CfgNode) -> str:
     """The fully resolved config as yaml text, keys sorted."""
     return yaml.safe_dump(_plain(cfg), sort_keys=True, default_flow_style=None, width=100)

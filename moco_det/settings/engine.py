@@ -1,43 +1,98 @@
-"""Which engine a run takes: detectron2 where it can be imported, else the standalone one."""
+"""What an engine gives, and what a run of one needs besides its config.
+
+`moco_det.standalone` and `moco_det.plugin` each give one Engine; `moco_det.runs` does the rest of a
+run once for both.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from moco_det.foundation.errors import InputError
+if TYPE_CHECKING:
+    from fvcore.common.config import CfgNode
+
+    from moco_det.data import DetectionDataset
+    from moco_det.weights.loading import Loaded
 
 ENGINES = ("auto", "detectron2", "standalone")
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The engine, and in words why; ``broken`` where a detectron2 is there that does not work."""
+class RunOptions:
+    """``results`` None means results.jsonl in the output folder; ``init_name`` None names the arm
+    after its weights; ``strict`` makes a single broken image an error."""
 
-    engine: str
-    reason: str
-    broken: bool = False
+    config_file: str
+    resume: bool = False
+    eval_only: bool = False
+    strict: bool = False
+    results: Path | None = None
+    init_name: str | None = None
+    command: str = ""
 
 
-def choose_engine(asked: str) -> Choice:
-    """``auto`` takes detectron2 where it can be imported; a wish that cannot be met is an error."""
-    if asked not in ENGINES:
-        raise InputError(f"--engine {asked!r} is not known: use one of {', '.join(ENGINES)}")
-    if asked == "standalone":
-        return Choice("standalone", "as asked")
-    if importlib.util.find_spec("detectron2") is None:
-        if asked == "auto":
-            return Choice("standalone", "detectron2 is not installed")
-        raise InputError(
-            "--engine detectron2: it cannot be imported; see its installation in README.md, "
-            "or use --engine standalone"
-        )
-    try:
-        # Here, not above: only a choice of engine may load one.
-        import moco_det.plugin  # noqa: F401
-    except ImportError as error:
-        theirs = isinstance(error, InputError) or (error.name or "").startswith("detectron2")
-        if asked == "detectron2" or not theirs:
-            raise
-        return Choice("standalone", str(error), broken=True)
-    return Choice("detectron2", "as asked" if asked == "detectron2" else "it can be imported")
+@dataclass(frozen=True)
+class Detector:
+    """A trained detector of either engine.
+
+    `detect` takes a data set without annotations and gives COCO result rows in its ids.
+    `train` are the data sets that it learned from, by the names in its config, and `precision` is
+    the one it computes in.
+    """
+
+    detect: Callable[[DetectionDataset], list[dict[str, Any]]]
+    classes: int
+    weights: Path
+    train: tuple[str, ...]
+    precision: str
+
+
+class PreparedRun(Protocol):
+    """Data, model and weights of a run, which fit together; nothing is written yet.
+
+    ``cfg`` is the config that runs: scaled to the processes, and with a seed. ``resumes`` says
+    whether training goes on from a checkpoint of OUTPUT_DIR.
+    """
+
+    cfg: CfgNode
+    train_set: DetectionDataset
+    test_set: DetectionDataset
+    loaded: Loaded
+    precision: str
+    resumes: bool
+    warnings: list[str]
+
+    def log_into(self, output: Path) -> AbstractContextManager[None]:
+        """Write what is logged to the run's log.txt, until the block ends."""
+
+    def begin(self) -> None:
+        """What the engine does and logs before it trains or scores."""
+
+    def train(self) -> dict[str, Any]:
+        """All iterations that are left and the final score; the metrics, on the main process."""
+
+    def evaluate(self) -> dict[str, Any]:
+        """The scores of the weights as they are, on the main process."""
+
+
+class Engine(Protocol):
+    """Trains and runs the detectors that a config describes."""
+
+    def describe(self) -> dict[str, str]:
+        """Name, version and, where it is known, commit."""
+
+    def check_processes(self, cfg: CfgNode, total: int) -> None:
+        """InputError where it cannot train in that many processes."""
+
+    def join(self, local_world_size: int) -> None:
+        """Called in each of several processes, of which this machine has so many."""
+
+    def prepare(self, cfg: CfgNode, options: RunOptions) -> PreparedRun:
+        """Everything that can be wrong with the data and the weights is an InputError here."""
+
+    def open_detector(self, cfg: CfgNode) -> Detector:
+        """A config's detector with the checkpoint that MODEL.WEIGHTS names."""

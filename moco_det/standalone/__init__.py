@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from moco_det.standalone.build import build_detector
-from moco_det.standalone.run import RunOptions, run
+from moco_det.standalone.engine import StandaloneEngine
 
-__all__ = ["RunOptions", "build_detector", "run"]
+__all__ = ["StandaloneEngine", "build_detector"]

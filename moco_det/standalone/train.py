@@ -18,8 +18,7 @@ from moco_det.data import DetectionDataset, Record
 from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.precision import Precision
-from moco_det.runs.row import summary
-from moco_det.scoring import score, write_predictions
+from moco_det.scoring import metric_lines, score, write_predictions
 from moco_det.standalone.build import build_mapper, build_solver
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import predict
@@ -41,11 +40,10 @@ def train(
     test_set: DetectionDataset,
     precision: Precision,
     output: Path,
-    seed: int,
     *,
     resume: bool,
-) -> tuple[dict[str, Any], int]:
-    """All iterations and the final score; returns the metrics and the iterations done."""
+) -> dict[str, Any]:
+    """All iterations and the final score; returns the metrics."""
     records = training_records(cfg, train_set)
     world = collectives.world_size()
     solver = build_solver(cfg, model)
@@ -73,7 +71,7 @@ def train(
     def finish(iteration: int) -> dict[str, Any]:
         try:
             if cfg.TEST.PRECISE_BN.ENABLED:
-                batches = loader(seed + 1, 0)
+                batches = loader(cfg.SEED + 1, 0)
                 update_statistics(model, batches, cfg.TEST.PRECISE_BN.NUM_ITER, precision)
             found = evaluate(cfg, model, test_set, precision, output, iteration=iteration)
         except FloatingPointError as error:
@@ -97,7 +95,7 @@ def train(
     metrics: dict[str, Any] | None = None
     before: Step | None = None  # its losses are read when the next step has been started
     model.train()
-    batches = iter(loader(seed, first)) if first < cfg.SOLVER.MAX_ITER else iter(())
+    batches = iter(loader(cfg.SEED, first)) if first < cfg.SOLVER.MAX_ITER else iter(())
     title = f"fine-tuning {output.name}"
     with tqdm(
         total=cfg.SOLVER.MAX_ITER,
@@ -140,11 +138,11 @@ def train(
                 metrics = finish(iteration)
             if kept:
                 name = "model_final.pth" if last else f"model_{iteration:07d}.pth"
-                save(output, name, model, solver.optimizer, scaler, iteration, seed)
+                save(output, name, model, solver.optimizer, scaler, iteration, cfg.SEED)
     if metrics is None:
         metrics = finish(cfg.SOLVER.MAX_ITER - 1)
     log.close()
-    return metrics, cfg.SOLVER.MAX_ITER
+    return metrics
 
 
 def captures(cfg: CfgNode, processes: int) -> bool:
@@ -254,6 +252,6 @@ def evaluate(
         write_predictions(output / "predictions.json", rows)
         metrics = score(test_set, rows, with_masks=cfg.MODEL.MASK_ON)
         where = "evaluation" if iteration is None else f"iteration {iteration + 1}"
-        for line in summary(metrics):
+        for line in metric_lines(metrics):
             logger.info("%s: %s", where, line)
     return collectives.gather_objects(metrics)[0]

@@ -67,6 +67,15 @@ def load_weights(cfg: CfgNode, model: nn.Module) -> Loaded:
     return load_initial_weights(model, cfg.MODEL.WEIGHTS, fed=fed)
 
 
+def load_whole_detector(cfg: CfgNode, model: nn.Module) -> None:
+    """MODEL.WEIGHTS into a detector, which must be of the whole detector: else an InputError."""
+    if load_weights(cfg, model).new_layers:
+        raise InputError(
+            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r} holds no whole detector: name the checkpoint of "
+            "a finished run, model_final.pth"
+        )
+
+
 def load_initial_weights(
     model: nn.Module, path: str, *, fed: Mapping[str, Any] | None = None
 ) -> Loaded:

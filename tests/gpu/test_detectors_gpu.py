@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from moco_det.data import load_dataset
 from moco_det.data.scenes import ScenesPaths
 from moco_det.foundation.precision import Precision
 from moco_det.settings.config import load_config
-from moco_det.standalone import RunOptions, run
+from moco_det.settings.engine import RunOptions
+from moco_det.standalone import engine
 from moco_det.standalone.build import build_detector, build_mapper
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import predict
@@ -27,6 +27,7 @@ from moco_det.standalone.mapper import Sample
 from moco_det.standalone.roi_layers import ROIPooler
 from tests.standalone.targets import rois_of_images
 from tests.standalone.test_run import stop_before_step
+from tests.standalone.tiny import run
 from tests.standalone.trained import (
     DETECTORS,
     agreement,
@@ -55,9 +56,7 @@ def run_of(
     """Metrics and the lines of the log of a run of four steps."""
     if (precision, device) == ("float16", "cpu"):
         pytest.skip("float16 takes minutes on a CPU")
-    # moco_det.standalone.run is the function
-    module = sys.modules["moco_det.standalone.run"]
-    monkeypatch.setattr(module, "choose_precision", lambda **_: Precision(precision, device))
+    monkeypatch.setattr(engine, "choose_precision", lambda **_: Precision(precision, device))
     changes = {
         "MODEL.DEVICE": device,
         "DATASETS.TRAIN": repr((paths.train,)),

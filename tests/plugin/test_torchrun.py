@@ -17,9 +17,10 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from moco_det.plugin import train
-from moco_det.plugin.train import RunOptions
+from moco_det.plugin.engine import Detectron2Engine
 from moco_det.results import read_rows
+from moco_det.runs import run
+from moco_det.settings.engine import RunOptions
 from moco_det_tools.train_net import main
 from tests.standalone.test_distributed import free_url
 
@@ -33,15 +34,17 @@ def worker(number: int, folder: str, per_node: int, port: str, words: list[str])
     place = {"RANK": number, "WORLD_SIZE": 2, "LOCAL_RANK": number % per_node}
     place |= {"LOCAL_WORLD_SIZE": per_node, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()}
-    asked: list[tuple[int, int]] = []
 
-    def stub(cfg: CfgNode, options: RunOptions) -> None:
-        ranks = comm.get_rank(), comm.get_local_rank(), comm.get_local_size(), asked
+    def not_checked(self: Detectron2Engine, cfg: CfgNode, total: int) -> None:
+        assert total == 2
+
+    def stub(cfg: CfgNode, options: RunOptions, engine: Detectron2Engine) -> None:
+        ranks = comm.get_rank(), comm.get_local_rank(), comm.get_local_size()
         found = {"ranks": comm.all_gather(ranks), "backend": dist.get_backend()}
         torch.save(found, f"{folder}/{number}.pt")
 
-    train.run = stub  # type: ignore[assignment]
-    train.check_processes = lambda cfg, here, total: asked.append((here, total))
+    run.run = stub  # type: ignore[assignment]
+    Detectron2Engine.check_processes = not_checked  # type: ignore[method-assign]
     assert main(words) == 0 and not dist.is_initialized()
 
 
@@ -53,7 +56,7 @@ def test_detectron2_knows_its_rank_among_all_and_on_its_machine(
     words = ["--engine", "detectron2", "--config-file", str(CONFIG), *tiny()]
     port = free_url().rpartition(":")[2]
     torch.multiprocessing.spawn(worker, (str(tmp_path), per_node, port, words), nprocs=2)
-    expected = [(rank, rank % per_node, per_node, [(per_node, 2)]) for rank in (0, 1)]
+    expected = [(rank, rank % per_node, per_node) for rank in (0, 1)]
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert found == {"ranks": expected, "backend": "gloo"}

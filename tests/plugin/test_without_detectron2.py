@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moco_det.foundation.errors import InputError
-from moco_det.settings.engine import choose_engine
+from moco_det.runs.engines import choose_engine
 
 
 def forget_plugin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,13 @@ import pycocotools.mask
 import pytest
 
 from moco_det.foundation.errors import InputError
-from moco_det.scoring import check_predictions, read_predictions, result_rows, write_predictions
+from moco_det.scoring import (
+    check_predictions,
+    metric_lines,
+    read_predictions,
+    result_rows,
+    write_predictions,
+)
 from tests.scoring.builders import dataset_of, row
 
 DATASET = dataset_of({"a": [(0, (10, 10, 30, 30))], "b": []}, side=40)
@@ -97,3 +103,8 @@ def test_a_bad_file_is_named(tmp_path: Path, content: str, message: str) -> None
         read_predictions(tmp_path / "p.json", DATASET)
     with pytest.raises(InputError, match="none.json does not exist"):
         read_predictions(tmp_path / "none.json")
+
+
+def test_the_lines_of_metrics_show_numbers_and_a_dash_where_there_is_none() -> None:
+    metrics = {"bbox": {"AP": 12.25, "APl": None, "per_class": {"cat": 1.0}, "metric": "area"}}
+    assert metric_lines(metrics) == ["bbox: AP 12.25  APl -"]

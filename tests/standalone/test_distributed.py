@@ -18,7 +18,7 @@ from moco_det.data.scenes import ScenesPaths
 from moco_det.foundation import collectives, launching
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.layers import SyncBatchNorm2d
-from moco_det.standalone import RunOptions
+from moco_det.settings.engine import RunOptions
 from tests.standalone.tiny import on_scenes
 from tests.standalone.workers import (
     batch_of,

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 
 from moco_det.data.scenes import ScenesPaths
 from moco_det.foundation import launching
-from moco_det.standalone import RunOptions
+from moco_det.settings.engine import RunOptions
 from moco_det_tools.entry import run
 from moco_det_tools.train_net import main
 from tests.standalone.test_distributed import free_url

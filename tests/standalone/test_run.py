@@ -14,11 +14,12 @@ import torch
 import moco_det.standalone.train as training
 from moco_det.data.scenes import ScenesPaths
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.precision import check_device
 from moco_det.results import read_rows
-from moco_det.standalone import RunOptions, run
+from moco_det.settings.engine import RunOptions
+from moco_det.standalone.engine import shared_seed
 from moco_det.standalone.metrics_log import Log
-from moco_det.standalone.run import check_device, shared_seed
-from tests.standalone.tiny import on_scenes
+from tests.standalone.tiny import on_scenes, run
 
 NAMES = {
     "iteration",

@@ -11,9 +11,9 @@ import torch
 import moco_det.standalone.train as training
 from moco_det.data.scenes import ScenesPaths
 from moco_det.foundation.errors import InputError
-from moco_det.standalone import RunOptions, run
+from moco_det.settings.engine import RunOptions
 from tests.standalone.test_run import stop_before_step
-from tests.standalone.tiny import on_scenes
+from tests.standalone.tiny import on_scenes, run
 
 RESUME = RunOptions("R18_FPN", resume=True)
 

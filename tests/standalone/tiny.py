@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
 from moco_det.data.scenes import ScenesPaths, write_scenes
+from moco_det.runs.run import run as run_on
 from moco_det.settings.config import load_config
+from moco_det.settings.engine import RunOptions
+from moco_det.standalone import StandaloneEngine
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = REPO / "configs" / "quick" / "R18_FPN.yaml"
@@ -74,3 +78,8 @@ def on_scenes(paths: ScenesPaths, output: Path, changes: dict[str, str] | None =
             **(changes or {}),
         }
     )
+
+
+def run(cfg: CfgNode, options: RunOptions) -> dict[str, Any]:
+    """A run of the standalone engine."""
+    return run_on(cfg, options, StandaloneEngine())

@@ -20,12 +20,13 @@ from moco_det.foundation.bn_statistics import average_over_processes
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.precision import Precision
 from moco_det.resnet.layers import SyncBatchNorm2d
+from moco_det.runs.run import run_in_process
+from moco_det.settings.engine import RunOptions
 from moco_det.standalone.build import build_detector, build_mapper, build_solver
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import predict
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.precise_bn import update_statistics
-from moco_det.standalone.run import RunOptions, run_in_process
 from tests.golden.filling import fill, images
 from tests.standalone.targets import targets_of
 from tests.standalone.tiny import tiny_config
@@ -72,7 +73,7 @@ def exercise(folder: Path, cfg: CfgNode, options: RunOptions) -> None:
         "rows": {count: rows_of(cfg, count) for count in (5, 1)},
     }
     torch.save(found, folder / f"{collectives.rank()}_detector.pt")
-    run_in_process(cfg, options)
+    run_in_process(cfg, options, "standalone", 2)
     raise InputError("data set nowhere is not there: name another")
 
 
@@ -185,4 +186,4 @@ def run_until_killed(cfg: CfgNode, options: RunOptions, number: int) -> None:
         return real(*arguments)
 
     training.step = step
-    run_in_process(cfg, options)
+    run_in_process(cfg, options, "standalone", 2)

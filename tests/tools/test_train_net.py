@@ -14,7 +14,7 @@ import torch
 
 from moco_det.data.scenes import ScenesPaths
 from moco_det.results import read_rows
-from moco_det.settings.engine import choose_engine
+from moco_det.runs.engines import choose_engine
 from moco_det_tools.entry import run
 from moco_det_tools.train_net import main
 from tests.data.builders import write_voc

@@ -1,0 +1,207 @@
+"""detectron2 as `moco_det.runs` drives it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+
+from moco_det.data import DetectionDataset
+from moco_det.foundation import collectives
+from moco_det.foundation.errors import InputError
+from moco_det.foundation.precision import check_device
+from moco_det.plugin.catalog import load_catalog_data
+from moco_det.plugin.datasets import joined, load_data, register
+from moco_det.plugin.evaluator import Evaluator, evaluate
+from moco_det.plugin.their_scorer import check_scorer
+from moco_det.plugin.trainer import Trainer, build_detector
+from moco_det.plugin.weights import check_resumable
+from moco_det.settings.config import set_values
+from moco_det.settings.engine import Detector, RunOptions
+from moco_det.weights.loading import load_weights, load_whole_detector
+
+LOGGERS = ("detectron2", "fvcore", "moco_det")
+
+
+class Detectron2Run:
+    """A `moco_det.settings.engine.PreparedRun`."""
+
+    def __init__(self, cfg: CfgNode, options: RunOptions) -> None:
+        self.options, self.output = options, Path(cfg.OUTPUT_DIR)
+        self.train_set, self.test_set = data_of(cfg, strict=options.strict)
+        self.cfg, self.warnings = resolve(cfg)
+        # detectron2's AMPTrainer computes in float16, its SimpleTrainer in float32
+        self.precision = "float16" if self.cfg.SOLVER.AMP.ENABLED else "float32"
+        seed_all_rng(self.cfg.SEED + comm.get_rank())
+        self.model = build_detector(self.cfg)
+        self.loaded = load_weights(cfg, self.model)
+        self.checkpointer = DetectionCheckpointer(self.model, save_dir=cfg.OUTPUT_DIR)
+        self.resumes = options.resume and self.checkpointer.has_checkpoint()
+        if self.resumes:
+            path = self.checkpointer.get_checkpoint_file()
+            check_resumable(self.model, path, training=not options.eval_only)
+            if not options.eval_only:
+                self.warnings.append(
+                    f"resumed from {Path(path).name}: detectron2 saves no random state, so the "
+                    "stream of images starts anew and the end is not that of an uninterrupted run"
+                )
+        elif options.resume and options.eval_only:
+            raise InputError(f"--resume: {self.output} holds no whole checkpoint")
+
+    @contextmanager
+    def log_into(self, output: Path) -> Iterator[None]:
+        """Let detectron2's loggers and ours write to the screen and to log.txt, for one run.
+
+        detectron2 remembers for good which loggers it has set up; without putting them back, a
+        second run of the same process would write into the first one's log.
+        """
+        loggers = [logging.getLogger(name) for name in LOGGERS]
+        before = [(one.level, one.propagate, list(one.handlers)) for one in loggers]
+        loop = logging.getLogger("detectron2.engine.train_loop")
+        setup_logger.cache_clear()
+        setup_logger(str(output), comm.get_rank(), name="moco_det")
+        loop.addFilter(is_no_input_error)
+        try:
+            yield
+        finally:
+            loop.removeFilter(is_no_input_error)
+            for one, (level, propagate, handlers) in zip(loggers, before, strict=True):
+                one.setLevel(level)
+                one.propagate = propagate
+                one.handlers[:] = handlers
+            setup_logger.cache_clear()
+
+    def begin(self) -> None:
+        args = argparse.Namespace(
+            config_file=self.options.config_file, eval_only=self.options.eval_only
+        )
+        default_setup(self.cfg, args)
+
+    def train(self) -> dict[str, Any]:
+        trainer = Trainer(self.cfg, model=self.model, test_set=self.test_set)
+        self.cfg = trainer.cfg  # scaled to the processes
+        if self.resumes:
+            trainer.resume_or_load(resume=True)
+        trainer.train()
+        return trainer.metrics
+
+    def evaluate(self) -> dict[str, Any]:
+        self.checkpointer.resume_or_load("", resume=self.resumes)
+        name = self.cfg.DATASETS.TEST[0]
+        return evaluate(self.cfg, self.model, self.test_set, name, self.output)
+
+
+class Detectron2Engine:
+    """A `moco_det.settings.engine.Engine`."""
+
+    def describe(self) -> dict[str, str]:
+        """With the commit where pip wrote it down (PEP 610)."""
+        names = {"name": "detectron2", "version": detectron2.__version__}
+        try:
+            text = importlib.metadata.distribution("detectron2").read_text("direct_url.json")
+            commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            commit = None
+        return {**names, "commit": commit} if commit else names
+
+    def check_processes(self, cfg: CfgNode, total: int) -> None:
+        if check_device(cfg.MODEL.DEVICE) == "cpu" and total > 1:
+            raise InputError(
+                "detectron2's trainer runs in several processes on GPUs only: use --num-gpus 1 "
+                "(torchrun: --nproc-per-node 1) or --engine standalone"
+            )
+        batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if not reference and batch % total:
+            raise InputError(f"SOLVER.IMS_PER_BATCH {batch} does not divide by {total} processes")
+
+    def join(self, local_world_size: int) -> None:
+        """What detectron2's own launch does in a process that it has started."""
+        comm.create_local_process_group(local_world_size)
+        comm.synchronize()
+
+    def prepare(self, cfg: CfgNode, options: RunOptions) -> Detectron2Run:
+        return Detectron2Run(cfg, options)
+
+    def open_detector(self, cfg: CfgNode) -> Detector:
+        model = build_detector(cfg)
+        load_whole_detector(cfg, model)
+        model.eval()
+
+        def detect(dataset: DetectionDataset) -> list[dict[str, Any]]:
+            name = "images to detect on"
+            register(name, dataset)
+            found = Evaluator(dataset, Path(), with_masks=cfg.MODEL.MASK_ON)
+            loader = build_detection_test_loader(cfg, name)
+            with torch.no_grad():
+                for inputs in tqdm(loader, desc="detecting", unit="image", mininterval=1):
+                    found.process(inputs, model(inputs))
+            return found.rows
+
+        return Detector(
+            detect,
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            Path(cfg.MODEL.WEIGHTS),
+            tuple(cfg.DATASETS.TRAIN),
+            "float32",  # mixed precision is for training in detectron2
+        )
+
+
+def data_of(cfg: CfgNode, *, strict: bool) -> tuple[DetectionDataset, DetectionDataset]:
+    """The training and test sets of a config, registered with detectron2 and checked."""
+    progress = comm.is_main_process()
+    if cfg.TEST.EVALUATOR == "detectron2":
+        pair = load_catalog_data(
+            train=cfg.DATASETS.TRAIN,
+            test=cfg.DATASETS.TEST,
+            num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            keypoints=cfg.MODEL.KEYPOINT_ON,
+            progress=progress,
+        )
+        check_scorer(cfg.DATASETS.TEST[0])
+        return pair
+    return load_data(
+        train=cfg.DATASETS.TRAIN,
+        test=cfg.DATASETS.TEST,
+        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+        skip_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        strict=strict,
+        progress=progress,
+    )
+
+
+def resolve(cfg: CfgNode) -> tuple[CfgNode, list[str]]:
+    """The config that runs: a drawn seed, joined data sets, and the precision there is."""
+    drawn = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
+    changes: list[Any] = ["SEED", int(collectives.from_main(drawn))]
+    if cfg.TEST.EVALUATOR == "moco_det":  # detectron2 knows its own data sets one by one
+        changes += ["DATASETS.TRAIN", (joined(cfg.DATASETS.TRAIN),)]
+        changes += ["DATASETS.TEST", (joined(cfg.DATASETS.TEST),)]
+    warnings = []
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE.startswith("cpu"):
+        changes += ["SOLVER.AMP.ENABLED", False]
+        warnings.append("SOLVER.AMP.ENABLED, but detectron2's AMPTrainer needs CUDA: float32")
+    return set_values(cfg, changes), warnings
+
+
+def is_no_input_error(record: logging.LogRecord) -> bool:
+    """False for the traceback that detectron2 logs of an error which the tool tells in a line."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, (InputError, FloatingPointError))

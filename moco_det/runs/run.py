@@ -1,0 +1,164 @@
+"""A run, from a config to one row of results, on either engine."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from moco_det.data.pair import overlap_warnings
+from moco_det.foundation import collectives
+from moco_det.foundation.atomic import write_text
+from moco_det.foundation.errors import InputError
+from moco_det.foundation.launching import launch, torchrun_process
+from moco_det.results import append_row
+from moco_det.runs.engines import load_engine
+from moco_det.runs.folder import CONFIG, check_free, check_results, check_unchanged, claimed
+from moco_det.runs.row import (
+    RunRow,
+    describe_data,
+    describe_engine,
+    describe_hardware,
+    describe_init,
+    now,
+    relative,
+)
+from moco_det.settings.config import dump
+from moco_det.settings.engine import Engine, PreparedRun, RunOptions
+
+logger = logging.getLogger(__name__)
+
+
+def launch_run(
+    cfg: CfgNode,
+    options: RunOptions,
+    *,
+    engine: str,
+    processes: int,
+    machines: int,
+    machine_rank: int,
+    url: str,
+) -> None:
+    """`run` in as many processes as the command line or torchrun says."""
+    started = torchrun_process()
+    local = processes if started is None else started.local_world_size
+    total = processes * machines if started is None else started.world_size
+    load_engine(engine).check_processes(cfg, total)
+    launch(
+        run_in_process,
+        (cfg, options, engine, local),
+        processes=processes,
+        machines=machines,
+        machine_rank=machine_rank,
+        url=url,
+        device=cfg.MODEL.DEVICE.split(":")[0],
+    )
+
+
+def run_in_process(cfg: CfgNode, options: RunOptions, name: str, local_world_size: int) -> None:
+    """`run` as the entry of one of several processes, each of which logs on its own."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    engine = load_engine(name)
+    if collectives.world_size() > 1:
+        engine.join(local_world_size)
+    run(cfg, options, engine)
+
+
+def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
+    """Train as the config says and score the test set; returns the metrics, on the main process.
+
+    In several processes every process calls this. Raises InputError for whatever is wrong with
+    the data, the weights or the combination of them, before anything is written.
+    """
+    output = Path(cfg.OUTPUT_DIR)
+    leader = collectives.is_main()
+    if options.eval_only and not (options.resume or cfg.MODEL.WEIGHTS):
+        raise InputError(
+            "--eval-only would score a random detector: name its checkpoint in MODEL.WEIGHTS, "
+            "or add --resume to take OUTPUT_DIR's last one"
+        )
+    check_free(
+        output, resume=options.resume, eval_only=options.eval_only, weights=cfg.MODEL.WEIGHTS
+    )
+    prepared = engine.prepare(cfg, options)
+    warnings = [*prepared.train_set.skipped, *(f"test: {x}" for x in prepared.test_set.skipped)]
+    warnings += overlap_warnings(prepared.train_set, prepared.test_set) + prepared.warnings
+    if prepared.resumes:
+        warnings += check_unchanged(output, cfg)
+    if leader and options.results is not None:
+        check_results(options.results)
+    with claimed(output) if leader else nullcontext(), prepared.log_into(output):
+        config = output / CONFIG
+        # scoring alone leaves the config of the run there
+        kept = options.eval_only and config.exists()
+        text = config.read_text(encoding="utf-8") if kept else dump(cfg)
+        if leader:
+            logger.info("%s", _first_line(prepared, engine))
+        prepared.begin()
+        if leader:
+            write_text(config, text)
+            logger.info("%s", prepared.loaded.line())
+            for line in warnings:
+                logger.warning("%s", line)
+        if options.eval_only:
+            return prepared.evaluate()
+        started, clock = now(), time.monotonic()
+        try:
+            metrics = prepared.train()
+        except KeyboardInterrupt:
+            if leader:
+                logger.info("%s", what_is_kept(output, cfg.SOLVER.CHECKPOINT_PERIOD))
+            raise
+        if leader:
+            results = options.results or output / "results.jsonl"
+            solver = prepared.cfg.SOLVER
+            row = RunRow(
+                run=output.name,
+                task="box+mask" if cfg.MODEL.MASK_ON else "box",
+                dataset=describe_data(prepared.train_set, prepared.test_set),
+                config_name=Path(options.config_file).stem,
+                config=dump(cfg),
+                init=describe_init(
+                    options.init_name, cfg.MODEL.WEIGHTS, prepared.loaded.backbone
+                ),
+                engine=describe_engine(**engine.describe()),
+                precision=prepared.precision,
+                seed=prepared.cfg.SEED,
+                iterations=solver.MAX_ITER,
+                batch=solver.IMS_PER_BATCH,
+                wall_seconds=round(time.monotonic() - clock, 3),
+                hardware=describe_hardware(cfg.MODEL.DEVICE),
+                output_dir=relative(output, results.parent),
+                command=options.command or shlex.join(sys.argv),
+                started=started,
+                warnings=warnings,
+                metrics=metrics,
+            )
+            append_row(results, row.as_dict())
+            logger.info("one row added to %s", results)
+        return metrics
+
+
+def _first_line(prepared: PreparedRun, engine: Engine) -> str:
+    names = engine.describe()
+    commit = f" ({names['commit'][:10]})" if "commit" in names else ""
+    return (
+        f"engine {names['name']} {names['version']}{commit}, torch {torch.__version__}, "
+        f"{prepared.precision} on {prepared.cfg.MODEL.DEVICE}, {collectives.world_size()} "
+        f"process(es), seed {prepared.cfg.SEED}"
+    )
+
+
+def what_is_kept(output: Path, period: int) -> str:
+    """What --resume finds of a run that was stopped."""
+    pointer = output / "last_checkpoint"
+    if pointer.is_file():
+        return f"--resume goes on from {output / pointer.read_text(encoding='utf-8').strip()}"
+    return f"no checkpoint yet (SOLVER.CHECKPOINT_PERIOD {period}): --resume starts from the start"

@@ -1,0 +1,156 @@
+"""The standalone engine as `moco_det.runs` drives it."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from moco_det import __version__
+from moco_det.data import DetectionDataset
+from moco_det.data.pair import load_pair
+from moco_det.foundation import collectives
+from moco_det.foundation.precision import check_device, choose_precision
+from moco_det.settings.config import set_values
+from moco_det.settings.engine import Detector, RunOptions
+from moco_det.standalone.build import build_detector, build_mapper
+from moco_det.standalone.checkpoint import checkpoints
+from moco_det.standalone.evaluate import predict
+from moco_det.standalone.scaling import scale_to_processes, scaling_line, small_norm_groups
+from moco_det.standalone.state import resume_model, seed_of_run
+from moco_det.standalone.train import captures, evaluate, train, training_records
+from moco_det.weights.loading import load_weights, load_whole_detector
+
+logger = logging.getLogger(__name__)
+
+
+class StandaloneRun:
+    """A `moco_det.settings.engine.PreparedRun`."""
+
+    def __init__(self, cfg: CfgNode, options: RunOptions) -> None:
+        processes = collectives.world_size()
+        self.asked, self.cfg = cfg, scale_to_processes(cfg, processes)
+        self.output = Path(cfg.OUTPUT_DIR)
+        self.device = check_device(cfg.MODEL.DEVICE)
+        self.computes = choose_precision(amp=cfg.SOLVER.AMP.ENABLED, device=self.device)
+        self.precision = self.computes.name
+        self.train_set, self.test_set = load_pair(
+            train=cfg.DATASETS.TRAIN,
+            test=cfg.DATASETS.TEST,
+            num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            with_masks=cfg.MODEL.MASK_ON,
+            strict=options.strict,
+            progress=collectives.is_main(),
+        )
+        self.resume = options.resume
+        self.resumes = options.resume and not options.eval_only and bool(checkpoints(self.output))
+        drawn_before = seed_of_run(self.output) if self.resumes else -1
+        seed = shared_seed(cfg.SEED if cfg.SEED >= 0 else drawn_before)
+        self.cfg = set_values(self.cfg, ["SEED", seed])
+        torch.manual_seed(seed + collectives.rank())
+        self.model = build_detector(self.cfg)
+        self.loaded = load_weights(cfg, self.model)
+        self.warnings: list[str] = []
+        if options.eval_only:
+            if options.resume:
+                resume_model(self.model, self.output)
+        else:
+            training_records(self.cfg, self.train_set)
+            self.warnings += small_norm_groups(self.cfg, processes)
+        if cfg.SOLVER.CUDA_GRAPHS and not captures(cfg, processes):
+            self.warnings.append("SOLVER.CUDA_GRAPHS needs a single process on a GPU: not used")
+        if self.computes.note:
+            self.warnings.append(self.computes.note)
+
+    @contextmanager
+    def log_into(self, output: Path) -> Iterator[None]:
+        """What this project's modules say, into log.txt on the main process."""
+        ours = logging.getLogger("moco_det")
+        ours.setLevel(logging.INFO)
+        if not collectives.is_main():
+            yield
+            return
+        handler = logging.FileHandler(output / "log.txt")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        ours.addHandler(handler)
+        try:
+            yield
+        finally:
+            ours.removeHandler(handler)
+            handler.close()
+
+    def begin(self) -> None:
+        reference = self.cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if collectives.is_main() and reference != self.asked.SOLVER.REFERENCE_WORLD_SIZE:
+            logger.info("%s", scaling_line(self.asked, self.cfg))
+        self.model.to(self.device)
+
+    def train(self) -> dict[str, Any]:
+        return train(
+            self.cfg,
+            self.model,
+            self.train_set,
+            self.test_set,
+            self.computes,
+            self.output,
+            resume=self.resume,
+        )
+
+    def evaluate(self) -> dict[str, Any]:
+        return evaluate(
+            self.cfg, self.model, self.test_set, self.computes, self.output, iteration=None
+        )
+
+
+class StandaloneEngine:
+    """A `moco_det.settings.engine.Engine`."""
+
+    def describe(self) -> dict[str, str]:
+        return {"name": "standalone", "version": __version__}
+
+    def check_processes(self, cfg: CfgNode, total: int) -> None:
+        check_device(cfg.MODEL.DEVICE)
+
+    def join(self, local_world_size: int) -> None:
+        """Nothing but the process group is needed."""
+
+    def prepare(self, cfg: CfgNode, options: RunOptions) -> StandaloneRun:
+        return StandaloneRun(cfg, options)
+
+    def open_detector(self, cfg: CfgNode) -> Detector:
+        device = check_device(cfg.MODEL.DEVICE)
+        precision = choose_precision(amp=cfg.SOLVER.AMP.ENABLED, device=device)
+        model = build_detector(cfg)
+        load_whole_detector(cfg, model)
+        model.to(cfg.MODEL.DEVICE)
+        mapper = build_mapper(cfg, train=False)
+
+        def detect(dataset: DetectionDataset) -> list[dict[str, Any]]:
+            return predict(
+                model,
+                dataset,
+                mapper,
+                precision,
+                workers=cfg.DATALOADER.NUM_WORKERS,
+                description="detecting",
+            )
+
+        return Detector(
+            detect,
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            Path(cfg.MODEL.WEIGHTS),
+            tuple(cfg.DATASETS.TRAIN),
+            precision.name,
+        )
+
+
+def shared_seed(seed: int) -> int:
+    """The config's seed, or one drawn by the main process for all."""
+    drawn = seed if seed >= 0 else random.SystemRandom().randrange(2**31)
+    return int(collectives.from_main(drawn))
