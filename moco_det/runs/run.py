@@ -90,7 +90,7 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
     prepared = engine.prepare(cfg, options)
     warnings = [*prepared.train_set.skipped, *(f"test: {x}" for x in prepared.test_set.skipped)]
     warnings += overlap_warnings(prepared.train_set, prepared.test_set) + prepared.warnings
-    if prepared.resumes:
+    if prepared.resumes and not options.eval_only:
         warnings += check_unchanged(output, cfg)
     if leader and options.results is not None:
         check_results(options.results)

@@ -55,7 +55,7 @@ class PreparedRun(Protocol):
     """Data, model and weights of a run, which fit together; nothing is written yet.
 
     ``cfg`` is the config that runs: scaled to the processes, and with a seed. ``resumes`` says
-    whether training goes on from a checkpoint of OUTPUT_DIR.
+    whether a checkpoint of OUTPUT_DIR is gone on from.
     """
 
     cfg: CfgNode

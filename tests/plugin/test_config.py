@@ -48,7 +48,7 @@ def test_the_config_is_frozen(tiny: Overrides) -> None:
     cfg = plugin.load_config(CONFIG, tiny())
     with pytest.raises(AttributeError):
         cfg.SEED = 7
-    assert plugin.set_values(cfg, ["SEED", 7]).SEED == 7
+    assert standalone.set_values(cfg, ["SEED", 7]).SEED == 7
     assert cfg.SEED == 3
 
 
