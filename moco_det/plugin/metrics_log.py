@@ -1,16 +1,17 @@
-"""metrics.jsonl of a detectron2 run: its metric names, one line an iteration that was logged."""
+"""metrics.jsonl of a detectron2 run: its metric names, one line per logged iteration."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from pathlib import Path
 
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from moco_det.foundation.metrics_file import MetricsFile, before
+
 # Scalars that are scores of the test set; they get a line of their own.
-RULERS = ("bbox/", "segm/", "voc/", "keypoints/")
+SCORES = ("bbox/", "segm/", "voc/", "keypoints/")
 
 
 class MetricsLog(EventWriter):
@@ -26,16 +27,8 @@ class MetricsLog(EventWriter):
         self.written: dict[str, int] = {}
 
     def keep_before(self, iteration: int) -> None:
-        """Start a file, or drop the lines of iterations that a resumed run does again."""
-        text = self.path.read_text(encoding="utf-8") if iteration and self.path.is_file() else ""
-        whole = text[: text.rfind("\n") + 1].splitlines()  # a kill may have torn the last one
-        kept = [line for line in whole if self._stays(json.loads(line), iteration)]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-    def _stays(self, row: dict[str, float | None], first: int) -> bool:
-        # a run resumed after its last step is scored once more
-        again = first > self.last and row["iteration"] == self.last and "total_loss" not in row
-        return int(row["iteration"] or 0) < first and not again
+        """Start the file; of an earlier part of the run the lines before ``iteration`` stay."""
+        self.file = MetricsFile(self.path, keep=before(iteration, self.last))
 
     def write(self) -> None:
         rows: dict[tuple[int, bool], dict[str, float | None]] = defaultdict(dict)
@@ -44,8 +37,7 @@ class MetricsLog(EventWriter):
                 continue
             self.written[name] = iteration
             # detectron2 counts the evaluation after the last iteration as one iteration more
-            row = rows[min(iteration, self.last), name.startswith(RULERS)]
+            row = rows[min(iteration, self.last), name.startswith(SCORES)]
             row[name] = value if math.isfinite(value) else None
-        with open(self.path, "a", encoding="utf-8") as file:
-            for (iteration, _), row in sorted(rows.items()):
-                file.write(json.dumps({"iteration": iteration, **row}) + "\n")
+        for (iteration, _), row in sorted(rows.items()):
+            self.file.write({"iteration": iteration, **row})

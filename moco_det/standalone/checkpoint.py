@@ -1,4 +1,4 @@
-"""A run's own checkpoints: written whole or not at all, and found again.
+"""A run's state between two iterations: saved whole, found again, restored exactly.
 
 A checkpoint is a dictionary that ``torch.load(..., weights_only=True)`` reads: ``model`` under
 detectron2's names, and what it takes to go on as if never stopped.
@@ -6,61 +6,107 @@ detectron2's names, and what it takes to go on as if never stopped.
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from moco_det.foundation.atomic import replacing, write_text
+from moco_det.foundation import collectives
+from moco_det.foundation.atomic import write_text
+from moco_det.foundation.checkpoints import Content, newest_whole, save_checkpoint
 from moco_det.foundation.errors import InputError
-from moco_det.weights.loading import Loaded, load_initial_weights, load_model_state, read_checkpoint
+from moco_det.standalone.detector import GeneralizedRCNN
+from moco_det.weights.loading import load_model_state, read_checkpoint
 
-__all__ = [
-    "Loaded",
-    "last_checkpoint",
-    "load_initial_weights",
-    "load_model_state",
-    "read_checkpoint",
-    "save_checkpoint",
-]
+logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"
 
 
-def save_checkpoint(folder: Path, name: str, content: dict[str, Any]) -> Path:
-    """Write ``name`` whole or not at all, then point ``last_checkpoint`` at it."""
-    with replacing(folder / name) as file:
-        torch.save(content, file)
+def save(
+    output: Path,
+    name: str,
+    model: GeneralizedRCNN,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    iteration: int,
+    seed: int,
+) -> None:
+    """The checkpoint from which a run goes on after ``iteration`` as if never stopped."""
+    on_gpu = torch.cuda.is_available()
+    states = collectives.gather_objects(torch.get_rng_state())
+    states_gpu = collectives.gather_objects(torch.cuda.get_rng_state() if on_gpu else None)
+    if not collectives.is_main():
+        return
+    content = {
+        "format": "moco-det-detector/1",
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "iteration": iteration,
+        "seed": seed,
+        "random": states,
+    }
+    if on_gpu:
+        content["random_cuda"] = states_gpu
+    write(output, name, content)
+
+
+def write(folder: Path, name: str, content: Content) -> Path:
+    """Write a checkpoint, then point ``last_checkpoint`` at it, as detectron2 does."""
+    save_checkpoint(content, folder / name)
     write_text(folder / LAST, name)
     return folder / name
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """A run's checkpoint files, in no order."""
+    """A run's checkpoint files: the one that was written last, then the others, newest first."""
     pattern = re.compile(r"model_(\d{7}|final)\.pth")
-    return [f for f in folder.glob("model_*.pth") if pattern.fullmatch(f.name)]
-
-
-def last_checkpoint(folder: Path, *, quiet: bool = False) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint of a run; a damaged one is passed over with a note.
-
-    InputError where there are some and none of them is whole: to start anew in silence would
-    overwrite what is left of the run.
-    """
-    found = checkpoints(folder)
+    found = [f for f in folder.glob("model_*.pth") if pattern.fullmatch(f.name)]
     pointer = folder / LAST
-    first = folder / pointer.read_text().strip() if pointer.is_file() else None
-    found.sort(key=lambda f: (f == first, f.stat().st_mtime), reverse=True)
-    for path in found:
-        try:
-            return path, read_checkpoint(path)
-        except InputError as error:
-            if not quiet:
-                print(f"warning: {error}; the checkpoint before it is used", flush=True)
-    if found:
+    last = folder / pointer.read_text().strip() if pointer.is_file() else None
+    return sorted(found, key=lambda f: (f == last, f.stat().st_mtime), reverse=True)
+
+
+def last_checkpoint(folder: Path) -> tuple[Path, Content] | None:
+    """The newest whole checkpoint of a run, None where there is none at all."""
+    return newest_whole(checkpoints(folder), read_checkpoint)
+
+
+def check_resumable(path: Path, content: Content) -> None:
+    """InputError where a checkpoint is another engine's."""
+    lacking = [key for key in ("optimizer", "scaler", "iteration", "random") if key not in content]
+    if lacking:
         raise InputError(
-            f"--resume: none of the {len(found)} checkpoints in {folder} is whole: choose another "
-            "OUTPUT_DIR to start anew"
+            f"--resume: {path} has no {', '.join(lacking)}: it is not of the standalone engine; "
+            "resume it with --engine detectron2, or give it as MODEL.WEIGHTS of a new run"
         )
-    return None
+
+
+def restore(
+    found: tuple[Path, Content],
+    model: GeneralizedRCNN,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> int:
+    """Go back to a checkpoint; returns the next iteration."""
+    path, content = found
+    load_model_state(model, content["model"], path)
+    optimizer.load_state_dict(content["optimizer"])
+    scaler.load_state_dict(content["scaler"])
+    states, rank = content["random"], collectives.rank()
+    if len(states) != collectives.world_size():
+        logger.warning(
+            "%s was written by %d process(es) and is resumed by %d: the run goes on, but not as "
+            "if never stopped",
+            path,
+            len(states),
+            collectives.world_size(),
+        )
+    if rank < len(states):
+        torch.set_rng_state(states[rank])
+        if torch.cuda.is_available() and "random_cuda" in content:
+            torch.cuda.set_rng_state(content["random_cuda"][rank])
+    logger.info("resumed from %s after iteration %d", path, content["iteration"] + 1)
+    return int(content["iteration"]) + 1

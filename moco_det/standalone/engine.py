@@ -16,16 +16,16 @@ from moco_det import __version__
 from moco_det.data import DetectionDataset
 from moco_det.data.pair import load_pair
 from moco_det.foundation import collectives
+from moco_det.foundation.errors import InputError
 from moco_det.foundation.precision import check_device, choose_precision
 from moco_det.settings.config import set_values
 from moco_det.settings.engine import Detector, RunOptions
 from moco_det.standalone.build import build_detector, build_mapper
-from moco_det.standalone.checkpoint import checkpoints
+from moco_det.standalone.checkpoint import check_resumable, last_checkpoint
 from moco_det.standalone.evaluate import predict
 from moco_det.standalone.scaling import scale_to_processes, scaling_line, small_norm_groups
-from moco_det.standalone.state import resume_model, seed_of_run
 from moco_det.standalone.train import captures, evaluate, train, training_records
-from moco_det.weights.loading import load_weights, load_whole_detector
+from moco_det.weights.loading import load_model_state, load_weights, load_whole_detector
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +48,12 @@ class StandaloneRun:
             strict=options.strict,
             progress=collectives.is_main(),
         )
-        self.resume = options.resume
-        self.resumes = options.resume and not options.eval_only and bool(checkpoints(self.output))
-        drawn_before = seed_of_run(self.output) if self.resumes else -1
+        self.found = last_checkpoint(self.output) if options.resume else None
+        self.resumes = self.found is not None
+        drawn_before = -1
+        if self.found is not None and not options.eval_only:
+            check_resumable(*self.found)
+            drawn_before = int(self.found[1].get("seed", -1))
         seed = shared_seed(cfg.SEED if cfg.SEED >= 0 else drawn_before)
         self.cfg = set_values(self.cfg, ["SEED", seed])
         torch.manual_seed(seed + collectives.rank())
@@ -58,8 +61,10 @@ class StandaloneRun:
         self.loaded = load_weights(cfg, self.model)
         self.warnings: list[str] = []
         if options.eval_only:
-            if options.resume:
-                resume_model(self.model, self.output)
+            if self.found is not None:
+                load_model_state(self.model, self.found[1]["model"], self.found[0])
+            elif options.resume:
+                raise InputError(f"--resume: {self.output} holds no whole checkpoint")
         else:
             training_records(self.cfg, self.train_set)
             self.warnings += small_norm_groups(self.cfg, processes)
@@ -99,7 +104,7 @@ class StandaloneRun:
             self.test_set,
             self.computes,
             self.output,
-            resume=self.resume,
+            found=self.found,
         )
 
     def evaluate(self) -> dict[str, Any]:

@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record
 from moco_det.foundation import collectives
+from moco_det.foundation.checkpoints import Content
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.precision import Precision
 from moco_det.scoring import metric_lines, score, write_predictions
 from moco_det.standalone.build import build_mapper, build_solver
+from moco_det.standalone.checkpoint import restore, save
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import predict
 from moco_det.standalone.loader import BatchStream, training_loader, usable
@@ -27,7 +29,6 @@ from moco_det.standalone.mapper import Sample
 from moco_det.standalone.metrics_log import Log
 from moco_det.standalone.precise_bn import update_statistics
 from moco_det.standalone.recording import recorded
-from moco_det.standalone.state import restore, save
 from moco_det.weights.loading import not_finite
 
 logger = logging.getLogger(__name__)
@@ -41,14 +42,14 @@ def train(
     precision: Precision,
     output: Path,
     *,
-    resume: bool,
+    found: tuple[Path, Content] | None,
 ) -> dict[str, Any]:
-    """All iterations and the final score; returns the metrics."""
+    """All iterations after those of the checkpoint ``found``, and the final score, returned."""
     records = training_records(cfg, train_set)
     world = collectives.world_size()
     solver = build_solver(cfg, model)
     scaler = torch.amp.GradScaler(precision.device, enabled=precision.needs_scaler)
-    first = restore(model, solver.optimizer, scaler, output) if resume else 0
+    first = restore(found, model, solver.optimizer, scaler) if found is not None else 0
     mapper = build_mapper(cfg, train=True)
 
     def loader(stream_seed: int, start: int) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moco_det.foundation.errors import InputError
 from moco_det.standalone.build import build_detector
-from moco_det.standalone.checkpoint import last_checkpoint, save_checkpoint
+from moco_det.standalone.checkpoint import last_checkpoint, write
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.weights.architectures import GEOMETRIES
 from moco_det.weights.loading import load_initial_weights
@@ -256,7 +256,7 @@ def test_a_pretraining_checkpoint_names_the_conversion(tmp_path: Path) -> None:
 def test_the_newest_checkpoint_is_found_and_nothing_temporary_stays(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) is None
     for i in (1, 3):
-        save_checkpoint(tmp_path, f"model_{i:07d}.pth", {"model": {}, "iteration": i})
+        write(tmp_path, f"model_{i:07d}.pth", {"model": {}, "iteration": i})
     found = last_checkpoint(tmp_path)
     assert found is not None and found[0].name == "model_0000003.pth"
     assert found[1]["iteration"] == 3
@@ -269,7 +269,7 @@ def test_the_newest_checkpoint_is_found_and_nothing_temporary_stays(tmp_path: Pa
 
 def test_without_the_pointer_the_newest_is_still_found(tmp_path: Path) -> None:
     for i in (9, 1, 5):
-        path = save_checkpoint(tmp_path, f"model_{i:07d}.pth", {"model": {}, "iteration": i})
+        path = write(tmp_path, f"model_{i:07d}.pth", {"model": {}, "iteration": i})
         os.utime(path, (1000 + i, 1000 + i))
     (tmp_path / "last_checkpoint").unlink()
     found = last_checkpoint(tmp_path)
@@ -278,15 +278,15 @@ def test_without_the_pointer_the_newest_is_still_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     for i in (1, 3):
-        path = save_checkpoint(tmp_path, f"model_{i:07d}.pth", {"model": {}, "iteration": i})
+        path = write(tmp_path, f"model_{i:07d}.pth", {"model": {}, "iteration": i})
         os.utime(path, (1000 + i, 1000 + i))
     (tmp_path / "model_0000003.pth").write_bytes(content)
     found = last_checkpoint(tmp_path)
     assert found is not None and found[1]["iteration"] == 1
-    assert "model_0000003.pth" in capsys.readouterr().out
+    assert "model_0000003.pth" in caplog.text
     (tmp_path / "model_0000001.pth").write_bytes(content)
     with pytest.raises(InputError, match="none of the 2 checkpoints in .* is whole"):
         last_checkpoint(tmp_path)  # starting anew would overwrite what is left
@@ -295,14 +295,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 def test_a_failed_write_leaves_the_checkpoint_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_checkpoint(tmp_path, "model_0000001.pth", {"model": {}, "iteration": 1})
+    write(tmp_path, "model_0000001.pth", {"model": {}, "iteration": 1})
 
     def full_disk(*_: object) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        save_checkpoint(tmp_path, "model_0000001.pth", {"model": {}, "iteration": 2})
+    with pytest.raises(InputError, match="cannot write .*model_0000001.pth: no space"):
+        write(tmp_path, "model_0000001.pth", {"model": {}, "iteration": 2})
     monkeypatch.undo()
     found = last_checkpoint(tmp_path)
     assert found is not None and found[1]["iteration"] == 1
