@@ -144,13 +144,16 @@ class Detectron2Engine:
         load_whole_detector(cfg, model)
         model.eval()
 
-        def detect(dataset: DetectionDataset) -> list[dict[str, Any]]:
+        def detect(dataset: DetectionDataset, title: str) -> list[dict[str, Any]]:
             name = "images to detect on"
             register(name, dataset)
             found = Evaluator(dataset, Path(), with_masks=cfg.MODEL.MASK_ON)
-            loader = build_detection_test_loader(cfg, name)
+            workers = cfg.DATALOADER.NUM_WORKERS if len(dataset) > 1 else 0
+            loader = build_detection_test_loader(cfg, name, num_workers=workers)
             with torch.no_grad():
-                for inputs in tqdm(loader, desc="detecting", unit="image", mininterval=1):
+                for inputs in tqdm(
+                    loader, desc=title, unit="image", mininterval=1, disable=not title
+                ):
                     found.process(inputs, model(inputs))
             return found.rows
 

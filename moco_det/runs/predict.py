@@ -213,7 +213,7 @@ def predict_folder(
         raise InputError(f"the score threshold is {threshold}: it lies between 0 and 1")
     dataset = describe_images(images, classes, strict=strict)
     with new_folder(output) as folder:
-        rows = [row for row in detector.detect(dataset) if row["score"] >= threshold]
+        rows = [row for row in detector.detect(dataset, "detecting") if row["score"] >= threshold]
         write_predictions(folder / "predictions.json", rows)
         names = dict(zip(dataset.category_ids, dataset.classes, strict=True))
         write_text(folder / "classes.json", json.dumps(names, indent=1) + "\n")

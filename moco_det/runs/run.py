@@ -6,6 +6,7 @@ import logging
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.launching import launch, torchrun_process
 from moco_det.results import append_row
-from moco_det.runs.engines import load_engine
+from moco_det.runs.engines import choose_engine, load_config, load_engine
 from moco_det.runs.folder import CONFIG, check_free, check_results, check_unchanged, claimed
 from moco_det.runs.row import (
     RunRow,
@@ -34,6 +35,34 @@ from moco_det.settings.config import dump
 from moco_det.settings.engine import Engine, PreparedRun, RunOptions
 
 logger = logging.getLogger(__name__)
+
+
+def train(
+    config_file: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    engine: str = "auto",
+    resume: bool = False,
+    init_name: str | None = None,
+) -> dict[str, Any]:
+    """Train a config, with KEY VALUE overrides, in this process; its metrics on the test set.
+
+    As tools/train_net.py: everything is written into OUTPUT_DIR, the row of results too. Raises
+    InputError for whatever is wrong, before anything is written.
+    """
+    name = choose_engine(engine).engine
+    options = RunOptions(str(config_file), resume=resume, init_name=init_name)
+    return run(load_config(name, config_file, overrides), options, load_engine(name))
+
+
+def evaluate(
+    folder: str | Path, overrides: Sequence[str] = (), *, engine: str = "auto"
+) -> dict[str, Any]:
+    """The metrics of a run's last checkpoint on its test set; writes predictions.json there."""
+    file = Path(folder) / CONFIG
+    name = choose_engine(engine).engine
+    cfg = load_config(name, file, [*overrides, "OUTPUT_DIR", str(folder)])
+    return run(cfg, RunOptions(str(file), resume=True, eval_only=True), load_engine(name))
 
 
 def launch_run(

@@ -39,12 +39,13 @@ class RunOptions:
 class Detector:
     """A trained detector of either engine.
 
-    `detect` takes a data set without annotations and gives COCO result rows in its ids.
+    `detect` takes a data set without annotations and the title of a progress bar, "" for none,
+    and gives COCO result rows in the data set's ids.
     `train` are the data sets that it learned from, by the names in its config, and `precision` is
     the one it computes in.
     """
 
-    detect: Callable[[DetectionDataset], list[dict[str, Any]]]
+    detect: Callable[[DetectionDataset, str], list[dict[str, Any]]]
     classes: int
     weights: Path
     train: tuple[str, ...]

@@ -136,14 +136,14 @@ class StandaloneEngine:
         model.to(cfg.MODEL.DEVICE)
         mapper = build_mapper(cfg, train=False)
 
-        def detect(dataset: DetectionDataset) -> list[dict[str, Any]]:
+        def detect(dataset: DetectionDataset, title: str) -> list[dict[str, Any]]:
             return predict(
                 model,
                 dataset,
                 mapper,
                 precision,
-                workers=cfg.DATALOADER.NUM_WORKERS,
-                description="detecting",
+                workers=cfg.DATALOADER.NUM_WORKERS if len(dataset) > 1 else 0,
+                description=title,
             )
 
         return Detector(

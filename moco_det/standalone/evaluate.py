@@ -51,7 +51,7 @@ def predict(
     rows: list[Rows] = [[] for _ in mine]
     step = model.backbone.size_divisibility
     batches = same_size_batches(read_samples(mine, mapper, workers), step)
-    quiet = collectives.rank() != 0
+    quiet = not (description and collectives.is_main())
     with (
         tqdm(total=len(mine), desc=description, unit="image", disable=quiet, mininterval=1) as bar,
         ThreadPoolExecutor() as pool,
