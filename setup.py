@@ -88,6 +88,7 @@ setup(
         "moco_det": ["py.typed"],
         "moco_det.runs.quickstart": ["checkpoints/*.pth"],
         "moco_det.results": ["data/*.yaml"],
+        "moco_det.settings": ["*.yaml"],
         "moco_det.report": ["templates/*", "templates/**/*"],
         "pretrain": ["py.typed"],
         "moco_det_configs": ["*.yaml", "**/*.yaml"],

@@ -7,6 +7,7 @@ the engine implements are refused here, before anything is built.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,204 +17,25 @@ from fvcore.common.config import CfgNode
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_yaml
 from moco_det.results.matched import frozen_over_random
-from moco_det.settings.values import check_bounds, check_kinds
+from moco_det.settings.values import LIMITS, check_bounds, check_kinds, read_beside
+
+# Where detectron2's defaults have tuples.
+TUPLES = {
+    "MODEL.RPN": ("BBOX_REG_WEIGHTS",),
+    "MODEL.ROI_BOX_HEAD": ("BBOX_REG_WEIGHTS",),
+    "INPUT": ("MIN_SIZE_TRAIN",),
+    "DATASETS": ("TRAIN", "TEST"),
+    "SOLVER": ("STEPS",),
+}
 
 
 def get_cfg() -> CfgNode:
-    """The defaults: detectron2's own values under detectron2's own names (its defaults.py)."""
-    cfg = CfgNode()
-    cfg.VERSION = 2
-    _add_model_defaults(cfg)
-    cfg.INPUT = CfgNode(
-        {
-            "FORMAT": "BGR",
-            "MASK_FORMAT": "polygon",
-            "MIN_SIZE_TRAIN": (800,),
-            "MIN_SIZE_TRAIN_SAMPLING": "choice",
-            "MAX_SIZE_TRAIN": 1333,
-            "MIN_SIZE_TEST": 800,
-            "MAX_SIZE_TEST": 1333,
-            "RANDOM_FLIP": "horizontal",
-        }
-    )
-    cfg.DATASETS = CfgNode({"TRAIN": (), "TEST": ()})
-    cfg.DATALOADER = CfgNode(
-        {
-            "NUM_WORKERS": 4,
-            "ASPECT_RATIO_GROUPING": True,
-            "FILTER_EMPTY_ANNOTATIONS": True,
-            "SAMPLER_TRAIN": "TrainingSampler",
-        }
-    )
-    cfg.SOLVER = CfgNode(
-        {
-            "AMP": {"ENABLED": False},
-            "BASE_LR": 0.001,
-            "BASE_LR_END": 0.0,
-            "BIAS_LR_FACTOR": 1.0,
-            "CHECKPOINT_PERIOD": 5000,
-            # this project's own: backbone and RPN head as CUDA graphs
-            "CUDA_GRAPHS": False,
-            "CLIP_GRADIENTS": {
-                "ENABLED": False,
-                "CLIP_TYPE": "value",
-                "CLIP_VALUE": 1.0,
-                "NORM_TYPE": 2.0,
-            },
-            "GAMMA": 0.1,
-            "IMS_PER_BATCH": 16,
-            "LR_SCHEDULER_NAME": "WarmupMultiStepLR",
-            "MAX_ITER": 40000,
-            "MOMENTUM": 0.9,
-            "NESTEROV": False,
-            "REFERENCE_WORLD_SIZE": 0,
-            "STEPS": (30000,),
-            "WARMUP_FACTOR": 0.001,
-            "WARMUP_ITERS": 1000,
-            "WARMUP_METHOD": "linear",
-            "WEIGHT_DECAY": 0.0001,
-            "WEIGHT_DECAY_BIAS": None,
-            "WEIGHT_DECAY_NORM": 0.0,
-        }
-    )
-    cfg.TEST = CfgNode(
-        {
-            "DETECTIONS_PER_IMAGE": 100,
-            "EVAL_PERIOD": 0,
-            "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
-        }
-    )
-    cfg.OUTPUT_DIR = "./output"
-    cfg.SEED = -1
+    """The defaults: detectron2's own values under detectron2's own names."""
+    cfg = CfgNode(read_beside("defaults.yaml"))
+    for section, keys in TUPLES.items():
+        node = reduce(CfgNode.__getitem__, section.split("."), cfg)
+        node.update({key: tuple(node[key]) for key in keys})
     return cfg
-
-
-def _add_model_defaults(cfg: CfgNode) -> None:
-    smooth_l1 = {"BBOX_REG_LOSS_TYPE": "smooth_l1", "BBOX_REG_LOSS_WEIGHT": 1.0}
-    cfg.MODEL = CfgNode(
-        {
-            "META_ARCHITECTURE": "GeneralizedRCNN",
-            "DEVICE": "cuda",
-            "WEIGHTS": "",
-            "MASK_ON": False,
-            "PIXEL_MEAN": [103.53, 116.28, 123.675],
-            "PIXEL_STD": [1.0, 1.0, 1.0],
-            "BACKBONE": {"NAME": "build_resnet_backbone", "FREEZE_AT": 2},
-            "RESNETS": {
-                "DEPTH": 50,
-                "NORM": "FrozenBN",
-                "NUM_GROUPS": 1,
-                "OUT_FEATURES": ["res4"],
-                "RES2_OUT_CHANNELS": 256,
-                "RES5_DILATION": 1,
-                "STEM_OUT_CHANNELS": 64,
-                "STRIDE_IN_1X1": True,
-                "WIDTH_PER_GROUP": 64,
-            },
-            "FPN": {"FUSE_TYPE": "sum", "IN_FEATURES": [], "NORM": "", "OUT_CHANNELS": 256},
-            # this project's own node: the convolution of build_resnet_dilated_c5_backbone
-            "DILATED_C5": {"NORM": "", "OUT_CHANNELS": 512},
-            "ANCHOR_GENERATOR": {
-                "NAME": "DefaultAnchorGenerator",
-                "ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
-                "OFFSET": 0.0,
-                "SIZES": [[32, 64, 128, 256, 512]],
-            },
-            "PROPOSAL_GENERATOR": {"NAME": "RPN", "MIN_SIZE": 0},
-            "RPN": {
-                **smooth_l1,
-                "BATCH_SIZE_PER_IMAGE": 256,
-                "BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
-                "HEAD_NAME": "StandardRPNHead",
-                "IN_FEATURES": ["res4"],
-                "IOU_LABELS": [0, -1, 1],
-                "IOU_THRESHOLDS": [0.3, 0.7],
-                "LOSS_WEIGHT": 1.0,
-                "NMS_THRESH": 0.7,
-                "POSITIVE_FRACTION": 0.5,
-                "POST_NMS_TOPK_TEST": 1000,
-                "POST_NMS_TOPK_TRAIN": 2000,
-                "PRE_NMS_TOPK_TEST": 6000,
-                "PRE_NMS_TOPK_TRAIN": 12000,
-                "SMOOTH_L1_BETA": 0.0,
-            },
-            "ROI_HEADS": {
-                "NAME": "Res5ROIHeads",
-                "BATCH_SIZE_PER_IMAGE": 512,
-                "IN_FEATURES": ["res4"],
-                "IOU_LABELS": [0, 1],
-                "IOU_THRESHOLDS": [0.5],
-                "NMS_THRESH_TEST": 0.5,
-                "NUM_CLASSES": 80,
-                "POSITIVE_FRACTION": 0.25,
-                "PROPOSAL_APPEND_GT": True,
-                "SCORE_THRESH_TEST": 0.05,
-            },
-            "ROI_BOX_HEAD": {
-                **smooth_l1,
-                "NAME": "",
-                "BBOX_REG_WEIGHTS": (10.0, 10.0, 5.0, 5.0),
-                "CLS_AGNOSTIC_BBOX_REG": False,
-                "CONV_DIM": 256,
-                "FC_DIM": 1024,
-                "NORM": "",
-                "NUM_CONV": 0,
-                "NUM_FC": 0,
-                "POOLER_RESOLUTION": 14,
-                "POOLER_SAMPLING_RATIO": 0,
-                "POOLER_TYPE": "ROIAlignV2",
-                "SMOOTH_L1_BETA": 0.0,
-            },
-            "ROI_MASK_HEAD": {
-                "NAME": "MaskRCNNConvUpsampleHead",
-                "CLS_AGNOSTIC_MASK": False,
-                "CONV_DIM": 256,
-                "NORM": "",
-                "NUM_CONV": 0,
-                "POOLER_RESOLUTION": 14,
-                "POOLER_SAMPLING_RATIO": 0,
-                "POOLER_TYPE": "ROIAlignV2",
-            },
-        }
-    )
-
-
-# What the standalone engine implements, where the key's type alone would admit more.
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "VERSION": (2,),
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
-    "MODEL.BACKBONE.NAME": (
-        "build_resnet_backbone",
-        "build_resnet_fpn_backbone",
-        "build_resnet_dilated_c5_backbone",
-    ),
-    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
-    "MODEL.RESNETS.NORM": ("BN", "SyncBN", "FrozenBN"),
-    "MODEL.RESNETS.RES5_DILATION": (1, 2),
-    "MODEL.DILATED_C5.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
-    "MODEL.FPN.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
-    "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
-    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
-    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
-    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
-    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
-    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads", "Res5ROIHeads", "Res5ROIHeadsExtraNorm"),
-    "MODEL.ROI_BOX_HEAD.NAME": ("", "FastRCNNConvFCHead"),
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
-    "MODEL.ROI_BOX_HEAD.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2", "ROIAlign"),
-    "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
-    "MODEL.ROI_MASK_HEAD.NORM": ("", "BN", "SyncBN", "FrozenBN", "GN"),
-    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": ("ROIAlignV2", "ROIAlign"),
-    "INPUT.FORMAT": ("RGB", "BGR"),
-    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
-    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
-    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
-    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
-    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
-    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
-}
 
 
 NOT_HONOURED = (
@@ -273,7 +95,7 @@ def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
 def check(cfg: CfgNode) -> None:
     """Refuse values and combinations that no part of the engine implements."""
     flat = flatten(cfg)
-    for key, allowed in CHOICES.items():
+    for key, allowed in LIMITS["choices"].items():
         if flat[key] not in allowed:
             names = ", ".join(repr(value) for value in allowed)
             raise InputError(f"{key} is {flat[key]!r}; the standalone engine implements {names}")

@@ -7,69 +7,20 @@ in silence.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.strict_yaml import load_mapping
 
-POSITIVE = (
-    "INPUT.MAX_SIZE_TEST",
-    "INPUT.MAX_SIZE_TRAIN",
-    "INPUT.MIN_SIZE_TEST",
-    "MODEL.DILATED_C5.OUT_CHANNELS",
-    "MODEL.FPN.OUT_CHANNELS",
-    "MODEL.RESNETS.NUM_GROUPS",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS",
-    "MODEL.RESNETS.WIDTH_PER_GROUP",
-    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
-    "MODEL.ROI_HEADS.NUM_CLASSES",
-    "MODEL.ROI_MASK_HEAD.CONV_DIM",
-    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION",
-    "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
-    "MODEL.RPN.POST_NMS_TOPK_TEST",
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
-    "MODEL.RPN.PRE_NMS_TOPK_TEST",
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
-    "SOLVER.BASE_LR",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.IMS_PER_BATCH",
-    "SOLVER.MAX_ITER",
-    "TEST.DETECTIONS_PER_IMAGE",
-    "TEST.PRECISE_BN.NUM_ITER",
-)
-NOT_NEGATIVE = (
-    "DATALOADER.NUM_WORKERS",
-    "MODEL.BACKBONE.FREEZE_AT",
-    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE",
-    "MODEL.ROI_BOX_HEAD.NUM_CONV",
-    "MODEL.ROI_BOX_HEAD.NUM_FC",
-    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO",
-    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA",
-    "MODEL.ROI_MASK_HEAD.NUM_CONV",
-    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO",
-    "MODEL.RPN.SMOOTH_L1_BETA",
-    "SOLVER.BASE_LR_END",
-    "SOLVER.BIAS_LR_FACTOR",
-    "SOLVER.GAMMA",
-    "SOLVER.MOMENTUM",
-    "SOLVER.REFERENCE_WORLD_SIZE",
-    "SOLVER.WARMUP_FACTOR",
-    "SOLVER.WARMUP_ITERS",
-    "SOLVER.WEIGHT_DECAY",
-)
-AT_MOST: Mapping[str, float] = {
-    "MODEL.BACKBONE.FREEZE_AT": 5,  # stem, res2 ... res5
-    "SEED": 2**31 - 1,
-}
-# Shares and thresholds of overlaps and of scores.
-FRACTIONS = (
-    "MODEL.ROI_HEADS.NMS_THRESH_TEST",
-    "MODEL.ROI_HEADS.POSITIVE_FRACTION",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-    "MODEL.RPN.NMS_THRESH",
-    "MODEL.RPN.POSITIVE_FRACTION",
-)
+
+def read_beside(name: str) -> dict[str, Any]:
+    """A yaml file of this package."""
+    text = (resources.files("moco_det.settings") / name).read_text("utf-8")
+    return load_mapping(text, name)
+
+
+LIMITS: Mapping[str, Any] = read_beside("limits.yaml")
 # Keys that may be without a value although their default has one.
 MAY_BE_NONE = ("SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_BIAS")
 LARGEST_FLOAT32 = 3.4028234663852886e38
@@ -96,23 +47,23 @@ def check_bounds(flat: Mapping[str, Any]) -> None:
         for leaf in _leaves(value):
             if isinstance(leaf, float) and not abs(leaf) <= LARGEST_FLOAT32:
                 raise InputError(f"{key} is {value!r}: {leaf} is no finite number of float32")
-    for key in POSITIVE:
+    for key in LIMITS["above_zero"]:
         if not flat[key] > 0:
             raise InputError(f"{key} is {flat[key]!r}: it must be above zero")
-    for key in NOT_NEGATIVE:
+    for key in LIMITS["not_below_zero"]:
         if flat[key] < 0:
             raise InputError(f"{key} is {flat[key]!r}: it must not be below zero")
-    for key, limit in AT_MOST.items():
+    for key, limit in LIMITS["at_most"].items():
         if flat[key] > limit:
             raise InputError(f"{key} is {flat[key]!r}: it must be at most {limit:g}")
-    for key in FRACTIONS:
+    for key in LIMITS["from_0_to_1"]:
         if not 0 <= flat[key] <= 1:
             raise InputError(f"{key} is {flat[key]!r}: it must lie between 0 and 1")
     _check_sizes(flat)
     _check_pixels(flat)
     _check_small_networks(flat)
-    for room in ("MODEL.RPN", "MODEL.ROI_HEADS"):
-        _check_thresholds(flat, room)
+    for place in ("MODEL.RPN", "MODEL.ROI_HEADS"):
+        _check_thresholds(flat, place)
     for name in ("SIZES", "ASPECT_RATIOS"):
         key = f"MODEL.ANCHOR_GENERATOR.{name}"
         rows = flat[key]
@@ -165,16 +116,16 @@ def _check_small_networks(flat: Mapping[str, Any]) -> None:
             )
 
 
-def _check_thresholds(flat: Mapping[str, Any], room: str) -> None:
-    thresholds, labels = flat[f"{room}.IOU_THRESHOLDS"], flat[f"{room}.IOU_LABELS"]
+def _check_thresholds(flat: Mapping[str, Any], place: str) -> None:
+    thresholds, labels = flat[f"{place}.IOU_THRESHOLDS"], flat[f"{place}.IOU_LABELS"]
     rising = all(a <= b for a, b in zip(thresholds, thresholds[1:], strict=False))
     if not rising or not all(0 < t <= 1 for t in thresholds):
         raise InputError(
-            f"{room}.IOU_THRESHOLDS is {thresholds!r}: overlaps above 0 and up to 1, rising"
+            f"{place}.IOU_THRESHOLDS is {thresholds!r}: overlaps above 0 and up to 1, rising"
         )
     if len(labels) != len(thresholds) + 1 or not set(labels) <= {-1, 0, 1}:
         raise InputError(
-            f"{room}.IOU_LABELS is {labels!r}: it has one of -1, 0 and 1 for each interval between "
+            f"{place}.IOU_LABELS is {labels!r}: it has one of -1, 0 and 1 for each interval between "
             f"IOU_THRESHOLDS {thresholds!r}, that is {len(thresholds) + 1}"
         )
 

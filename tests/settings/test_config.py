@@ -9,7 +9,6 @@ import yaml
 
 from moco_det.foundation.errors import InputError
 from moco_det.settings.config import (
-    CHOICES,
     check,
     dump,
     flatten,
@@ -19,7 +18,7 @@ from moco_det.settings.config import (
     merge,
     merge_overrides,
 )
-from moco_det.settings.values import AT_MOST, FRACTIONS, NOT_NEGATIVE, POSITIVE
+from moco_det.settings.values import LIMITS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DATA = ["DATASETS.TRAIN", "('train',)", "DATASETS.TEST", "('test',)"]
@@ -45,7 +44,7 @@ def load(folder: Path, text: str, *overrides: str) -> object:
 def standalone(file: Path) -> bool:
     """Whether the standalone engine implements the detector of this file (others are refused)."""
     tree, known = flatten(load_yaml(file)), flatten(get_cfg())
-    chosen = all(tree.get(key, allowed[0]) in allowed for key, allowed in CHOICES.items())
+    chosen = all(tree.get(key, allowed[0]) in allowed for key, allowed in LIMITS["choices"].items())
     return chosen and tree.keys() <= known.keys()
 
 
@@ -212,13 +211,13 @@ def test_frozen_stages_are_fine_with_weights(tmp_path: Path) -> None:
 
 def test_every_rule_is_about_a_key_that_exists_and_allows_something() -> None:
     known = flatten(get_cfg())
-    assert set(CHOICES) <= set(known)
-    assert {*POSITIVE, *NOT_NEGATIVE, *FRACTIONS, *AT_MOST} <= set(known)
+    for keys in LIMITS.values():
+        assert set(keys) <= set(known)
     cfg = get_cfg()
     merge(cfg, load_yaml(CONFIGS / "base" / "RCNN_FPN.yaml"), source="base")
     merge_overrides(cfg, DATA)
     check(cfg)
-    for key, allowed in CHOICES.items():
+    for key, allowed in LIMITS["choices"].items():
         assert flatten(cfg)[key] in allowed, key
 
 
