@@ -144,9 +144,10 @@ TINY_ENCODER = (
     "LOG_EVERY 1 MOCO.K 32 MEMORY_BANK.K 16 INST_DISC.K 16"
 )
 TINY_DETECTOR = (
-    "MODEL.DEVICE cpu MODEL.ROI_HEADS.NUM_CLASSES 3 SOLVER.AMP.ENABLED False SEED 3 "
-    "SOLVER.STEPS '(2,)' SOLVER.WARMUP_ITERS 1 TEST.PRECISE_BN.NUM_ITER 2 INPUT.MIN_SIZE_TRAIN "
-    "'(80,96)' INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TRAIN 128 INPUT.MAX_SIZE_TEST 128"
+    "MODEL.DEVICE cpu MODEL.ROI_HEADS.NUM_CLASSES 3 MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.0 "
+    "TEST.DETECTIONS_PER_IMAGE 40 TEST.PRECISE_BN.NUM_ITER 2 SOLVER.AMP.ENABLED False "
+    "SOLVER.WARMUP_ITERS 1 INPUT.MIN_SIZE_TRAIN '(80,96)' INPUT.MAX_SIZE_TRAIN 128 "
+    "INPUT.MIN_SIZE_TEST 96 INPUT.MAX_SIZE_TEST 128"
 )
 
 
@@ -158,13 +159,15 @@ def pretrain(name: str, config: str = "moco_v2_r18", keys: str = "", steps: int 
     )
 
 
-def detect(name: str, config: str, keys: str = "", options: str = "--engine standalone") -> str:
+def detect(
+    name: str, config: str, keys: str = "", *, engine: str = "standalone", steps: int = 3
+) -> str:
     voc = "voc://data/voc?split="
     train, test = (voc + "train", voc + "test") if "MASK_ON False" in keys else (TRAIN, TEST)
     return (
-        f"train_net {options} --config-file configs/quick/{config}.yaml {TINY_DETECTOR} "
-        f"SOLVER.MAX_ITER 3 DATASETS.TRAIN \"('{train}',)\" DATASETS.TEST \"('{test}',)\" "
-        f"OUTPUT_DIR out/{name} {keys}"
+        f"train_net --engine {engine} --config-file configs/quick/{config}.yaml {TINY_DETECTOR} "
+        f"SEED 3 SOLVER.MAX_ITER {steps} SOLVER.STEPS '({steps - 1},)' OUTPUT_DIR out/{name} "
+        f"DATASETS.TRAIN \"('{train}',)\" DATASETS.TEST \"('{test}',)\" {keys}"
     )
 
 
@@ -203,7 +206,6 @@ def copy_pretrained() -> None:
 SHARDS = "DATA.PATH 'data/shards/x-{000000..000000}.tar' DATA.IMAGES 24 DATA.SHUFFLE_BUFFER 8"
 WATCH = "KNN.TRAIN data/crops/train KNN.TEST data/crops/test KNN.EVERY 1 KNN.K 3 KNN.SIZE 32"
 BACKBONE = "data/backbone.pkl"
-D2 = "--engine detectron2"
 ROWS = ROOT / "docs/data/knn_caltech101.jsonl"
 
 CASES: dict[str, list[Step]] = {
@@ -269,7 +271,7 @@ CASES: dict[str, list[Step]] = {
         "convert_weights out/moco.pkl out/back.safetensors --to timm",
         "convert_weights data/moco.pth --inspect --json > out/inspect.json",
     ],
-    "detector/fpn_box": [detect("voc", "R18_FPN", f"MODEL.MASK_ON False MODEL.WEIGHTS {BACKBONE}")],
+    "detector/fpn_box": [detect("voc", "own_R18_w0.5x_FPN", "MODEL.MASK_ON False", steps=30)],
     "detector/fpn_mask": [
         detect("coco", "R18_FPN", f"MODEL.WEIGHTS {BACKBONE}"),
         "predict --config-file out/coco/config.yaml --input data/voc/JPEGImages/test_00[0-3].jpg "
@@ -278,7 +280,7 @@ CASES: dict[str, list[Step]] = {
             "net", "net --eval-only", 1
         ),
     ],
-    "detector/fpn_random": [detect("random", "own_R18_w0.5x_FPN")],
+    "detector/fpn_random": [detect("random", "own_R18_w0.5x_FPN", steps=30)],
     "detector/fpn_bitmask": [
         detect("bitmask", "R18_FPN", f"INPUT.MASK_FORMAT bitmask MODEL.WEIGHTS {BACKBONE}")
     ],
@@ -288,8 +290,7 @@ CASES: dict[str, list[Step]] = {
             "R18_FPN",
             f"MODEL.WEIGHTS {BACKBONE} MODEL.BACKBONE.FREEZE_AT 2 "
             "MODEL.RESNETS.NORM FrozenBN MODEL.FPN.NORM '' "
-            "TEST.PRECISE_BN.ENABLED False MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE giou "
-            "MODEL.RPN.BBOX_REG_LOSS_TYPE giou SOLVER.LR_SCHEDULER_NAME WarmupCosineLR "
+            "TEST.PRECISE_BN.ENABLED False SOLVER.LR_SCHEDULER_NAME WarmupCosineLR "
             "SOLVER.CLIP_GRADIENTS.ENABLED True TEST.EVAL_PERIOD 2 SOLVER.CHECKPOINT_PERIOD 2",
         )
     ],
@@ -303,13 +304,13 @@ CASES: dict[str, list[Step]] = {
             "net", "net --resume", 1
         ),
     ],
-    "detectron2/fpn": [detect("fpn", "R18_FPN", f"MODEL.WEIGHTS {BACKBONE}", D2)],
-    "detectron2/c4": [detect("c4", "own_R18_C4", f"MODEL.WEIGHTS {BACKBONE}", D2)],
+    "detectron2/fpn": [detect("fpn", "R18_FPN", f"MODEL.WEIGHTS {BACKBONE}", engine="detectron2")],
+    "detectron2/c4": [detect("c4", "own_R18_C4", f"MODEL.WEIGHTS {BACKBONE}", engine="detectron2")],
     "suite": [
         f"benchmark --suite quick --weights moco=data/backbone.pkl --no-supervised --seeds 2 "
-        f"--engine standalone --data '{TRAIN}' '{TEST}' -o out/suite --set "
-        + " --set ".join(re.findall(r"\S+ \S+", TINY_DETECTOR.replace("SEED 3 ", "")))
-        + " --set SOLVER.MAX_ITER 3 --set TEST.EVAL_PERIOD 2",
+        f"--engine standalone --data '{TRAIN}' '{TEST}' --at-once 1 -o out/suite --set "
+        + " --set ".join(re.findall(r"\S+ \S+", TINY_DETECTOR))
+        + " --set SOLVER.MAX_ITER 3 --set SOLVER.STEPS '(2,)' --set TEST.EVAL_PERIOD 2",
         "results ls out/suite > out/ls.txt",
         "results export out/suite -o out/rows.csv",
         pretrain("watched", keys=WATCH),

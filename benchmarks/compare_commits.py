@@ -54,7 +54,7 @@ VOLATILE = {
 }
 UNREAD = {"console.txt", "log.txt", "last_checkpoint", "report.html"}
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?", re.IGNORECASE)
-DATE = re.compile(r"\d{4}-\d\d-\d\d[T ]?[\d:+]*")
+NO_NUMBER = re.compile(r"\d{4}-\d\d-\d\d[T ]?[\d:+]*|\d+\.\d+\.\d+")  # dates, versions
 Quantities = dict[str, Any]
 
 
@@ -65,11 +65,18 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+def run_name(row: dict[str, Any]) -> str:
+    """Rows are in the order of their runs' names: runs side by side end in any order."""
+    return str(row.get("run", ""))
+
+
 def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Each number, word and tensor under its dotted name; long lists by columns, as hashes."""
     if isinstance(value, dict):
         for key in value:
-            if str(key) not in VOLATILE:
+            if key == "config" and isinstance(value[key], str):  # of a row: yaml
+                yield from flatten(yaml.safe_load(value[key]), f"{name}.config")
+            elif str(key) not in VOLATILE:
                 yield from flatten(value[key], f"{name}.{key}")
     elif isinstance(value, torch.Tensor):
         content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
@@ -99,17 +106,18 @@ def read(file: Path, name: str, tree: str) -> Iterator[tuple[str, Any]]:
     elif file.suffix in (".json", ".jsonl", ".yaml", ".csv", ".tex", ".md", ".txt"):
         text = file.read_text(encoding="utf-8").replace(tree, ".")
         if file.suffix == ".jsonl":
-            yield from flatten([json.loads(line) for line in text.splitlines()], name)
+            rows = [json.loads(line) for line in text.splitlines()]
+            yield from flatten(sorted(rows, key=run_name), name)
         elif file.suffix == ".json":
             yield from flatten(json.loads(text), name)
         elif file.suffix == ".yaml":
             yield from flatten(yaml.safe_load(text), name)
         elif file.suffix == ".csv":
-            yield from flatten(list(csv.DictReader(io.StringIO(text))), name)
+            yield from flatten(sorted(csv.DictReader(io.StringIO(text)), key=run_name), name)
         else:  # of a page the tables, of what a command prints each line
             lines = [x for x in text.splitlines() if file.suffix != ".md" or x.startswith("|")]
             for i, line in enumerate(lines):
-                if numbers := NUMBER.findall(DATE.sub("", line)):
+                if numbers := NUMBER.findall(NO_NUMBER.sub("", line)):
                     yield f"{name}:{i + 1}", " ".join(numbers)
 
 
