@@ -39,18 +39,9 @@ from commit_cases import BACKBONE, CASES, ROOT, Step, prepare
 
 # What two runs of one commit do not share, by the last part of its name.
 VOLATILE = {
-    *(
-        "command",
-        "config_file",
-        "data_wait",
-        "files",
-        "hardware",
-        "images_per_second",
-        "memory",
-        "output_dir",
-    ),
-    *("python", "run", "seconds", "started", "time", "torch", "torchvision", "version", "versions"),
-    *("wall_seconds", "warning", "warnings"),
+    *("command", "config_file", "data_wait", "engine_version", "files", "hardware"),
+    *("images_per_second", "memory", "output_dir", "python", "run", "seconds", "started", "time"),
+    *("torch", "torchvision", "version", "versions", "wall_seconds", "warning", "warnings"),
 }
 UNREAD = {"console.txt", "log.txt", "last_checkpoint", "report.html"}
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?", re.IGNORECASE)
@@ -214,6 +205,7 @@ def record(
         kept |= {"commit": check_out(revision, tree), "torch": torch.__version__}
         kept["machine"] = f"{processor()}, Python {platform.python_version()}"
         env = environment(tree, None)
+        back = Path.cwd()
         os.chdir(tree)
         prepare()
         if said := run_step(f"convert_weights data/moco.pth {BACKBONE}", tree, env):
@@ -243,7 +235,7 @@ def record(
                 f"  ({i + 1}/{len(todo)}, about {left / 60:.0f} min left)",
                 flush=True,
             )
-        os.chdir(ROOT)
+        os.chdir(back)
     return kept
 
 
@@ -278,7 +270,7 @@ def compare(a: dict[str, Any], b: dict[str, Any], names: Sequence[str], shown: i
         verdict = f"{len(lines)} differ" if lines else "same"
         print(f"{name:24}{verdict:>14}  of {len(here.keys() | there.keys())}")
         for line in lines[:shown]:
-            print(f"    {line}")
+            print(f"    {line[:200]}")
     print(f"{a['commit'][:12]} and {b['commit'][:12]}: {wrong or 'none'} of {len(pairs)} differ")
     return not wrong
 
@@ -316,12 +308,13 @@ def main() -> int:
         parser.error("name two revisions, or --record REV -o FILE, or --diff FILE FILE")
     records = []
     for revision in args.revisions:
-        if Path(revision).is_dir():  # its files may change: recorded anew
-            file = Path(tempfile.mkdtemp(prefix="compare_record_")) / "record.json"
-        else:
-            file = ROOT / "runs" / "compare_commits" / f"{commit_of(revision)}.json"
+        folder = Path(revision).is_dir()
+        name = "folder_" + digest(revision.encode()) if folder else commit_of(revision)
+        file = ROOT / "runs" / "compare_commits" / f"{name}.json"
+        if folder:  # its files may have changed since
+            file.unlink(missing_ok=True)
         records.append(record(revision, file, names, detectron2=detectron2))
-    return 0 if compare(*records, names, args.shown) else 1
+    return 0 if compare(records[0], records[1], names, args.shown) else 1
 
 
 if __name__ == "__main__":
