@@ -39,13 +39,25 @@ from commit_cases import BACKBONE, CASES, ROOT, Step, prepare
 
 # What two runs of one commit do not share, by the last part of its name.
 VOLATILE = {
-    *("command", "config_file", "data_wait", "engine_version", "files", "hardware"),
-    *("images_per_second", "memory", "output_dir", "python", "run", "seconds", "started", "time"),
+    *("command", "config_file", "data_time", "data_wait", "engine_version", "eta_seconds"),
+    *(
+        "files",
+        "hardware",
+        "images_per_second",
+        "memory",
+        "output_dir",
+        "python",
+        "run",
+        "seconds",
+        "started",
+        "time",
+    ),
     *("torch", "torchvision", "version", "versions", "wall_seconds", "warning", "warnings"),
 }
 UNREAD = {"console.txt", "log.txt", "last_checkpoint", "report.html"}
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?", re.IGNORECASE)
-NO_NUMBER = re.compile(r"\d{4}-\d\d-\d\d[T ]?[\d:+]*|\d+\.\d+\.\d+")  # dates, versions
+# dates, versions and durations
+NO_NUMBER = re.compile(r"\d{4}-\d\d-\d\d[T ]?[\d:+]*|\d+\.\d+\.\d+|\d+(?:\.\d+)? (?:s|min|h)\b")
 Quantities = dict[str, Any]
 
 
@@ -248,6 +260,8 @@ def differences(a: Quantities, b: Quantities) -> list[str]:
     for name in [*a, *(name for name in b if name not in a)]:
         here, there = a.get(name, "missing"), b.get(name, "missing")
         # as text: nan equals nan, and 1 is not 1.0
+        if name.rpartition(".")[2] in VOLATILE:
+            continue
         if repr(here) != repr(there) or name == "failed":
             lines.append(f"{name}: {here} | {there}")
     return lines
