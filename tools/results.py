@@ -15,7 +15,7 @@ from pathlib import Path
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
 from moco_det.results import Row, read_rows
-from moco_det.results.people import as_csv, as_json, find, in_full, table
+from moco_det.results.listing import as_csv, as_json, find, in_full, table
 from moco_det_tools.entry import run
 
 FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
     p = argparse.ArgumentParser(prog="results", description=(__doc__ or "").splitlines()[0])
     commands = p.add_subparsers(dest="command", required=True)
-    ls = commands.add_parser("ls", help="one line a row")
+    ls = commands.add_parser("ls", help="one line per row")
     show = commands.add_parser("show", help="everything that the rows of a run hold")
     show.add_argument("run", metavar="RUN", help="the run's name, or its beginning")
     export = commands.add_parser("export", help="rows with flat columns")

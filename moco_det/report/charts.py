@@ -12,18 +12,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from moco_det.report.curves import ArmCurve, Points
-from moco_det.report.labels import shortened, text_width
-from moco_det.report.statistics import Comparison
+Points = Sequence[tuple[float, float]]
+Span = tuple[float, float]
 
 # A highest 1 % this many times above the rest is a spike, drawn at the frame's edge.
 SPIKE = 3.0
 
 # Distinct colours in the style sheet; more arms than this share colours, names tell them apart.
 COLOURS = 7
-
-# Classes in one chart of differences; more cannot be read.
-MOST_GAPS = 24
 
 WIDTH, HEIGHT = 390.0, 250.0
 # Of the style sheet's letters, and the most that names may take of a chart's width.
@@ -32,217 +28,136 @@ LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 40.0
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A chart and its caption."""
-
-    title: str
-    svg: Markup
-    caption: str
-
-
-@dataclass(frozen=True)
-class Strip:
-    """One line of a strip chart: a dot a trial, a bar at the mean, a band of one std."""
+class Line:
+    """One line: its points, their intervals where there are any, and thin lines of the seeds."""
 
     label: str
     colour: int
-    values: tuple[float, ...]
-    mean: float
-    std: float | None
+    points: Points
+    seeds: Sequence[Points] = ()
+    spans: Sequence[Span | None] = ()
 
 
-def line_chart(
-    curves: Sequence[tuple[ArmCurve, int]],
+@dataclass(frozen=True)
+class ChartRow:
+    """One row of a row chart: a dot per value, a bar at the mean, a band and an interval."""
+
+    label: str
+    colour: int
+    values: Sequence[float]
+    mean: float | None = None
+    band: Span | None = None
+    span: Span | None = None
+
+
+def curve_chart(
+    lines: Sequence[Line],
     *,
     title: str,
     x_label: str,
     y_label: str,
     dots: bool = False,
-    thin: bool = True,
     level: tuple[str, float] | None = None,
 ) -> Markup:
-    """Mean lines over thin lines of the seeds; `curves` pairs each with its colour's number.
+    """Lines over the thin lines of their seeds, from iteration 0.
 
-    The horizontal axis starts at iteration 0. A `level` is a dashed line under its name.
+    A `level` is a dashed line under its name.
     """
-    points = [p for curve, _ in curves for seed in curve.seeds for p in seed]
+    points = [p for line in lines for seed in line.seeds or [line.points] for p in seed]
     if not points:
         return Markup("")
-    x_low, x_high = 0.0, max(max(x for x, _ in points), 1.0)
     low, high = _robust_range([y for _, y in points])
     if level is not None:
         low, high = min(low, level[1]), max(high, level[1])
-    plot = _Plot(x_low, x_high, *_padded(low, high, 0.05))
+    plot = _Plot(max(max(x for x, _ in points), 1.0), *_padded(low, high, 0.05))
     parts = [plot.axes(x_label=x_label, y_label=y_label)]
     if level is not None:
         parts.append(plot.level(*level, below=points[-1][1] >= level[1]))
-    for curve, colour in curves if thin else ():
-        for seed in curve.seeds:
-            parts.append(f'<path class="thin c{colour % COLOURS}" d="{plot.path(seed)}"/>')
-    for curve, colour in curves:
-        text = escape(f"{curve.label}, mean of {len(curve.seeds)}")
-        if len(curve.mean) > 1:
-            parts.append(
-                f'<path class="line c{colour % COLOURS}" d="{plot.path(curve.mean)}">'
-                f"<title>{text}</title></path>"
-            )
-        if dots or len(curve.mean) == 1:
-            for x, y in curve.mean:
-                label = escape(f"{curve.label}: {_tick(y)} at {_tick(x)} (mean)")
-                parts.append(
-                    f'<circle class="dot c{colour % COLOURS}" cx="{plot.x(x):.1f}" '
-                    f'cy="{plot.y(y):.1f}" r="3.5"><title>{label}</title></circle>'
-                )
-    return _svg("".join(parts), WIDTH, HEIGHT, title)
+    parts += [
+        _path(f"thin c{line.colour}", plot.path(seed)) for line in lines for seed in line.seeds
+    ]
+    for line in lines:
+        if len(line.points) > 1:
+            parts.append(_path(f"line c{line.colour}", plot.path(line.points), line.label))
+        if dots or len(line.points) == 1:
+            for x, y in line.points:
+                said = f"{line.label}: {_tick(y)} at {_tick(x)} (mean)"
+                parts.append(_dot(plot.x(x), plot.y(y), line.colour, said, 3.5))
+    return _svg("".join(parts), HEIGHT, title)
 
 
-def strip_chart(strips: Sequence[Strip], *, title: str, x_label: str) -> Markup:
-    """Every trial as a dot, one line an arm; the axis covers the data, not zero."""
-    if not strips:
-        return Markup("")
-    row, top = 34.0, 6.0
-    widest = max(text_width(strip.label, FONT) for strip in strips)
-    left = 12 + min(max(widest, 92.0), MOST_ROOM)
-    height = top + row * len(strips) + 40
-    spread = [v for s in strips for v in (*s.values, s.mean - (s.std or 0), s.mean + (s.std or 0))]
-    low, high = _padded(min(spread), max(spread), 0.08)
-    bottom = top + row * len(strips)
-
-    def at(value: float) -> float:
-        return left + (value - low) / (high - low) * (WIDTH - left - 34)
-
-    parts = []
-    for tick in ticks(low, high, 4):
-        x = at(tick)
-        parts.append(f'<path class="grid" d="M{x:.1f} {top:.1f}V{bottom:.1f}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 15:.1f}" class="mid">{_tick(tick)}</text>')
-    parts.append(
-        f'<text x="{(left + WIDTH - 34) / 2:.1f}" y="{bottom + 33:.1f}" class="mid axis-name">'
-        f"{escape(x_label)}</text>"
-    )
-    for i, strip in enumerate(strips):
-        y = top + row * (i + 0.5)
-        colour = strip.colour % COLOURS
-        name = escape(shortened(strip.label, FONT, left - 12))
-        full = f"<title>{escape(strip.label)}</title>" if name != escape(strip.label) else ""
-        parts.append(f'<text x="{left - 12:.1f}" y="{y + 4:.1f}" class="end">{full}{name}</text>')
-        if strip.std is not None:
-            a, b = at(strip.mean - strip.std), at(strip.mean + strip.std)
-            parts.append(
-                f'<rect class="band c{colour}" x="{a:.1f}" y="{y - 9:.1f}" '
-                f'width="{max(b - a, 0.5):.1f}" height="18" rx="3"/>'
-            )
-        for value in strip.values:
-            label = escape(f"{strip.label}: {value:.2f}")
-            parts.append(
-                f'<circle class="dot c{colour}" cx="{at(value):.1f}" cy="{y:.1f}" r="4">'
-                f"<title>{label}</title></circle>"
-            )
-        x = at(strip.mean)
-        parts.append(f'<path class="mean c{colour}" d="M{x:.1f} {y - 12:.1f}V{y + 12:.1f}"/>')
-    return _svg("".join(parts), WIDTH, height, title)
-
-
-@dataclass(frozen=True)
-class Gain:
-    """A value or a difference in one setting, and its interval where there is one."""
-
-    x: float
-    value: float
-    low: float | None
-    high: float | None
-
-
-def gain_chart(
-    lines: Sequence[tuple[str, int, Sequence[Gain]]],
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-    sign: str = "+",
+def size_chart(
+    lines: Sequence[Line], *, title: str, x_label: str, y_label: str, sign: str = ""
 ) -> Markup:
-    """Values against the size of a setting, one line per (label, colour, gains); zero is drawn.
+    """Values with their intervals against the size of a setting; zero is drawn.
 
     `sign` is how a value's sign is written: "+" for differences, "" for plain values.
     """
-    gains = [gain for _, _, of_line in lines for gain in of_line]
-    if not gains:
+    if not lines:
         return Markup("")
-    edges = [edge for g in gains for edge in (g.value, g.low, g.high) if edge is not None]
-    low, high = _padded(min(0.0, *edges), max(0.0, *edges), 0.06)
-    plot = _Plot(0.0, max(g.x for g in gains) * 1.06, low, high)
-    parts = [plot.axes(x_label=x_label, y_label=y_label)]
-    parts.append(f'<path class="zero" d="M{LEFT} {plot.y(0):.1f}H{WIDTH - RIGHT}"/>')
-    shift = 6.0  # intervals of one schedule stand side by side
-    for i, (label, colour, of_line) in enumerate(lines):
-        offset = (i - (len(lines) - 1) / 2) * shift
-        places = [(plot.x(g.x) + offset, g) for g in of_line]
-        path = "L".join(f"{x:.1f} {plot.y(g.value):.1f}" for x, g in places)
-        parts.append(f'<path class="line c{colour % COLOURS}" d="M{path}"/>')
-        for x, gain in places:
-            if gain.low is not None and gain.high is not None:
-                parts.append(
-                    f'<path class="thin whisker c{colour % COLOURS}" '
-                    f'd="M{x:.1f} {plot.y(gain.low):.1f}V{plot.y(gain.high):.1f}"/>'
-                )
-            text = escape(f"{label}: {gain.value:{sign}.2f} at {_tick(gain.x)}")
-            parts.append(
-                f'<circle class="dot c{colour % COLOURS}" cx="{x:.1f}" '
-                f'cy="{plot.y(gain.value):.1f}" r="4"><title>{text}</title></circle>'
-            )
-    return _svg("".join(parts), WIDTH, HEIGHT, title)
+    edges = [y for line in lines for _, y in line.points]
+    edges += [edge for line in lines for span in line.spans if span for edge in span]
+    right = max(x for line in lines for x, _ in line.points) * 1.06
+    plot = _Plot(right, *_padded(min(0.0, *edges), max(0.0, *edges), 0.06))
+    zero = _path("zero", f"M{plot.left} {plot.y(0):.1f}H{WIDTH - RIGHT}")
+    parts = [plot.axes(x_label=x_label, y_label=y_label), zero]
+    for i, line in enumerate(lines):
+        shift = 6.0 * (i - (len(lines) - 1) / 2)  # intervals of one setting stand side by side
+        places = [(plot.x(x) + shift, plot.y(y)) for x, y in line.points]
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+        parts.append(_path(f"line c{line.colour}", path))
+        for (x, y), (size, value), span in zip(places, line.points, line.spans, strict=True):
+            if span is not None:
+                ends = f"M{x:.1f} {plot.y(span[0]):.1f}V{plot.y(span[1]):.1f}"
+                parts.append(_path(f"thin whisker c{line.colour}", ends))
+            said = f"{line.label}: {value:{sign}.2f} at {_tick(size)}"
+            parts.append(_dot(x, y, line.colour, said))
+    return _svg("".join(parts), HEIGHT, title)
 
 
-def gap_chart(
-    gaps: Sequence[tuple[str, Comparison]], colour: int, *, title: str, x_label: str
+def row_chart(
+    rows: Sequence[ChartRow], *, title: str, x_label: str, differences: bool = False
 ) -> Markup:
-    """A dot a class at its difference, its interval as a line; zero is drawn.
-
-    Of more than MOST_GAPS classes the middle ones are left out.
-    """
-    if len(gaps) > MOST_GAPS:
-        half = MOST_GAPS // 2
-        gaps = [*gaps[:half], *gaps[-half:]]
-    shown = [(name, gap) for name, gap in gaps if gap.difference is not None]
-    if not shown:
+    """One row per arm or class; the axis covers the data, and zero where they are differences."""
+    if not rows:
         return Markup("")
-    row, top = 20.0, 4.0
-    widest = max(text_width(name, FONT) for name, _ in shown)
-    left = 10 + min(max(widest, 108.0), MOST_ROOM)
-    edges = [e for _, gap in shown for e in (gap.difference, gap.low, gap.high) if e is not None]
-    low, high = _padded(min(0.0, *edges), max(0.0, *edges), 0.05)
-    bottom = top + row * len(shown)
+    step, thick, sign = (20.0, 4.0, "+") if differences else (34.0, 12.0, "")
+    top, right = 6.0, WIDTH - 34
+    bottom = top + step * len(rows)
+    left = 12 + min(max(*(text_width(row.label, FONT) for row in rows), 100.0), MOST_ROOM)
+    edges = [edge for row in rows for edge in (*row.values, *(row.band or ()), *(row.span or ()))]
+    edges += [0.0] if differences else []
+    low, high = _padded(min(edges), max(edges), 0.06)
 
     def at(value: float) -> float:
-        return left + (value - low) / (high - low) * (WIDTH - left - 18)
+        return left + (value - low) / (high - low) * (right - left)
 
     parts = []
     for tick in ticks(low, high, 4):
-        x = at(tick)
-        parts.append(f'<path class="grid" d="M{x:.1f} {top:.1f}V{bottom:.1f}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 15:.1f}" class="mid">{_tick(tick)}</text>')
-    parts.append(f'<path class="zero" d="M{at(0):.1f} {top:.1f}V{bottom:.1f}"/>')
-    for i, (name, gap) in enumerate(shown):
-        y = top + row * (i + 0.5)
-        short = shortened(name, FONT, left - 10)
-        parts.append(
-            f'<text x="{left - 10:.1f}" y="{y + 4:.1f}" class="end">{escape(short)}</text>'
-        )
-        if gap.low is not None and gap.high is not None:
+        parts.append(_path("grid", f"M{at(tick):.1f} {top:.1f}V{bottom:.1f}"))
+        parts.append(_label(at(tick), bottom + 15, _tick(tick), "mid"))
+    parts.append(_label((left + right) / 2, bottom + 33, x_label, "mid axis-name"))
+    if differences:
+        parts.append(_path("zero", f"M{at(0):.1f} {top:.1f}V{bottom:.1f}"))
+    for i, row in enumerate(rows):
+        y = top + step * (i + 0.5)
+        name = shortened(row.label, FONT, left - 12)
+        parts.append(_label(left - 12, y + 4, name, "end", "" if name == row.label else row.label))
+        if row.band is not None:
+            a, b = map(at, row.band)
             parts.append(
-                f'<path class="thin whisker c{colour % COLOURS}" '
-                f'd="M{at(gap.low):.1f} {y:.1f}H{at(gap.high):.1f}"/>'
+                f'<rect class="band c{row.colour}" x="{a:.1f}" y="{y - 9:.1f}" '
+                f'width="{max(b - a, 0.5):.1f}" height="18" rx="3"/>'
             )
-        text = escape(f"{name}: {gap.difference:+.2f}")
-        parts.append(
-            f'<circle class="dot c{colour % COLOURS}" cx="{at(gap.difference or 0.0):.1f}" '
-            f'cy="{y:.1f}" r="4"><title>{text}</title></circle>'
-        )
-    parts.append(
-        f'<text x="{(left + WIDTH - 18) / 2:.1f}" y="{bottom + 33:.1f}" class="mid axis-name">'
-        f"{escape(x_label)}</text>"
-    )
-    return _svg("".join(parts), WIDTH, bottom + 40, title)
+        if row.span is not None:
+            ends = f"M{at(row.span[0]):.1f} {y:.1f}H{at(row.span[1]):.1f}"
+            parts.append(_path(f"thin whisker c{row.colour}", ends))
+        for value in row.values:
+            parts.append(_dot(at(value), y, row.colour, f"{row.label}: {value:{sign}.2f}"))
+        if row.mean is not None:
+            bar = f"M{at(row.mean):.1f} {y - thick:.1f}V{y + thick:.1f}"
+            parts.append(_path(f"mean c{row.colour}", bar))
+    return _svg("".join(parts), bottom + 40, title)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -255,18 +170,34 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
-class _Plot:
-    """The linear map from data to the drawing's units, and the frame around it."""
+def text_width(text: str, size: float) -> float:
+    """About the width of a text in the widest of the usual fonts: the page picks the font."""
+    wide = sum(character.isupper() for character in text)
+    thin = sum(character in " .,:;il|" for character in text)
+    return size * (0.72 * wide + 0.34 * thin + 0.62 * (len(text) - wide - thin))
 
-    def __init__(self, x_low: float, x_high: float, y_low: float, y_high: float) -> None:
-        self.x_low, self.x_high, self.y_low, self.y_high = x_low, x_high, y_low, y_high
+
+def shortened(text: str, size: float, room: float) -> str:
+    """The text, or as much of its beginning as the room holds with an ellipsis after it."""
+    if text_width(text, size) <= room:
+        return text
+    end = len(text)
+    while end > 1 and text_width(text[:end], size) + size > room:
+        end -= 1
+    return text[:end] + "…"
+
+
+class _Plot:
+    """The linear map from data to the drawing's units, and the frame around it; x begins at 0."""
+
+    def __init__(self, x_high: float, y_low: float, y_high: float) -> None:
+        self.x_high, self.y_low, self.y_high = x_high, y_low, y_high
         # the numbers stand between the axis and its name, which is turned upright
         widest = max((text_width(_tick(t), FONT) for t in ticks(y_low, y_high, 4)), default=0.0)
         self.left = max(LEFT, round(18.0 + widest + 8.0))
 
     def x(self, value: float) -> float:
-        share = (value - self.x_low) / (self.x_high - self.x_low)
-        return self.left + share * (WIDTH - self.left - RIGHT)
+        return self.left + value / self.x_high * (WIDTH - self.left - RIGHT)
 
     def y(self, value: float) -> float:
         # An outlier beyond the robust range is drawn at the frame, not outside it.
@@ -279,56 +210,60 @@ class _Plot:
     def level(self, name: str, value: float, *, below: bool) -> str:
         """A dashed line over the whole width, its name at the right end below or above it."""
         y, right = self.y(value), WIDTH - RIGHT
-        return (
-            f'<path class="zero" d="M{self.left} {y:.1f}H{right}"/>'
-            f'<text x="{right}" y="{y + (FONT if below else -5):.1f}" class="end">'
-            f"{escape(name)}</text>"
-        )
+        line = _path("zero", f"M{self.left} {y:.1f}H{right}")
+        return line + _label(right, y + (FONT if below else -5), name, "end")
 
     def axes(self, *, x_label: str, y_label: str) -> str:
+        floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT
         parts = []
-        floor = HEIGHT - BOTTOM
         for tick in ticks(self.y_low, self.y_high, 4):
             y = self.y(tick)
-            parts.append(f'<path class="grid" d="M{self.left} {y:.1f}H{WIDTH - RIGHT}"/>')
-            text = f'<text x="{self.left - 6}" y="{y + 4:.1f}" class="end">{_tick(tick)}</text>'
-            parts.append(text)
-        for tick in ticks(self.x_low, self.x_high, 4):
+            parts.append(_path("grid", f"M{self.left} {y:.1f}H{right}"))
+            parts.append(_label(self.left - 6, y + 4, _tick(tick), "end"))
+        for tick in ticks(0.0, self.x_high, 4):
             x = self.x(tick)
-            anchor = "end" if x > WIDTH - RIGHT - 14 else "mid"
-            x = min(x, WIDTH - 2) if anchor == "end" else x
-            parts.append(
-                f'<text x="{x:.1f}" y="{floor + 16:.1f}" class="{anchor}">{_tick(tick)}</text>'
-            )
-        parts.append(f'<path class="axis" d="M{self.left} {floor}H{WIDTH - RIGHT}"/>')
-        centre = (self.left + WIDTH - RIGHT) / 2
-        parts.append(
-            f'<text x="{centre:.1f}" y="{HEIGHT - 6}" class="mid axis-name">'
-            f"{escape(x_label)}</text>"
-        )
-        middle = (TOP + floor) / 2
-        parts.append(
-            f'<text transform="translate(12 {middle:.1f}) rotate(-90)" class="mid axis-name">'
-            f"{escape(y_label)}</text>"
-        )
+            place = (min(x, WIDTH - 2), "end") if x > right - 14 else (x, "mid")
+            parts.append(_label(place[0], floor + 16, _tick(tick), place[1]))
+        parts.append(_path("axis", f"M{self.left} {floor}H{right}"))
+        parts.append(_label((self.left + right) / 2, HEIGHT - 6, x_label, "mid axis-name"))
+        upright = f'transform="translate(12 {(TOP + floor) / 2:.1f}) rotate(-90)"'
+        parts.append(f'<text {upright} class="mid axis-name">{escape(y_label)}</text>')
         return "".join(parts)
 
 
-def _svg(body: str, width: float, height: float, title: str) -> Markup:
+def _path(classes: str, path: str, title: str = "") -> str:
+    if not title:
+        return f'<path class="{classes}" d="{path}"/>'
+    return f'<path class="{classes}" d="{path}"><title>{escape(title)}</title></path>'
+
+
+def _dot(x: float, y: float, colour: int, title: str, radius: float = 4) -> str:
+    return (
+        f'<circle class="dot c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">'
+        f"<title>{escape(title)}</title></circle>"
+    )
+
+
+def _label(x: float, y: float, text: str, classes: str, title: str = "") -> str:
+    full = f"<title>{escape(title)}</title>" if title else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{classes}">{full}{escape(text)}</text>'
+
+
+def _svg(body: str, height: float, title: str) -> Markup:
     return Markup(
-        f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'<svg class="chart" viewBox="0 0 {WIDTH:g} {height:g}" role="img" '
         f'aria-label="{escape(title)}">{body}</svg>'
     )
 
 
-def _padded(low: float, high: float, share: float) -> tuple[float, float]:
+def _padded(low: float, high: float, share: float) -> Span:
     if high - low < 1e-9:
         pad = max(abs(low) * 0.05, 0.5)
         return low - pad, high + pad
     return low - share * (high - low), high + share * (high - low)
 
 
-def _robust_range(values: list[float]) -> tuple[float, float]:
+def _robust_range(values: list[float]) -> Span:
     """The range of the values, without the highest 1 % where they would flatten every line."""
     ordered = sorted(values)
     low, high = ordered[0], ordered[-1]

@@ -1,4 +1,5 @@
-"""Detections of the arms on the same images: reading, matching, and the rule that picks images."""
+"""Detections of the arms on the same images: reading, matching, the rule that picks images, and
+where they are drawn."""
 
 from __future__ import annotations
 
@@ -7,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import cv2
 import numpy as np
+from pycocotools import mask as coco_mask
 
-if TYPE_CHECKING:
-    from moco_det.data import DetectionDataset
+from moco_det.data import DetectionDataset
+from moco_det.scoring import read_predictions
+
+Frame = tuple[float, float, float, float]  # xyxy
 
 MIN_SCORE = 0.5
 MIN_IOU = 0.5
@@ -27,7 +32,7 @@ class Box:
     neither asked for nor held against a detection.
     """
 
-    xyxy: tuple[float, float, float, float]
+    xyxy: Frame
     category: str
     score: float | None = None
     segmentation: Any = None
@@ -35,7 +40,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BoxMatch:
     """How detections meet the truth: flags aligned with the detections, and the missed count."""
 
     right: tuple[bool, ...]
@@ -73,10 +78,8 @@ def above(found: Mapping[str, Sequence[Box]], limit: float) -> dict[str, list[Bo
 def read_boxes(path: Path, dataset: DetectionDataset) -> dict[str, list[Box]]:
     """{image id as text: boxes, best first} of a predictions file.
 
-    Raises InputError, as the rulers do, where it is missing, damaged or not of this data set.
+    Raises InputError, as scoring does, where it is missing, damaged or not of this data set.
     """
-    from moco_det.scoring import read_predictions
-
     names = dict(zip(dataset.category_ids, dataset.classes, strict=True))
     found: dict[str, list[Box]] = {}
     for entry in read_predictions(path, dataset):
@@ -93,7 +96,7 @@ def read_boxes(path: Path, dataset: DetectionDataset) -> dict[str, list[Box]]:
     return found
 
 
-def match(detections: Sequence[Box], truth: Sequence[Box]) -> Outcome:
+def match(detections: Sequence[Box], truth: Sequence[Box]) -> BoxMatch:
     """Greedy one-to-one matching in order of score: same class, IoU >= 0.5."""
     taken = [False] * len(truth)
     right, wrong = [], []
@@ -112,7 +115,7 @@ def match(detections: Sequence[Box], truth: Sequence[Box]) -> Outcome:
         right.append(best >= 0)
         wrong.append(best < 0 and not on_ignored)
     missed = sum(not t and not other.ignored for t, other in zip(taken, truth, strict=True))
-    return Outcome(right=tuple(right), wrong=tuple(wrong), missed=missed)
+    return BoxMatch(tuple(right), tuple(wrong), missed)
 
 
 def disagreement(arms: Sequence[Sequence[Box]]) -> int:
@@ -166,8 +169,6 @@ def outlines(segmentation: Any, *, height: int, width: int, tolerance: float) ->
     `tolerance` is how far, in pixels, an outline may leave the mask's edge. What cannot be read
     has no outline.
     """
-    import cv2
-
     if not segmentation:
         return []
     if isinstance(segmentation, list):
@@ -186,8 +187,6 @@ def outlines(segmentation: Any, *, height: int, width: int, tolerance: float) ->
 
 
 def _decode(rle: Mapping[str, Any], *, height: int, width: int) -> np.ndarray | None:
-    from pycocotools import mask as coco_mask
-
     try:
         size, counts = [int(v) for v in rle["size"]], rle["counts"]
         if size != [height, width]:
@@ -199,3 +198,25 @@ def _decode(rle: Mapping[str, Any], *, height: int, width: int) -> np.ndarray | 
         return np.ascontiguousarray(coco_mask.decode(packed))
     except (KeyError, TypeError, ValueError, UnicodeEncodeError):
         return None
+
+
+def free_spot(
+    frame: Frame, size: tuple[float, float], canvas: tuple[float, float], taken: list[Frame]
+) -> tuple[float, float] | None:
+    """The upper left corner of a label of this (width, height): above the box, inside it at the
+    top, inside at the bottom or below; None where none is free. A spot that is given is taken."""
+    long, tall = size
+    width, height = canvas
+    x0, y0, _, y1 = frame
+    x = min(max(x0, 0.0), max(width - long, 0.0))
+    for y in (y0 - tall, y0, y1 - tall, y1):
+        spot = (x, y, x + long, y + tall)
+        inside = y >= 0 and y + tall <= height
+        if inside and not any(_overlap(spot, other) for other in taken):
+            taken.append(spot)
+            return x, y
+    return None
+
+
+def _overlap(a: Frame, b: Frame) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from moco_det.report.statistics import MOST_SEEDS, Comparison, Summary
+from collections.abc import Sequence
+
+from moco_det.report.statistics import MOST_SEEDS, Comparison, Trials
 
 UNDEFINED = "–"
+
+# name of a metric in a row -> its name on the page; METRICS are those that COCO's metric gives
+METRICS = {"bbox": "box AP", "segm": "mask AP"}
+ALL_METRICS = {**METRICS, "voc": "box AP by the VOC metric"}
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -21,18 +27,19 @@ def signed(value: float | None, digits: int = 1) -> str:
     return f"+{text}" if value is not None and value > 0 and float(text) else text
 
 
-def mean_std(summary: Summary) -> str:
+def mean_std(trials: Trials) -> str:
     """ "31.2 ± 0.4", or the mean alone where one trial has no deviation."""
-    if summary.std is None:
-        return number(summary.mean)
-    return f"{number(summary.mean)} ± {number(summary.std)}"
+    if trials.std is None:
+        return number(trials.mean)
+    return f"{number(trials.mean)} ± {number(trials.std)}"
 
 
 def interval(comparison: Comparison) -> str:
     """ "[−3.0, +5.8]", or in words why there is none."""
-    if comparison.low is None or comparison.high is None:
+    if comparison.interval is None:
         return comparison.verdict
-    return f"[{signed(comparison.low)}, {signed(comparison.high)}]"
+    low, high = comparison.interval
+    return f"[{signed(low)}, {signed(high)}]"
 
 
 def p_value(p: float | None) -> str:
@@ -72,12 +79,12 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def sentence(text: str) -> str:
+def capital(text: str) -> str:
     """The text with a capital first letter; the others stay (AP)."""
     return text[:1].upper() + text[1:]
 
 
-def listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     if len(names) < 2:
         return "".join(names)

@@ -1,25 +1,27 @@
 """Which rows may be averaged: those that share all but arm, seed and weights.
 
-A group is one setting: engine, precision, data, schedule and config. Within it an arm is one
-initialisation: one name, one weights file, and one way of feeding it images (colour order, pixel
-scale, stride placement), which the proof of matched arms then judges. Its trials are its seeds.
+A group is one setting: engine, precision, data, schedule and config, or for probes the protocol and
+its settings. Within it an arm is one initialisation: one name, one weights file, and one way of
+feeding it images (colour order, pixel scale, stride placement), which the proof of matched arms
+then judges. Its trials are its seeds. An arm of probes is one name with one way and one number of
+steps of pre-training; its trials differ in the probed weights or in the probe's seed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any
 
 from moco_det.foundation.errors import InputError
+from moco_det.report.formats import counted
 from moco_det.report.statistics import (
     Comparison,
-    Summary,
+    Trials,
     compare_all,
     compare_paired,
     correct,
@@ -30,50 +32,86 @@ from moco_det.results.matched import (
     IGNORED_KEYS,
     INPUT_KEYS,
     WEIGHTS_KEY,
+    Difference,
     Matched,
     compare_configs,
     flatten_config,
 )
 
-SUPERVISED_NAMES = ("supervised", "sup")
-RANDOM_NAMES = ("random",)
+# Reading order of arms: no pre-training, supervised pre-training, then what is on trial.
+RANDOM, SUPERVISED, ON_TRIAL = range(3)
+_RANKS = {"random": RANDOM, "supervised": SUPERVISED, "sup": SUPERVISED}
+
+# Settings that probes of one group may choose for themselves: papers tune them for each.
+FREE_SETTINGS: dict[str, tuple[str, ...]] = {"finetune": ("lr", "head_lr")}
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One initialisation in one setting; `rows` are its trials in order of seed."""
+@dataclass
+class ArmRuns:
+    """One initialisation in one setting; `rows` are its trials in order of seed.
+
+    `colour` is the number of its colour on the page, the same for the same label.
+    """
 
     name: str
-    sha256: str | None
     label: str
     rows: tuple[Row, ...]
+    colour: int = 0
 
-    def summary(self, ruler: str, key: str) -> Summary:
-        """The trials of one AP ("bbox", "segm" or "voc")."""
-        return summarise(row.metric(ruler, key) for row in self.rows)
+    @property
+    def rank(self) -> int:
+        return _RANKS.get(self.name, ON_TRIAL)
 
-    def by_seed(self, ruler: str, key: str) -> dict[int, float | None]:
-        """The trials of one AP by seed."""
-        return {row.seed: row.metric(ruler, key) for row in self.rows}
+    @property
+    def init(self) -> Mapping[str, Any]:
+        """Where the weights come from; the trials of a detector share it."""
+        return self.rows[0].data["init"]
 
-    def class_summary(self, ruler: str, category: str) -> Summary:
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """What the weights say of the checkpoint that they were converted from."""
+        return self.init["source"] or {}
+
+    @property
+    def steps(self) -> int | None:
+        """Iterations; of a probe those of the pre-training, None where they are not known."""
+        return self.rows[0].data["iterations"]
+
+    def trials(self, metric: str, key: str = "AP") -> Trials:
+        """The trials of one AP ("bbox", "segm" or "voc") or accuracy ("probe")."""
+        return summarise(row.metric(metric, key) for row in self.rows)
+
+    def class_trials(self, metric: str, category: str) -> Trials:
         """The trials of one class's AP."""
-        return summarise(row.per_class(ruler).get(category) for row in self.rows)
+        return summarise(row.per_class(metric).get(category) for row in self.rows)
 
 
 @dataclass(frozen=True)
 class Group:
-    """One setting and its arms: random first, supervised second, the others by name."""
+    """One setting and its arms: random first, supervised second, the others by name.
 
-    key: tuple[str, ...]
+    `repeated` are rows that a later one with the same weights and seed replaces.
+    """
+
+    index: int
     title: str
-    arms: tuple[Arm, ...]
+    arms: tuple[ArmRuns, ...]
     repeated: tuple[Row, ...]
 
     @property
-    def first(self) -> Row:
-        """Any row: they agree in everything that the key holds."""
-        return self.arms[0].rows[0]
+    def name(self) -> str:
+        """ "Setting A", B, ... Z, 27, 28 ... for pages with several settings."""
+        return f"Setting {chr(ord('A') + self.index) if self.index < 26 else self.index + 1}"
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """Any row's data: they agree in everything that groups them."""
+        return self.arms[0].rows[0].data
+
+    @property
+    def legend(self) -> list[tuple[str, int]]:
+        """(arm, colour) pairs."""
+        return [(arm.label, arm.colour) for arm in self.arms]
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -81,16 +119,31 @@ class Group:
         return tuple(row for arm in self.arms for row in arm.rows)
 
     @property
-    def supervised(self) -> Arm | None:
+    def supervised(self) -> ArmRuns | None:
         """The arm that the others are compared with; None if absent or not one."""
-        return _only(self.arms, SUPERVISED_NAMES)
+        return self._only(SUPERVISED)
 
     @property
-    def random(self) -> Arm | None:
+    def random(self) -> ArmRuns | None:
         """The arm without pre-training; None if absent or not one."""
-        return _only(self.arms, RANDOM_NAMES)
+        return self._only(RANDOM)
 
-    def against(self, arm: Arm, reference: Arm | None, ruler: str, key: str) -> Comparison | None:
+    @property
+    def on_trial(self) -> tuple[ArmRuns, ...]:
+        """The arms that are neither random nor supervised."""
+        return tuple(arm for arm in self.arms if arm.rank == ON_TRIAL)
+
+    def _only(self, rank: int) -> ArmRuns | None:
+        found = [arm for arm in self.arms if arm.rank == rank]
+        return found[0] if len(found) == 1 else None
+
+    def has(self, metric: str) -> bool:
+        """Whether the metric was measured in any run."""
+        return any(row.metric_table(metric) for row in self.rows)
+
+    def against(
+        self, arm: ArmRuns, reference: ArmRuns | None, metric: str, key: str = "AP"
+    ) -> Comparison | None:
         """`arm` minus `reference`; None where there is no reference or it is the arm itself.
 
         Where several arms are on trial (neither random nor the reference) their differences to it
@@ -98,99 +151,138 @@ class Group:
         """
         if reference is None or reference is arm:
             return None
-        return self._differences(reference, ruler, key)[arm.label]
-
-    def _differences(self, reference: Arm, ruler: str, key: str) -> dict[str, Comparison]:
-        """Every other arm minus the reference, by label."""
-        asked = (reference.label, ruler, key)
+        asked = (reference.label, metric, key)
         if asked not in self._compared:
-            others = [arm for arm in self.arms if arm is not reference]
-            theirs = reference.summary(ruler, key)
-            made = compare_all([(arm.summary(ruler, key), theirs) for arm in others])
-            by_label = {arm.label: c for arm, c in zip(others, made, strict=True)}
-            trial = {arm.label for arm in self.on_trial}
-            family = {label: c for label, c in by_label.items() if label in trial}
+            others = [other for other in self.arms if other is not reference]
+            theirs = reference.trials(metric, key)
+            made = compare_all([(other.trials(metric, key), theirs) for other in others])
+            by_label = {other.label: c for other, c in zip(others, made, strict=True)}
+            family = {one.label: by_label[one.label] for one in self.on_trial}
             self._compared[asked] = {**by_label, **correct(family)}
-        return self._compared[asked]
+        return self._compared[asked][arm.label]
 
     @cached_property
     def _compared(self) -> dict[tuple[str, str, str], dict[str, Comparison]]:
         return {}
 
-    def paired(self, arm: Arm, reference: Arm, ruler: str, key: str) -> Comparison:
-        """`arm` minus `reference` over the seeds that both have."""
-        return compare_paired(arm.by_seed(ruler, key), reference.by_seed(ruler, key))
+    def paired(self, arm: ArmRuns, reference: ArmRuns, metric: str) -> Comparison:
+        """`arm` minus `reference` in AP over the seeds that both have."""
+        ours, theirs = (
+            {row.seed: row.metric(metric, "AP") for row in one.rows} for one in (arm, reference)
+        )
+        return compare_paired(ours, theirs)
 
-    @property
-    def on_trial(self) -> tuple[Arm, ...]:
-        """The arms that are neither random nor supervised."""
-        return tuple(arm for arm in self.arms if arm_rank(arm.name) == 2)
-
-    def has(self, ruler: str) -> bool:
-        """Whether any run was measured with the ruler."""
-        return any((row.data.get("metrics") or {}).get(ruler) for row in self.rows)
-
+    @cached_property
     def matched(self) -> Matched:
         """The proof that the arms differ only in their initialisation."""
-        return compare_configs(
-            {arm.label: str(arm.rows[0].data["config"]) for arm in self.arms},
-            {arm.label: arm.rows[0].data["init"].get("input") for arm in self.arms},
-        )
+        configs = {arm.label: str(arm.rows[0].data["config"]) for arm in self.arms}
+        try:
+            return compare_configs(configs, {a.label: a.init.get("input") for a in self.arms})
+        except InputError as error:  # a row from elsewhere: what cannot be read is not matched
+            fault = Difference("config", dict.fromkeys(configs, ""), str(error))
+            return Matched(tuple(configs), 0, (), (fault,))
 
 
-def group_rows(rows: Iterable[Row]) -> list[Group]:
-    """The finished detection runs in groups, in the order in which each setting first appears.
+def group_runs(rows: Iterable[Row]) -> list[Group]:
+    """The finished detection runs in groups, in the order in which each setting first appears."""
+    runs = (row for row in rows if row.finished and not row.probe)
+    return _grouped(runs, setting_key, _initialisation, _label_runs, title_of)
 
-    Of rows with the same setting, weights and seed the last one counts: a repetition is not a
-    trial. The others are kept in `repeated`.
-    """
-    by_key: dict[tuple[str, ...], list[Row]] = {}
+
+def group_probes(rows: Iterable[Row]) -> list[Group]:
+    """The finished probes in groups, in the order in which each first appears."""
+    probes = (row for row in rows if row.finished and row.probe)
+    return _grouped(probes, _probe_key, _probed, _label_probes, _probe_title)
+
+
+Identity = tuple[str, ...]  # of an arm; begins with its name
+
+
+def _grouped(
+    rows: Iterable[Row],
+    key: Callable[[Row], str],
+    arm_of: Callable[[Row], Identity],
+    labels_of: Callable[[Collection[Identity]], list[str]],
+    title: Callable[[Row], str],
+) -> list[Group]:
+    """Of rows with the same setting, weights and seed the last counts: a repetition is no trial."""
+    by_key: dict[str, list[Row]] = {}
     for row in rows:
-        if row.finished and not row.probe:
-            by_key.setdefault(group_key(row), []).append(row)
+        by_key.setdefault(key(row), []).append(row)
     groups = []
-    for key, members in by_key.items():
-        last: dict[tuple[str, ...], Row] = {}
-        repeated: list[Row] = []
+    for index, members in enumerate(by_key.values()):
+        last: dict[tuple[Identity, str, int], Row] = {}
+        repeated = []
         for row in members:
-            identity = (*_arm_identity(row), str(row.seed))
-            if identity in last:
-                repeated.append(last[identity])
-            last[identity] = row
-        groups.append(
-            Group(
-                key=key,
-                title=setting(members[0]),
-                arms=_arms(last.values()),
-                repeated=tuple(repeated),
-            )
-        )
+            trial = (arm_of(row), str(row.data["init"]["sha256"]), row.seed)
+            if trial in last:
+                repeated.append(last[trial])
+            last[trial] = row
+        trials: dict[Identity, list[Row]] = {}
+        for (arm, _, _), row in last.items():
+            trials.setdefault(arm, []).append(row)
+        arms = [
+            ArmRuns(arm[0], label, tuple(sorted(found, key=lambda row: row.seed)))
+            for label, (arm, found) in zip(labels_of(trials), trials.items(), strict=True)
+        ]
+        arms.sort(key=lambda arm: (arm.rank, arm.label, -1 if arm.steps is None else arm.steps))
+        groups.append(Group(index, title(members[0]), tuple(arms), tuple(repeated)))
     return groups
 
 
-def group_key(row: Row) -> tuple[str, ...]:
-    """What rows must share to be averaged or compared; without arm, seed and weights."""
+def setting_key(row: Row, *, without: Collection[str] = ()) -> str:
+    """What rows must share to be averaged or compared; without arm, seed and weights.
+
+    `without` names facts and config keys that may differ as well.
+    """
+    parts = (_facts(row), _shared_config(row))
+    kept = [{key: value for key, value in part.items() if key not in without} for part in parts]
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _facts(row: Row) -> dict[str, Any]:
     data = row.data
-    return (
-        data["task"],
-        data["engine"]["name"],
-        data["engine"]["version"],
-        data["precision"],
-        data["dataset"]["train_fingerprint"],
-        data["dataset"]["test_fingerprint"],
-        str(data["iterations"]),
-        str(data["batch"]),
-        _config_fingerprint(row),
+    return {
+        "task": data["task"],
+        "protocol": data.get("protocol"),
+        "engine": data["engine"]["name"],
+        "engine version": data["engine"]["version"],
+        "precision": data["precision"],
+        "training data": data["dataset"]["train_fingerprint"],
+        "test data": data["dataset"]["test_fingerprint"],
+        "iterations": data["iterations"],
+        "batch size": data["batch"],
+    }
+
+
+def _shared_config(row: Row) -> dict[str, Any]:
+    """The config without what arms and seeds may change."""
+    free = {WEIGHTS_KEY, *IGNORED_KEYS, *INPUT_KEYS}
+    return {key: value for key, value in sorted(config_of(row).items()) if key not in free}
+
+
+def apart_because(group: Group, main: Group) -> list[str]:
+    """What sets a group apart from the main one: "name: main's value → this one's"."""
+    ours, theirs = (
+        {**_facts(one.arms[0].rows[0]), **_shared_config(one.arms[0].rows[0])}
+        for one in (group, main)
     )
 
+    def said(of: Mapping[str, Any], key: str) -> str:
+        text = str(of.get(key, "(absent)"))
+        return text[:12] if key.endswith(" data") else text
 
-def setting(row: Row) -> str:
-    """A group's heading: data, task, schedule, engine, precision."""
-    data = row.data
+    keys = [key for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)]
+    return [f"{key}: {said(theirs, key)} → {said(ours, key)}" for key in keys]
+
+
+def title_of(row: Row) -> str:
+    """A setting's heading: data, task, schedule, engine, precision."""
+    data, engine = row.data, row.data["engine"]
     return (
         f"{short_name(data['dataset']['test'])} · {data['task']} · {data['config_name']} · "
         f"{data['iterations']:,} iterations × batch {data['batch']} · "
-        f"{data['engine']['name']} {data['engine']['version']} · {data['precision']}"
+        f"{engine['name']} {engine['version']} · {data['precision']}"
     )
 
 
@@ -205,59 +297,22 @@ def short_name(dataset: str) -> str:
     return f"{name} ({splits[0]})" if splits else name
 
 
-def apart_because(group: Group, main: Group) -> list[str]:
-    """What sets a group apart from the main one: "name: main's value → this one's"."""
-    ours, theirs = _identity(group.first), _identity(main.first)
-    keys = [key for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)]
-    return [f"{key}: {theirs.get(key, '(absent)')} → {ours.get(key, '(absent)')}" for key in keys]
-
-
-def _identity(row: Row) -> dict[str, str]:
-    data = row.data
-    named = {
-        "task": data["task"],
-        "engine": f"{data['engine']['name']} {data['engine']['version']}",
-        "precision": data["precision"],
-        "training data": f"{short_name(data['dataset']['train'])} "
-        f"{data['dataset']['train_fingerprint'][:8]}",
-        "test data": f"{short_name(data['dataset']['test'])} "
-        f"{data['dataset']['test_fingerprint'][:8]}",
-        "iterations": str(data["iterations"]),
-        "batch": str(data["batch"]),
-    }
-    return {**named, **{key: str(value) for key, value in _shared_config(row).items()}}
-
-
-def _config_fingerprint(row: Row) -> str:
-    return _shared_fingerprint(_split(str(row.data["config"]))[0])
-
-
-@lru_cache(maxsize=4096)
-def _shared_fingerprint(text: str) -> str:
-    canonical = json.dumps(_shared(parse_config(text)), sort_keys=True, default=str)
-    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
-
-
-def _shared_config(row: Row) -> dict[str, Any]:
-    """The config without what arms and seeds may change."""
-    return _shared(_config(row))
-
-
-def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
-    free = {WEIGHTS_KEY, *IGNORED_KEYS, *INPUT_KEYS}
-    return {key: value for key, value in sorted(config.items()) if key not in free}
-
-
-def _config(row: Row) -> Mapping[str, Any]:
+def config_of(row: Row) -> Mapping[str, Any]:
+    """A row's config with dotted keys; text that is no config is one value."""
     return parse_config(str(row.data["config"]))
 
 
 def parse_config(text: str) -> Mapping[str, Any]:
-    """A row's config with dotted keys; text that is no config is one value."""
-    shared, own = _split(text)
-    if not own:
-        return _parsed(text)
-    return {**_parsed(shared), **_parsed(own)}
+    """A config's text in two parts, for runs that share all but SEED and OUTPUT_DIR: the shared
+    part is parsed once."""
+    own = _OWN_LINE.findall(text)
+    if not own or len({line.split(":")[0] for line in own}) != len(own):
+        return _parsed(text)  # a key given twice is for the parser to refuse
+    return {**_parsed(_OWN_LINE.sub("", text)), **_parsed("".join(own))}
+
+
+# A top-level key with a value of one line, as our configs end; the rest is shared by seeds.
+_OWN_LINE = re.compile(r"^(?:OUTPUT_DIR|SEED): [^|>\s][^\n]*\n(?![ \t])", re.MULTILINE)
 
 
 @lru_cache(maxsize=4096)
@@ -269,49 +324,64 @@ def _parsed(text: str) -> Mapping[str, Any]:
         return MappingProxyType({"config": text})
 
 
-# A top-level key with a value of one line, as our configs end; the rest is shared by seeds.
-_OWN_LINE = re.compile(r"^(?:OUTPUT_DIR|SEED): [^|>\s][^\n]*\n(?![ \t])", re.MULTILINE)
-
-
-def _split(text: str) -> tuple[str, str]:
-    """(the config that seeds share, the lines of OUTPUT_DIR and SEED), so that one is read once."""
-    own = _OWN_LINE.findall(text)
-    if len({line.split(":")[0] for line in own}) != len(own):
-        return text, ""  # a key given twice is for the parser to refuse
-    return _OWN_LINE.sub("", text), "".join(own)
-
-
-def _arm_identity(row: Row) -> tuple[str, str, str]:
-    """(name, sha256, values of the input keys) of a row's initialisation."""
-    config = _config(row)
+def _initialisation(row: Row) -> Identity:
+    """(name, sha256, values of the input keys) of a row's weights."""
+    config = config_of(row)
     fed = json.dumps({key: config.get(key) for key in INPUT_KEYS}, default=str)
     return row.arm, row.data["init"]["sha256"] or "", fed
 
 
-def _arms(rows: Iterable[Row]) -> tuple[Arm, ...]:
-    trials: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        trials.setdefault(_arm_identity(row), []).append(row)
-    names = [name for name, _, _ in trials]
+def _label_runs(arms: Collection[Identity]) -> list[str]:
+    names = [name for name, _, _ in arms]
     labels: list[str] = []
-    arms = []
-    for (name, sha256, _), members in trials.items():
+    for name, sha256, _ in arms:
         label = name if names.count(name) == 1 else f"{name} [{sha256[:8] or 'no weights'}]"
         if label in labels:
             label = f"{label} fed otherwise ({labels.count(label) + 1})"
         labels.append(label)
-        members.sort(key=lambda row: row.seed)
-        arms.append(Arm(name=name, sha256=sha256 or None, label=label, rows=tuple(members)))
-    return tuple(sorted(arms, key=lambda arm: (arm_rank(arm.name), arm.label)))
+    return labels
 
 
-def arm_rank(name: str) -> int:
-    """Reading order: no pre-training, supervised pre-training, then what is on trial."""
-    if name in RANDOM_NAMES:
-        return 0
-    return 1 if name in SUPERVISED_NAMES else 2
+def _probe_key(row: Row) -> str:
+    free = FREE_SETTINGS.get(row.data["protocol"], ())
+    return setting_key(row, without={"iterations", "batch size", *free})
 
 
-def _only(arms: tuple[Arm, ...], names: tuple[str, ...]) -> Arm | None:
-    found = [arm for arm in arms if arm.name in names]
-    return found[0] if len(found) == 1 else None
+def _probed(row: Row) -> Identity:
+    """(name, way of pre-training, settings of its own, steps) of a probe's weights."""
+    config = config_of(row)
+    own = {key: config.get(key) for key in FREE_SETTINGS.get(row.data["protocol"], ())}
+    text = ", ".join(f"{k} {v:g}" for k, v in own.items() if type(v) in (int, float))
+    ways = (row.data["init"]["source"] or {}).get("settings")
+    return row.arm, str(ways or ""), text, str(row.data["iterations"])
+
+
+def _label_probes(arms: Collection[Identity]) -> list[str]:
+    labels = []
+    for name, ways, own, _ in arms:
+        label = name
+        if len({other[1] for other in arms if other[0] == name}) > 1:
+            label += f" [{ways[:8] or 'no settings'}]"
+        if own and len({other[2] for other in arms}) > 1:
+            label += f" ({own})"
+        labels.append(label)
+    return labels
+
+
+# protocol -> what it is called
+PROTOCOLS = {
+    "knn": "nearest neighbours",
+    "linear": "linear classifier, SGD over random crops",
+    "linear_lbfgs": "linear classifier, L-BFGS on central views (a protocol of its own)",
+    "finetune": "fine-tuning of the whole network",
+}
+
+
+def _probe_title(row: Row) -> str:
+    data, config = row.data, config_of(row)
+    words = {"arch": "{}", "size": "{} px", "k": "k={}", "features": "{} features"}
+    parts = [short_name(data["dataset"]["test"]), PROTOCOLS[data["protocol"]]]
+    parts += [text.format(config[key]) for key, text in words.items() if key in config]
+    if "epochs" in config:
+        parts.append(counted(config["epochs"], "epoch"))
+    return " · ".join([*parts, data["precision"]])

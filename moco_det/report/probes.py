@@ -1,227 +1,70 @@
-"""Probes in the report: accuracies of features, apart from every AP.
+"""Probes in the report: accuracies of features, apart from every AP, and beside it.
 
-Rows that share protocol, settings, data, precision and version make a group; only within one are
-accuracies set side by side. An arm is one name with one way of pre-training; where it was probed
-after several numbers of steps, each has its own line, and together they are a curve. Trials differ
-in the probed weights or in the probe's seed.
+Only within one group (protocol, settings, data, precision and version) are accuracies set side by
+side. Where an arm was probed after several numbers of steps, each has its own line, and together
+they are a curve.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from moco_det.report import charts
-from moco_det.report.curves import arm_curve
-from moco_det.report.formats import UNDEFINED, counted, duration, listed, mean_std, number
-from moco_det.report.groups import RANDOM_NAMES, arm_rank, parse_config, short_name
-from moco_det.report.statistics import Summary, compare, summarise
-from moco_det.report.tables import Cell, Table, difference
-from moco_det.results import Row
-from moco_det.results.published_probes import comparable
+from moco_det.report.charts import Line, curve_chart
+from moco_det.report.document import (
+    Block,
+    Cell,
+    Figure,
+    Figures,
+    Fold,
+    Heading,
+    Table,
+    preformatted,
+    text,
+)
+from moco_det.report.formats import UNDEFINED, counted, listed, mean_std, number
+from moco_det.report.groups import PROTOCOLS, ArmRuns, Group, config_of
+from moco_det.report.statistics import compare
+from moco_det.report.tables import arm_cell, config_note, value_cell
+from moco_det.report.training import mean_line
+from moco_det.results.published import published_accuracies
 
-# protocol -> what it is called
-PROTOCOLS: dict[str, str] = {
-    "knn": "nearest neighbours",
-    "linear": "linear classifier, SGD over random crops",
-    "linear_lbfgs": "linear classifier, L-BFGS on central views (a protocol of its own)",
-    "finetune": "fine-tuning of the whole network",
-}
-# Settings that arms of one group may choose for themselves: papers tune them for each.
-FREE_SETTINGS: dict[str, tuple[str, ...]] = {"finetune": ("lr", "head_lr")}
-METRICS: dict[str, str] = {"top1": "top-1", "top5": "top-5", "mean_class": "mean of classes"}
-
-
-@dataclass(frozen=True)
-class Point:
-    """An arm after one number of pre-training steps (None: unknown); `rows` are its trials."""
-
-    iterations: int | None
-    rows: tuple[Row, ...]
-
-    def summary(self, key: str) -> Summary:
-        """The trials of one accuracy."""
-        return summarise(row.metric("probe", key) for row in self.rows)
-
-    @property
-    def weights(self) -> int:
-        """How many different weights were probed."""
-        return len({_weights(row) for row in self.rows})
+ACCURACIES = {"top1": "top-1", "top5": "top-5", "mean_class": "mean of classes"}
+_SHORT = {"knn": "kNN", "linear_lbfgs": "linear (L-BFGS)"}
 
 
-@dataclass(frozen=True)
-class ProbeArm:
-    """One initialisation; its points in order of steps."""
-
-    name: str
-    label: str
-    points: tuple[Point, ...]
-
-
-@dataclass(frozen=True)
-class ProbeGroup:
-    """One protocol with one setting on one pair of sets."""
-
-    title: str
-    arms: tuple[ProbeArm, ...]
-    repeated: tuple[Row, ...]
-
-    @property
-    def first(self) -> Row:
-        """Any row: they agree in all that groups them."""
-        return self.arms[0].points[0].rows[0]
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        """The trials of every arm and point."""
-        return tuple(row for arm in self.arms for point in arm.points for row in point.rows)
+def probe_blocks(probes: Sequence[Group]) -> list[Block]:
+    """Each group's tables, curve and settings."""
+    blocks: list[Block] = []
+    if probes:
+        each = "each table is one protocol, one size and one pair of sets"
+        blocks.append(text(f"Accuracies, never averaged with APs; {each}."))
+    for group in probes:
+        if len(probes) > 1:
+            blocks.append(Heading(group.title))
+        blocks.append(accuracy_table(group))
+        if curve := accuracy_curve(group):
+            blocks.append(Figures([curve]))
+        none = "Nothing published has these data, sizes and settings, so none is shown."
+        blocks.append(published_table(group) or text(none))
+        blocks.append(Fold("The settings", [preformatted(str(group.data["config"]))]))
+    return blocks
 
 
-@dataclass(frozen=True)
-class ProbeSection:
-    """What the page shows of one group; `curve` is (caption, svg) pairs, one or none."""
-
-    title: str
-    table: Table
-    published: Table | None
-    note: str
-    curve: list[tuple[str, Any]]
-    settings: str
-
-
-def group_probes(rows: Iterable[Row]) -> list[ProbeGroup]:
-    """The finished probes in groups, in the order in which each first appears.
-
-    Of rows with the same arm, weights, steps and seed the last one counts.
-    """
-    by_key: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        if row.finished and row.probe:
-            by_key.setdefault(_key(row), []).append(row)
-    groups = []
-    for members in by_key.values():
-        last: dict[tuple[str, ...], Row] = {}
-        repeated = []
-        for row in members:
-            identity = (*_arm(row), str(row.data["iterations"]), _weights(row), str(row.seed))
-            if identity in last:
-                repeated.append(last[identity])
-            last[identity] = row
-        groups.append(ProbeGroup(_title(members[0]), _arms(last.values()), tuple(repeated)))
-    return groups
-
-
-def _key(row: Row) -> tuple[str, ...]:
-    data = row.data
-    free = FREE_SETTINGS.get(data["protocol"], ())
-    settings = {k: v for k, v in parse_config(data["config"]).items() if k not in free}
-    return (
-        data["protocol"],
-        data["engine"]["name"],
-        data["engine"]["version"],
-        data["precision"],
-        data["dataset"]["train_fingerprint"],
-        data["dataset"]["test_fingerprint"],
-        json.dumps(settings, sort_keys=True, default=str),
-    )
-
-
-def _arm(row: Row) -> tuple[str, str, str]:
-    """(name, way of pre-training, settings of its own) of a row."""
-    source = row.data["init"]["source"] or {}
-    config = parse_config(row.data["config"])
-    own = {key: config.get(key) for key in FREE_SETTINGS.get(row.data["protocol"], ())}
-    text = ", ".join(f"{key} {value:g}" for key, value in own.items() if _is_number(value))
-    return row.arm, str(source.get("settings") or ""), text
-
-
-def _weights(row: Row) -> str:
-    """What tells the probed weights apart: their file, or the seed of random ones."""
-    return str(row.data["init"]["sha256"] or f"seed {row.seed}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _title(row: Row) -> str:
-    data, config = row.data, parse_config(row.data["config"])
-    parts = [
-        short_name(data["dataset"]["test"]),
-        PROTOCOLS[data["protocol"]],
-        *([str(config["arch"])] if "arch" in config else []),
-        *([f"{config['size']} px"] if "size" in config else []),
-        *([f"k={config['k']}"] if "k" in config else []),
-        *([f"{config['features']} features"] if "features" in config else []),
-        *([counted(config["epochs"], "epoch")] if "epochs" in config else []),
-        data["precision"],
-    ]
-    return " · ".join(parts)
-
-
-def _arms(rows: Iterable[Row]) -> tuple[ProbeArm, ...]:
-    by_arm: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        by_arm.setdefault(_arm(row), []).append(row)
-    arms = []
-    for (name, settings, own), members in by_arm.items():
-        same = [other for other in by_arm if other[0] == name]
-        label = name
-        if len({other[1] for other in same}) > 1:
-            label += f" [{settings[:8] or 'no settings'}]"
-        if own and len({other[2] for other in by_arm}) > 1:
-            label += f" ({own})"
-        points: dict[int | None, list[Row]] = {}
-        for row in members:
-            points.setdefault(row.data["iterations"], []).append(row)
-        ordered = sorted(points, key=lambda steps: -1 if steps is None else steps)
-        arms.append(
-            ProbeArm(
-                name,
-                label,
-                tuple(
-                    Point(steps, tuple(sorted(points[steps], key=lambda row: row.seed)))
-                    for steps in ordered
-                ),
-            )
-        )
-    return tuple(sorted(arms, key=lambda arm: (arm_rank(arm.name), arm.label)))
-
-
-def section(group: ProbeGroup, colours: dict[str, int]) -> ProbeSection:
-    """One group's tables and curve."""
-    data = group.first.data
-    return ProbeSection(
-        title=group.title,
-        table=accuracy_table(group, colours),
-        published=published_table(group),
-        note=_note(group),
-        curve=_curve(group, colours),
-        settings=str(data["config"]),
-    )
-
-
-def accuracy_table(group: ProbeGroup, colours: dict[str, int]) -> Table:
-    """A line for each arm and number of steps: mean ± std, under top-1 the gap to random."""
-    randoms = [arm for arm in group.arms if arm.name in RANDOM_NAMES]
-    reference = randoms[0].points[0] if len(randoms) == 1 and len(randoms[0].points) == 1 else None
-    body, marks = [], []
+def accuracy_table(group: Group) -> Table:
+    """One line per arm and number of steps: mean ± std, under top-1 the gap to random."""
+    reference = group.random
+    body = []
     for arm in group.arms:
-        for point in arm.points:
-            steps = UNDEFINED if point.iterations is None else f"{point.iterations:,}"
-            cells = [Cell(arm.label), Cell(steps), Cell(str(len(point.rows)))]
-            cells.append(Cell(str(point.weights)))
-            for key in METRICS:
-                note, tone = "", ""
-                if key == "top1" and reference is not None and point is not reference:
-                    gap = compare(point.summary(key), reference.summary(key))
-                    note, tone = difference(gap)
-                cells.append(Cell(mean_std(point.summary(key)), note, tone))
-            body.append(tuple(cells))
-            marks.append(colours[arm.label])
-    dataset = group.first.data["dataset"]
+        steps = UNDEFINED if arm.steps is None else f"{arm.steps:,}"
+        weights = {str(row.data["init"]["sha256"] or f"seed {row.seed}") for row in arm.rows}
+        row = [arm_cell(arm), steps, len(arm.rows), len(weights)]
+        for key in ACCURACIES:
+            trials, gap = arm.trials("probe", key), None
+            if key == "top1" and reference is not None and arm is not reference:
+                gap = compare(trials, reference.trials("probe", key))
+            row.append(value_cell(mean_std(trials), gap))
+        body.append(row)
+    dataset = group.data["dataset"]
     caption = (
         f"{group.title}: accuracy in percent on {counted(dataset['test_images'], 'image')} of "
         f"{counted(len(dataset['classes']), 'class', 'classes')} after learning from "
@@ -230,23 +73,25 @@ def accuracy_table(group: ProbeGroup, colours: dict[str, int]) -> Table:
     )
     if reference is not None and len(group.arms) > 1:
         caption += "; under top-1 the difference to random with Welch's 95 % interval"
-    header = ("arm", "pre-training steps", "n", "weights", *METRICS.values())
-    return Table(f"{caption}.", header, tuple(body), colours=tuple(marks))
+    header = ("arm", "pre-training steps", "n", "weights", *ACCURACIES.values())
+    return Table(f"{caption}.", header, body)
 
 
-def published_table(group: ProbeGroup) -> Table | None:
+def published_table(group: Group) -> Table | None:
     """Published numbers of the same protocol, settings and data; None where there are none."""
-    data = group.first.data
-    rows = comparable(
-        str(data["protocol"]),
-        parse_config(data["config"]),
-        classes=len(data["dataset"]["classes"]),
-        train=data["dataset"]["train_images"],
-        test=data["dataset"]["test_images"],
-    )
-    if not rows:
+    data, dataset = group.data, group.data["dataset"]
+    settings = {
+        **config_of(group.arms[0].rows[0]),
+        "classes": len(dataset["classes"]),
+        "train_images": dataset["train_images"],
+        "test_images": dataset["test_images"],
+    }
+    body = [
+        (row.label, table.citation, number(row.values["probe.top1"]))
+        for table, row in published_accuracies(data["protocol"], settings)
+    ]
+    if not body:
         return None
-    body = tuple((Cell(row.name), Cell(row.source), Cell(number(row.top1))) for row in rows)
     return Table(
         "Published, not measured here: ImageNet-1k, the same protocol and architecture; top-1 in "
         "percent.",
@@ -256,77 +101,79 @@ def published_table(group: ProbeGroup) -> Table | None:
     )
 
 
-def _note(group: ProbeGroup) -> str:
-    if published_table(group) is None:
-        return "Nothing published has these data, sizes and settings, so none is shown."
-    return ""
-
-
-def _curve(group: ProbeGroup, colours: dict[str, int]) -> list[tuple[str, Any]]:
-    """Top-1 against pre-training steps where an arm has several points."""
-    if not any(len(arm.points) > 1 for arm in group.arms):
-        return []
-    drawn = []
+def accuracy_curve(group: Group) -> Figure | None:
+    """Top-1 against pre-training steps where an arm has several numbers of steps."""
+    by_label: dict[str, list[ArmRuns]] = {}
     for arm in group.arms:
+        by_label.setdefault(arm.label, []).append(arm)
+    if all(len(points) == 1 for points in by_label.values()):
+        return None
+    drawn: list[Line] = []
+    for label, points in by_label.items():
         by_seed: dict[int, list[tuple[float, float]]] = {}
-        for point in arm.points:
-            for row in point.rows:
-                top1 = row.metric("probe", "top1")
-                if point.iterations is not None and top1 is not None:
-                    by_seed.setdefault(row.seed, []).append((float(point.iterations), top1))
-        curve = arm_curve(arm.label, list(by_seed.values()))
-        if curve is not None:
-            drawn.append((curve, colours[arm.label]))
-    svg = charts.line_chart(
-        drawn,
-        title="Top-1 against pre-training steps",
-        x_label="pre-training steps",
-        y_label="top-1, percent",
-        dots=True,
+        for row in (row for point in points for row in point.rows):
+            steps, top1 = row.data["iterations"], row.metric("probe", "top1")
+            if steps is not None and top1 is not None:
+                by_seed.setdefault(row.seed, []).append((float(steps), top1))
+        line = mean_line(label, points[0].colour, by_seed.values())
+        drawn += [line] if line is not None else []
+    title = "Top-1 against pre-training steps"
+    svg = curve_chart(
+        drawn, title=title, x_label="pre-training steps", y_label="top-1, percent", dots=True
     )
-    names = listed([f"{curve.label} n={len(curve.seeds)}" for curve, _ in drawn])
-    caption = f"{group.title}: top-1 against pre-training steps; thin: each seed, thick: their "
-    return [(f"{caption}mean; {names}.", svg)]
+    names = listed([f"{line.label} n={len(line.seeds)}" for line in drawn])
+    caption = f"{group.title}: top-1 against pre-training steps; thin: each seed, thick: their mean"
+    return Figure(title, svg, f"{caption}; {names}.")
 
 
-def probe_run_table(groups: Sequence[ProbeGroup], colours: dict[str, int]) -> Table:
-    """Every probe that counts, one line each."""
-    body, marks = [], []
-    for group in groups:
-        for arm in group.arms:
-            for point in arm.points:
-                for row in point.rows:
-                    data = row.data
-                    body.append(
-                        (
-                            Cell(str(data["run"])),
-                            Cell(arm.label),
-                            Cell(str(data["protocol"])),
-                            Cell(str(data["init"]["sha256"] or UNDEFINED)[:12], "", "code"),
-                            Cell(str(row.seed)),
-                            Cell(number(row.metric("probe", "top1"))),
-                            Cell(duration(float(data["wall_seconds"]))),
-                            Cell(str(data["started"])),
-                        )
-                    )
-                    marks.append(colours[arm.label])
-    header = ("probe", "arm", "protocol", "sha256", "seed", "top-1", "wall time", "started (UTC)")
-    return Table("Every probe behind the tables.", header, tuple(body), 4, tuple(marks))
+def probe_table(group: Group, probes: Sequence[Group]) -> Table | None:
+    """The arms of a setting with the probes of their weights; None where no weights match.
 
-
-def probe_warnings(groups: Sequence[ProbeGroup]) -> list[str]:
-    """What a reader should know beside the rows' own warnings."""
-    lines = [
-        f"probe {row.data['run']} was repeated with the same weights and seed; the later row counts"
-        for group in groups
-        for row in group.repeated
-    ]
-    for group in groups:
-        names = [arm.name for arm in group.arms]
-        lines += [
-            f"the arm {name} was pre-trained in {names.count(name)} ways or probed with different "
-            "rates, shown apart"
-            for name in sorted(set(names))
-            if names.count(name) > 1
+    Weights are the same where the probed file is the detector's or the one that it was converted
+    from, by sha256. Do better features make a better detector?
+    """
+    columns = []
+    for probe in probes:
+        points = [_point(arm, probe) for arm in group.arms]
+        # A random arm is matched by name alone, which does not make a comparison.
+        known = zip(group.arms, points, strict=True)
+        if any(point is not None and arm.init["sha256"] for arm, point in known):
+            columns.append((probe.data["protocol"], points))
+    if not columns:
+        return None
+    body = [
+        [
+            arm_cell(arm),
+            Cell(mean_std(arm.trials("bbox")), f"n={arm.trials('bbox').n}"),
+            *(_top1(points[i]) for _, points in columns),
         ]
-    return lines
+        for i, arm in enumerate(group.arms)
+    ]
+    shorts = [_SHORT.get(protocol, protocol) for protocol, _ in columns]
+    names = [f"{s}: {PROTOCOLS[p]}" for s, (p, _) in zip(shorts, columns, strict=True)]
+    return Table(
+        "Box AP of each arm, and top-1 of its weights before fine-tuning, percent: mean ± "
+        f"sample standard deviation. {'; '.join(names)}. {config_note(group)}",
+        ("arm", "box AP", *(f"top-1, {short}" for short in shorts)),
+        body,
+    )
+
+
+def _point(arm: ArmRuns, probe: Group) -> ArmRuns | None:
+    inits = [row.data["init"] for row in arm.rows]
+    wanted = {init["sha256"] for init in inits}
+    wanted |= {(init["source"] or {}).get("sha256") for init in inits}
+    wanted.discard(None)
+    for point in probe.arms:
+        if any(row.data["init"]["sha256"] in wanted for row in point.rows):
+            return point
+        if not wanted and point.name == arm.name and point.steps in (0, None):
+            return point  # random weights have no file
+    return None
+
+
+def _top1(point: ArmRuns | None) -> Cell:
+    if point is None:
+        return Cell(UNDEFINED, "not probed")
+    trials = point.trials("probe", "top1")
+    return Cell(mean_std(trials), f"n={trials.n}")

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # In the order of the columns, under these names.
-RULERS = {"bbox": "box AP", "segm": "mask AP", "voc": "VOC AP"}
+COLUMNS = {"bbox": "box AP", "segm": "mask AP", "voc": "VOC AP"}
 WIDTH = 98
 
 
 def screen_lines(report_md: Path, tables_csv: Path) -> list[str]:
-    """A line an arm and setting with its APs (percent, mean ± sample deviation), and the verdict.
+    """One line per arm and setting with its APs (percent, mean ± deviation), and the verdict.
 
     Reads the two files of one report that `make_report` wrote.
     """
@@ -31,20 +31,21 @@ def screen_lines(report_md: Path, tables_csv: Path) -> list[str]:
 
 
 def _table(cells: Sequence[dict[str, str]]) -> list[str]:
-    rulers = [ruler for ruler in RULERS if any(row["ruler"] == ruler for row in cells)]
-    arms = list(dict.fromkeys((row["arm"], row["weights_sha256"]) for row in cells))
+    metrics = [metric for metric in COLUMNS if any(row["ruler"] == metric for row in cells)]
+    arms: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in cells:
+        arms.setdefault((row["arm"], row["weights_sha256"]), {})[row["ruler"]] = row
     room = max(10, *(len(arm) for arm, _ in arms)) + 2
-    lines = ["".join([" " * room, *(f"{RULERS[ruler]:>14}" for ruler in rulers), "     n"])]
-    for arm in arms:
-        own = {r["ruler"]: r for r in cells if (r["arm"], r["weights_sha256"]) == arm}
-        shown = [f"{_value(own[r]) if r in own else '-':>14}" for r in rulers]
+    lines = [" " * room + "".join(f"{COLUMNS[metric]:>14}" for metric in metrics) + "     n"]
+    for (arm, _), own in arms.items():
+        shown = "".join(f"{_value(own.get(metric)):>14}" for metric in metrics)
         count = max(int(row["n"]) for row in own.values())
-        lines.append("".join([f"{arm[0]:<{room}}", *shown, f"{count:>6}"]))
+        lines.append(f"{arm:<{room}}{shown}{count:>6}")
     return lines
 
 
-def _value(cell: dict[str, str]) -> str:
-    if not cell["mean"]:
+def _value(cell: dict[str, str] | None) -> str:
+    if cell is None or not cell["mean"]:
         return "-"
     spread = f" ± {float(cell['std']):.1f}" if cell["std"] else ""
     return f"{float(cell['mean']):.1f}{spread}"

@@ -31,7 +31,7 @@ _NO_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
-class Summary:
+class Trials:
     """The trials of one metric: n defined values, their mean and sample standard deviation.
 
     `mean` is None for n = 0 and `std` for n < 2.
@@ -73,6 +73,11 @@ class Comparison:
         return self.verdict in ("higher", "lower")
 
     @property
+    def interval(self) -> tuple[float, float] | None:
+        """(low, high) where the trials allow an interval."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
     def trials(self) -> str:
         """The numbers of trials: "n=2", or "n=2 and 3" where the arms differ."""
         if self.n == self.n_reference:
@@ -80,24 +85,24 @@ class Comparison:
         return f"n={self.n} and {self.n_reference}"
 
 
-def summarise(values: Iterable[float | None]) -> Summary:
+def summarise(values: Iterable[float | None]) -> Trials:
     """Mean and sample standard deviation (n - 1) of the defined values."""
     defined = tuple(float(value) for value in values if value is not None)
     mean = float(np.mean(defined)) if defined else None
     std = float(np.std(defined, ddof=1)) if len(defined) >= 2 else None
-    return Summary(values=defined, mean=mean, std=std)
+    return Trials(values=defined, mean=mean, std=std)
 
 
-def compare(arm: Summary, reference: Summary, *, confidence: float = CONFIDENCE) -> Comparison:
+def compare(arm: Trials, reference: Trials, *, confidence: float = CONFIDENCE) -> Comparison:
     """The difference of two means with Welch's interval (unequal variances)."""
     return compare_all([(arm, reference)], confidence=confidence)[0]
 
 
 def compare_all(
-    pairs: Sequence[tuple[Summary, Summary]], *, confidence: float = CONFIDENCE
+    pairs: Sequence[tuple[Trials, Trials]], *, confidence: float = CONFIDENCE
 ) -> list[Comparison]:
     """`compare` of many pairs: those with the same numbers of trials are one call of scipy."""
-    made: list[Comparison | None] = [_without_interval(arm, other) for arm, other in pairs]
+    made = dict(enumerate(_without_interval(arm, other) for arm, other in pairs))
     by_trials: dict[tuple[int, int], list[int]] = {}
     for i, (arm, reference) in enumerate(pairs):
         if made[i] is None:
@@ -105,14 +110,15 @@ def compare_all(
     for (n, m), members in by_trials.items():
         ours = np.array([pairs[i][0].values for i in members])
         theirs = np.array([pairs[i][1].values for i in members])
-        lows, highs, ps = _welch(ours, theirs, confidence)
         gaps = ours.mean(axis=1) - theirs.mean(axis=1)
-        for k, i in enumerate(members):
-            made[i] = _decide(float(gaps[k]), float(lows[k]), float(highs[k]), float(ps[k]), n, m)
-    return [comparison for comparison in made if comparison is not None]
+        for i, gap, low, high, p in zip(
+            members, gaps, *_welch(ours, theirs, confidence), strict=True
+        ):
+            made[i] = _decide(float(gap), float(low), float(high), float(p), n, m)
+    return [comparison for comparison in made.values() if comparison is not None]
 
 
-def _without_interval(arm: Summary, reference: Summary) -> Comparison | None:
+def _without_interval(arm: Trials, reference: Trials) -> Comparison | None:
     """The comparison where the trials allow no interval, None where they do."""
     n, m = arm.n, reference.n
     if arm.mean is None or reference.mean is None:
@@ -171,22 +177,19 @@ def correct(comparisons: Mapping[Name, Comparison]) -> dict[Name, Comparison]:
     for rank, (p, i) in enumerate(tested):
         largest = max(largest, min(1.0, p * (len(tested) - rank)))
         adjusted[i] = largest
-    corrected: dict[Name, Comparison] = {}
+    corrected = dict(comparisons)
     for i, (name, comparison) in enumerate(comparisons.items()):
-        if i not in adjusted:
-            corrected[name] = comparison
-            continue
-        verdict = comparison.verdict
-        if comparison.decided and adjusted[i] >= 1 - CONFIDENCE:
-            verdict = "not distinguishable after correction"
-        corrected[name] = replace(
-            comparison, p_holm=adjusted[i], family=len(tested), verdict=verdict
-        )
+        if i in adjusted:
+            lost = comparison.decided and adjusted[i] >= 1 - CONFIDENCE
+            verdict = "not distinguishable after correction" if lost else comparison.verdict
+            corrected[name] = replace(
+                comparison, p_holm=adjusted[i], family=len(tested), verdict=verdict
+            )
     return corrected
 
 
-def seeds_needed(difference: float, arm: Summary, reference: Summary) -> int | None:
-    """Seeds an arm for a two-sided t test to find a difference, at the measured deviation.
+def seeds_needed(difference: float, arm: Trials, reference: Trials) -> int | None:
+    """Seeds per arm for a two-sided t test to find a difference, at the measured deviation.
 
     The power is POWER at the level 1 - CONFIDENCE, the deviation the root mean square of the two
     arms'. None where a deviation is unknown or zero, or the difference is zero; MOST_SEEDS + 1
@@ -204,7 +207,7 @@ def seeds_needed(difference: float, arm: Summary, reference: Summary) -> int | N
 
 
 def _power(effect: float, n: int) -> float:
-    """The power of a two-sided t test with n trials an arm, the effect in deviations."""
+    """The power of a two-sided t test with n trials per arm, the effect in deviations."""
     freedom, shift = 2 * n - 2, effect * math.sqrt(n / 2)
     if shift > 30:
         return 1.0  # cannot be told from it, and the noncentral t loses its footing there
@@ -213,12 +216,7 @@ def _power(effect: float, n: int) -> float:
 
 
 def _decide(difference: float, low: float, high: float, p: float, n: int, m: int) -> Comparison:
-    if low > 0:
-        verdict = "higher"
-    elif high < 0:
-        verdict = "lower"
-    else:
-        verdict = "not distinguishable"
+    verdict = "higher" if low > 0 else "lower" if high < 0 else "not distinguishable"
     return Comparison(difference, low, high, n, m, verdict, p=p)
 
 

@@ -1,332 +1,263 @@
-"""The report's tables as data, so that the page and the markdown show the same numbers."""
+"""A setting's arms side by side: AP, how sure the differences are, and class by class."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import PurePath
-from typing import Any
 
+from moco_det.report.charts import ChartRow, row_chart
+from moco_det.report.document import Block, Cell, Figure, Figures, Fold, Table, text
 from moco_det.report.formats import (
+    ALL_METRICS,
+    METRICS,
     UNDEFINED,
-    duration,
+    capital,
+    counted,
     interval,
+    listed,
     mean_std,
-    number,
-    scientific,
+    p_value,
+    seeds,
     signed,
 )
-from moco_det.report.groups import Arm, Group, short_name
-from moco_det.report.statistics import Comparison, compare_all
-from moco_det.report.verdict import RULERS
-from moco_det.results import Problem, Row
-from moco_det.results.matched import WEIGHTS_KEY, Matched
+from moco_det.report.groups import ArmRuns, Group
+from moco_det.report.statistics import CONFIDENCE, POWER, Comparison, compare_all, seeds_needed
+from moco_det.results import AP_KEYS
+
+# The differences of which a reader asks how many seeds they would need, in AP.
+ASKED = (0.5, 1.0, 2.0)
+# Classes in one chart of differences; more cannot be read.
+MOST_GAPS = 24
+# Tables of classes longer than this are folded.
+SHORT = 12
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A value, a second line under it, and how it looks ("gain", "loss", "code" or nothing)."""
-
-    text: str
-    note: str = ""
-    tone: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """`words` columns from the left hold words, the others numbers; `arms` marks coloured rows."""
-
-    caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    words: int = 1
-    colours: tuple[int | None, ...] = field(default=())
-
-
-def ap_table(
-    group: Group, ruler: str, keys: Sequence[str], colours: dict[str, int], *, what: str
-) -> Table:
-    """Arms as rows; mean ± std with the difference to supervised under it, then to random."""
-    random, supervised = group.random, group.supervised
-    header = ["arm", "n", *keys]
-    against_random = random is not None and len(group.arms) > 1
-    if against_random:
-        header.append(f"{keys[0]} − random")
-    rows = []
-    for arm in group.arms:
-        cells = [Cell(arm.label), Cell(str(arm.summary(ruler, keys[0]).n))]
-        for key in keys:
-            summary = arm.summary(ruler, key)
-            note, tone = difference(group.against(arm, supervised, ruler, key))
-            cells.append(Cell(mean_std(summary), note, tone))
-        if against_random:
-            comparison = group.against(arm, random, ruler, keys[0])
-            cells.append(_difference_cell(comparison))
-        rows.append(tuple(cells))
-    caption = f"{what}, percent: mean ± sample standard deviation over n seeds"
-    if supervised is not None and len(group.arms) > 1:
-        caption += (
-            f"; under it the difference to {supervised.label} with Welch's 95 % interval, in "
-            "colour where that is beyond noise"
-        )
-        if len(group.on_trial) > 1:
-            caption += f" after Holm's correction over the {len(group.on_trial)} arms on trial"
-    elif supervised is None:
-        caption += "; no single supervised arm to compare with"
-    return Table(
-        caption=f"{caption}. {config_note(group)}",
-        header=tuple(header),
-        rows=tuple(rows),
-        colours=tuple(colours[arm.label] for arm in group.arms),
-    )
+def measured(group: Group) -> list[str]:
+    """The metrics of a setting, COCO's first."""
+    return [metric for metric in ALL_METRICS if group.has(metric)]
 
 
 def config_note(group: Group) -> str:
     """The end of every caption: which config, for how long, on what."""
-    data = group.first.data
+    data = group.data
     return (
         f"Config {data['config_name']}, {data['iterations']:,} iterations, "
         f"{data['engine']['name']}, {data['precision']}."
     )
 
 
-def difference(comparison: Comparison | None) -> tuple[str, str]:
-    """("+1.4 [−3.0, +5.8]", tone) of a comparison; empty where there is none."""
+def arm_cell(arm: ArmRuns) -> Cell:
+    """An arm's name with its colour."""
+    return Cell(arm.label, colour=arm.colour)
+
+
+def tone_of(comparison: Comparison) -> str:
+    """How a difference looks."""
+    return {"higher": "gain", "lower": "loss"}.get(comparison.verdict, "")
+
+
+def value_cell(value: str, comparison: Comparison | None, otherwise: str = "") -> Cell:
+    """A value with a difference under it, "+1.4 [−3.0, +5.8]", where there is one."""
     if comparison is None or comparison.difference is None:
-        return "", ""
-    tone = {"higher": "gain", "lower": "loss"}.get(comparison.verdict, "")
-    return f"{signed(comparison.difference)} {interval(comparison)}", tone
+        return Cell(value, otherwise)
+    note = f"{signed(comparison.difference)} {interval(comparison)}"
+    return Cell(value, note, tone_of(comparison))
 
 
-def _difference_cell(comparison: Comparison | None) -> Cell:
+def difference_cell(comparison: Comparison | None) -> Cell:
+    """A difference with its interval under it."""
     if comparison is None or comparison.difference is None:
         return Cell(UNDEFINED)
-    _, tone = difference(comparison)
-    return Cell(signed(comparison.difference), interval(comparison), tone)
+    return Cell(signed(comparison.difference), interval(comparison), tone_of(comparison))
 
 
-def class_table(group: Group, ruler: str) -> Table:
-    """Classes as rows in the data's order, arms as columns."""
-    classes = [str(name) for name in group.first.data["dataset"]["classes"]]
-    known = {name for row in group.rows for name in row.per_class(ruler)}
-    classes = [name for name in classes if name in known] + sorted(known - set(classes))
-    summaries = {
-        arm.label: [arm.class_summary(ruler, name) for name in classes] for arm in group.arms
-    }
-    reference = group.supervised
-    gaps: dict[str, list[Comparison]] = {}
+def ap_tables(group: Group) -> list[Table]:
+    """One table per metric."""
+    tables = []
+    for metric in measured(group):
+        what = f"{capital(ALL_METRICS[metric])} by the COCO metric"
+        if metric == "voc":
+            names = {str(row.metric_table("voc").get("metric", "unnamed")) for row in group.rows}
+            what = f"{capital(ALL_METRICS[metric])} ({listed(sorted(names))})"
+        tables.append(ap_table(group, metric, AP_KEYS, what))
+    return tables
+
+
+def size_tables(group: Group) -> list[Table]:
+    """The APs of small, medium and large objects, where they were measured."""
+    keys = ("APs", "APm", "APl")
+    return [
+        ap_table(group, metric, keys, f"{capital(name)} of small, medium and large objects")
+        for metric, name in METRICS.items()
+        if any(arm.trials(metric, key).n for arm in group.arms for key in keys)
+    ]
+
+
+def ap_table(group: Group, metric: str, keys: Sequence[str], what: str) -> Table:
+    """Arms as rows; mean ± std with the difference to supervised under it, then to random."""
+    supervised, many = group.supervised, len(group.on_trial)
+    against_random = group.random is not None and len(group.arms) > 1
+    rows = []
     for arm in group.arms:
-        if reference is not None and reference is not arm:
-            pairs = zip(summaries[arm.label], summaries[reference.label], strict=True)
-            gaps[arm.label] = compare_all(list(pairs))
-    rows = []
-    for i, name in enumerate(classes):
-        cells = [Cell(name)]
-        for label, measured in summaries.items():
-            note, tone = difference(gaps[label][i] if label in gaps else None)
-            cells.append(Cell(mean_std(measured[i]), note, tone))
-        rows.append(tuple(cells))
-    trials = ", ".join(f"{arm.label} {len(arm.rows)}" for arm in group.arms)
-    what = RULERS.get(ruler, "VOC AP").replace("AP", "AP of each class")
-    return Table(
-        caption=f"{what[0].upper()}{what[1:]}, percent: mean ± sample standard deviation; under "
-        "it the difference to supervised with Welch's 95 % interval, in colour where it "
-        f"excludes zero, not corrected for the number of classes. n: {trials}. "
-        f"{config_note(group)}",
-        header=("class", *(arm.label for arm in group.arms)),
-        rows=tuple(rows),
-    )
-
-
-def class_gaps(arm: Arm, reference: Arm, ruler: str) -> list[tuple[str, Comparison]]:
-    """(class, arm minus reference) of the classes that both measured, largest gain first."""
-    names = sorted({name for row in arm.rows for name in row.per_class(ruler)})
-    pairs = [(arm.class_summary(ruler, n), reference.class_summary(ruler, n)) for n in names]
-    made = zip(names, compare_all(pairs), strict=True)
-    measured = [(name, gap) for name, gap in made if gap.difference is not None]
-    return sorted(measured, key=lambda item: -(item[1].difference or 0.0))
-
-
-def matched_table(matched: Matched, group: Group) -> Table:
-    """Every config key in which the arms differ, allowed or not."""
-    rows = []
-    differences = [(d, "forbidden") for d in matched.forbidden]
-    differences += [(d, "allowed") for d in matched.allowed]
-    for item, judgement in differences:
-        values = [
-            Cell(_file_name(item.values[arm]) if item.key == WEIGHTS_KEY else item.values[arm])
-            for arm in matched.arms
-        ]
-        tone = "loss" if judgement == "forbidden" else ""
-        rows.append(
-            (Cell(item.key, "", "code"), *values, Cell(f"{judgement}: {item.reason}", "", tone))
+        row = [arm_cell(arm), arm.trials(metric, keys[0]).n]
+        for key in keys:
+            gap = group.against(arm, supervised, metric, key)
+            row.append(value_cell(mean_std(arm.trials(metric, key)), gap))
+        if against_random:
+            row.append(difference_cell(group.against(arm, group.random, metric, keys[0])))
+        rows.append(row)
+    caption = f"{what}, percent: mean ± sample standard deviation over n seeds"
+    if supervised is not None and len(group.arms) > 1:
+        caption += (
+            f"; under it the difference to {supervised.label} with Welch's 95 % interval, in "
+            "colour where that is beyond noise"
         )
-    return Table(
-        caption=f"Every key in which the {len(matched.arms)} arms' resolved configs differ, of "
-        f"{matched.keys_compared} compared (OUTPUT_DIR and SEED are not). {config_note(group)}",
-        header=("key", *matched.arms, "judgement"),
-        rows=tuple(rows),
-        words=len(matched.arms) + 2,
-    )
+        caption += f" after Holm's correction over the {many} arms on trial" if many > 1 else ""
+    elif supervised is None:
+        caption += "; no single supervised arm to compare with"
+    header = ["arm", "n", *keys, *([f"{keys[0]} − random"] if against_random else [])]
+    return Table(f"{caption}. {config_note(group)}", header, rows)
 
 
-def _file_name(value: str) -> str:
-    return PurePath(value).name if value else "(none)"
-
-
-def proof_table(rows: Sequence[Row]) -> Table:
-    """One line a weights file: where it comes from and the proof of its conversion."""
-    unique: dict[tuple[str, str | None], Row] = {}
-    for row in rows:
-        unique.setdefault((row.arm, row.data["init"]["sha256"]), row)
-    stages: list[str] = []
-    for row in unique.values():
-        for stage in _verified(row).get("per_stage") or {}:
-            if stage not in stages:
-                stages.append(str(stage))
-    body = []
-    for (arm, sha256), row in unique.items():
-        init, verified = row.data["init"], _verified(row)
-        source = init["source"] or {}
-        origin = " · ".join(
-            str(source[k]) for k in ("format", "method", "arch", "file") if source.get(k)
-        )
-        per_stage = verified.get("per_stage") or {}
-        if not init["weights"]:
-            state = "random initialisation, nothing to prove"
-        elif not verified:
-            state = "no proof is stored with these weights"
-        else:
-            state = origin or "proven; the source is not named"
-        tensors = verified.get("tensors")
-        body.append(
-            (
-                Cell(arm),
-                Cell(str(init["weights"] or "(none)"), state),
-                Cell(sha256 or UNDEFINED, "", "code"),
-                Cell(UNDEFINED if tensors is None else str(tensors)),
-                Cell(scientific(_float(verified.get("max_abs_difference")))),
-                *(Cell(scientific(_float(per_stage.get(stage)))) for stage in stages),
-            )
-        )
-    return Table(
-        caption="Each weights file, and the largest absolute feature difference between the source "
-        "network and the converted one on the same input, overall and for each stage.",
-        header=("arm", "weights", "sha256", "tensors", "largest", *stages),
-        rows=tuple(body),
-        words=3,
-    )
-
-
-def _verified(row: Row) -> dict[str, Any]:
-    return row.data["init"]["verified"] or {}
-
-
-def _float(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and value == value else None
-
-
-def run_table(groups: Sequence[Group], colours: dict[str, int]) -> Table:
-    """Every run that counts, one line each."""
-    body: list[tuple[Cell, ...]] = []
-    marks: list[int | None] = []
-    masks = any(group.has("segm") for group in groups)
-    for i, group in enumerate(groups):
+def strip_charts(group: Group) -> list[Figure]:
+    """Every run's AP as a dot, one row per arm."""
+    figures = []
+    for metric in (metric for metric in METRICS if group.has(metric)):
+        rows = []
         for arm in group.arms:
-            for row in arm.rows:
-                data = row.data
-                cells = [
-                    Cell(str(data["run"])),
-                    Cell(arm.label),
-                    Cell(str(row.seed)),
-                    Cell(number(row.metric("bbox", "AP"))),
-                ]
-                if masks:
-                    cells.append(Cell(number(row.metric("segm", "AP"))))
-                cells.append(Cell(duration(float(data["wall_seconds"]))))
-                cells.append(Cell(f"{data['iterations']:,}"))
-                if len(groups) > 1:
-                    cells.append(Cell(setting_name(i)))
-                cells.append(Cell(str(data["started"])))
-                body.append(tuple(cells))
-                marks.append(colours[arm.label])
-    header = ["run", "arm", "seed", "box AP", *(["mask AP"] if masks else []), "wall time"]
-    header += ["iterations", *(["setting"] if len(groups) > 1 else []), "started (UTC)"]
-    return Table("Every run behind the tables.", tuple(header), tuple(body), 2, tuple(marks))
+            found = arm.trials(metric)
+            if found.mean is not None:
+                band = (
+                    None if found.std is None else (found.mean - found.std, found.mean + found.std)
+                )
+                rows.append(ChartRow(arm.label, arm.colour, found.values, found.mean, band))
+        name = capital(METRICS[metric])
+        trials = ", ".join(f"{arm.label} n={arm.trials(metric).n}" for arm in group.arms)
+        caption = (
+            f"{name} of every run (dots), the mean (bar) and one sample standard deviation "
+            f"either way (band); {trials}; config {group.data['config_name']}. The axis does not "
+            "start at zero."
+        )
+        if rows:
+            svg = row_chart(rows, title=f"{name} of every run", x_label=f"{name}, percent")
+            figures.append(Figure(name, svg, caption))
+    return figures
 
 
-def environment_table(rows: Sequence[Row]) -> Table:
-    """Each combination of software, machine and data once, with its number of runs."""
-    counts: Counter[tuple[str, ...]] = Counter()
-    for row in rows:
-        data = row.data
-        engine, dataset = data["engine"], data["dataset"]
-        counts[
-            (
-                f"{engine['name']} {engine['version']}",
-                engine["torch"],
-                engine["torchvision"],
-                data["precision"],
-                f"{data['hardware']['device']}, {data['hardware']['cores']} cores",
-                f"{short_name(dataset['train'])} {dataset['train_fingerprint'][:12]}",
-                f"{short_name(dataset['test'])} {dataset['test_fingerprint'][:12]}",
-            )
-        ] += 1
-    header = ("engine", "torch", "torchvision", "precision", "machine", "training data",
-              "test data", "runs")  # fmt: skip
-    body = tuple((*map(Cell, key), Cell(str(count))) for key, count in counts.items())
-    return Table("Software, machine and data (with the fingerprint's first digits) of every row, "
-                 "failed ones included.", header, body, words=7)  # fmt: skip
-
-
-def failure_table(rows: Sequence[Row]) -> Table | None:
-    """Failed runs: listed, never averaged; None where none failed."""
-    finished = {row.data["run"] for row in rows if row.finished}
+def certainty_table(group: Group) -> Table | None:
+    """One line per comparison with supervised and with random; None where nothing is compared."""
     body = []
-    for row in (row for row in rows if not row.finished):
-        reasons = [*([str(row.data["error"])] if row.data.get("error") else [])]
-        reasons += [str(warning) for warning in row.data["warnings"]]
-        again = "finished when it was tried again" if row.data["run"] in finished else ""
-        body.append((Cell(str(row.data["run"]), again), Cell(row.arm), Cell(str(row.seed)),
-                     Cell("; ".join(reasons) or "no reason was recorded")))  # fmt: skip
+    for reference in (group.supervised, group.random):
+        for arm in group.arms:
+            if reference is group.random and arm is group.supervised:
+                continue  # the same pair stands above the other way round
+            for metric in (metric for metric in METRICS if group.has(metric)):
+                gap = group.against(arm, reference, metric)
+                if reference is not None and gap is not None and gap.difference is not None:
+                    body.append(_certainty(group, arm, reference, metric, gap))
     if not body:
         return None
-    return Table("Failed runs. None of their numbers enters any mean.",
-                 ("run", "arm", "seed", "what the run said"), tuple(body), words=4)  # fmt: skip
+    family, sizes = len(group.on_trial), " / ".join(f"{size:g}" for size in ASKED)
+    correction = f"corrected: Holm's, over the {family} arms on trial; " if family > 1 else ""
+    return Table(
+        f"Differences in AP with Welch's {100 * CONFIDENCE:.0f} % interval and its two-sided p; "
+        f"{correction}paired: the mean difference over shared seeds with the paired t interval; "
+        "seeds needed: per arm, for a two-sided t test at "
+        f"{100 * (1 - CONFIDENCE):.0f} % to find a true difference of {sizes} AP with power "
+        f"{POWER:g} at the measured deviation. {config_note(group)}",
+        ("comparison", "in words", "difference", "p", "paired", f"seeds for {sizes} AP"),
+        body,
+        words=2,
+    )
 
 
-def warnings_of(
-    rows: Sequence[Row], problems: Sequence[Problem], groups: Sequence[Group]
-) -> list[str]:
-    """What a reader should know before trusting the numbers, each once with its count."""
-    counts = Counter(str(w) for row in rows if row.finished for w in row.data["warnings"])
-    lines = [f"{text} ({count} runs)" if count > 1 else text for text, count in counts.items()]
-    lines += [f"skipped a line of the results: {problem}" for problem in problems]
-    for group in groups:
-        lines += [
-            f"run {row.data['run']} was repeated with the same seed and weights; the later row "
-            "counts"
-            for row in group.repeated
+def _certainty(
+    group: Group, arm: ArmRuns, reference: ArmRuns, metric: str, gap: Comparison
+) -> list[Cell]:
+    paired = group.paired(arm, reference, metric)
+    pair = arm.trials(metric), reference.trials(metric)
+    pairs = Cell(UNDEFINED, "no shared seeds")
+    if paired.difference is not None:
+        pairs = Cell(signed(paired.difference), f"{interval(paired)}, {counted(paired.n, 'pair')}")
+    return [
+        Cell(f"{arm.label} − {reference.label}", f"{METRICS[metric]}, {gap.trials}"),
+        Cell(gap.verdict),
+        difference_cell(gap),
+        Cell(p_value(gap.p), f"corrected {p_value(gap.p_holm)}" if gap.family > 1 else ""),
+        pairs,
+        Cell(" / ".join(seeds(seeds_needed(size, *pair)) for size in ASKED)),
+    ]
+
+
+def class_blocks(group: Group, *, alone: bool) -> list[Block]:
+    """Charts of the classes' differences, and a table per metric; `alone` on the page or not."""
+    gaps = _class_gaps(group)
+    blocks: list[Block] = [Figures(gaps)] if gaps else []
+    tables = [
+        class_table(group, metric)
+        for metric in measured(group)
+        if any(row.per_class(metric) for row in group.rows)
+    ]
+    for i, table in enumerate(tables):
+        short = len(table.rows) <= SHORT and alone
+        summary = f"{table.caption.split(',')[0]}: {len(table.rows)} classes"
+        blocks.append(table if short and i == 0 else Fold(summary, [table], open=short))
+    return blocks if tables else [text("No run recorded the AP of single classes.")]
+
+
+def class_table(group: Group, metric: str) -> Table:
+    """Classes as rows in the data's order, arms as columns."""
+    known = {name for row in group.rows for name in row.per_class(metric)}
+    classes = [name for name in group.data["dataset"]["classes"] if name in known]
+    classes += sorted(known - set(classes))
+    reference = group.supervised
+    columns = []
+    for arm in group.arms:
+        own = [arm.class_trials(metric, name) for name in classes]
+        gaps: Sequence[Comparison | None] = [None] * len(own)
+        if reference is not None and reference is not arm:
+            theirs = [reference.class_trials(metric, name) for name in classes]
+            gaps = compare_all(list(zip(own, theirs, strict=True)))
+        columns.append([value_cell(mean_std(t), gap) for t, gap in zip(own, gaps, strict=True)])
+    trials = ", ".join(f"{arm.label} {len(arm.rows)}" for arm in group.arms)
+    what = METRICS.get(metric, "VOC AP").replace("AP", "AP of each class")
+    return Table(
+        f"{capital(what)}, percent: mean ± sample standard deviation; under it the difference to "
+        "supervised with Welch's 95 % interval, in colour where it excludes zero, not corrected "
+        f"for the number of classes. n: {trials}. {config_note(group)}",
+        ("class", *(arm.label for arm in group.arms)),
+        list(zip(classes, *columns, strict=True)),
+    )
+
+
+def _class_gaps(group: Group) -> list[Figure]:
+    """Each arm on trial minus supervised, class by class, largest gain first."""
+    reference = group.supervised
+    metric = next((metric for metric in METRICS if group.has(metric)), None)
+    if reference is None or metric is None:
+        return []
+    figures = []
+    for arm in group.on_trial:
+        names = sorted({name for row in arm.rows for name in row.per_class(metric)})
+        pairs = [(arm.class_trials(metric, n), reference.class_trials(metric, n)) for n in names]
+        gaps = {n: c for n, c in zip(names, compare_all(pairs), strict=True)}
+        rows = [
+            ChartRow(name, arm.colour, [gap.difference], span=gap.interval)
+            for name, gap in gaps.items()
+            if gap.difference is not None
         ]
-        names = Counter(arm.name for arm in group.arms)
-        lines += [
-            f"the arm {name} comes with {count} different weights or input formats, shown apart"
-            for name, count in names.items()
-            if count > 1
-        ]
-        devices = {
-            (row.data["hardware"]["device"], row.data["engine"]["torch"]) for row in group.rows
-        }
-        if len(devices) > 1:
-            lines.append(
-                "one setting was run on several machines or torch versions: "
-                + "; ".join(sorted(f"{device} with torch {torch}" for device, torch in devices))
-            )
-    return lines
-
-
-def setting_name(index: int) -> str:
-    """Setting A, B, ... Z, 27, 28 ... for pages with several settings."""
-    return chr(ord("A") + index) if index < 26 else str(index + 1)
+        if not rows:
+            continue
+        rows.sort(key=lambda row: -row.values[0])
+        name = METRICS[metric]
+        caption = (
+            f"{capital(name)} of {arm.label} (n={len(arm.rows)}) minus {reference.label} "
+            f"(n={len(reference.rows)}) by class, with Welch's 95 % intervals, not corrected; "
+            f"config {group.data['config_name']}."
+        )
+        if len(rows) > MOST_GAPS:
+            caption += f" The {MOST_GAPS} largest of {len(rows)} either way."
+            del rows[MOST_GAPS // 2 : -(MOST_GAPS // 2)]
+        title, axis = f"{name} of {arm.label} minus supervised", f"{name}, difference"
+        svg = row_chart(rows, title=title, x_label=axis, differences=True)
+        figures.append(Figure(f"{arm.label} − {reference.label}", svg, caption))
+    return figures

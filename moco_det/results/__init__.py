@@ -1,29 +1,6 @@
-"""results.jsonl: one json object a line, one line a run; numbers kept as data."""
+"""results.jsonl: one line of json per run; numbers kept as data."""
 
-from moco_det.results.files import Problem, Row, Rows, append_row, read_rows
-from moco_det.results.schema import (
-    ACCURACY_KEYS,
-    AP_KEYS,
-    PRECISIONS,
-    PROTOCOLS,
-    SCHEMA,
-    STATUSES,
-    TASKS,
-    validate_row,
-)
+from moco_det.results.files import Row, Rows, append_row, read_rows
+from moco_det.results.schema import AP_KEYS, SCHEMA, validate_row
 
-__all__ = [
-    "ACCURACY_KEYS",
-    "AP_KEYS",
-    "PRECISIONS",
-    "PROTOCOLS",
-    "SCHEMA",
-    "STATUSES",
-    "TASKS",
-    "Problem",
-    "Row",
-    "Rows",
-    "append_row",
-    "read_rows",
-    "validate_row",
-]
+__all__ = ["AP_KEYS", "SCHEMA", "Row", "Rows", "append_row", "read_rows", "validate_row"]

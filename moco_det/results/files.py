@@ -53,19 +53,21 @@ class Row:
         """Whether the row is a probe's, with accuracies instead of APs."""
         return bool(self.data["task"] == "probe")
 
-    def metric(self, ruler: str, key: str) -> float | None:
+    def metric(self, name: str, key: str) -> float | None:
         """One AP in percent ("bbox", "segm" or "voc"), None where undefined or not measured.
 
-        The ruler "probe" has accuracies: "top1", "top5" and "mean_class".
+        The metric "probe" has accuracies: "top1", "top5" and "mean_class".
         """
-        table = (self.data.get("metrics") or {}).get(ruler) or {}
-        value = table.get(key)
+        value = self.metric_table(name).get(key)
         return None if value is None else float(value)
 
-    def per_class(self, ruler: str) -> dict[str, float | None]:
-        """AP in percent of each class by name, empty where the ruler was not used."""
-        table = (self.data.get("metrics") or {}).get(ruler) or {}
-        return dict(table.get("per_class") or {})
+    def per_class(self, name: str) -> dict[str, float | None]:
+        """AP in percent of each class by name, empty where the metric was not measured."""
+        return dict(self.metric_table(name).get("per_class") or {})
+
+    def metric_table(self, name: str) -> Mapping[str, Any]:
+        """All that a row holds of one metric, empty where it was not measured."""
+        return (self.data.get("metrics") or {}).get(name) or {}
 
 
 @dataclass(frozen=True)
@@ -105,23 +107,19 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
     line = text.encode("utf-8") + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise InputError(f"cannot write results to {path}: {error.strerror}") from error
-    try:
-        with _locked(handle, fcntl.LOCK_EX):
-            end = os.lseek(handle, 0, os.SEEK_END)
-            if end > 0 and os.pread(handle, 1, end - 1) != b"\n":
+        with open(path, "a+b", buffering=0) as file, _locked(file.fileno(), fcntl.LOCK_EX):
+            end = file.seek(0, os.SEEK_END)
+            if end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n":
                 line = b"\n" + line
             try:
-                if os.write(handle, line) != len(line):
+                if file.write(line) != len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(handle)
-            except OSError as error:
-                os.ftruncate(handle, end)  # nothing half-written
-                raise InputError(f"cannot write results to {path}: {error.strerror}") from error
-    finally:
-        os.close(handle)
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)  # nothing half-written
+                raise
+    except OSError as error:
+        raise InputError(f"cannot write results to {path}: {error.strerror}") from error
 
 
 def read_rows(paths: Iterable[str | Path]) -> Rows:
@@ -129,29 +127,27 @@ def read_rows(paths: Iterable[str | Path]) -> Rows:
 
     A folder stands for the results.jsonl inside it. A file named twice is read once.
     """
-    rows: list[Row] = []
-    problems: list[Problem] = []
-    seen: set[Path] = set()
-    for given in paths:
-        path = Path(given)
-        if path.is_dir():
-            path = path / "results.jsonl"
+    files: dict[Path, Path] = {}
+    for given in map(Path, paths):
+        path = given / "results.jsonl" if given.is_dir() else given
         if not path.is_file():
             raise InputError(f"no results file {path}; train_net.py writes it into its output")
-        if path.resolve() in seen:
-            continue
-        seen.add(path.resolve())
-        for number, line, whole in _lines(path):
+        files.setdefault(path.resolve(), path)
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    for path in files.values():
+        lines = _content(path).split(b"\n")
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                rows.append(Row(data=_parse(line, whole), path=path, line=number))
+                rows.append(Row(_parse(line, whole=number < len(lines)), path, number))
             except InputError as error:
-                problems.append(Problem(path=path, line=number, reason=str(error)))
-    return Rows(rows=tuple(rows), problems=tuple(problems))
+                problems.append(Problem(path, number, str(error)))
+    return Rows(tuple(rows), tuple(problems))
 
 
-def _parse(line: bytes, whole: bool) -> dict[str, Any]:
+def _parse(line: bytes, *, whole: bool) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -167,29 +163,25 @@ def _refuse_constant(name: str) -> float:
     raise InputError(f"holds {name}, which is no number; undefined numbers are null; skipped")
 
 
-def _lines(path: Path) -> list[tuple[int, bytes, bool]]:
-    """(1-based number, bytes, ended by a newline) of each line, read between two writes."""
+def _content(path: Path) -> bytes:
+    """The file as it stands between two writes."""
     try:
         with path.open("rb") as file, _locked(file.fileno(), fcntl.LOCK_SH):
-            content = file.read()
+            return file.read()
     except OSError as error:
         raise InputError(f"cannot read results {path}: {error.strerror}") from error
-    parts = content.split(b"\n")
-    return [(i + 1, part, i + 1 < len(parts)) for i, part in enumerate(parts)]
 
 
 @contextlib.contextmanager
 def _locked(handle: int, mode: int) -> Iterator[None]:
     """Hold flock; a file system that has none still appends with O_APPEND's guarantee."""
-    held = True
     try:
         fcntl.flock(handle, mode)
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-        held = False
     try:
         yield
     finally:
-        if held:
+        with contextlib.suppress(OSError):  # as above: there was nothing to hold
             fcntl.flock(handle, fcntl.LOCK_UN)

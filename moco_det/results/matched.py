@@ -7,7 +7,8 @@ everything else must be the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ FREEZE_KEY = "MODEL.BACKBONE.FREEZE_AT"
 NORM_KEY = "MODEL.RESNETS.NORM"
 
 # config key -> key of the weights file's "input" metadata that may demand its value
-INPUT_KEYS: dict[str, str] = {
+INPUT_KEYS = {
     "MODEL.PIXEL_MEAN": "mean",
     "MODEL.PIXEL_STD": "std",
     "INPUT.FORMAT": "format",
@@ -43,25 +44,29 @@ class Difference:
 
 @dataclass(frozen=True)
 class Matched:
-    """The outcome: `ok` means that no forbidden key differs."""
+    """The outcome: the arms are matched if no forbidden key differs."""
 
-    ok: bool
     arms: tuple[str, ...]
     keys_compared: int
     allowed: tuple[Difference, ...]
     forbidden: tuple[Difference, ...]
 
-    def lines(self) -> list[str]:
-        """The proof as text, one difference a line."""
+    @property
+    def ok(self) -> bool:
+        return not self.forbidden
+
+    @property
+    def head(self) -> str:
+        """The outcome in one line."""
         arms = ", ".join(self.arms)
-        if self.ok:
-            head = f"matched: {arms} agree in all of {self.keys_compared} keys but the allowed ones"
-        else:
-            head = f"NOT matched: {arms} differ in more than their initialisation"
-        lines = [head]
-        lines += [f"forbidden {difference}" for difference in self.forbidden]
-        lines += [f"allowed {difference}" for difference in self.allowed]
-        return lines
+        if not self.ok:
+            return f"NOT matched: {arms} differ in more than their initialisation"
+        return f"matched: {arms} agree in all of {self.keys_compared} keys but the allowed ones"
+
+    def lines(self) -> list[str]:
+        """The proof as text, one line per difference."""
+        forbidden = [f"forbidden {difference}" for difference in self.forbidden]
+        return [self.head, *forbidden, *(f"allowed {difference}" for difference in self.allowed)]
 
 
 def flatten_config(text: str, name: str = "config") -> dict[str, Any]:
@@ -79,47 +84,34 @@ def compare_configs(
     key may differ between arms if every arm with metadata has the value that it demands and the
     arms without metadata agree with each other. OUTPUT_DIR and SEED are not compared.
     """
-    if not configs:
-        raise InputError("no configs to compare")
     flats = {arm: flatten_config(text, arm) for arm, text in configs.items()}
-    demanded_keys = {
-        key for key, field in INPUT_KEYS.items() if any(field in (m or {}) for m in inputs.values())
-    }
-    keys = sorted(demanded_keys.union(*flats.values()) - set(IGNORED_KEYS))
+    demands = {arm: _demanded(inputs.get(arm)) for arm in configs}
+    keys = sorted(set().union(*flats.values(), *demands.values()).difference(IGNORED_KEYS))
     allowed: list[Difference] = []
     forbidden: list[Difference] = []
     for key in keys:
         values = {arm: flat.get(key, _ABSENT) for arm, flat in flats.items()}
-        shown = {arm: _show(value) for arm, value in values.items()}
-        differs = not _all_same(list(values.values()))
-        if key == WEIGHTS_KEY:
-            if differs:
-                allowed.append(Difference(key, shown, "the initialisation under comparison"))
+        wanted = {arm: demand[key] for arm, demand in demands.items() if key in demand}
+        wrong = [arm for arm, value in wanted.items() if not fits(values[arm], value)]
+        silent = [value for arm, value in values.items() if arm not in wanted]
+        verdict, reason = forbidden, "must be equal"
+        if wrong:
+            reason = "; ".join(f"{arm}'s weights demand {_show(wanted[arm])}" for arm in wrong)
+        elif _all_same(list(values.values())):
+            continue
+        elif key == WEIGHTS_KEY:
+            verdict, reason = allowed, "the initialisation under comparison"
+        elif wanted and _all_same(silent):
+            verdict, reason = allowed, f"demanded by the weights of {', '.join(wanted)}"
         elif key in INPUT_KEYS:
-            contradicted, demanded = _against_metadata(values, inputs, INPUT_KEYS[key])
-            silent = [values[arm] for arm in values if arm not in demanded]
-            if contradicted:
-                reason = "; ".join(f"{a}'s weights demand {_show(v)}" for a, v in contradicted)
-                forbidden.append(Difference(key, shown, reason))
-            elif differs and not _all_same(silent):
-                forbidden.append(Difference(key, shown, "no weights demand it"))
-            elif differs:
-                reason = f"demanded by the weights of {', '.join(demanded)}"
-                allowed.append(Difference(key, shown, reason))
-        elif differs:
-            forbidden.append(Difference(key, shown, "must be equal"))
+            reason = "no weights demand it"
+        shown = {arm: _show(value) for arm, value in values.items()}
+        verdict.append(Difference(key, shown, reason))
     for arm, flat in flats.items():
-        frozen = frozen_over_random(flat)
-        if frozen:
+        if frozen := frozen_over_random(flat):
             key, reason = frozen
             forbidden.append(Difference(key, {arm: _show(flat[key])}, reason))
-    return Matched(
-        ok=not forbidden,
-        arms=tuple(configs),
-        keys_compared=len(keys),
-        allowed=tuple(allowed),
-        forbidden=tuple(forbidden),
-    )
+    return Matched(tuple(configs), len(keys), tuple(allowed), tuple(forbidden))
 
 
 def frozen_over_random(flat: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -144,14 +136,11 @@ def check_input(config: Mapping[str, Any], given: Mapping[str, Any] | None, weig
     `config` holds values under the keys of INPUT_KEYS, `given` is the "input" of the weights. All
     keys that contradict are named at once: of another source, weights differ in several of them.
     """
-    wrong = {
-        key: demanded
-        for key, field in INPUT_KEYS.items()
-        if (demanded := (given or {}).get(field)) is not None and not fits(config[key], demanded)
-    }
+    demanded = _demanded(given)
+    wrong = {key: value for key, value in demanded.items() if not fits(config[key], value)}
     if wrong:
         has = ", ".join(f"{key} is {_show(config[key])}" for key in wrong)
-        trained = " ".join(f"{key} '{_show(demanded)}'" for key, demanded in wrong.items())
+        trained = " ".join(f"{key} '{_show(value)}'" for key, value in wrong.items())
         raise InputError(
             f"{has}, but {weights} was trained with {trained}: set that, or use weights of this "
             "input"
@@ -167,44 +156,28 @@ def fits(here: Any, demanded: Any) -> bool:
     return _same(here, demanded)
 
 
-class _Absent:
-    """Stands for a key that a config does not have; equal to nothing but itself."""
-
-    def __repr__(self) -> str:
-        return "(absent)"
+# Stands for a key that a config does not have.
+_ABSENT = "(absent)"
 
 
-_ABSENT = _Absent()
+def _demanded(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """{config key: value} of what a weights file's "input" demands."""
+    fields = {key: (given or {}).get(field) for key, field in INPUT_KEYS.items()}
+    return {key: value for key, value in fields.items() if value is not None}
 
 
-def _against_metadata(
-    values: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any] | None], field: str
-) -> tuple[list[tuple[str, Any]], list[str]]:
-    """((arm, demanded value) where the config has another value, arms that demand anything)."""
-    contradicted: list[tuple[str, Any]] = []
-    demanded: list[str] = []
-    for arm, value in values.items():
-        wanted = (inputs.get(arm) or {}).get(field)
-        if wanted is None:
-            continue
-        demanded.append(arm)
-        if not fits(value, wanted):
-            contradicted.append((arm, wanted))
-    return contradicted, demanded
-
-
-def _all_same(values: list[Any]) -> bool:
-    return all(_same(values[0], value) for value in values[1:]) if values else True
+def _all_same(values: Sequence[Any]) -> bool:
+    return all(_same(values[0], value) for value in values[1:])
 
 
 def _same(a: Any, b: Any) -> bool:
     """Equality of yaml values; floats to 1e-6 because 0.485 * 255 is 123.675 only nearly."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return isinstance(a, bool) and isinstance(b, bool) and a == b
-    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return bool(abs(a - b) <= 1e-6 * max(1.0, abs(a), abs(b))) if a != b else True
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return isinstance(a, bool) == isinstance(b, bool) and math.isclose(
+            a, b, rel_tol=1e-6, abs_tol=1e-6
+        )
     return bool(a == b)
 
 
@@ -212,5 +185,5 @@ def _show(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_show(item) for item in value) + "]"
+        return "[" + ", ".join(map(_show, value)) + "]"
     return str(value) if value != "" else "(none)"

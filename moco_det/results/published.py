@@ -5,8 +5,8 @@ find_table("moco_v1.table2b").row("super_in_1m").values["voc.AP"]   # 53.5
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from types import MappingProxyType
@@ -16,29 +16,25 @@ import yaml
 
 from moco_det.foundation.errors import InputError
 
-# method of a row -> what people call it
-METHOD_NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        "random": "random",
-        "supervised": "supervised",
-        "moco_v1": "MoCo v1",
-        "moco_v2": "MoCo v2",
-        "end_to_end": "end-to-end",
-        "memory_bank": "memory bank",
-        "inst_disc": "InstDisc",
-    }
-)
-# data of the pre-training -> what people call it
-DATA_NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        "none": "no data",
-        "imagenet1k": "ImageNet-1k",
-        "imagenet14m": "ImageNet-14M",
-        "yfcc100m": "YFCC-100M",
-        "instagram1b": "Instagram-1B",
-        "cifar10": "CIFAR-10",
-    }
-)
+# method of a row -> its usual name
+METHOD_NAMES = {
+    "random": "random",
+    "supervised": "supervised",
+    "moco_v1": "MoCo v1",
+    "moco_v2": "MoCo v2",
+    "end_to_end": "end-to-end",
+    "memory_bank": "memory bank",
+    "inst_disc": "InstDisc",
+}
+# data of the pre-training -> its usual name
+DATA_NAMES = {
+    "none": "no data",
+    "imagenet1k": "ImageNet-1k",
+    "imagenet14m": "ImageNet-14M",
+    "yfcc100m": "YFCC-100M",
+    "instagram1b": "Instagram-1B",
+    "cifar10": "CIFAR-10",
+}
 
 
 @dataclass(frozen=True)
@@ -53,11 +49,11 @@ class PublishedRow:
     name: str
     method: str
     pretrained_on: str
-    arch: str
-    epochs: int | None
-    details: Mapping[str, Any]
-    spread: Mapping[str, float]
     values: Mapping[str, float]
+    arch: str = "resnet50"
+    epochs: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    spread: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -79,28 +75,26 @@ class PublishedTable:
 
     `setting` holds what a run must share to be comparable. `spread` is by column, in percent: the
     standard deviation of one trial, or under `spread_kind` "gap" a difference of two results that
-    the source calls random variation.
+    the source calls random variation. `source` has the source's short and full name.
     """
 
     id: str
-    source: str
-    source_short: str
-    source_full: str
+    source: Mapping[str, str]
     place: str
     task: str
     title: str
     setting: Mapping[str, Any]
-    trials: int | None
-    spread: Mapping[str, float]
-    spread_kind: str
-    spread_source: str
-    columns: tuple[str, ...]
-    rows: tuple[PublishedRow, ...]
+    columns: Sequence[str]
+    rows: Sequence[PublishedRow]
+    trials: int | None = None
+    spread: Mapping[str, float] = field(default_factory=dict)
+    spread_kind: str = "std"
+    spread_source: str = ""
 
     @property
     def citation(self) -> str:
         """ "MoCo (He et al. 2020), Table 2(b)"."""
-        return f"{self.source_short}, {self.place}"
+        return f"{self.source['short']}, {self.place}"
 
     def row(self, key: str) -> PublishedRow:
         """The row with a key; InputError lists the keys there are."""
@@ -111,56 +105,45 @@ class PublishedTable:
         raise InputError(f"published table {self.id} has no row {key!r}; it has {known}")
 
 
+@lru_cache(maxsize=1)
 def published_tables() -> Mapping[str, PublishedTable]:
     """Every published table by its id, in the file's order."""
-    return _tables()
+    text = (resources.files("moco_det.results") / "data" / "published.yaml").read_text("utf-8")
+    tree = yaml.safe_load(text)
+    tables = {}
+    for entry in tree["tables"]:
+        rows = [PublishedRow(**row) for row in entry["rows"]]
+        source = tree["sources"][entry["source"]]
+        tables[entry["id"]] = PublishedTable(**{**entry, "source": source, "rows": rows})
+    return MappingProxyType(tables)
 
 
 def find_table(table: str) -> PublishedTable:
     """The table with an id such as "moco_v1.table2b"; InputError lists the ids there are."""
-    tables = _tables()
+    tables = published_tables()
     if table not in tables:
         raise InputError(f"no published table {table!r}; there are {', '.join(tables)}")
     return tables[table]
 
 
-@lru_cache(maxsize=1)
-def _tables() -> Mapping[str, PublishedTable]:
-    text = (resources.files("moco_det.results") / "data" / "published.yaml").read_text("utf-8")
-    tree = yaml.safe_load(text)
-    tables = [_table(entry, tree["sources"]) for entry in tree["tables"]]
-    return MappingProxyType({table.id: table for table in tables})
+def published_accuracies(
+    protocol: str, settings: Mapping[str, Any]
+) -> list[tuple[PublishedTable, PublishedRow]]:
+    """Published top-1 ("probe.top1") of a probe's protocol, data and settings; mostly none.
 
-
-def _table(entry: Mapping[str, Any], sources: Mapping[str, Mapping[str, str]]) -> PublishedTable:
-    source = sources[entry["source"]]
-    return PublishedTable(
-        id=entry["id"],
-        source=entry["source"],
-        source_short=source["short"],
-        source_full=source["full"],
-        place=entry["place"],
-        task=entry["task"],
-        title=entry["title"],
-        setting=MappingProxyType(entry["setting"]),
-        trials=entry.get("trials"),
-        spread=MappingProxyType(entry.get("spread") or {}),
-        spread_kind=entry.get("spread_kind", "std"),
-        spread_source=entry.get("spread_source", ""),
-        columns=tuple(entry["columns"]),
-        rows=tuple(_row(row) for row in entry["rows"]),
-    )
-
-
-def _row(entry: Mapping[str, Any]) -> PublishedRow:
-    return PublishedRow(
-        key=entry["key"],
-        name=entry["name"],
-        method=entry["method"],
-        pretrained_on=entry["pretrained_on"],
-        arch=entry.get("arch", "resnet50"),
-        epochs=entry.get("epochs"),
-        details=MappingProxyType(entry.get("details") or {}),
-        spread=MappingProxyType(entry.get("spread") or {}),
-        values=MappingProxyType({k: float(v) for k, v in entry["values"].items()}),
-    )
+    `settings` are the probe's own, with `classes`, `train_images` and `test_images` of its data.
+    Only methods that this project trains are given, each number once, and no reproductions.
+    """
+    found: dict[tuple[Any, ...], tuple[PublishedTable, PublishedRow]] = {}
+    for table in published_tables().values():
+        wanted = {k: v for k, v in table.setting.items() if k not in ("train", "test")}
+        if table.task != protocol or "size" not in wanted or table.id.startswith("repro."):
+            continue
+        if any(settings.get(key) != value for key, value in wanted.items()):
+            continue
+        for row in table.rows:
+            top1 = row.values.get("probe.top1")
+            if top1 is not None and row.method in METHOD_NAMES and row.arch == settings.get("arch"):
+                identity = (row.method, row.pretrained_on, row.epochs, top1)
+                found.setdefault(identity, (table, row))
+    return list(found.values())

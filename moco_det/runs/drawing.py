@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from moco_det.report.detections import Box, outlines
-from moco_det.report.labels import Frame, free_spot
+from moco_det.report.detections import Box, Frame, free_spot, outlines
 
 Pixels = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]

@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 from markupsafe import escape
 
-from moco_det.report.charts import FONT, Strip, gap_chart, line_chart, strip_chart, ticks
-from moco_det.report.curves import arm_curve, read_metrics, thin
-from moco_det.report.labels import text_width
-from moco_det.report.statistics import Comparison
+from moco_det.report.charts import FONT, ChartRow, curve_chart, row_chart, text_width, ticks
+from moco_det.report.training import mean_line, read_log, series, thin
 
 
 def test_metrics_skip_what_is_torn_or_not_finite_and_keep_the_last_of_an_iteration(
@@ -30,17 +28,19 @@ def test_metrics_skip_what_is_torn_or_not_finite_and_keep_the_last_of_an_iterati
         '{"iteration": 40, "tot',
         encoding="utf-8",
     )
-    wanted = ("total_loss", "bbox/AP")
-    assert read_metrics(path, wanted) == {"total_loss": [(0.0, 2.0)], "bbox/AP": [(20.0, 5.0)]}
-    assert read_metrics(tmp_path / "gone.jsonl", wanted) is None
+    log = read_log(path)
+    assert log is not None and len(log) == 3
+    assert series(log, "total_loss") == [(0.0, 2.0)] and series(log, "bbox/AP") == [(20.0, 5.0)]
+    assert series(log, "note") == series(log, "flag") == []
+    assert read_log(tmp_path / "gone.jsonl") is None
 
 
 def test_the_mean_line_runs_only_where_every_seed_has_a_value() -> None:
-    curve = arm_curve("moco", [[(0, 1.0), (1, 3.0), (2, 9.0)], [(0, 3.0), (1, 5.0)], []])
+    curve = mean_line("moco", 0, [[(0, 1.0), (1, 3.0), (2, 9.0)], [(0, 3.0), (1, 5.0)], []])
     assert curve is not None
-    assert curve.mean == [(0, 2.0), (1, 4.0)]
+    assert curve.points == [(0, 2.0), (1, 4.0)]
     assert len(curve.seeds) == 2
-    assert arm_curve("moco", [[], []]) is None
+    assert mean_line("moco", 0, [[], []]) is None
 
 
 def test_thinning_averages_neighbours_and_keeps_the_overall_mean() -> None:
@@ -60,11 +60,11 @@ def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
 
 def test_charts_are_well_formed_and_escape_names() -> None:
     name = '<script>alert("x")</script>'
-    curve = arm_curve(name, [[(0, 1.0), (10, 2.0)], [(0, 1.5), (10, 2.5)]])
+    curve = mean_line(name, 0, [[(0, 1.0), (10, 2.0)], [(0, 1.5), (10, 2.5)]])
     assert curve is not None
     drawn = [
-        line_chart([(curve, 9)], title=name, x_label="iteration", y_label=name, dots=True),
-        strip_chart([Strip(name, 0, (1.0, 1.0), 1.0, 0.0)], title=name, x_label=name),
+        curve_chart([curve], title=name, x_label="iteration", y_label=name, dots=True),
+        row_chart([ChartRow(name, 0, (1.0, 1.0), 1.0, (1.0, 1.0))], title=name, x_label=name),
     ]
     for svg in drawn:
         ET.fromstring(svg)
@@ -73,41 +73,41 @@ def test_charts_are_well_formed_and_escape_names() -> None:
 
 
 def test_a_flat_curve_of_one_point_is_drawn() -> None:
-    curve = arm_curve("moco", [[(0, 0.0)]])
+    curve = mean_line("moco", 0, [[(0, 0.0)]])
     assert curve is not None
-    svg = line_chart([(curve, 0)], title="t", x_label="x", y_label="y")
+    svg = curve_chart([curve], title="t", x_label="x", y_label="y")
     assert "<circle" in svg
     ET.fromstring(svg)
 
 
 def test_nothing_to_draw_draws_nothing() -> None:
-    assert line_chart([], title="t", x_label="x", y_label="y") == ""
+    assert curve_chart([], title="t", x_label="x", y_label="y") == ""
 
 
 def test_numbers_on_the_upright_axis_end_where_its_name_begins() -> None:
-    curve = arm_curve("moco", [[(0, 0.0051), (1, 0.0224)]])
+    curve = mean_line("moco", 0, [[(0, 0.0051), (1, 0.0224)]])
     assert curve is not None
-    svg = line_chart([(curve, 0)], title="t", x_label="x", y_label="y")
+    svg = curve_chart([curve], title="t", x_label="x", y_label="y")
     texts = re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="end">(0\.\d+)<', svg)
     assert "0.015" in {text for _, text in texts}
     assert all(float(end) - text_width(text, FONT) >= 18 for end, text in texts)
-    assert strip_chart([], title="t", x_label="x") == ""
+    assert row_chart([], title="t", x_label="x") == ""
 
 
 def test_one_spike_does_not_flatten_the_curve(tmp_path: Path) -> None:
     usual = [(float(i), 1.0 + i / 1000) for i in range(119)]
-    curve = arm_curve("moco", [[*usual, (119.0, 1e6)]])
+    curve = mean_line("moco", 0, [[*usual, (119.0, 1e6)]])
     assert curve is not None
-    svg = line_chart([(curve, 0)], title="t", x_label="x", y_label="y")
+    svg = curve_chart([curve], title="t", x_label="x", y_label="y")
     heights = {point.split()[1] for point in ET.fromstring(svg)[-1].attrib["d"][1:].split("L")}
     assert len(heights) > 50
     assert json.dumps(sorted(heights))
 
 
 def test_the_last_of_few_evaluations_is_drawn_at_its_height() -> None:
-    curve = arm_curve("moco", [[(50.0, 1.2), (100.0, 2.8), (150.0, 6.4)]])
+    curve = mean_line("moco", 0, [[(50.0, 1.2), (100.0, 2.8), (150.0, 6.4)]])
     assert curve is not None
-    svg = line_chart([(curve, 0)], title="t", x_label="x", y_label="y")
+    svg = curve_chart([curve], title="t", x_label="x", y_label="y")
     path = ET.fromstring(svg)[-1].attrib["d"]
     first, second, last = (float(point.split()[1]) for point in path[1:].split("L"))
     assert (first - second) / (first - last) == pytest.approx(1.6 / 5.2, abs=0.01)
@@ -115,10 +115,9 @@ def test_the_last_of_few_evaluations_is_drawn_at_its_height() -> None:
 
 @pytest.mark.parametrize("name", ["<script>alert(1)", "W" * 300, "moco_v2_800ep_imagenet1k"])
 def test_names_beside_a_chart_end_inside_it(name: str) -> None:
-    strips = [Strip(name, 0, (1.0, 2.0), 1.5, 0.7)]
-    gap = Comparison(1.0, 0.5, 1.5, 3, 3, "higher")
-    drawn = strip_chart(strips, title="t", x_label="x")
-    drawn += gap_chart([(name, gap)], 0, title="t", x_label="x")
+    rows = [ChartRow(name, 0, (1.0, 2.0), 1.5, (0.8, 2.2), (0.5, 2.5))]
+    drawn = row_chart(rows, title="t", x_label="x")
+    drawn += row_chart(rows, title="t", x_label="x", differences=True)
     found = re.findall(
         r'<text x="([\d.]+)"[^>]*class="end">(?:<title>.*?</title>)?(.*?)</text>', drawn
     )

@@ -139,7 +139,7 @@ def test_predictions_that_cannot_be_read_are_input_errors(
         ({"category_id": 4}, "category_id 4, which toy does not have"),
     ],
 )
-def test_damaged_masks_and_predictions_of_other_data_are_refused_as_by_the_rulers(
+def test_damaged_masks_and_predictions_of_other_data_are_refused_as_by_scoring(
     tmp_path: Path, one_image: DetectionDataset, change: dict[str, Any], said: str
 ) -> None:
     path = tmp_path / "predictions.json"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moco_det.report.groups import apart_because, group_rows, parse_config, short_name
+from moco_det.report.groups import apart_because, group_runs, parse_config, short_name
 from moco_det.results import Row
 from moco_det.results.matched import flatten_config
 
@@ -29,14 +29,14 @@ def rows(*data: dict[str, Any]) -> list[Row]:
     ],
 )
 def test_a_change_of_setting_sets_rows_apart(make_row: Any, change: dict[str, Any]) -> None:
-    groups = group_rows(rows(make_row(seed=0), make_row(seed=1, **change)))
+    groups = group_runs(rows(make_row(seed=0), make_row(seed=1, **change)))
     assert len(groups) == 2
     assert [len(group.rows) for group in groups] == [1, 1]
     assert apart_because(groups[1], groups[0])
 
 
 def test_arm_seed_and_weights_do_not_set_rows_apart(make_row: Any) -> None:
-    (group,) = group_rows(
+    (group,) = group_runs(
         rows(*(make_row(arm, seed) for arm in ("moco", "supervised", "random") for seed in (1, 0)))
     )
     assert [arm.label for arm in group.arms] == ["random", "supervised", "moco"]
@@ -46,27 +46,27 @@ def test_arm_seed_and_weights_do_not_set_rows_apart(make_row: Any) -> None:
 
 
 def test_failed_rows_are_in_no_group(make_row: Any) -> None:
-    (group,) = group_rows(rows(make_row(seed=0), make_row(seed=1, status="failed")))
+    (group,) = group_runs(rows(make_row(seed=0), make_row(seed=1, status="failed")))
     assert len(group.rows) == 1
 
 
 def test_a_repeated_seed_is_one_trial_and_the_later_row_counts(make_row: Any) -> None:
-    (group,) = group_rows(rows(make_row(box=(10.0, 10.0, 10.0)), make_row(box=(20.0, 20.0, 20.0))))
-    assert group.arms[0].summary("bbox", "AP").values == (20.0,)
+    (group,) = group_runs(rows(make_row(box=(10.0, 10.0, 10.0)), make_row(box=(20.0, 20.0, 20.0))))
+    assert group.arms[0].trials("bbox").values == (20.0,)
     assert len(group.repeated) == 1
 
 
 def test_one_name_with_two_weights_files_is_two_arms(make_row: Any) -> None:
     other = make_row(seed=1)
     other["init"]["sha256"] = "abcdef01" + "0" * 56
-    (group,) = group_rows(rows(make_row(seed=0), other))
+    (group,) = group_runs(rows(make_row(seed=0), other))
     assert [arm.label for arm in group.arms] == ["moco [6d6f636f]", "moco [abcdef01]"]
 
 
 def test_a_supervised_arm_with_two_weights_files_is_no_reference(make_row: Any) -> None:
     other = make_row("supervised", seed=1)
     other["init"]["sha256"] = "abcdef01" + "0" * 56
-    (group,) = group_rows(rows(make_row("supervised"), other, make_row()))
+    (group,) = group_runs(rows(make_row("supervised"), other, make_row()))
     assert group.supervised is None
 
 
@@ -75,24 +75,24 @@ def test_colour_order_that_the_weights_demand_does_not_set_rows_apart(make_row: 
     bgr["config"] = bgr["config"].replace("RGB", "BGR")
     moco = make_row("moco")
     moco["init"]["input"] = {"format": "RGB", "stride_in_1x1": False}
-    (group,) = group_rows(rows(make_row("random"), moco, bgr))
-    assert [d.key for d in group.matched().forbidden] == ["INPUT.FORMAT"]
+    (group,) = group_runs(rows(make_row("random"), moco, bgr))
+    assert [d.key for d in group.matched.forbidden] == ["INPUT.FORMAT"]
     bgr["init"]["input"] = {"format": "BGR"}
-    (group,) = group_rows(rows(make_row("random"), moco, bgr))
-    assert group.matched().ok
+    (group,) = group_runs(rows(make_row("random"), moco, bgr))
+    assert group.matched.ok
 
 
 def test_one_weights_file_fed_in_two_ways_is_two_arms(make_row: Any) -> None:
     other = make_row(seed=1)
     other["config"] = other["config"].replace("RGB", "BGR")
-    (group,) = group_rows(rows(make_row(seed=0), other))
+    (group,) = group_runs(rows(make_row(seed=0), other))
     assert [len(arm.rows) for arm in group.arms] == [1, 1]
     assert len({arm.label for arm in group.arms}) == 2
-    assert not group.matched().ok
+    assert not group.matched.ok
 
 
 def test_a_config_that_is_no_yaml_still_has_a_group(make_row: Any) -> None:
-    assert len(group_rows(rows(make_row(config="A: ["), make_row(seed=1, config="A: [")))) == 1
+    assert len(group_runs(rows(make_row(config="A: ["), make_row(seed=1, config="A: [")))) == 1
 
 
 def test_addresses_of_data_are_shortened_to_names() -> None:
@@ -125,10 +125,10 @@ def test_several_arms_on_trial_are_corrected_together_and_one_is_not(make_row: A
         return [make_row(arm, s, (mean + d, 50.0, 20.0)) for s, d in enumerate((-0.4, 0.0, 0.4))]
 
     one = rows(*trials("supervised", 30.0), *trials("moco", 31.0))
-    (group,) = group_rows(one)
+    (group,) = group_runs(one)
     alone = group.against(group.arms[1], group.supervised, "bbox", "AP")
     assert alone is not None and alone.verdict == "higher" and alone.family == 1
-    (group,) = group_rows([*one, *rows(*trials("dense", 30.1), *trials("random", 10.0))])
+    (group,) = group_runs([*one, *rows(*trials("dense", 30.1), *trials("random", 10.0))])
     by_label = {arm.label: arm for arm in group.arms}
     both = group.against(by_label["moco"], group.supervised, "bbox", "AP")
     assert (

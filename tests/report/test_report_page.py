@@ -23,7 +23,7 @@ VOID = {"meta", "link", "br", "hr", "img", "input"}
 DRAWN = {"path", "rect", "circle", "use", "image", "line"}
 
 
-class Page(HTMLParser):
+class ParsedPage(HTMLParser):
     """Checks that tags are balanced; collects the tables' cells, all tags and all text."""
 
     def __init__(self, text: str) -> None:
@@ -63,13 +63,13 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += separator + data
 
 
-def page_of(path: Path, out: Path, **options: Any) -> tuple[Page, str]:
+def page_of(path: Path, out: Path, **options: Any) -> tuple[ParsedPage, str]:
     written = make_report([path], out, **options)
     html = written["report.html"].read_text(encoding="utf-8")
-    return Page(html), written["report.md"].read_text(encoding="utf-8")
+    return ParsedPage(html), written["report.md"].read_text(encoding="utf-8")
 
 
-def table_with(page: Page, column: str, caption_row: str) -> list[list[str]]:
+def table_with(page: ParsedPage, column: str, caption_row: str) -> list[list[str]]:
     return next(
         t for t in page.tables if column in t[0] and any(row[0] == caption_row for row in t[1:])
     )
@@ -116,7 +116,7 @@ def test_engines_and_precisions_are_never_averaged_together(
     page, _ = page_of(write_rows(rows), tmp_path / "out")
     cells = [row[2] for t in page.tables if "AP75" in t[0] for row in t[1:]]
     assert cells == ["10.0", "30.0", "50.0"]
-    assert "engine: standalone 1 → detectron2 1" in page.text
+    assert "engine: standalone → detectron2" in page.text
 
 
 def test_the_page_loads_nothing_and_runs_only_its_own_sorting(
@@ -251,8 +251,8 @@ def test_voc_and_mask_tables_appear_where_they_were_measured(
     row["metrics"]["voc"] = {"AP": 41.0, "AP50": 71.0, "AP75": 35.0, "metric": "2007"}
     page, markdown = page_of(write_rows([row]), tmp_path / "out")
     for text in (page.text, markdown):
-        assert "Mask AP by the COCO ruler" in text
-        assert "Box AP by the VOC ruler (2007 metric)" in text
+        assert "Mask AP by the COCO metric" in text
+        assert "Box AP by the VOC metric (2007)" in text
         assert "71.0" in text
 
 
@@ -303,7 +303,7 @@ def test_missing_or_empty_results_are_input_errors(
     with pytest.raises(InputError, match="no finished rows"):
         make_report([write_rows([make_row(status="failed")])], tmp_path / "out")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write the report"):
+    with pytest.raises(InputError, match="cannot make the folder"):
         make_report([write_rows([make_row()])], tmp_path / "file")
 
 

@@ -10,14 +10,11 @@ import pytest
 import yaml
 
 from moco_det.report import make_report
-from moco_det.report.probes import accuracy_table, group_probes, published_table, section
+from moco_det.report.document import Text
+from moco_det.report.groups import group_probes
+from moco_det.report.probes import accuracy_curve, accuracy_table, probe_blocks, published_table
 from moco_det.results import Row, validate_row
-from moco_det.results.published_probes import (
-    IMAGENET,
-    SETTINGS,
-    comparable,
-    published_accuracies,
-)
+from moco_det.results.published import find_table
 
 KNN = {"arch": "resnet18", "size": 64, "features": "pooled", "k": 20, "temperature": 0.07}
 
@@ -65,8 +62,7 @@ def rows_of(*rows: dict[str, Any]) -> list[Row]:
 
 
 def cells(group: Any) -> list[tuple[str, ...]]:
-    colours = {arm.label: 0 for arm in group.arms}
-    return [tuple(cell.text for cell in row) for row in accuracy_table(group, colours).rows]
+    return [tuple(cell.text for cell in row) for row in accuracy_table(group).rows]
 
 
 def test_trials_of_an_arm_are_averaged(make_probe: MakeProbe) -> None:
@@ -80,7 +76,7 @@ def test_trials_of_an_arm_are_averaged(make_probe: MakeProbe) -> None:
         ("random", "0", "2", "2", "35.5 ± 0.7", "40.5 ± 0.7", "30.5 ± 0.7"),
         ("moco", "1,000", "3", "3", "42.0 ± 2.0", "47.0 ± 2.0", "37.0 ± 2.0"),
     ]
-    note = accuracy_table(group, {"moco": 0, "random": 1}).rows[1][4].note
+    note = accuracy_table(group).rows[1][4].note
     assert note.startswith("+6.5 [")
 
 
@@ -148,10 +144,10 @@ def test_steps_of_an_arm_make_lines_and_a_curve(make_probe: MakeProbe) -> None:
         ("moco", "1,000"),
         ("moco", "2,000"),
     ]
-    ((caption, svg),) = section(group, {"moco": 2, "random": 0}).curve
-    assert "moco n=1" in caption and svg.count("<circle") == 3
+    curve = accuracy_curve(group)
+    assert curve is not None and "moco n=1" in curve.caption and curve.svg.count("<circle") == 3
     (single,) = group_probes(rows[:1])
-    assert section(single, {"moco": 2}).curve == []
+    assert accuracy_curve(single) is None
 
 
 def test_unknown_steps_are_a_dash_and_no_point_of_the_curve(make_probe: MakeProbe) -> None:
@@ -162,46 +158,24 @@ def test_unknown_steps_are_a_dash_and_no_point_of_the_curve(make_probe: MakeProb
     )
     (group,) = group_probes(rows)
     assert cells(group)[-1][:2] == ("torchvision", "–")
-    ((caption, _),) = section(group, {"moco": 2, "torchvision": 3}).curve
-    assert "torchvision" not in caption
-
-
-def paper(protocol: str, arch: str = "resnet50") -> dict[str, Any]:
-    return {"arch": arch, **SETTINGS[protocol]}
+    curve = accuracy_curve(group)
+    assert curve is not None and "torchvision" not in curve.caption
 
 
 def test_published_numbers_stand_beside_their_own_protocol_only(make_probe: MakeProbe) -> None:
-    classes, train, test = IMAGENET
-    shown = comparable("linear", paper("linear"), classes=classes, train=train, test=test)
-    assert ("MoCo v1, 200 epochs", 60.6) in {(row.name, row.top1) for row in shown}
-    assert all((row.protocol, row.arch) == ("linear", "resnet50") for row in shown)
-    other = [
-        comparable("linear_lbfgs", paper("linear"), classes=classes, train=train, test=test),
-        comparable(
-            "linear", {**paper("linear"), "size": 96}, classes=classes, train=train, test=test
-        ),
-        comparable("linear", paper("linear"), classes=100, train=train, test=test),
-        comparable("linear", paper("linear"), classes=classes, train=126689, test=test),
-        comparable("linear", paper("linear", "resnet18"), classes=classes, train=train, test=test),
-        comparable(
-            "knn", {**paper("knn"), "features": "pooled"}, classes=classes, train=train, test=test
-        ),
-    ]
-    assert other == [()] * 6
-    assert all(row.protocol in SETTINGS and 0 < row.top1 < 100 for row in published_accuracies())
-
-    row = make_probe(protocol="linear", config=paper("linear"))
-    row["dataset"] |= {
-        "classes": [str(i) for i in range(classes)],
-        "train_images": train,
-        "test_images": test,
-    }
+    setting = dict(find_table("moco_v1.table1").setting)
+    data = {key: setting.pop(key) for key in ("train_images", "test_images")}
+    row = make_probe(protocol="linear", config={"arch": "resnet50", **setting})
+    row["dataset"] |= {"classes": [str(i) for i in range(setting["classes"])], **data}
     (group,) = group_probes(rows_of(row))
     table = published_table(group)
-    assert table is not None and len(table.rows) == len(shown)
+    assert table is not None
+    found = {tuple(cell.text for cell in line) for line in table.rows}
+    assert ("MoCo v1, 200 epochs", "MoCo (He et al. 2020), Table 1", "60.6") in found
     (small,) = group_probes(rows_of(make_probe()))
     assert published_table(small) is None
-    assert "none is shown" in section(small, {"moco": 0}).note
+    said = [str(block.sentences[0]) for block in probe_blocks([small]) if isinstance(block, Text)]
+    assert "none is shown" in said[-1]
 
 
 def report(rows: list[dict[str, Any]], write_rows: Any, out: Path) -> tuple[str, str]:
@@ -231,12 +205,12 @@ def test_a_file_of_both_keeps_them_apart(
     _, alone = report(aps, write_rows, tmp_path / "alone")
     html, both = report([*aps, *probes], write_rows, tmp_path / "both")
     assert "4 finished runs in 1 setting and 2 probes in 1 setting" in both
-    verdict = both.index("## Verdict"), both.index("## Probes of features")
-    assert (
-        both[slice(*verdict)].split()
-        == alone[alone.index("## Verdict") : alone.index("## Runs, environment")].split()
+    probed = both.index("## Probes of features"), both.index("## Do the arms differ")
+    runs = both.index("## Runs, environment"), alone.index("## Runs, environment")
+    assert both[both.index("## Verdict") : probed[0]] + both[probed[1] : runs[0]] == (
+        alone[alone.index("## Verdict") : runs[1]]
     )
-    assert "71.7" in both[verdict[1] :] and "71.7" in html
+    assert "71.7" in both[slice(*probed)] and "71.7" in html
     assert "Probes of features" not in alone
 
 

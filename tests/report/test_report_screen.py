@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moco_det.report.flat_tables import COLUMNS
 from moco_det.report.screen import screen_lines
+from moco_det.report.table_files import HEADER
 
 
 def written(folder: Path, rows: list[dict[str, str]], verdict: str) -> tuple[Path, Path]:
-    lines = [",".join(COLUMNS)]
-    lines += [",".join(row.get(column, "") for column in COLUMNS) for row in rows]
+    lines = [HEADER]
+    lines += [",".join(row.get(column, "") for column in HEADER.split(",")) for row in rows]
     (folder / "tables.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     text = f"# T\n\n## Verdict\n\n{verdict}\n\n## Average precision\n\nnot this\n"
     (folder / "report.md").write_text(text, encoding="utf-8")

@@ -9,26 +9,24 @@ from typing import Any
 
 import pytest
 
-from moco_det.report import group_rows, make_report
-from moco_det.report.against_papers import (
+from moco_det.report import make_report
+from moco_det.report.document import Figures, Table
+from moco_det.report.families import BY_LABELS, BY_SCHEDULE, Axis, family_blocks
+from moco_det.report.groups import Group, group_runs
+from moco_det.report.paper_comparison import (
     counterparts,
-    mark,
-    papers_sentence,
-    papers_tables,
+    deviation,
+    paper_sentence,
+    paper_tables,
     spread_limit,
 )
-from moco_det.report.certainty import certainty_table
-from moco_det.report.flat_tables import csv_text, escaped, tex_text
-from moco_det.report.groups import Group
-from moco_det.report.label_counts import label_families
-from moco_det.report.schedules import schedule_families
-from moco_det.report.tables import class_table
+from moco_det.report.table_files import csv_text, escaped, tex_text
+from moco_det.report.tables import certainty_table, class_table
 from moco_det.report.verdict import verdict
 from moco_det.results import Row
 from moco_det.results.published import find_table
 
 SPREAD = (-0.2, -0.1, 0.0, 0.1, 0.2)
-COLOURS = {"random": 0, "supervised": 1, "moco_v1": 2, "moco": 2, "dense": 3}
 VOC_CONFIG = """\
 MODEL:
   BACKBONE: {NAME: build_resnet_backbone}
@@ -39,7 +37,7 @@ MODEL:
 
 def group_of(*data: dict[str, Any]) -> Group:
     rows = [Row(data=item, path=Path("results.jsonl"), line=i + 1) for i, item in enumerate(data)]
-    (group,) = group_rows(rows)
+    (group,) = group_runs(rows)
     return group
 
 
@@ -60,39 +58,39 @@ def test_a_run_of_the_paper_s_setting_stands_beside_its_value(make_row: Any) -> 
     rows += [voc_row(make_row, "moco_v1", s, 54.9 + d) for s, d in enumerate(SPREAD)]
     group = group_of(*rows)
     every = counterparts(group)
-    found = {beside.arm.label: beside for beside in reversed(every)}
+    found = {one.arm.label: one for one in reversed(every)}
     # the paper comes first, a reproduction with other numbers after it
     assert [b.table.id for b in every if b.arm.label == "moco_v1"] == [
         "moco_v1.table2b",
         "repro.openselfsup.voc",
     ]
     assert found["supervised"].table.id == "moco_v1.table2b" and not found["supervised"].differs
-    near, far = (mark(found[arm], "voc", "AP") for arm in ("supervised", "moco_v1"))
+    near, far = (deviation(found[arm], "voc", "AP") for arm in ("supervised", "moco_v1"))
     assert near is not None and near.word == "within published spread"
     assert far is not None and far.word == "outside published spread"
-    assert far.deviation == pytest.approx(-1.0)
+    assert far.value == pytest.approx(-1.0)
     # the box AP by COCO's ruler has no published counterpart on VOC
-    assert mark(found["moco_v1"], "bbox", "AP") is None
-    (table,) = papers_tables(group)
+    assert deviation(found["moco_v1"], "bbox", "AP") is None
+    (table,) = paper_tables(group)
     notes = {f"{row[0].text}: {row[2].note}" for row in table.rows}
     assert {"supervised: published 53.5, within", "moco_v1: published 55.9, outside"} <= notes
     assert not any("Not comparable" in row[1].note for row in table.rows)
-    assert papers_sentence([group]).startswith("Of the cells with a comparable published value: ")
+    assert paper_sentence([group]).startswith("Of the cells with a comparable published value: ")
 
 
 def test_what_differs_from_the_paper_is_named_and_nothing_is_marked(make_row: Any) -> None:
     row = voc_row(make_row, "supervised", 0, 53.5, engine="standalone", batch=4, iterations=6000)
-    beside = counterparts(group_of(row))[0]
-    assert beside.differs == (
+    one = counterparts(group_of(row))[0]
+    assert one.differs == (
         "engine detectron2 there, standalone here",
         "iterations 24,000 there, 6,000 here",
         "batch 16 there, 4 here",
     )
-    cell = mark(beside, "voc", "AP")
+    cell = deviation(one, "voc", "AP")
     assert cell is not None and cell.word == "not comparable"
-    (table,) = papers_tables(group_of(row))
+    (table,) = paper_tables(group_of(row))
     assert table.rows[0][1].note.endswith("batch 16 there, 4 here") and not table.rows[0][2].tone
-    assert "none is comparable" in papers_sentence([group_of(row)])
+    assert "none is comparable" in paper_sentence([group_of(row)])
 
 
 @pytest.mark.parametrize(
@@ -118,8 +116,8 @@ def test_another_learning_rate_is_another_schedule(
 def test_weights_that_were_trained_here_are_not_the_paper_s(make_row: Any) -> None:
     row = voc_row(make_row, "moco_v1", 0, 55.9)
     row["init"]["source"] = {"format": "moco-det/1", "method": "moco_v1"}
-    beside = counterparts(group_of(row))[0]
-    assert "by this project" in beside.differs[-1]
+    one = counterparts(group_of(row))[0]
+    assert "by this project" in one.differs[-1]
 
 
 def test_other_data_or_another_detector_has_no_counterpart(make_row: Any) -> None:
@@ -129,15 +127,15 @@ def test_other_data_or_another_detector_has_no_counterpart(make_row: Any) -> Non
     other = voc_row(make_row, "supervised", 0, 53.5)
     other["config"] = other["config"].replace("DEPTH: 50", "DEPTH: 18")
     assert counterparts(group_of(other)) == []
-    assert papers_tables(group_of(other)) == []
-    assert papers_sentence([group_of(other)]).startswith("Nothing published")
+    assert paper_tables(group_of(other)) == []
+    assert paper_sentence([group_of(other)]).startswith("Nothing published")
 
 
 def test_epochs_in_the_arm_s_name_choose_the_row(make_row: Any) -> None:
     row = voc_row(make_row, "mocov2", 0, 57.4)
     row["init"]["source"] = {"format": "moco", "method": "moco_v2", "file": "moco_v2_800ep.pth"}
-    (beside,) = counterparts(group_of(row))
-    assert beside.row.epochs == 800 and beside.row.values["voc.AP"] == 57.4
+    (one,) = counterparts(group_of(row))
+    assert one.row.epochs == 800 and one.row.values["voc.AP"] == 57.4
 
 
 def test_the_published_spread_by_hand() -> None:
@@ -157,22 +155,25 @@ def arms(make_row: Any, gain: float, **changes: Any) -> list[dict[str, Any]]:
     ]
 
 
+def family(rows: list[dict[str, Any]], axis: Axis) -> list[Any]:
+    """The tables and charts of the one family of these rows; empty where they are none."""
+    groups = group_runs([Row(data=data, path=Path("r"), line=1) for data in rows])
+    return [block for block in family_blocks(groups, axis) if isinstance(block, Table | Figures)]
+
+
 def test_schedules_stand_side_by_side_with_the_gain_over_supervised(make_row: Any) -> None:
     rows = [*arms(make_row, -1.0, iterations=90), *arms(make_row, 1.0, iterations=180)]
-    groups = group_rows([Row(data=d, path=Path("r"), line=1) for d in rows])
-    (family,) = schedule_families(groups, COLOURS)
-    (table,) = family.tables
+    table, charts = family(rows, BY_SCHEDULE)
     assert table.header == ("arm", "1x (90)", "2x (180)")
     moco = table.rows[1]
     assert moco[0].text == "moco" and (moco[1].tone, moco[2].tone) == ("loss", "gain")
     assert moco[2].note.startswith("+1.0 [")
-    assert len(family.chart) == 1 and "whisker" in family.chart[0][1]
+    assert len(charts.figures) == 1 and "whisker" in charts.figures[0].svg
 
 
 def test_settings_that_differ_in_more_than_the_schedule_are_no_family(make_row: Any) -> None:
     rows = [*arms(make_row, 1.0, iterations=90), *arms(make_row, 1.0, iterations=180, lr=0.5)]
-    groups = group_rows([Row(data=d, path=Path("r"), line=1) for d in rows])
-    assert len(groups) == 2 and schedule_families(groups, COLOURS) == []
+    assert family(rows, BY_SCHEDULE) == []
 
 
 def few(make_row: Any, images: int, gain: float, **changes: Any) -> list[dict[str, Any]]:
@@ -185,25 +186,22 @@ def few(make_row: Any, images: int, gain: float, **changes: Any) -> list[dict[st
 
 def test_numbers_of_labelled_images_stand_side_by_side(make_row: Any) -> None:
     rows = [*few(make_row, 100, -1.0), *few(make_row, 10, 3.0)]
-    groups = group_rows([Row(data=d, path=Path("r"), line=1) for d in rows])
-    (family,) = label_families(groups, COLOURS)
-    (table,) = family.tables
+    table, charts = family(rows, BY_LABELS)
     assert table.header == ("arm", "10 images", "100 images")
     assert [cell.text for cell in table.rows[1]] == ["moco", "33.0 ± 0.2", "29.0 ± 0.2"]
-    assert len(family.chart) == 1 and family.chart[0][1].count('class="dot') == 4
-    assert schedule_families(groups, COLOURS) == []
+    assert len(charts.figures) == 1 and charts.figures[0].svg.count('class="dot') == 4
+    assert family(rows, BY_SCHEDULE) == []
 
 
 def test_other_images_under_another_schedule_are_no_family(make_row: Any) -> None:
     rows = [*few(make_row, 100, -1.0), *few(make_row, 10, 3.0, iterations=180)]
-    groups = group_rows([Row(data=d, path=Path("r"), line=1) for d in rows])
-    assert len(groups) == 2 and label_families(groups, COLOURS) == []
+    assert family(rows, BY_LABELS) == []
 
 
 def test_the_table_of_certainty_says_interval_pairs_and_seeds(make_row: Any) -> None:
     rows = arms(make_row, 0.1)
     rows += [make_row("dense", s, (30 + 2 + d, 50.0, 20.0)) for s, d in enumerate(SPREAD)]
-    table = certainty_table(group_of(*rows), ["bbox"])
+    table = certainty_table(group_of(*rows))
     assert table is not None
     by_name = {row[0].text: row for row in table.rows}
     moco, dense = by_name["moco − supervised"], by_name["dense − supervised"]
@@ -225,7 +223,7 @@ def test_nobody_is_told_the_seeds_that_a_difference_of_nothing_needs(
         for arm, trials in values.items()
         for seed, ap in enumerate(trials)
     ]
-    said = " ".join(map(str, verdict(group_of(*rows), matched=True)))
+    said = " ".join(map(str, verdict(group_of(*rows))))
     assert "a true difference of 1" in said
     assert ("one as large as the 0.4 measured" in said) == asked and "0.0 measured" not in said
 
@@ -242,10 +240,10 @@ def test_many_arms_are_listed_by_verdict(make_row: Any, write_rows: Any, tmp_pat
 
 
 def test_one_seed_has_no_certainty_and_says_so(make_row: Any) -> None:
-    table = certainty_table(group_of(make_row("supervised"), make_row("moco")), ["bbox"])
+    table = certainty_table(group_of(make_row("supervised"), make_row("moco")))
     assert table is not None
     assert [cell.text for cell in table.rows[0]][1] == "not enough trials"
-    assert certainty_table(group_of(make_row("moco")), ["bbox"]) is None
+    assert certainty_table(group_of(make_row("moco"))) is None
 
 
 @pytest.mark.parametrize("others", [0, 4])
@@ -254,7 +252,7 @@ def test_an_arm_whose_ap_is_undefined_is_named_in_the_verdict(make_row: Any, oth
     rows += [make_row("dense", seed, (None, None, None)) for seed in range(3)]
     for k in range(others):
         rows += [make_row(f"arm{k}", s, (30 + d, 50.0, 20.0)) for s, d in enumerate(SPREAD)]
-    said = " ".join(map(str, verdict(group_of(*rows), matched=True)))
+    said = " ".join(map(str, verdict(group_of(*rows))))
     assert "Box AP of dense is undefined in every run." in said
 
 

@@ -224,10 +224,5 @@ def test_what_is_frozen_over_random_weights_is_forbidden_even_if_all_arms_agree(
     assert frozen_over_random(flatten_config(arms["moco"])) is None
 
 
-def test_nothing_to_compare_is_an_input_error() -> None:
-    with pytest.raises(InputError, match="no configs"):
-        compare_configs({}, {})
-
-
 def test_configs_flatten_to_dotted_keys() -> None:
     assert flatten_config("A: {B: {C: 1}, D: {}}\nE: [1]") == {"A.B.C": 1, "A.D": {}, "E": [1]}

@@ -5,15 +5,19 @@ from __future__ import annotations
 import pytest
 
 from moco_det.foundation.errors import InputError
-from moco_det.results.published import METHOD_NAMES, find_table, published_tables
-from moco_det.results.published_probes import TABLES, published_accuracies
+from moco_det.results.published import (
+    METHOD_NAMES,
+    find_table,
+    published_accuracies,
+    published_tables,
+)
 
 
 def test_every_table_names_its_source_and_every_value_is_a_percentage() -> None:
     tables = published_tables()
     assert len(tables) > 30
     for table in tables.values():
-        assert table.source_short and table.source_full and table.place and table.rows
+        assert table.source["short"] and table.source["full"] and table.place and table.rows
         assert len({row.key for row in table.rows}) == len(table.rows)
         for row in table.rows:
             assert row.values and set(row.values) <= set(table.columns)
@@ -52,13 +56,28 @@ def test_an_unknown_table_or_row_lists_what_there_is() -> None:
         find_table("moco_v1.table5a").row("moco")
 
 
-def test_probes_are_shown_the_accuracies_of_the_methods_trained_here() -> None:
-    accuracies = published_accuracies()
-    by_protocol = {
-        protocol: [a for a in accuracies if a.protocol == protocol] for protocol in TABLES
-    }
-    assert all(by_protocol.values())
-    assert {a.top1 for a in by_protocol["knn"] if a.arch == "resnet18"} == {40.5, 41.0}
-    linear = {(a.name, a.top1) for a in by_protocol["linear"] if a.arch == "resnet50"}
-    assert {("MoCo v1, 200 epochs", 60.6), ("MoCo v2, 800 epochs", 71.1)} <= linear
-    assert all(a.name.split(",")[0] in METHOD_NAMES.values() for a in accuracies)
+@pytest.mark.parametrize(
+    ("table", "arch", "shown"),
+    [
+        ("npid.table2_imagenet_cvpr", "resnet18", {("InstDisc", 40.5), ("InstDisc", 41.0)}),
+        (
+            "moco_v1.table1",
+            "resnet50",
+            {("MoCo v1, 200 epochs", 60.6), ("MoCo v2, 800 epochs", 71.1)},
+        ),
+        ("moco_v1.appendix_imagenet_ft", "resnet50", {("MoCo v1, 200 epochs", 77.0)}),
+    ],
+)
+def test_a_probe_is_shown_the_published_accuracies_of_its_own_setting_only(
+    table: str, arch: str, shown: set[tuple[str, float]]
+) -> None:
+    protocol = find_table(table).task
+    setting = {**find_table(table).setting, "arch": arch}
+    found = [row for _, row in published_accuracies(protocol, setting)]
+    assert shown <= {(row.label, row.values["probe.top1"]) for row in found}
+    assert all(row.arch == arch and row.method in METHOD_NAMES for row in found)
+    values = [(row.label, row.values["probe.top1"]) for row in found]
+    assert len(values) == len(set(values))
+    for other in ({"size": 96}, {"classes": 100}, {"train_images": 126689}, {"arch": "resnet34"}):
+        assert published_accuracies(protocol, {**setting, **other}) == []
+    assert published_accuracies("linear_lbfgs", setting) == []

@@ -7,8 +7,7 @@ import pycocotools.mask
 import pytest
 
 from moco_det.runs.drawing import MASK_OPACITY, class_colours, draw_detections
-from moco_det.report.detections import Box
-from moco_det.report.labels import free_spot
+from moco_det.report.detections import Box, free_spot
 
 COLOURS = class_colours(("cat", "dog"))
 

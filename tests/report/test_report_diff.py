@@ -35,15 +35,15 @@ def test_changes_beyond_noise_are_named_and_the_others_are_noise(make_row: Any) 
         *trials(make_row, "moco", 28.0),
         *trials(make_row, "random", 10.1),
     )
-    between = compare_reports(here, there)
-    outcomes = {change.arm: change.outcome for change in between.changes}
+    diff = compare_reports(here, there)
+    outcomes = {change.here.label: change.outcome for change in diff.changes}
     assert outcomes == {"supervised": "improved", "moco": "regressed", "random": "within noise"}
-    assert between.regressed
-    moco = next(change for change in between.changes if change.arm == "moco")
+    assert diff.regressed
+    moco = next(change for change in diff.changes if change.here.label == "moco")
     assert moco.comparison.difference == pytest.approx(-3.0)
     assert (moco.comparison.p_holm or 0) > (moco.comparison.p or 1)
     assert not compare_reports(there, there).regressed
-    said = between.lines()[-1]
+    said = diff.lines()[-1]
     assert said.startswith("3 compared: ")
     assert all(part in said for part in ("1 improved", "1 regressed", "1 within noise"))
 
@@ -53,7 +53,7 @@ def test_versions_may_differ_and_are_named(make_row: Any) -> None:
     for row in newer:
         row["engine"] = {**row["engine"], "version": "2", "torch": "2.7"}
     (change,) = compare_reports(rows(*newer), rows(*trials(make_row, "moco", 31.0))).changes
-    assert change.notes == ("engine 2 here, 1 there", "torch 2.7 here, 2.6 there")
+    assert change.notes == "engine 2 here, 1 there; torch 2.7 here, 2.6 there"
     assert change.outcome == "within noise"
 
 
@@ -93,19 +93,20 @@ def test_rows_without_a_finished_run_are_named_as_such(make_row: Any) -> None:
 
 
 def test_one_trial_is_not_enough_and_is_no_regression(make_row: Any) -> None:
-    between = compare_reports(
+    diff = compare_reports(
         rows(make_row("moco", 0, (10.0, 1.0, 1.0))), rows(*trials(make_row, "moco", 31.0))
     )
-    assert between.changes[0].outcome == "not enough trials" and not between.regressed
+    assert diff.changes[0].outcome == "not enough trials" and not diff.regressed
 
 
 def test_what_only_one_report_has_is_named(make_row: Any) -> None:
-    between = compare_reports(
+    diff = compare_reports(
         rows(*trials(make_row, "moco", 31.0), *trials(make_row, "dense", 31.0)),
         rows(*trials(make_row, "moco", 31.0), *trials(make_row, "moco", 31.0, lr=0.5)),
     )
-    assert len(between.changes) == 1
-    assert between.only_here[0].startswith("dense on ") and len(between.only_there) == 1
+    assert len(diff.changes) == 1
+    here, there = diff.only_one
+    assert here.startswith("only here: dense on ") and there.startswith("only there: moco on ")
 
 
 def test_reports_that_share_nothing_are_refused(make_row: Any) -> None:

@@ -1,0 +1,189 @@
+"""The page as data: sections of blocks, which one template writes as html and one as markdown."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value, a second line under it, and how it looks ("gain", "loss", "code" or nothing).
+
+    `colour` is the number of an arm's colour.
+    """
+
+    text: str
+    note: str = ""
+    tone: str = ""
+    colour: int | None = None
+
+
+@dataclass
+class Table:
+    """`words` columns from the left hold words, the others numbers; plain values become cells."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    words: int = 1
+
+    def __post_init__(self) -> None:
+        self.rows = [
+            [cell if isinstance(cell, Cell) else Cell(str(cell)) for cell in row]
+            for row in self.rows
+        ]
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading inside a section; one with a `detail` begins a setting."""
+
+    text: str
+    detail: str = ""
+    anchor: str = ""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence; `finding` is its part that answers the question and is printed strong."""
+
+    text: str
+    finding: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.finding}{self.text}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `style` is its class in the style sheet."""
+
+    sentences: Sequence[Sentence]
+    style: str = "soft"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart and its caption."""
+
+    title: str
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Charts side by side under a legend of (arm, colour); html only, but for asked captions."""
+
+    figures: Sequence[Figure]
+    legend: Sequence[tuple[str, int]] = ()
+    captions: bool = False
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list, "None." where it is empty."""
+
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Commands:
+    """(run, its command) pairs."""
+
+    pairs: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Html:
+    """Ready markup, html only."""
+
+    markup: Markup
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that html shows on a click; markdown shows them at once."""
+
+    summary: str
+    blocks: Sequence[Block]
+    open: bool = False
+
+
+Block = Table | Heading | Text | Figures | Items | Commands | Html | Fold
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with its place in the navigation."""
+
+    anchor: str
+    link: str
+    title: str
+    blocks: Sequence[Block]
+    in_markdown: bool = True
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the templates write; sections without blocks are left out."""
+
+    title: str
+    summary: str
+    sections: Sequence[Section] = field(default_factory=list)
+
+
+def text(said: str, style: str = "soft") -> Text:
+    """A paragraph of one sentence."""
+    return Text([Sentence(said)], style)
+
+
+def preformatted(said: str) -> Html:
+    """Text as it stands, html only."""
+    return Html(Markup("<pre>{}</pre>").format(said))
+
+
+def render(page: Page, template: str) -> str:
+    """The page as "report.html.j2" or "report.md.j2" writes it."""
+    environment = Environment(
+        loader=PackageLoader("moco_det.report", "templates"),
+        autoescape=select_autoescape(enabled_extensions=("html.j2", "svg.j2", "html")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"cell": _markdown, "fence": _fence, "kind": lambda b: type(b).__name__}
+    script = (resources.files("moco_det.report") / "templates" / "sort.js").read_text("utf-8")
+    # The page may run this script and no other: its policy names the script's digest.
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    return environment.get_template(template).render(
+        page=page, script=Markup(script), script_hash=f"sha256-{digest}"
+    )
+
+
+def _markdown(value: Any, strip: bool = True) -> str:
+    """Text that stays text in a markdown table: no markup of its own, no line break."""
+    text = re.sub(r"\s+", " ", str(value))
+    text = text.strip() if strip else text
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(character, entity)
+    for character in "\\`*|":
+        text = text.replace(character, "\\" + character)
+    # An underscore inside a word and a lone bracket are harmless; emphasis and links are not.
+    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\_", text)
+    return re.sub(r"\](?=[(\[:])", r"\]", text)
+
+
+def _fence(text: str) -> str:
+    """A code fence longer than any run of backticks inside the text."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))

@@ -1,0 +1,257 @@
+"""Measured APs beside their published counterparts, and whether the two may be compared at all.
+
+A published table is a counterpart where the test set and the detector are the same. What else
+differs is named, and the deviation is then no verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+from moco_det.report.document import Cell, Table
+from moco_det.report.formats import ALL_METRICS, UNDEFINED, capital, listed, number, signed
+from moco_det.report.groups import ArmRuns, Group, config_of
+from moco_det.report.statistics import CONFIDENCE
+from moco_det.results import AP_KEYS
+from moco_det.results.published import (
+    DATA_NAMES,
+    PublishedRow,
+    PublishedTable,
+    published_tables,
+)
+
+# MODEL.BACKBONE.NAME -> the head as papers call it
+HEADS = {
+    "build_resnet_backbone": "C4",
+    "build_resnet_dilated_c5_backbone": "DC5",
+    "build_resnet_fpn_backbone": "FPN",
+}
+# the published method -> what an arm or its weights may be called beside it
+_ALIASES = {
+    "random": (),
+    "supervised": ("sup", "torchvision"),
+    "moco_v1": ("mocov1",),
+    "moco_v2": ("mocov2",),
+    "inst_disc": ("instdisc", "npid", "lemniscate"),
+    "memory_bank": (),
+    "end_to_end": (),
+}
+_METHODS = {name: method for method, names in _ALIASES.items() for name in (method, *names)}
+# What a published table and a run must share to be about the same detector and test set.
+_TASK = ("classes", "test_images", "head", "depth", "masks")
+# The other conditions, in words.
+_CONDITIONS = {
+    "engine": "engine",
+    "train_images": "training images",
+    "iterations": "iterations",
+    "batch": "batch",
+    "base_lr": "learning rate",
+    "lr_steps": "its steps",
+    "metric": "VOC metric",
+}
+
+
+@dataclass(frozen=True)
+class Counterpart:
+    """One arm beside one published row; `differs` is empty where they are comparable."""
+
+    arm: ArmRuns
+    table: PublishedTable
+    row: PublishedRow
+    differs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The measured mean minus the published value, and what that means.
+
+    `word` is "within published spread", "outside published spread", "no spread published" or
+    "not comparable".
+    """
+
+    published: float
+    value: float
+    word: str
+
+
+def counterparts(group: Group) -> list[Counterpart]:
+    """Every arm of a setting with the published rows of its method, nearest tables only."""
+    facts = facts_of(group)
+    differences = {
+        table.id: _differences(table, facts)
+        for table in published_tables().values()
+        if table.task == "detection" and all(table.setting.get(k) == facts[k] for k in _TASK)
+    }
+    # Not every source states the learning rate: that one does not must not bring its table nearer.
+    distance = {
+        table: len(found.keys() - {"base_lr", "lr_steps"}) for table, found in differences.items()
+    }
+    tables = [published_tables()[table] for table in differences]
+    found: list[Counterpart] = []
+    for arm in group.arms:
+        rows = [
+            (table, row)
+            for table in tables
+            for row in table.rows
+            if row.method == method_of(arm) and row.pretrained_on in ("none", "imagenet1k")
+        ]
+        told = (
+            f"{arm.name} {arm.init['weights']} {arm.source.get('file')} {arm.source.get('epochs')}"
+        )
+        epochs = [row.epochs for _, row in rows if row.epochs and str(row.epochs) in told]
+        rows = [(table, row) for table, row in rows if not epochs or row.epochs in epochs]
+        fewest = min((distance[table.id] for table, _ in rows), default=0)
+        seen: list[Any] = []
+        for table, row in rows:
+            values = (row.epochs, row.values)
+            if distance[table.id] == fewest and values not in seen:
+                seen.append(values)
+                differs = (*differences[table.id].values(), *_own_pretraining(arm, row))
+                found.append(Counterpart(arm, table, row, differs))
+    return found
+
+
+def facts_of(group: Group) -> dict[str, Any]:
+    """What a setting's rows say of the conditions that published tables name."""
+    data, dataset, row = group.data, group.data["dataset"], group.arms[0].rows[0]
+    config = config_of(row)
+    steps = config.get("SOLVER.STEPS")
+    stated = {
+        "metric": row.metric_table("voc").get("metric"),
+        "base_lr": config.get("SOLVER.BASE_LR"),
+        "lr_steps": list(steps) if isinstance(steps, tuple) else steps,
+    }
+    return {
+        "classes": len(dataset["classes"]),
+        "train_images": dataset["train_images"],
+        "test_images": dataset["test_images"],
+        "head": HEADS.get(str(config.get("MODEL.BACKBONE.NAME"))),
+        "depth": config.get("MODEL.RESNETS.DEPTH"),
+        "masks": data["task"] == "box+mask",
+        "iterations": data["iterations"],
+        "batch": data["batch"],
+        "engine": data["engine"]["name"],
+        **{key: value for key, value in stated.items() if value is not None},
+    }
+
+
+def method_of(arm: ArmRuns) -> str | None:
+    """The published method of an arm by its weights' source, else by its name."""
+    words = (arm.source.get("method"), arm.source.get("format"), arm.name)
+    named = (_METHODS.get(str(word or "").lower().replace("-", "_")) for word in words)
+    return next((method for method in named if method is not None), None)
+
+
+def deviation(one: Counterpart, metric: str, key: str) -> Deviation | None:
+    """One AP beside its published value; None where either is missing."""
+    column = f"{metric}.{key}"
+    published, trials = one.row.values.get(column), one.arm.trials(metric, key)
+    if published is None or trials.mean is None:
+        return None
+    value = trials.mean - published
+    limit = spread_limit(one.table, one.row, column, trials.n)
+    if one.differs:
+        word = "not comparable"
+    elif limit is None:
+        word = "no spread published"
+    else:
+        word = f"{'within' if abs(value) <= limit else 'outside'} published spread"
+    return Deviation(published, value, word)
+
+
+def spread_limit(table: PublishedTable, row: PublishedRow, column: str, n: int) -> float | None:
+    """How far a mean of n trials may lie from the published one by chance, in percent.
+
+    A published deviation of one trial gives the 95 % range of the difference of two such means; a
+    published gap is itself the limit. None where no spread is published for the column.
+    """
+    spread = row.spread.get(column, table.spread.get(column))
+    if spread is None or table.spread_kind == "gap":
+        return spread
+    width = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+    return width * spread * math.sqrt(1 / n + 1 / (table.trials or 1))
+
+
+def paper_tables(group: Group) -> list[Table]:
+    """One table per metric: the arms beside what was published; empty where nothing was."""
+    found = counterparts(group)
+    tables = []
+    for metric in ALL_METRICS:
+        body = []
+        for one in found:
+            cells = [deviation(one, metric, key) for key in AP_KEYS]
+            if any(cells):
+                differs = f". Not comparable: {'; '.join(one.differs)}" if one.differs else ""
+                source = f"{one.table.citation}: {one.table.title}{differs}"
+                body.append([one.arm.label, Cell(one.row.label, source), *map(_cell, cells)])
+        if body:
+            header = ("arm", "published", *AP_KEYS)
+            tables.append(Table(_caption(metric, found), header, body, words=2))
+    return tables
+
+
+def paper_sentence(groups: Sequence[Group]) -> str:
+    """What the page says of published numbers, in one sentence."""
+    found = [one for group in groups for one in counterparts(group)]
+    if not found:
+        return "Nothing published has this data and detector, so no published number is shown."
+    alike = [one for one in found if not one.differs]
+    if not alike:
+        return (
+            "Published numbers of the same test set and detector are shown below; none is "
+            "comparable, and each says why."
+        )
+    cells = (deviation(one, m, key) for one in alike for m in ALL_METRICS for key in AP_KEYS)
+    words = Counter(cell.word for cell in cells if cell is not None)
+    counts = listed([f"{count} {word}" for word, count in words.items()])
+    return f"Of the cells with a comparable published value: {counts}."
+
+
+def _cell(found: Deviation | None) -> Cell:
+    if found is None:
+        return Cell(UNDEFINED)
+    word = found.word.split()[0]
+    tone = {"within": "gain", "outside": "loss"}.get(word, "")
+    note = f"published {number(found.published)}{f', {word}' if tone else ''}"
+    return Cell(signed(found.value), note, tone)
+
+
+def _caption(metric: str, found: Sequence[Counterpart]) -> str:
+    sources = {one.table.spread_source: None for one in found if not one.differs}
+    caption = (
+        f"{capital(ALL_METRICS[metric])}, percent: the mean measured here minus the published "
+        "value below it."
+    )
+    if spreads := [source for source in sources if source]:
+        caption += (
+            " Within or outside: the published spread, which is how far two means of so many "
+            "trials lie apart by chance 95 times of 100, or the gap that the authors call random "
+            f"variation ({listed(spreads)}); without a word no spread is published."
+        )
+    return f"{caption} Weights that were not trained here are taken for those of the paper."
+
+
+def _differences(table: PublishedTable, facts: Mapping[str, Any]) -> dict[str, str]:
+    """{condition: what it is there and here} where they differ."""
+
+    def shown(value: Any) -> str:
+        return f"{value:,}" if type(value) is int else str(value)
+
+    return {
+        key: f"{name} {shown(table.setting[key])} there, {shown(facts[key])} here"
+        for key, name in _CONDITIONS.items()
+        if key in table.setting and key in facts and table.setting[key] != facts[key]
+    }
+
+
+def _own_pretraining(arm: ArmRuns, row: PublishedRow) -> tuple[str, ...]:
+    if not str(arm.source.get("format", "")).startswith("moco-det/"):
+        return ()
+    data = DATA_NAMES.get(row.pretrained_on, row.pretrained_on)
+    return (f"pre-trained on {data} there, by this project on data that the weights do not name",)

@@ -1,0 +1,235 @@
+"""Pictures: each test image once as JPEG, the arms' boxes and masks over it as vectors."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from markupsafe import Markup
+
+from moco_det.data import DetectionDataset, Record, load_datasets, read_image
+from moco_det.foundation.errors import InputError
+from moco_det.report.charts import text_width
+from moco_det.report.detections import (
+    Box,
+    Frame,
+    above,
+    best_threshold,
+    choose_images,
+    free_spot,
+    match,
+    outlines,
+    read_boxes,
+)
+from moco_det.report.document import Block, Fold, Html, text
+from moco_det.report.formats import counted, listed
+from moco_det.report.groups import Group, config_of
+from moco_det.results import Row
+
+LARGEST, AT_RANDOM = 3, 3
+
+# Long side of an embedded picture in pixels, and of the drawing over it in its own units.
+PICTURE_SIDE = 480
+CANVAS = 400.0
+FONT = 19.0
+CLASS_COLOURS = 8
+MAX_PANEL_BOXES = 100
+
+# With more boxes than this only those wide enough for it carry their class's name.
+FEW_BOXES = 6
+# A longer legend is folded.
+SHORT = 12
+
+RULE = (
+    "Images are chosen by rule: some drawn at random with a fixed seed, then those with the "
+    "most detections that one arm of a pair has and the other lacks. Each arm is shown with "
+    "the boxes of at least the score at which its F1 over all test images is highest. A dashed "
+    "box, its mask not filled, has no object of its class under it. Same everywhere: IoU of at "
+    "least 0.5."
+)
+
+
+@dataclass(frozen=True)
+class ShownArm:
+    """An arm's boxes by image, from the score that is its limit."""
+
+    label: str
+    limit: float
+    found: Mapping[str, Sequence[Box]]
+
+
+def picture_blocks(group: Group) -> list[Block]:
+    """The pictures of a setting, or a stated reason why there are none; never raises for input.
+
+    Of each arm one run is shown: that of the lowest seed that all the arms share.
+    """
+    seeds = set.intersection(*({row.seed for row in arm.rows} for arm in group.arms))
+    if not seeds:
+        return [text("The arms share no seed, so no detections are shown side by side.")]
+    try:
+        dataset = _test_set(group.arms[0].rows[0])
+    except (InputError, OSError) as error:
+        reason = " ".join(str(error).split())
+        return [text(f"The test images could not be opened, so none are shown: {reason}")]
+    records = {str(record.image_id): record for record in dataset.records}
+    truth = {key: _truth(record, dataset.classes) for key, record in records.items()}
+    arms: list[ShownArm] = []
+    notes: list[str] = []
+    for arm in group.arms:
+        row = next(row for row in arm.rows if row.seed == min(seeds))
+        try:
+            boxes = read_boxes(row.run_dir / "predictions.json", dataset)
+        except InputError as error:
+            notes.append(f"{arm.label} is not shown: {' '.join(str(error).split())}.")
+            continue
+        limit = best_threshold(boxes, truth)
+        arms.append(ShownArm(arm.label, limit, above(boxes, limit)))
+    if not arms:
+        return [text(" ".join(["No run has detections that can be shown.", *notes]))]
+    found = [arm.found for arm in arms]
+    chosen = choose_images(list(records), found, largest=LARGEST, at_random=AT_RANDOM)
+    seen = {box.category for image, _ in chosen for box in truth[image]}
+    seen |= {box.category for image, _ in chosen for of in found for box in of.get(image, ())}
+    names = [name for name in dataset.classes if name in seen] + sorted(seen - set(dataset.classes))
+    colours = {name: i % CLASS_COLOURS for i, name in enumerate(names)}
+    pixels, drawn = Markup(""), []
+    for i, (image, why) in enumerate(chosen):
+        key = f"picture-{group.index}-{i}"
+        try:
+            pixels += _embedded(records[image], key)
+        except InputError as error:
+            notes.append(f"Not shown: {error}")
+            continue
+        heading = Markup("<h3>{} <span>· {}</span></h3>").format(image, why)
+        panels = _panels(records[image], truth[image], arms, key, colours)
+        drawn.append(Html(Markup('<div class="sample">') + heading + panels + Markup("</div>")))
+    hidden = Markup('<svg class="defs" aria-hidden="true" width="0" height="0"><defs>')
+    limits = listed([f"{arm.limit:.2f} for {arm.label}" for arm in arms])
+    blocks: list[Block] = [
+        Html(hidden + pixels + Markup("</defs></svg>")),
+        text(
+            f"{RULE} The scores: {limits}. Of each arm the run with seed {min(seeds)} is shown "
+            f"(n=1); {group.title}."
+        ),
+        _legend(colours),
+        *drawn,
+    ]
+    return [*(blocks if drawn else []), *([text(" ".join(notes))] if notes else [])]
+
+
+def _legend(colours: Mapping[str, int]) -> Block:
+    item = Markup('<li><span class="swatch k{}"></span>{}</li>')
+    items = Markup("").join(item.format(colour, name) for name, colour in colours.items())
+    legend = Html(Markup('<ul class="legend">{}</ul>').format(items))
+    few = len(colours) <= SHORT
+    return legend if few else Fold(f"Colours of {len(colours)} classes", [legend])
+
+
+def _test_set(row: Row) -> DetectionDataset:
+    """The test set of a row; InputError where it no longer is what was measured."""
+    named = config_of(row).get("DATASETS.TEST") or str(row.data["dataset"]["test"])
+    uris = [named] if isinstance(named, str) else [str(uri) for uri in named]
+    dataset = load_datasets(uris, classes=tuple(row.data["dataset"]["classes"]))
+    if dataset.fingerprint != row.data["dataset"]["test_fingerprint"]:
+        raise InputError("the data at that place is no longer what was measured.")
+    return dataset
+
+
+def _truth(record: Record, classes: Sequence[str]) -> list[Box]:
+    return [
+        Box(a.bbox, classes[a.category], None, a.segmentation, a.iscrowd or a.difficult)
+        for a in record.annotations
+    ]
+
+
+def _canvas(record: Record) -> tuple[float, float, float]:
+    """(width, height, units per pixel) of the drawing."""
+    scale = CANVAS / max(record.width, record.height)
+    return record.width * scale, record.height * scale, scale
+
+
+def _embedded(record: Record, key: str) -> Markup:
+    """The image as a JPEG data URI of at most 480 px, in the drawing's units."""
+    pixels = read_image(record.file_name)
+    scale = min(1.0, PICTURE_SIDE / max(pixels.shape[:2]))
+    if scale < 1.0:
+        size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+        pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
+    _, data = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+    width, height, _ = _canvas(record)
+    return Markup(
+        f'<image id="{key}" width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none" '
+        f'href="data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode("ascii")}"/>'
+    )
+
+
+def _panels(
+    record: Record,
+    truth: Sequence[Box],
+    arms: Sequence[ShownArm],
+    key: str,
+    colours: Mapping[str, int],
+) -> Markup:
+    """The ground truth and each arm's view of one image."""
+    asked = counted(sum(not box.ignored for box in truth), "object")
+    views = [("ground truth", asked, _draw(record, truth, [False] * len(truth), key, colours))]
+    for arm in arms:
+        boxes = arm.found.get(str(record.image_id), [])
+        met = match(boxes, truth)
+        counts = f"{sum(met.right)} right, {sum(met.wrong)} wrong, {met.missed} missed"
+        views.append((arm.label, counts, _draw(record, boxes, met.wrong, key, colours)))
+    figure = Markup("<figure>{2}<figcaption><b>{0}</b>{1}</figcaption></figure>")
+    figures = Markup("").join(figure.format(*view) for view in views)
+    return Markup('<div class="panels" tabindex="0">{}</div>').format(figures)
+
+
+def _draw(
+    record: Record,
+    boxes: Sequence[Box],
+    wrong: Sequence[bool],
+    key: str,
+    colours: Mapping[str, int],
+) -> Markup:
+    width, height, scale = _canvas(record)
+    shapes, tags = [], []
+    placed: list[Frame] = []
+    # The best-scored boxes are drawn last, so on top, but get their labels first.
+    for box, bad in list(zip(boxes, wrong, strict=True))[:MAX_PANEL_BOXES]:
+        x0, y0, x1, y1 = (value * scale for value in box.xyxy)
+        found = outlines(
+            box.segmentation, height=record.height, width=record.width, tolerance=0.7 / scale
+        )
+        path = "".join(
+            "M" + "L".join(f"{x * scale:.1f} {y * scale:.1f}" for x, y in shape) + "Z"
+            for shape in found
+        )
+        colour, kind = colours.get(box.category, 0), " wrong" if bad else ""
+        score = "" if box.score is None else f" {box.score:.2f}"
+        mask = Markup(f'<path class="mask{kind}" d="{path}"/>' if path else "")
+        frame = Markup(
+            f'<rect class="box{kind}" x="{x0:.1f}" y="{y0:.1f}" '
+            f'width="{max(x1 - x0, 0):.1f}" height="{max(y1 - y0, 0):.1f}"/>'
+        )
+        title = f"{box.category}{score}{' (no such object here)' if bad else ''}"
+        shape = Markup('<g class="k{}">{}{}<title>{}</title></g>')
+        shapes.append(shape.format(colour, mask, frame, title))
+        name = box.category if len(box.category) <= 16 else box.category[:15] + "…"
+        label = name + score.replace(" 0.", " .")
+        long, tall = text_width(label, FONT) + 6, FONT + 3
+        if len(boxes) > FEW_BOXES and x1 - x0 < 0.7 * long:
+            continue
+        # A class's name on its colour where it covers no other label; the colour alone otherwise.
+        if spot := free_spot((x0, y0, x1, y1), (long, tall), (width, height), placed):
+            x, y = spot
+            tag = Markup('<g class="tag k{}">{}<text x="{:.1f}" y="{:.1f}">{}</text></g>')
+            back = Markup(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{long:.1f}" height="{tall:.1f}" rx="2"/>'
+            )
+            tags.append(tag.format(colour, back, x + 3, y + FONT - 2, label))
+    image = Markup('<use href="#{}"/>').format(key)
+    svg = '<svg class="picture" viewBox="0 0 {:.1f} {:.1f}" role="img" aria-label="{}">{}</svg>'
+    body = Markup("").join([image, *reversed(shapes), *tags])
+    return Markup(svg).format(width, height, str(record.image_id), body)

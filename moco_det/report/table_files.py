@@ -1,0 +1,138 @@
+"""The AP tables as files: tables.csv for programs, tables.tex in the papers' layout."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from moco_det.report.formats import ALL_METRICS, capital, listed, signed
+from moco_det.report.groups import ArmRuns, Group
+from moco_det.report.paper_comparison import Counterpart, counterparts, deviation
+from moco_det.report.tables import measured
+from moco_det.results import AP_KEYS
+
+HEADER = (
+    "setting,config,iterations,batch,engine,engine_version,precision,train_fingerprint,"
+    "test_fingerprint,arm,weights_sha256,ruler,metric,n,mean,std,against_supervised,low,high,p,"
+    "p_corrected,verdict,published,published_source,deviation,mark"
+)
+
+
+def csv_text(groups: Sequence[Group]) -> str:
+    """One line per setting, arm and metric; empty where there is no value."""
+    text = io.StringIO(f"{HEADER}\n")
+    text.seek(0, io.SEEK_END)
+    writer = csv.writer(text, lineterminator="\n")
+    for group in groups:
+        data, engine, dataset = group.data, group.data["engine"], group.data["dataset"]
+        shared = [group.index + 1, *(data[key] for key in ("config_name", "iterations", "batch"))]
+        shared += [engine["name"], engine["version"], data["precision"]]
+        shared += [dataset["train_fingerprint"], dataset["test_fingerprint"]]
+        published = {one.arm.label: one for one in reversed(counterparts(group))}
+        for metric in measured(group):
+            for arm in group.arms:
+                for key in AP_KEYS:
+                    found = _cells(group, arm, metric, key, published.get(arm.label))
+                    named = [arm.label, arm.init["sha256"], metric, key]
+                    writer.writerow([*shared, *named, *found])
+    return text.getvalue()
+
+
+def _cells(
+    group: Group, arm: ArmRuns, metric: str, key: str, paper: Counterpart | None
+) -> list[object]:
+    trials, gap = arm.trials(metric, key), group.against(arm, group.supervised, metric, key)
+    against: list[object] = [None] * 6
+    if gap is not None:
+        against = [*map(_rounded, (gap.difference, gap.low, gap.high))]
+        against += [_rounded(gap.p, 6), _rounded(gap.p_holm, 6), gap.verdict]
+    published: list[object] = [None] * 4
+    if paper is not None and (away := deviation(paper, metric, key)) is not None:
+        source = f"{paper.table.citation}, {paper.row.label}"
+        differs = f": {'; '.join(paper.differs)}" if paper.differs else ""
+        published = [away.published, source, _rounded(away.value), away.word + differs]
+    return [trials.n, _rounded(trials.mean), _rounded(trials.std), *against, *published]
+
+
+def _rounded(value: float | None, digits: int = 4) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+_PREAMBLE = r"""% Needs \usepackage{booktabs} and \usepackage{xcolor}.
+\definecolor{gain}{HTML}{00714F}
+\definecolor{loss}{HTML}{B3400A}
+\providecommand{\gain}[1]{\textcolor{gain}{\scriptsize (#1)}}
+\providecommand{\loss}[1]{\textcolor{loss}{\scriptsize (#1)}}
+\providecommand{\nogap}[1]{{\scriptsize (#1)}}
+"""
+_KEYS = {"AP": "AP", "AP50": "AP$_{50}$", "AP75": "AP$_{75}$"}
+
+
+def tex_text(groups: Sequence[Group]) -> str:
+    """One table per setting: arms as rows, box and mask AP as columns, gains green, losses red.
+
+    Needs the packages booktabs and xcolor. A difference beyond noise is in colour.
+    """
+    return _PREAMBLE + "".join("\n" + "\n".join(_tex_table(group)) + "\n" for group in groups)
+
+
+def _tex_table(group: Group) -> list[str]:
+    metrics = measured(group)
+    columns = [(metric, key) for metric in metrics for key in AP_KEYS]
+    spans = [rf"\multicolumn{{3}}{{c}}{{{capital(ALL_METRICS[metric])}}}" for metric in metrics]
+    rules = [rf"\cmidrule(lr){{{3 + 3 * i}-{5 + 3 * i}}}" for i in range(len(metrics))]
+    rows = [
+        [escaped(arm.label), str(len(arm.rows)), *(_tex_cell(group, arm, *c) for c in columns)]
+        for arm in group.arms
+    ]
+    counts = listed([f"{arm.label} {len(arm.rows)}" for arm in group.arms])
+    return [
+        r"\begin{table}",
+        r"\centering",
+        rf"\begin{{tabular}}{{lr{'c' * len(columns)}}}",
+        r"\toprule",
+        rf" & & {' & '.join(spans)} \\",
+        " ".join(rules),
+        rf"pre-train & $n$ & {' & '.join(_KEYS[key] for _, key in columns)} \\",
+        r"\midrule",
+        *(" & ".join(row) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        rf"\caption{{{escaped(group.title)}. Mean $\pm$ sample standard deviation; in brackets "
+        r"the difference to supervised, in colour where it is beyond noise (Welch, 95\,\%, "
+        f"Holm-corrected over the arms on trial). Trials: {escaped(counts)}.}}",
+        rf"\label{{tab:setting-{group.index + 1}}}",
+        r"\end{table}",
+    ]
+
+
+def _tex_cell(group: Group, arm: ArmRuns, metric: str, key: str) -> str:
+    trials, gap = arm.trials(metric, key), group.against(arm, group.supervised, metric, key)
+    if trials.mean is None:
+        return "--"
+    text = f"{trials.mean:.1f}"
+    if trials.std is not None:
+        text += rf" $\pm$ {trials.std:.1f}"
+    if gap is None or gap.difference is None:
+        return text
+    command = {"higher": "gain", "lower": "loss"}.get(gap.verdict, "nogap")
+    return rf"{text} \{command}{{{signed(gap.difference).replace('−', '$-$')}}}"
+
+
+_TEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "·": r"$\cdot$",
+        "×": r"$\times$",
+        "−": "$-$",
+        **{character: f"\\{character}" for character in "{}$&%#_"},
+    }
+)
+
+
+def escaped(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return text.translate(_TEX)

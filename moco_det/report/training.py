@@ -1,0 +1,276 @@
+"""Curves over iterations: what the runs and the pre-trainings left in their metrics.jsonl."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from moco_det.foundation.errors import InputError
+from moco_det.report.charts import COLOURS, SPIKE, Line, Points, curve_chart
+from moco_det.report.document import Block, Figure, Figures, Fold, Sentence, Text, text
+from moco_det.report.formats import counted, number
+from moco_det.report.groups import Group
+
+# More points than this cannot be told apart in a chart; neighbours are then averaged.
+MAX_POINTS = 120
+# Curves are drawn for the first settings only: the file must stay small enough to send.
+CURVE_SETTINGS, PART_SETTINGS = 6, 1
+# With more lines than this the seeds of a curve are left to their mean.
+SEED_LINES = 30
+
+# key in a run's log, title, name of the axis
+_CURVES = (
+    ("total_loss", "Training loss", "total loss"),
+    ("bbox/AP", "Box AP", "box AP, percent"),
+    ("segm/AP", "Mask AP", "mask AP, percent"),
+)
+_PARTS = ("loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
+
+# key in a pre-training's log, name, digits
+_QUANTITIES = (
+    ("loss", "loss", 3),
+    ("accuracy", "accuracy", 1),
+    ("knn_accuracy", "kNN accuracy", 1),
+)
+_RANDOM, _MARGIN = "knn_random", "knn_margin"
+
+Log = Sequence[Mapping[str, Any]]
+
+
+def read_log(path: Path) -> Log | None:
+    """The entries of a metrics.jsonl that name an iteration, None where the file is missing.
+
+    Lines that are not json (a run was killed while writing) are left out.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    entries = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict) and _is_number(entry.get("iteration")):
+            entries.append(entry)
+    return entries
+
+
+def series(log: Log, name: str) -> Points:
+    """(iteration, value) of what is a finite number; of an iteration logged twice the last."""
+    points = {
+        float(entry["iteration"]): float(entry[name])
+        for entry in log
+        if _is_number(entry.get(name))
+    }
+    return sorted(points.items())
+
+
+def mean_line(label: str, colour: int, seeds: Iterable[Points]) -> Line | None:
+    """Thin and average the seeds' curves; None where no seed has a point.
+
+    The mean is drawn only where every seed has a value, so that it never jumps because a seed
+    ends or starts.
+    """
+    present = [points for points in seeds if points]
+    if not present:
+        return None
+    thinned = thin(present)
+    by_iteration: dict[float, list[float]] = {}
+    for points in thinned:
+        for x, y in points:
+            by_iteration.setdefault(x, []).append(y)
+    shared = sorted((x, ys) for x, ys in by_iteration.items() if len(ys) == len(thinned))
+    return Line(label, colour, [(x, _mean(ys)) for x, ys in shared], seeds=thinned)
+
+
+def thin(curves: Sequence[Points], limit: int = MAX_POINTS) -> list[Points]:
+    """Average neighbours over common windows of iterations where a curve has too many points."""
+    if max(map(len, curves)) <= limit:
+        return list(curves)
+    low = min(points[0][0] for points in curves)
+    width = (max(points[-1][0] for points in curves) - low) / limit
+    thinned: list[Points] = []
+    for points in curves:
+        windows: dict[int, list[float]] = {}
+        for x, y in points:
+            windows.setdefault(min(int((x - low) / width), limit - 1), []).append(y)
+        thinned.append([(low + (i + 0.5) * width, _mean(ys)) for i, ys in sorted(windows.items())])
+    return thinned
+
+
+def _mean(values: Sequence[float]) -> float:
+    # A numpy array for each of ten thousand short lists would take most of a report's time.
+    return math.fsum(values) / len(values)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def curve_blocks(group: Group) -> list[Block]:
+    """Losses and APs of a setting's runs against the iteration, and what is missing."""
+    if group.index >= CURVE_SETTINGS:
+        return [text(f"Curves are drawn for the first {CURVE_SETTINGS} settings.")]
+    logs = [[read_log(row.run_dir / "metrics.jsonl") for row in arm.rows] for arm in group.arms]
+
+    def figures(wanted: Iterable[tuple[str, str, str]]) -> list[Figure]:
+        found = []
+        for key, title, y_label in wanted:
+            lines = [
+                mean_line(arm.label, arm.colour, [series(log, key) for log in own if log])
+                for arm, own in zip(group.arms, logs, strict=True)
+            ]
+            drawn = [line for line in lines if line is not None]
+            if any(len(line.points) > 1 for line in drawn):  # one evaluation is no curve
+                found.append(_curve(group, drawn, key, title, y_label))
+        return found
+
+    main = figures(_CURVES)
+    parts = figures((key, key, key) for key in _PARTS) if group.index < PART_SETTINGS else []
+    if not main and not parts:
+        return [text("No run folder holds a metrics.jsonl with values, so no curves are drawn.")]
+    blocks: list[Block] = [Figures(main, group.legend)] if main else []
+    if parts:
+        blocks.append(Fold("The loss's parts", [Figures(parts, group.legend)]))
+    if missing := sum(log is None for own in logs for log in own):
+        blocks.append(text(f"metrics.jsonl is missing for {counted(missing, 'run')}."))
+    return blocks
+
+
+def _curve(group: Group, lines: Sequence[Line], key: str, title: str, y_label: str) -> Figure:
+    when = "at each evaluation" if "AP" in key else "against iteration"
+    how = "thin: each seed, thick: their mean"
+    trials = ", ".join(f"{line.label} n={len(line.seeds)}" for line in lines)
+    if sum(len(line.seeds) for line in lines) > SEED_LINES:
+        how = "the mean of the seeds"
+        lines = [Line(line.label, line.colour, line.points) for line in lines]
+    caption = f"{title} {when}; {how}; {trials}; config {group.data['config_name']}."
+    if "loss" in key:
+        caption += f" Spikes beyond {SPIKE:g} times the usual range are cut at the frame."
+    svg = curve_chart(
+        lines,
+        title=f"{title} against iteration",
+        x_label="iteration",
+        y_label=y_label,
+        dots="AP" in key,
+    )
+    return Figure(title, svg, caption)
+
+
+@dataclass(frozen=True)
+class PretrainingRun:
+    """One output folder of pre-training; `nothing_learned` is empty where kNN says otherwise."""
+
+    folder: Path
+    figures: list[Figure]
+    warnings: list[str]
+    nothing_learned: str
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """Of the checkpoint; None where it has been moved: the section alone speaks of the run."""
+        digest = hashlib.sha256()
+        try:
+            with open(self.folder / "checkpoint.pth", "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError:
+            return None
+        return digest.hexdigest()
+
+
+def read_pretraining(folder: Path, colours: Mapping[str, int]) -> PretrainingRun:
+    """Raises InputError where the folder holds no log with a loss."""
+    log = read_log(folder / "metrics.jsonl")
+    if log is None:
+        raise InputError(f"{folder} holds no metrics.jsonl: name an output folder of pre-training")
+    colour = colours.get(folder.name, COLOURS - 1)
+    figures = [
+        _pretraining_figure(folder.name, colour, log, *quantity)
+        for quantity in _QUANTITIES
+        if series(log, quantity[0])
+    ]
+    if not figures:
+        raise InputError(f"{folder / 'metrics.jsonl'} has no line with a finite 'loss'")
+    said = {
+        f"{folder.name}, iteration {entry['iteration']}: {entry['warning']}": None
+        for entry in log
+        if isinstance(entry.get("warning"), str)
+    }
+    return PretrainingRun(folder, figures, list(said), _nothing_learned(log))
+
+
+def pretraining_blocks(runs: Sequence[PretrainingRun]) -> list[Block]:
+    """What the runs warned of, and their curves."""
+    blocks: list[Block] = [
+        Text([Sentence(f" {warning}.", "Warning:")], "notice")
+        for run in runs
+        for warning in run.warnings
+    ]
+    figures = [figure for run in runs for figure in run.figures]
+    return [*blocks, Figures(figures, captions=True)] if figures else []
+
+
+def learning_sentences(group: Group, runs: Sequence[PretrainingRun]) -> list[Sentence]:
+    """What the verdict says of arms whose encoder ended no better than random weights."""
+    return [
+        Sentence(
+            f": {run.nothing_learned}, so its AP does not speak for its method.",
+            f"{arm.label} learned nothing in pre-training that kNN can see",
+        )
+        for run in runs
+        if run.nothing_learned and run.sha256
+        for arm in group.arms
+        if arm.source.get("sha256") == run.sha256
+    ]
+
+
+def _pretraining_figure(
+    name: str, colour: int, log: Log, key: str, title: str, digits: int
+) -> Figure:
+    points = series(log, key)
+    unit = "" if key == "loss" else " %"
+    caption = (
+        f"Pre-training {name}, n=1: {title} against iteration, "
+        f"{number(points[-1][1], digits)}{unit} at iteration {points[-1][0]:,.0f}."
+    )
+    level = None
+    if key == "knn_accuracy" and (random := series(log, _RANDOM)):
+        level = ("random weights", random[-1][1])
+        caption += f" The same network's random weights (dashed): {number(level[1], digits)}{unit}."
+    if len(points) > MAX_POINTS:
+        caption += f" {MAX_POINTS} points are drawn, each the mean of its neighbours."
+    if key == "loss":
+        caption += " Losses of different methods do not compare."
+    line = mean_line(name, colour, [points])
+    svg = curve_chart(
+        [line] if line else [],
+        title=f"Pre-training {title} of {name}",
+        x_label="iteration",
+        y_label=title if key == "loss" else f"{title}, percent",
+        dots=key == "knn_accuracy",
+        level=level,
+    )
+    return Figure(f"{name}: {title}", svg, caption)
+
+
+def _nothing_learned(log: Log) -> str:
+    """The end's kNN accuracy against that of random weights, where it is no better."""
+    loss, *knn = (series(log, key) for key in ("loss", "knn_accuracy", _RANDOM, _MARGIN))
+    if not loss or not all(knn) or knn[0][-1][0] < loss[-1][0]:  # the run is not at its end
+        return ""
+    accuracy, random, margin = (points[-1][1] for points in knn)
+    if accuracy - random > margin:
+        return ""
+    return (
+        f"its encoder ended at a kNN accuracy of {accuracy:.1f} % and its random weights have "
+        f"{random:.1f} % (up to {margin:.1f} points either way are chance)"
+    )
