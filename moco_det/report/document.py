@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -126,11 +126,14 @@ Block = Table | Heading | Text | Figures | Items | Commands | Html | Fold
 class Section:
     """A part of the page with its place in the navigation."""
 
-    anchor: str
     link: str
     title: str
     blocks: Sequence[Block]
     in_markdown: bool = True
+
+    @property
+    def anchor(self) -> str:
+        return self.link.lower().replace(" ", "-")
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,12 @@ class Page:
 def text(said: str, style: str = "soft") -> Text:
     """A paragraph of one sentence."""
     return Text([Sentence(said)], style)
+
+
+def table_of(caption: str, rows: Sequence[Mapping[str, Any]], words: int = 1) -> Table:
+    """A table whose rows name their columns."""
+    header = list(rows[0]) if rows else []
+    return Table(caption, header, [list(row.values()) for row in rows], words)
 
 
 def preformatted(said: str) -> Html:

@@ -22,7 +22,7 @@ from moco_det.report.formats import counted
 from moco_det.report.statistics import (
     Comparison,
     Trials,
-    compare_all,
+    compare,
     compare_paired,
     correct,
     summarise,
@@ -153,10 +153,8 @@ class Group:
             return None
         asked = (reference.label, metric, key)
         if asked not in self._compared:
-            others = [other for other in self.arms if other is not reference]
             theirs = reference.trials(metric, key)
-            made = compare_all([(other.trials(metric, key), theirs) for other in others])
-            by_label = {other.label: c for other, c in zip(others, made, strict=True)}
+            by_label = {a.label: compare(a.trials(metric, key), theirs) for a in self.arms}
             family = {one.label: by_label[one.label] for one in self.on_trial}
             self._compared[asked] = {**by_label, **correct(family)}
         return self._compared[asked][arm.label]

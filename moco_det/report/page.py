@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
@@ -57,28 +56,9 @@ from moco_det.results import Rows
 # Pictures are drawn for the first settings only: the file must stay small enough to send.
 PICTURE_BYTES, LEAST_BYTES = 1_900_000, 400_000
 
-
-@dataclass(frozen=True)
-class Material:
-    """What the sections are made of."""
-
-    rows: Rows
-    groups: Sequence[Group]
-    probes: Sequence[Group]
-    encoders: Sequence[PretrainingRun]
-    diff: ReportDiff | None
-
-    @property
-    def failed(self) -> int:
-        return sum(not row.finished for row in self.rows.rows)
-
-    def each(self, blocks_of: Callable[[Group], Sequence[Block]]) -> list[Block]:
-        """The blocks of every setting, each under its name where there are several."""
-        blocks: list[Block] = []
-        for group in self.groups:
-            blocks += [Heading(group.name, group.title)] if len(self.groups) > 1 else []
-            blocks += blocks_of(group)
-        return blocks
+MEASURED = (
+    "Every number here was measured by the runs listed below, unless it is called published. {}"
+)
 
 
 def build_page(
@@ -100,16 +80,64 @@ def build_page(
         )
     colours = _give_colours([*groups, *probes])
     encoders = [read_pretraining(path, colours) for path in pretraining]
-    material = Material(rows, groups, probes, encoders, diff)
+    failed = sum(not row.finished for row in rows.rows)
+    notice = _failure_notice(failed) if failed else []
+    alone = len(groups) == 1
+
+    def each(blocks_of: Callable[[Group], Sequence[Block]]) -> list[Block]:
+        """The blocks of every setting, each under its name where there are several."""
+        blocks: list[Block] = []
+        for group in groups:
+            blocks += [*([] if alone else [Heading(group.name, group.title)]), *blocks_of(group)]
+        return blocks
+
     sections = [
-        Section(anchor, link, heading, blocks_of(material), anchor not in HTML_ONLY)
-        for anchor, link, heading, blocks_of in SECTIONS
+        Section("Against", "Against the other report", diff.blocks() if diff else []),
+        Section(
+            "Verdict",
+            "Verdict",
+            [
+                *each(lambda group: _verdict(group, groups[0], encoders)),
+                *([text(MEASURED.format(paper_sentence(groups))), *notice] if groups else []),
+            ],
+        ),
+        Section("AP", "Average precision", each(lambda group: _ap(group, probes))),
+        Section(
+            "Schedules",
+            "Does the gain last with longer training?",
+            family_blocks(groups, BY_SCHEDULE),
+        ),
+        Section(
+            "Labels", "How does AP grow with the labelled images?", family_blocks(groups, BY_LABELS)
+        ),
+        Section("Classes", "Class by class", each(lambda group: class_blocks(group, alone=alone))),
+        Section("Curves", "Loss and AP against iteration", each(curve_blocks), in_markdown=False),
+        Section(
+            "Detections", "Detections on the same images", each(_pictures()), in_markdown=False
+        ),
+        Section(
+            "Probes",
+            "Probes of features",
+            [*([] if groups else notice), *probe_blocks(probes)],
+        ),
+        Section("Pre-training", "Pre-training", pretraining_blocks(encoders)),
+        Section(
+            "Matched arms",
+            "Do the arms differ only in their initialisation?",
+            each(matched_blocks),
+        ),
+        Section(
+            "Conversions",
+            "Were the weights converted without loss?",
+            [proof_table(groups)] if groups else [],
+        ),
+        Section("Runs", "Runs, environment, commands", run_blocks(rows, groups, probes)),
     ]
     names = sorted({short_name(group.data["dataset"]["test"]) for group in groups or probes})
     what = "Transfer to detection" if groups else "Probes of features"
     return Page(
         title or f"{what}: {listed(names[:3])}",
-        _summary(material),
+        _summary(groups, probes, failed),
         [section for section in sections if section.blocks],
     )
 
@@ -125,65 +153,47 @@ def _give_colours(groups: Sequence[Group]) -> dict[str, int]:
     return colours
 
 
-def _summary(material: Material) -> str:
+def _summary(runs: Sequence[Group], probes: Sequence[Group], failed: int) -> str:
     parts, started = [], []
-    for groups, what in ((material.groups, "finished run"), (material.probes, "probe")):
+    for groups, what in ((runs, "finished run"), (probes, "probe")):
         rows = [row for group in groups for row in group.rows]
         started += [row.data["started"][:10] for row in rows]
         if rows:
-            runs, settings = counted(len(rows), what), counted(len(groups), "setting")
-            parts.append(f"{runs} in {settings}")
+            parts.append(f"{counted(len(rows), what)} in {counted(len(groups), 'setting')}")
     first, last = min(started), max(started)
-    text = f"{listed(parts)}, {first if first == last else f'{first} to {last}'}"
-    failed = counted(material.failed, "failed run")
-    return f"{text}; {failed} left out" if material.failed else text
+    said = f"{listed(parts)}, {first if first == last else f'{first} to {last}'}"
+    return f"{said}; {counted(failed, 'failed run')} left out" if failed else said
 
 
-def _failure_notice(material: Material) -> list[Block]:
-    if not material.failed:
-        return []
-    runs, enter = counted(material.failed, "run"), "enters" if material.failed == 1 else "enter"
+def _failure_notice(failed: int) -> list[Block]:
+    runs, enter = counted(failed, "run"), "enters" if failed == 1 else "enter"
     link = Markup('<a href="#failures">what the log said</a>')
     notice = Markup('<p class="notice">{} failed and {} no mean: see {}.</p>')
     return [Html(notice.format(runs, enter, link))]
 
 
-def _verdict(material: Material) -> list[Block]:
-    def of(group: Group) -> list[Block]:
-        sentences = [*verdict(group), *learning_sentences(group, material.encoders)]
-        blocks: list[Block] = [Text(sentences, "verdict")]
-        if group.index:
-            apart = "; ".join(apart_because(group, material.groups[0]))
-            blocks.append(text(f"Apart from setting A because: {apart}."))
-        return [*blocks, Figures(strip_charts(group))]
-
-    if not material.groups:
-        return []
-    measured = text(
-        "Every number here was measured by the runs listed below, unless it is called published. "
-        f"{paper_sentence(material.groups)}"
-    )
-    return [*material.each(of), measured, *_failure_notice(material)]
+def _verdict(group: Group, main: Group, encoders: Sequence[PretrainingRun]) -> list[Block]:
+    said = [*verdict(group), *learning_sentences(group, encoders)]
+    apart = f"Apart from setting A because: {'; '.join(apart_because(group, main))}."
+    other = [text(apart)] if group is not main else []
+    return [Text(said, "verdict"), *other, Figures(strip_charts(group))]
 
 
-def _average_precision(material: Material) -> list[Block]:
-    def of(group: Group) -> list[Block]:
-        parts: dict[str, Sequence[Table | None]] = {
-            "How sure are the differences?": [certainty_table(group)],
-            "Against the papers": paper_tables(group),
-            "Probes of the same weights": [probe_table(group, material.probes)],
-        }
-        blocks: list[Block] = [*ap_tables(group)]
-        for name, tables in parts.items():
-            shown = [table for table in tables if table is not None]
-            blocks += [Heading(name), *shown] if shown else []
-        sizes = size_tables(group)
-        return [*blocks, Fold("By object size", sizes)] if sizes else blocks
-
-    return material.each(of)
+def _ap(group: Group, probes: Sequence[Group]) -> list[Block]:
+    parts: dict[str, Sequence[Table | None]] = {
+        "How sure are the differences?": [certainty_table(group)],
+        "Against the papers": paper_tables(group),
+        "Probes of the same weights": [probe_table(group, probes)],
+    }
+    blocks: list[Block] = [*ap_tables(group)]
+    for name, tables in parts.items():
+        shown = [table for table in tables if table is not None]
+        blocks += [Heading(name), *shown] if shown else []
+    sizes = size_tables(group)
+    return [*blocks, Fold("By object size", sizes)] if sizes else blocks
 
 
-def _pictures(material: Material) -> list[Block]:
+def _pictures() -> Callable[[Group], Sequence[Block]]:
     left = PICTURE_BYTES
 
     def of(group: Group) -> list[Block]:
@@ -194,64 +204,4 @@ def _pictures(material: Material) -> list[Block]:
         left -= sum(len(block.markup) for block in blocks if isinstance(block, Html))
         return blocks
 
-    return material.each(of)
-
-
-def _probes(material: Material) -> list[Block]:
-    notice = [] if material.groups or not material.probes else _failure_notice(material)
-    return [*notice, *probe_blocks(material.probes)]
-
-
-# In the page's order: anchor, name in the navigation, heading, and what makes the blocks; without
-# blocks a section is left out.
-SECTIONS: Sequence[tuple[str, str, str, Callable[[Material], Sequence[Block]]]] = (
-    (
-        "against",
-        "Against",
-        "Against the other report",
-        lambda m: m.diff.blocks() if m.diff else [],
-    ),
-    ("verdict", "Verdict", "Verdict", _verdict),
-    ("ap", "AP", "Average precision", _average_precision),
-    (
-        "schedules",
-        "Schedules",
-        "Does the gain last with longer training?",
-        lambda m: family_blocks(m.groups, BY_SCHEDULE),
-    ),
-    (
-        "labels",
-        "Labels",
-        "How does AP grow with the labelled images?",
-        lambda m: family_blocks(m.groups, BY_LABELS),
-    ),
-    (
-        "classes",
-        "Classes",
-        "Class by class",
-        lambda m: m.each(lambda group: class_blocks(group, alone=len(m.groups) == 1)),
-    ),
-    ("curves", "Curves", "Loss and AP against iteration", lambda m: m.each(curve_blocks)),
-    ("samples", "Detections", "Detections on the same images", _pictures),
-    ("probes", "Probes", "Probes of features", _probes),
-    ("pretraining", "Pre-training", "Pre-training", lambda m: pretraining_blocks(m.encoders)),
-    (
-        "matched",
-        "Matched arms",
-        "Do the arms differ only in their initialisation?",
-        lambda m: m.each(matched_blocks),
-    ),
-    (
-        "proofs",
-        "Conversions",
-        "Were the weights converted without loss?",
-        lambda m: [proof_table(m.groups)] if m.groups else [],
-    ),
-    (
-        "runs",
-        "Runs",
-        "Runs, environment, commands",
-        lambda m: run_blocks(m.rows, m.groups, m.probes),
-    ),
-)
-HTML_ONLY = {"curves", "samples"}
+    return of

@@ -21,7 +21,7 @@ from moco_det.report.document import (
     preformatted,
     text,
 )
-from moco_det.report.formats import UNDEFINED, counted, listed, mean_std, number
+from moco_det.report.formats import UNDEFINED, counted, listed, number
 from moco_det.report.groups import PROTOCOLS, ArmRuns, Group, config_of
 from moco_det.report.statistics import compare
 from moco_det.report.tables import arm_cell, config_note, value_cell
@@ -62,7 +62,7 @@ def accuracy_table(group: Group) -> Table:
             trials, gap = arm.trials("probe", key), None
             if key == "top1" and reference is not None and arm is not reference:
                 gap = compare(trials, reference.trials("probe", key))
-            row.append(value_cell(mean_std(trials), gap))
+            row.append(value_cell(trials, gap))
         body.append(row)
     dataset = group.data["dataset"]
     caption = (
@@ -144,8 +144,13 @@ def probe_table(group: Group, probes: Sequence[Group]) -> Table | None:
     body = [
         [
             arm_cell(arm),
-            Cell(mean_std(arm.trials("bbox")), f"n={arm.trials('bbox').n}"),
-            *(_top1(points[i]) for _, points in columns),
+            value_cell(arm.trials("bbox"), counted=True),
+            *(
+                Cell(UNDEFINED, "not probed")
+                if (point := points[i]) is None
+                else value_cell(point.trials("probe", "top1"), counted=True)
+                for _, points in columns
+            ),
         ]
         for i, arm in enumerate(group.arms)
     ]
@@ -170,10 +175,3 @@ def _point(arm: ArmRuns, probe: Group) -> ArmRuns | None:
         if not wanted and point.name == arm.name and point.steps in (0, None):
             return point  # random weights have no file
     return None
-
-
-def _top1(point: ArmRuns | None) -> Cell:
-    if point is None:
-        return Cell(UNDEFINED, "not probed")
-    trials = point.trials("probe", "top1")
-    return Cell(mean_std(trials), f"n={trials.n}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -18,10 +18,11 @@ from moco_det.report.document import (
     Table,
     Text,
     preformatted,
+    table_of,
     text,
 )
 from moco_det.report.formats import UNDEFINED, counted, duration, number, scientific
-from moco_det.report.groups import Group, short_name
+from moco_det.report.groups import ArmRuns, Group, short_name
 from moco_det.report.tables import config_note
 from moco_det.results import Row, Rows
 from moco_det.results.matched import WEIGHTS_KEY, Matched
@@ -70,41 +71,36 @@ def proof_table(groups: Sequence[Group]) -> Table:
     for row in (row for group in groups for row in group.rows):
         unique.setdefault((row.arm, row.data["init"]["sha256"]), row)
     proofs = {key: row.data["init"]["verified"] or {} for key, row in unique.items()}
-    stages = list(
-        dict.fromkeys(s for proof in proofs.values() for s in proof.get("per_stage") or {})
-    )
+    stages = dict.fromkeys(s for proof in proofs.values() for s in proof.get("per_stage") or {})
     body = []
     for (arm, sha256), row in unique.items():
         init, proof = row.data["init"], proofs[arm, sha256]
-        source, per_stage = init["source"] or {}, proof.get("per_stage") or {}
-        known = [source.get(key) for key in ("format", "method", "arch", "file")]
+        known = [(init["source"] or {}).get(key) for key in ("format", "method", "arch", "file")]
         state = " · ".join(str(fact) for fact in known if fact) or "proven; the source is not named"
         if not init["weights"]:
             state = "random initialisation, nothing to prove"
         elif not proof:
             state = "no proof is stored with these weights"
-        found = [proof.get("max_abs_difference"), *(per_stage.get(stage) for stage in stages)]
-        body.append(
-            [
-                arm,
-                Cell(str(init["weights"] or "(none)"), state),
-                Cell(sha256 or UNDEFINED, "", "code"),
-                UNDEFINED if proof.get("tensors") is None else proof["tensors"],
-                *(scientific(_float(value)) for value in found),
-            ]
-        )
-    return Table(
+        line = {
+            "arm": arm,
+            "weights": Cell(str(init["weights"] or "(none)"), state),
+            "sha256": Cell(sha256 or UNDEFINED, "", "code"),
+            "tensors": UNDEFINED if proof.get("tensors") is None else proof["tensors"],
+            "largest": _difference(proof.get("max_abs_difference")),
+        }
+        per_stage = proof.get("per_stage") or {}
+        body.append({**line, **{stage: _difference(per_stage.get(stage)) for stage in stages}})
+    return table_of(
         "Each weights file, and the largest absolute feature difference between the source "
         "network and the converted one on the same input, overall and for each stage.",
-        ("arm", "weights", "sha256", "tensors", "largest", *stages),
         body,
         words=3,
     )
 
 
-def _float(value: Any) -> float | None:
+def _difference(value: Any) -> str:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and value == value else None
+    return scientific(float(value) if is_number and value == value else None)
 
 
 def run_blocks(rows: Rows, groups: Sequence[Group], probes: Sequence[Group]) -> list[Block]:
@@ -115,12 +111,9 @@ def run_blocks(rows: Rows, groups: Sequence[Group], probes: Sequence[Group]) -> 
             blocks.append(Fold(f"All {len(table.rows)} {what}", [table]))
         elif table.rows:
             blocks.append(table)
-    if failed := failure_rows(rows.rows):
-        header = ("run", "arm", "seed", "what the run said")
-        caption = "Failed runs. None of their numbers enters any mean."
-        heading = Heading("Failed runs", anchor="failures")
-        blocks += [heading, Table(caption, header, failed, words=4)]
-    commands = [(str(row.data["run"]), str(row.data["command"])) for row in rows.rows]
+    if any(not row.finished for row in rows.rows):
+        blocks += [Heading("Failed runs", anchor="failures"), failure_table(rows.rows)]
+    commands = [(row.data["run"], row.data["command"]) for row in rows.rows]
     return [
         *blocks,
         Heading("Warnings"),
@@ -132,99 +125,91 @@ def run_blocks(rows: Rows, groups: Sequence[Group], probes: Sequence[Group]) -> 
 
 def run_table(groups: Sequence[Group]) -> Table:
     """Every run that counts, one line each."""
-    masks, several = any(group.has("segm") for group in groups), len(groups) > 1
+    masks = any(group.has("segm") for group in groups)
     body = []
-    for group in groups:
-        for arm in group.arms:
-            for row in arm.rows:
-                data = row.data
-                aps = [number(row.metric(metric, "AP")) for metric in ("bbox", "segm")[: 1 + masks]]
-                body.append(
-                    [
-                        Cell(data["run"], colour=arm.colour),
-                        arm.label,
-                        row.seed,
-                        *aps,
-                        duration(data["wall_seconds"]),
-                        f"{data['iterations']:,}",
-                        *([group.name.removeprefix("Setting ")] if several else []),
-                        data["started"],
-                    ]
-                )
-    header = ["run", "arm", "seed", "box AP", *(["mask AP"] if masks else []), "wall time"]
-    header += ["iterations", *(["setting"] if several else []), "started (UTC)"]
-    return Table("Every run behind the tables.", header, body, words=2)
+    for group, arm, row in _every(groups):
+        line = {
+            "run": Cell(row.data["run"], colour=arm.colour),
+            "arm": arm.label,
+            "seed": row.seed,
+            "box AP": number(row.metric("bbox", "AP")),
+            **({"mask AP": number(row.metric("segm", "AP"))} if masks else {}),
+            "wall time": duration(row.data["wall_seconds"]),
+            "iterations": f"{row.data['iterations']:,}",
+            **({"setting": group.name.removeprefix("Setting ")} if len(groups) > 1 else {}),
+            "started (UTC)": row.data["started"],
+        }
+        body.append(line)
+    return table_of("Every run behind the tables.", body, words=2)
 
 
 def probe_run_table(probes: Sequence[Group]) -> Table:
     """Every probe that counts, one line each."""
     body = [
-        [
-            Cell(row.data["run"], colour=arm.colour),
-            arm.label,
-            row.data["protocol"],
-            Cell((row.data["init"]["sha256"] or UNDEFINED)[:12], "", "code"),
-            row.seed,
-            number(row.metric("probe", "top1")),
-            duration(row.data["wall_seconds"]),
-            row.data["started"],
-        ]
-        for group in probes
-        for arm in group.arms
-        for row in arm.rows
+        {
+            "probe": Cell(row.data["run"], colour=arm.colour),
+            "arm": arm.label,
+            "protocol": row.data["protocol"],
+            "sha256": Cell((row.data["init"]["sha256"] or UNDEFINED)[:12], "", "code"),
+            "seed": row.seed,
+            "top-1": number(row.metric("probe", "top1")),
+            "wall time": duration(row.data["wall_seconds"]),
+            "started (UTC)": row.data["started"],
+        }
+        for _, arm, row in _every(probes)
     ]
-    header = ("probe", "arm", "protocol", "sha256", "seed", "top-1", "wall time", "started (UTC)")
-    return Table("Every probe behind the tables.", header, body, words=4)
+    return table_of("Every probe behind the tables.", body, words=4)
+
+
+def _every(groups: Sequence[Group]) -> list[tuple[Group, ArmRuns, Row]]:
+    return [(group, arm, row) for group in groups for arm in group.arms for row in arm.rows]
 
 
 def environment_table(rows: Sequence[Row]) -> Table:
     """Each combination of software, machine and data once, with its number of runs."""
-    counts: Counter[tuple[str, ...]] = Counter()
 
     def known(*facts: Any) -> str:  # a failed run may never have learned them
         return " ".join(str(fact) for fact in facts if fact is not None) or UNDEFINED
 
+    def data_set(data: Mapping[str, Any], part: str) -> str:
+        return known(short_name(data[part]), (data[f"{part}_fingerprint"] or "")[:12] or None)
+
+    counts: Counter[tuple[tuple[str, str], ...]] = Counter()
     for data in (row.data for row in rows):
-        engine, dataset, hardware = data["engine"], data["dataset"], data["hardware"]
-        cores = None if hardware["cores"] is None else f"with {hardware['cores']} cores"
-        prints = [(dataset[f"{part}_fingerprint"] or "")[:12] for part in ("train", "test")]
-        facts = (
-            known(engine["name"], engine["version"]),
-            known(engine["torch"]),
-            known(engine["torchvision"]),
-            known(data["precision"]),
-            known(hardware["device"], cores),
-            known(short_name(dataset["train"]), prints[0] or None),
-            known(short_name(dataset["test"]), prints[1] or None),
-        )
-        counts[facts] += 1
-    return Table(
+        engine, cores = data["engine"], data["hardware"]["cores"]
+        facts = {
+            "engine": known(engine["name"], engine["version"]),
+            "torch": known(engine["torch"]),
+            "torchvision": known(engine["torchvision"]),
+            "precision": known(data["precision"]),
+            "machine": known(data["hardware"]["device"], cores and f"with {cores} cores"),
+            "training data": data_set(data["dataset"], "train"),
+            "test data": data_set(data["dataset"], "test"),
+        }
+        counts[tuple(facts.items())] += 1
+    return table_of(
         "Software, machine and data (with the fingerprint's first digits) of every row, failed "
         "ones included.",
-        (
-            "engine",
-            "torch",
-            "torchvision",
-            "precision",
-            "machine",
-            "training data",
-            "test data",
-            "runs",
-        ),
-        [[*facts, count] for facts, count in counts.items()],
+        [{**dict(facts), "runs": count} for facts, count in counts.items()],
         words=7,
     )
 
 
-def failure_rows(rows: Sequence[Row]) -> list[list[Any]]:
+def failure_table(rows: Sequence[Row]) -> Table:
     """Failed runs: listed, never averaged."""
     finished = {row.data["run"] for row in rows if row.finished}
-    body = []
-    for row in (row for row in rows if not row.finished):
-        reasons = [row.data["error"], *row.data["warnings"]]
-        again = "finished when it was tried again" if row.data["run"] in finished else ""
-        body.append([Cell(row.data["run"], again), row.arm, row.seed, "; ".join(reasons)])
-    return body
+    again = "finished when it was tried again"
+    body = [
+        {
+            "run": Cell(row.data["run"], again if row.data["run"] in finished else ""),
+            "arm": row.arm,
+            "seed": row.seed,
+            "what the run said": "; ".join([row.data["error"], *row.data["warnings"]]),
+        }
+        for row in rows
+        if not row.finished
+    ]
+    return table_of("Failed runs. None of their numbers enters any mean.", body, words=4)
 
 
 def warnings_of(rows: Rows, groups: Sequence[Group], probes: Sequence[Group]) -> list[str]:

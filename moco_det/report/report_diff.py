@@ -13,7 +13,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.report.document import Block, Cell, Items, Table
 from moco_det.report.formats import METRICS, interval, listed, mean_std, p_value, signed
 from moco_det.report.groups import ArmRuns, Group, group_runs, setting_key
-from moco_det.report.statistics import Comparison, compare_all, correct
+from moco_det.report.statistics import Comparison, compare, correct
 from moco_det.results import Row
 
 
@@ -129,7 +129,7 @@ def compare_reports(ours: Iterable[Row], theirs: Iterable[Row]) -> ReportDiff:
             f"the two reports share no {'arm in any ' if same else ''}setting: data, config, "
             "schedule, batch, precision and engine must be the same to compare them"
         )
-    made = compare_all([(a.trials(metric), b.trials(metric)) for metric, (_, a), (_, b) in pairs])
+    made = [compare(a.trials(metric), b.trials(metric)) for metric, (_, a), (_, b) in pairs]
     corrected = correct(dict(enumerate(made)))
     changes = [
         Change(group.title, metric, a, b, corrected[i])

@@ -1,21 +1,19 @@
 """Means over seeds and differences between arms, with what may be said about them.
 
-scipy does the statistics; this file decides when there is enough to compute from, and holds the
-one rule that scipy lacks, Holm's correction (S. Holm, A simple sequentially rejective multiple
-test procedure, Scandinavian Journal of Statistics 6, 1979).
+Welch's t test (B. L. Welch, Biometrika 34, 1947), the paired t test, and Holm's correction
+(S. Holm, Scandinavian Journal of Statistics 6, 1979), over scipy's distributions.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 CONFIDENCE = 0.95
 
@@ -24,7 +22,7 @@ POWER = 0.8
 # More seeds than this nobody runs; the answer is then "more than".
 MOST_SEEDS = 1000
 
-Name = TypeVar("Name", bound=Hashable)
+Name = TypeVar("Name", str, int)
 
 # Spread below this is rounding, not deviation between trials (AP is in percent).
 _NO_SPREAD = 1e-9
@@ -45,6 +43,12 @@ class Trials:
     def n(self) -> int:
         """The number of trials in which the metric was defined."""
         return len(self.values)
+
+    @property
+    def band(self) -> tuple[float, float] | None:
+        """One deviation to each side of the mean; of one trial, the mean itself."""
+        spread = self.std or 0.0
+        return None if self.mean is None else (self.mean - spread, self.mean + spread)
 
 
 @dataclass(frozen=True)
@@ -93,74 +97,50 @@ def summarise(values: Iterable[float | None]) -> Trials:
     return Trials(values=defined, mean=mean, std=std)
 
 
-def compare(arm: Trials, reference: Trials, *, confidence: float = CONFIDENCE) -> Comparison:
+def compare(arm: Trials, reference: Trials) -> Comparison:
     """The difference of two means with Welch's interval (unequal variances)."""
-    return compare_all([(arm, reference)], confidence=confidence)[0]
-
-
-def compare_all(
-    pairs: Sequence[tuple[Trials, Trials]], *, confidence: float = CONFIDENCE
-) -> list[Comparison]:
-    """`compare` of many pairs: those with the same numbers of trials are one call of scipy."""
-    made = dict(enumerate(_without_interval(arm, other) for arm, other in pairs))
-    by_trials: dict[tuple[int, int], list[int]] = {}
-    for i, (arm, reference) in enumerate(pairs):
-        if made[i] is None:
-            by_trials.setdefault((arm.n, reference.n), []).append(i)
-    for (n, m), members in by_trials.items():
-        ours = np.array([pairs[i][0].values for i in members])
-        theirs = np.array([pairs[i][1].values for i in members])
-        gaps = ours.mean(axis=1) - theirs.mean(axis=1)
-        for i, gap, low, high, p in zip(
-            members, gaps, *_welch(ours, theirs, confidence), strict=True
-        ):
-            made[i] = _decide(float(gap), float(low), float(high), float(p), n, m)
-    return [comparison for comparison in made.values() if comparison is not None]
-
-
-def _without_interval(arm: Trials, reference: Trials) -> Comparison | None:
-    """The comparison where the trials allow no interval, None where they do."""
     n, m = arm.n, reference.n
     if arm.mean is None or reference.mean is None:
         return Comparison(None, None, None, n, m, "not measured")
     difference = arm.mean - reference.mean
-    if n < 2 or m < 2:
+    if arm.std is None or reference.std is None:
         return Comparison(difference, None, None, n, m, "not enough trials")
-    if max(arm.std or 0.0, reference.std or 0.0) < _NO_SPREAD:
+    if max(arm.std, reference.std) < _NO_SPREAD:
         return Comparison(difference, None, None, n, m, "no spread measured")
-    return None
+    ours, theirs = arm.std**2 / n, reference.std**2 / m
+    freedom = (ours + theirs) ** 2 / (ours**2 / (n - 1) + theirs**2 / (m - 1))
+    return _judged(difference, math.sqrt(ours + theirs), freedom, n, m)
 
 
 def compare_paired(
-    arm: Mapping[int, float | None],
-    reference: Mapping[int, float | None],
-    *,
-    confidence: float = CONFIDENCE,
+    arm: Mapping[int, float | None], reference: Mapping[int, float | None]
 ) -> Comparison:
     """The mean difference of trials that share a seed, with the paired t interval.
 
     Arguments are values by seed; what one side lacks is left out.
     """
-    pairs = [
-        (float(a), float(b))
+    gaps = summarise(
+        a - b
         for seed in sorted(set(arm) & set(reference))
         if (a := arm[seed]) is not None and (b := reference[seed]) is not None
-    ]
-    n = len(pairs)
-    if not n:
-        return Comparison(None, None, None, 0, 0, "not measured")
-    ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]
-    gaps = np.subtract(ours, theirs)
-    difference = float(np.mean(gaps))
-    if n < 2:
-        return Comparison(difference, None, None, n, n, "not enough trials")
-    if float(np.std(gaps, ddof=1)) < _NO_SPREAD:
-        return Comparison(difference, None, None, n, n, "no spread measured")
-    result = stats.ttest_rel(ours, theirs)
-    interval = result.confidence_interval(confidence_level=confidence)
-    return _decide(
-        difference, float(interval.low), float(interval.high), float(result.pvalue), n, n
     )
+    n = gaps.n
+    if gaps.mean is None:
+        return Comparison(None, None, None, 0, 0, "not measured")
+    if gaps.std is None:
+        return Comparison(gaps.mean, None, None, n, n, "not enough trials")
+    if gaps.std < _NO_SPREAD:
+        return Comparison(gaps.mean, None, None, n, n, "no spread measured")
+    return _judged(gaps.mean, gaps.std / math.sqrt(n), n - 1, n, n)
+
+
+def _judged(difference: float, error: float, freedom: float, n: int, m: int) -> Comparison:
+    """A difference and its standard error, by the t distribution."""
+    half = error * float(special.stdtrit(freedom, 0.5 + CONFIDENCE / 2))
+    p = 2 * float(special.stdtr(freedom, -abs(difference) / error))
+    low, high = difference - half, difference + half
+    verdict = "higher" if low > 0 else "lower" if high < 0 else "not distinguishable"
+    return Comparison(difference, low, high, n, m, verdict, p=p)
 
 
 def correct(comparisons: Mapping[Name, Comparison]) -> dict[Name, Comparison]:
@@ -169,22 +149,16 @@ def correct(comparisons: Mapping[Name, Comparison]) -> dict[Name, Comparison]:
     The i-th smallest of m p-values (i from 0) is multiplied by m - i and never falls below the one
     before it. A difference whose corrected p is not below 1 - CONFIDENCE is not decided.
     """
-    tested = sorted(
-        (c.p, i) for i, c in enumerate(comparisons.values()) if c.p is not None and c.p == c.p
-    )
-    adjusted: dict[int, float] = {}
-    largest = 0.0
-    for rank, (p, i) in enumerate(tested):
+    tested = sorted((c.p, name) for name, c in comparisons.items() if c.p is not None)
+    corrected, largest = dict(comparisons), 0.0
+    for rank, (p, name) in enumerate(tested):
         largest = max(largest, min(1.0, p * (len(tested) - rank)))
-        adjusted[i] = largest
-    corrected = dict(comparisons)
-    for i, (name, comparison) in enumerate(comparisons.items()):
-        if i in adjusted:
-            lost = comparison.decided and adjusted[i] >= 1 - CONFIDENCE
-            verdict = "not distinguishable after correction" if lost else comparison.verdict
-            corrected[name] = replace(
-                comparison, p_holm=adjusted[i], family=len(tested), verdict=verdict
-            )
+        verdict = comparisons[name].verdict
+        if comparisons[name].decided and largest >= 1 - CONFIDENCE:
+            verdict = "not distinguishable after correction"
+        corrected[name] = replace(
+            comparisons[name], p_holm=largest, family=len(tested), verdict=verdict
+        )
     return corrected
 
 
@@ -197,7 +171,7 @@ def seeds_needed(difference: float, arm: Trials, reference: Trials) -> int | Non
     """
     if arm.std is None or reference.std is None or not difference:
         return None
-    deviation = float(np.sqrt((arm.std**2 + reference.std**2) / 2))
+    deviation = math.sqrt((arm.std**2 + reference.std**2) / 2)
     if deviation < _NO_SPREAD:
         return None
     effect = abs(difference) / deviation
@@ -213,20 +187,3 @@ def _power(effect: float, n: int) -> float:
         return 1.0  # cannot be told from it, and the noncentral t loses its footing there
     critical = special.stdtrit(freedom, 0.5 + CONFIDENCE / 2)
     return float(1.0 - special.nctdtr(freedom, shift, critical))
-
-
-def _decide(difference: float, low: float, high: float, p: float, n: int, m: int) -> Comparison:
-    verdict = "higher" if low > 0 else "lower" if high < 0 else "not distinguishable"
-    return Comparison(difference, low, high, n, m, verdict, p=p)
-
-
-def _welch(
-    arm: np.ndarray, reference: np.ndarray, confidence: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(low, high, p) of each row of trials."""
-    with warnings.catch_warnings():
-        # One arm without spread is legal in Welch's test; scipy warns of cancellation there.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        result = stats.ttest_ind(arm, reference, axis=1, equal_var=False)
-        interval = result.confidence_interval(confidence_level=confidence)
-    return interval.low, interval.high, result.pvalue

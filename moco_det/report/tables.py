@@ -20,7 +20,7 @@ from moco_det.report.formats import (
     signed,
 )
 from moco_det.report.groups import ArmRuns, Group
-from moco_det.report.statistics import CONFIDENCE, POWER, Comparison, compare_all, seeds_needed
+from moco_det.report.statistics import CONFIDENCE, POWER, Comparison, Trials, compare, seeds_needed
 from moco_det.results import AP_KEYS
 
 # The differences of which a reader asks how many seeds they would need, in AP.
@@ -55,12 +55,14 @@ def tone_of(comparison: Comparison) -> str:
     return {"higher": "gain", "lower": "loss"}.get(comparison.verdict, "")
 
 
-def value_cell(value: str, comparison: Comparison | None, otherwise: str = "") -> Cell:
-    """A value with a difference under it, "+1.4 [−3.0, +5.8]", where there is one."""
+def value_cell(
+    trials: Trials, comparison: Comparison | None = None, *, counted: bool = False
+) -> Cell:
+    """ "31.2 ± 0.4" over a difference, "+1.4 [−3.0, +5.8]", or, if `counted`, over "n=3"."""
     if comparison is None or comparison.difference is None:
-        return Cell(value, otherwise)
+        return Cell(mean_std(trials), f"n={trials.n}" if counted else "")
     note = f"{signed(comparison.difference)} {interval(comparison)}"
-    return Cell(value, note, tone_of(comparison))
+    return Cell(mean_std(trials), note, tone_of(comparison))
 
 
 def difference_cell(comparison: Comparison | None) -> Cell:
@@ -101,7 +103,7 @@ def ap_table(group: Group, metric: str, keys: Sequence[str], what: str) -> Table
         row = [arm_cell(arm), arm.trials(metric, keys[0]).n]
         for key in keys:
             gap = group.against(arm, supervised, metric, key)
-            row.append(value_cell(mean_std(arm.trials(metric, key)), gap))
+            row.append(value_cell(arm.trials(metric, key), gap))
         if against_random:
             row.append(difference_cell(group.against(arm, group.random, metric, keys[0])))
         rows.append(row)
@@ -212,12 +214,13 @@ def class_table(group: Group, metric: str) -> Table:
     reference = group.supervised
     columns = []
     for arm in group.arms:
-        own = [arm.class_trials(metric, name) for name in classes]
-        gaps: Sequence[Comparison | None] = [None] * len(own)
-        if reference is not None and reference is not arm:
-            theirs = [reference.class_trials(metric, name) for name in classes]
-            gaps = compare_all(list(zip(own, theirs, strict=True)))
-        columns.append([value_cell(mean_std(t), gap) for t, gap in zip(own, gaps, strict=True)])
+        cells = []
+        for name in classes:
+            own, gap = arm.class_trials(metric, name), None
+            if reference is not None and reference is not arm:
+                gap = compare(own, reference.class_trials(metric, name))
+            cells.append(value_cell(own, gap))
+        columns.append(cells)
     trials = ", ".join(f"{arm.label} {len(arm.rows)}" for arm in group.arms)
     what = METRICS.get(metric, "VOC AP").replace("AP", "AP of each class")
     return Table(
@@ -238,8 +241,10 @@ def _class_gaps(group: Group) -> list[Figure]:
     figures = []
     for arm in group.on_trial:
         names = sorted({name for row in arm.rows for name in row.per_class(metric)})
-        pairs = [(arm.class_trials(metric, n), reference.class_trials(metric, n)) for n in names]
-        gaps = {n: c for n, c in zip(names, compare_all(pairs), strict=True)}
+        gaps = {
+            name: compare(arm.class_trials(metric, name), reference.class_trials(metric, name))
+            for name in names
+        }
         rows = [
             ChartRow(name, arm.colour, [gap.difference], span=gap.interval)
             for name, gap in gaps.items()
