@@ -50,7 +50,7 @@ class ChartRow:
     span: Span | None = None
 
 
-def curve_chart(
+def line_chart(
     lines: Sequence[Line],
     *,
     title: str,
@@ -59,59 +59,37 @@ def curve_chart(
     dots: bool = False,
     level: tuple[str, float] | None = None,
 ) -> Markup:
-    """Lines over the thin lines of their seeds, from iteration 0.
+    """Lines over the thin lines of their seeds, from zero on; intervals stand side by side.
 
     A `level` is a dashed line under its name.
     """
     points = [p for line in lines for seed in line.seeds or [line.points] for p in seed]
     if not points:
         return Markup("")
-    low, high = _robust_range([y for _, y in points])
-    if level is not None:
-        low, high = min(low, level[1]), max(high, level[1])
-    plot = _Plot(max(max(x for x, _ in points), 1.0), *_padded(low, high, 0.05))
+    ends = [end for line in lines for span in line.spans if span for end in span]
+    ends += _robust_range([y for _, y in points])
+    ends += [level[1]] if level is not None else []
+    right = max(max(x for x, _ in points), 1.0)
+    right *= 1.06 if any(line.spans for line in lines) else 1.0
+    plot = _Plot(right, *_padded(min(ends), max(ends), 0.05))
     parts = [plot.axes(x_label=x_label, y_label=y_label)]
     if level is not None:
         parts.append(plot.level(*level, below=points[-1][1] >= level[1]))
     parts += [
         _path(f"thin c{line.colour}", plot.path(seed)) for line in lines for seed in line.seeds
     ]
-    for line in lines:
-        if len(line.points) > 1:
-            parts.append(_path(f"line c{line.colour}", plot.path(line.points), line.label))
-        if dots or len(line.points) == 1:
-            for x, y in line.points:
-                said = f"{line.label}: {_tick(y)} at {_tick(x)} (mean)"
-                parts.append(_dot(plot.x(x), plot.y(y), line.colour, said, 3.5))
-    return _svg("".join(parts), HEIGHT, title)
-
-
-def size_chart(
-    lines: Sequence[Line], *, title: str, x_label: str, y_label: str, sign: str = ""
-) -> Markup:
-    """Values with their intervals against the size of a setting; zero is drawn.
-
-    `sign` is how a value's sign is written: "+" for differences, "" for plain values.
-    """
-    if not lines:
-        return Markup("")
-    edges = [y for line in lines for _, y in line.points]
-    edges += [edge for line in lines for span in line.spans if span for edge in span]
-    right = max(x for line in lines for x, _ in line.points) * 1.06
-    plot = _Plot(right, *_padded(min(0.0, *edges), max(0.0, *edges), 0.06))
-    zero = _path("zero", f"M{plot.left} {plot.y(0):.1f}H{WIDTH - RIGHT}")
-    parts = [plot.axes(x_label=x_label, y_label=y_label), zero]
     for i, line in enumerate(lines):
-        shift = 6.0 * (i - (len(lines) - 1) / 2)  # intervals of one setting stand side by side
-        places = [(plot.x(x) + shift, plot.y(y)) for x, y in line.points]
-        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-        parts.append(_path(f"line c{line.colour}", path))
-        for (x, y), (size, value), span in zip(places, line.points, line.spans, strict=True):
+        shift = 6.0 * (i - (len(lines) - 1) / 2) if line.spans else 0.0
+        if len(line.points) > 1:
+            parts.append(_path(f"line c{line.colour}", plot.path(line.points, shift), line.label))
+        for (x, _), span in zip(line.points, line.spans, strict=False):
             if span is not None:
-                ends = f"M{x:.1f} {plot.y(span[0]):.1f}V{plot.y(span[1]):.1f}"
-                parts.append(_path(f"thin whisker c{line.colour}", ends))
-            said = f"{line.label}: {value:{sign}.2f} at {_tick(size)}"
-            parts.append(_dot(x, y, line.colour, said))
+                at = plot.x(x) + shift
+                ends_at = f"M{at:.1f} {plot.y(span[0]):.1f}V{plot.y(span[1]):.1f}"
+                parts.append(_path(f"thin whisker c{line.colour}", ends_at))
+        for x, y in line.points if dots or len(line.points) == 1 else ():
+            said = f"{line.label}: {_tick(y)} at {_tick(x)}"
+            parts.append(_dot(plot.x(x) + shift, plot.y(y), line.colour, said, 3.5))
     return _svg("".join(parts), HEIGHT, title)
 
 
@@ -204,8 +182,8 @@ class _Plot:
         share = (value - self.y_low) / (self.y_high - self.y_low)
         return HEIGHT - BOTTOM - min(max(share, 0.0), 1.0) * (HEIGHT - TOP - BOTTOM)
 
-    def path(self, points: Points) -> str:
-        return "M" + "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
+    def path(self, points: Points, shift: float = 0.0) -> str:
+        return "M" + "L".join(f"{self.x(x) + shift:.1f} {self.y(y):.1f}" for x, y in points)
 
     def level(self, name: str, value: float, *, below: bool) -> str:
         """A dashed line over the whole width, its name at the right end below or above it."""

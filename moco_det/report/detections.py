@@ -84,12 +84,8 @@ def read_boxes(path: Path, dataset: DetectionDataset) -> dict[str, list[Box]]:
     found: dict[str, list[Box]] = {}
     for entry in read_predictions(path, dataset):
         x, y, w, h = (float(value) for value in entry["bbox"])
-        box = Box(
-            xyxy=(x, y, x + w, y + h),
-            category=names[entry["category_id"]],
-            score=float(entry["score"]),
-            segmentation=entry.get("segmentation"),
-        )
+        name, score, mask = names[entry["category_id"]], entry["score"], entry.get("segmentation")
+        box = Box((x, y, x + w, y + h), name, float(score), mask)
         found.setdefault(str(entry["image_id"]), []).append(box)
     for boxes in found.values():
         boxes.sort(key=lambda box: -(box.score or 0.0))
@@ -163,41 +159,22 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     return inner / union if union > 0 else 0.0
 
 
-def outlines(segmentation: Any, *, height: int, width: int, tolerance: float) -> list[np.ndarray]:
+def outlines(segmentation: Any, tolerance: float) -> list[np.ndarray]:
     """Closed outlines [points, 2] (x, y in pixels) of polygons or an RLE; holes are outlines too.
 
-    `tolerance` is how far, in pixels, an outline may leave the mask's edge. What cannot be read
-    has no outline.
+    `tolerance` is how far, in pixels, an outline may leave the mask's edge.
     """
     if not segmentation:
         return []
     if isinstance(segmentation, list):
-        shapes = [
-            np.asarray(p, dtype=np.float32).reshape(-1, 2) for p in segmentation if len(p) > 5
-        ]
+        shapes = [np.asarray(polygon, dtype=np.float32).reshape(-1, 2) for polygon in segmentation]
     else:
-        mask = _decode(segmentation, height=height, width=width)
-        if mask is None:
-            return []
+        mask = np.ascontiguousarray(coco_mask.decode(segmentation))
         found, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         # A contour runs through pixel centres; continuous coordinates put those at + 0.5.
         shapes = [contour.reshape(-1, 2).astype(np.float32) + 0.5 for contour in found]
     simple = [cv2.approxPolyDP(shape, tolerance, True).reshape(-1, 2) for shape in shapes]
     return [shape for shape in simple if len(shape) >= 3]
-
-
-def _decode(rle: Mapping[str, Any], *, height: int, width: int) -> np.ndarray | None:
-    try:
-        size, counts = [int(v) for v in rle["size"]], rle["counts"]
-        if size != [height, width]:
-            return None
-        if isinstance(counts, list):
-            packed = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
-        else:
-            packed = {"size": size, "counts": str(counts).encode("ascii")}
-        return np.ascontiguousarray(coco_mask.decode(packed))
-    except (KeyError, TypeError, ValueError, UnicodeEncodeError):
-        return None
 
 
 def free_spot(

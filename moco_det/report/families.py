@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from moco_det.report.charts import Line, Span, size_chart
+from moco_det.report.charts import Line, Span, line_chart
 from moco_det.report.document import Block, Cell, Figure, Figures, Heading, Table
 from moco_det.report.formats import METRICS, UNDEFINED, capital, listed
-from moco_det.report.groups import ArmRuns, Group, setting_key, short_name
+from moco_det.report.groups import Group, setting_key, short_name
 from moco_det.report.tables import arm_cell, value_cell
 
 # What a schedule consists of; everything else must be the same.
@@ -69,78 +69,68 @@ BY_LABELS = Axis(
 )
 
 
-def family_blocks(groups: Sequence[Group], axis: Axis) -> list[Block]:
+def blocks(groups: Sequence[Group], axis: Axis) -> list[Block]:
     """Tables and charts of every family of two settings or more along the axis."""
     found: dict[str, list[Group]] = {}
     for group in groups:
         key = setting_key(group.arms[0].rows[0], without=axis.free)
         found.setdefault(key, []).append(group)
-    blocks: list[Block] = []
-    for family in found.values():
-        if len({axis.size(group) for group in family}) > 1:
-            blocks += _family(sorted(family, key=axis.size), axis)
-    return blocks
+    return [
+        block
+        for family in found.values()
+        if len(set(map(axis.size, family))) > 1
+        for block in _family(sorted(family, key=axis.size), axis)
+    ]
 
 
 def _family(groups: Sequence[Group], axis: Axis) -> list[Block]:
     data = groups[0].data
     shared = [data["task"], data["engine"]["name"], data["precision"]]
-    metrics = [metric for metric in METRICS if all(group.has(metric) for group in groups)]
-    arms = {arm.label: arm for group in groups for arm in group.arms}
-    figures = [_figure(groups, arms, metric, axis) for metric in metrics]
-    drawn = [figure for figure in figures if figure.svg]
-    charts = [Figures(drawn, [(arm.label, arm.colour) for arm in arms.values()])] if drawn else []
+    metrics = [m for m in groups[0].metrics if all(m in group.metrics for group in groups)]
+    compared = [_compared(groups, metric, axis) for metric in metrics]
+    legend = {arm.label: arm.colour for group in groups for arm in group.arms}
+    drawn = [figure for _, figure in compared if figure.svg]
     return [
         Heading(short_name(data["dataset"]["test"]), " · ".join(shared)),
-        *(_table(groups, arms, metric, axis) for metric in metrics),
-        *charts,
+        *(table for table, _ in compared),
+        *([Figures(drawn, list(legend.items()))] if drawn else []),
     ]
 
 
-def _table(groups: Sequence[Group], arms: dict[str, ArmRuns], metric: str, axis: Axis) -> Table:
+def _compared(groups: Sequence[Group], metric: str, axis: Axis) -> tuple[Table, Figure]:
+    """The arms of a family, one column and one point per setting."""
     names = [axis.column(group, groups[0]) for group in groups]
-    rows = []
-    for label, arm in arms.items():
-        row = [arm_cell(arm)]
-        for group in groups:
-            cell = Cell(UNDEFINED, "not run")
-            for own in (own for own in group.arms if own.label == label):
-                gap = group.against(own, group.supervised, metric) if axis.gains else None
-                cell = value_cell(own.trials(metric), gap, counted=True)
-            row.append(cell)
-        rows.append(row)
+    sizes = [axis.size(group) for group in groups]
+    rows, lines = [], []
+    for label, arm in {arm.label: arm for group in groups for arm in group.arms}.items():
+        found = [_measured(group, label, metric, axis) for group in groups]
+        rows.append([arm_cell(arm), *(cell for cell, _, _ in found)])
+        at = [(x, y, span) for x, (_, y, span) in zip(sizes, found, strict=True) if y is not None]
+        if len(at) > axis.gains:  # one gain is no line
+            points, spans = [(x, y) for x, y, _ in at], [span for _, _, span in at]
+            lines.append(Line(label, arm.colour, points, spans=spans))
     trials = [
         f"{name} n=" + "/".join(str(arm.trials(metric).n) for arm in group.arms)
         for name, group in zip(names, groups, strict=True)
     ]
-    caption = f"{capital(METRICS[metric])} {axis.table}; {listed(trials)}."
-    return Table(caption, ("arm", *names), rows)
+    what = METRICS[metric]
+    title, y_label = capital(axis.title.format(what)), f"gain in {what}" if axis.gains else what
+    svg = line_chart(
+        lines, title=title, x_label=axis.x_label, y_label=y_label, dots=True, level=("", 0.0)
+    )
+    table = Table(f"{capital(what)} {axis.table}; {listed(trials)}.", ("arm", *names), rows)
+    return table, Figure(title, svg, capital(axis.caption.format(what)))
 
 
-def _figure(groups: Sequence[Group], arms: dict[str, ArmRuns], metric: str, axis: Axis) -> Figure:
-    lines = []
-    for label, arm in arms.items():
-        points: list[tuple[float, float]] = []
-        spans: list[Span | None] = []
-        for group in groups:
-            for own in (own for own in group.arms if own.label == label):
-                value, span = _point(group, own, metric, axis)
-                if value is not None:
-                    points.append((axis.size(group), value))
-                    spans.append(span)
-        if len(points) > axis.gains:  # one gain is no line
-            lines.append(Line(label, arm.colour, points, spans=spans))
-    name = METRICS[metric]
-    title = capital(axis.title.format(name))
-    y_label, sign = (f"gain in {name}", "+") if axis.gains else (name, "")
-    svg = size_chart(lines, title=title, x_label=axis.x_label, y_label=y_label, sign=sign)
-    return Figure(title, svg, capital(axis.caption.format(name)))
-
-
-def _point(group: Group, arm: ArmRuns, metric: str, axis: Axis) -> tuple[float | None, Span | None]:
-    """A gain and its interval, or a mean with one deviation to each side."""
-    if axis.gains:
+def _measured(
+    group: Group, label: str, metric: str, axis: Axis
+) -> tuple[Cell, float | None, Span | None]:
+    """An arm's cell, and its point with the interval: of its gain, or one deviation each side."""
+    for arm in (arm for arm in group.arms if arm.label == label):
+        trials = arm.trials(metric)
+        if not axis.gains:
+            return value_cell(trials, counted=True), trials.mean, trials.band
         gap = group.against(arm, group.supervised, metric)
-        return (None, None) if gap is None else (gap.difference, gap.interval)
-    trials = arm.trials(metric)
-    return trials.mean, trials.band
+        point = (None, None) if gap is None else (gap.difference, gap.interval)
+        return value_cell(trials, gap, counted=True), *point
+    return Cell(UNDEFINED, "not run"), None, None

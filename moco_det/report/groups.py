@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from moco_det.foundation.errors import InputError
-from moco_det.report.formats import counted
+from moco_det.report.formats import ALL_METRICS, METRICS, counted
 from moco_det.report.statistics import (
     Comparison,
     Trials,
@@ -137,9 +137,15 @@ class Group:
         found = [arm for arm in self.arms if arm.rank == rank]
         return found[0] if len(found) == 1 else None
 
-    def has(self, metric: str) -> bool:
-        """Whether the metric was measured in any run."""
-        return any(row.metric_table(metric) for row in self.rows)
+    @cached_property
+    def all_metrics(self) -> list[str]:
+        """The metrics that were measured in any run, COCO's first."""
+        return [m for m in ALL_METRICS if any(row.metric_table(m) for row in self.rows)]
+
+    @property
+    def metrics(self) -> list[str]:
+        """COCO's of them."""
+        return [metric for metric in self.all_metrics if metric in METRICS]
 
     def against(
         self, arm: ArmRuns, reference: ArmRuns | None, metric: str, key: str = "AP"

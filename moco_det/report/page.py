@@ -8,20 +8,9 @@ from pathlib import Path
 from markupsafe import Markup
 
 from moco_det.foundation.errors import InputError
+from moco_det.report import families, pictures, probes, provenance, tables, training
 from moco_det.report.charts import COLOURS
-from moco_det.report.document import (
-    Block,
-    Figures,
-    Fold,
-    Heading,
-    Html,
-    Page,
-    Section,
-    Table,
-    Text,
-    text,
-)
-from moco_det.report.families import BY_LABELS, BY_SCHEDULE, family_blocks
+from moco_det.report.document import Block, Figures, Fold, Heading, Html, Page, Section, Text, text
 from moco_det.report.formats import counted, listed
 from moco_det.report.groups import (
     ON_TRIAL,
@@ -32,24 +21,7 @@ from moco_det.report.groups import (
     short_name,
 )
 from moco_det.report.paper_comparison import paper_sentence, paper_tables
-from moco_det.report.pictures import picture_blocks
-from moco_det.report.probes import probe_blocks, probe_table
-from moco_det.report.provenance import matched_blocks, proof_table, run_blocks
 from moco_det.report.report_diff import ReportDiff
-from moco_det.report.tables import (
-    ap_tables,
-    certainty_table,
-    class_blocks,
-    size_tables,
-    strip_charts,
-)
-from moco_det.report.training import (
-    PretrainingRun,
-    curve_blocks,
-    learning_sentences,
-    pretraining_blocks,
-    read_pretraining,
-)
 from moco_det.report.verdict import verdict
 from moco_det.results import Rows
 
@@ -65,8 +37,8 @@ def build_page(
     rows: Rows, *, title: str | None, pretraining: Sequence[Path], diff: ReportDiff | None = None
 ) -> Page:
     """Everything the report says; raises InputError where there is nothing to report."""
-    groups, probes = group_runs(rows.rows), group_probes(rows.rows)
-    if not groups and not probes:
+    groups, probed = group_runs(rows.rows), group_probes(rows.rows)
+    if not groups and not probed:
         skipped = ""
         if rows.problems:
             first = rows.problems[0]
@@ -78,8 +50,8 @@ def build_page(
             f"no finished rows in the results ({counted(len(rows.rows), 'row')} read{skipped}); "
             "finish a run with tools/train_net.py or tools/probe.py first"
         )
-    colours = _give_colours([*groups, *probes])
-    encoders = [read_pretraining(path, colours) for path in pretraining]
+    colours = _give_colours([*groups, *probed])
+    encoders = [training.read_pretraining(path, colours) for path in pretraining]
     failed = sum(not row.finished for row in rows.rows)
     notice = _failure_notice(failed) if failed else []
     alone = len(groups) == 1
@@ -101,43 +73,52 @@ def build_page(
                 *([text(MEASURED.format(paper_sentence(groups))), *notice] if groups else []),
             ],
         ),
-        Section("AP", "Average precision", each(lambda group: _ap(group, probes))),
+        Section("AP", "Average precision", each(lambda group: _ap(group, probed))),
         Section(
             "Schedules",
             "Does the gain last with longer training?",
-            family_blocks(groups, BY_SCHEDULE),
+            families.blocks(groups, families.BY_SCHEDULE),
         ),
         Section(
-            "Labels", "How does AP grow with the labelled images?", family_blocks(groups, BY_LABELS)
+            "Labels",
+            "How does AP grow with the labelled images?",
+            families.blocks(groups, families.BY_LABELS),
         ),
-        Section("Classes", "Class by class", each(lambda group: class_blocks(group, alone=alone))),
-        Section("Curves", "Loss and AP against iteration", each(curve_blocks), in_markdown=False),
+        Section(
+            "Classes", "Class by class", each(lambda group: tables.class_blocks(group, alone=alone))
+        ),
+        Section(
+            "Curves",
+            "Loss and AP against iteration",
+            each(training.curve_blocks),
+            in_markdown=False,
+        ),
         Section(
             "Detections", "Detections on the same images", each(_pictures()), in_markdown=False
         ),
         Section(
             "Probes",
             "Probes of features",
-            [*([] if groups else notice), *probe_blocks(probes)],
+            [*([] if groups else notice), *probes.blocks(probed)],
         ),
-        Section("Pre-training", "Pre-training", pretraining_blocks(encoders)),
+        Section("Pre-training", "Pre-training", training.pretraining_blocks(encoders)),
         Section(
             "Matched arms",
             "Do the arms differ only in their initialisation?",
-            each(matched_blocks),
+            each(provenance.matched_blocks),
         ),
         Section(
             "Conversions",
             "Were the weights converted without loss?",
-            [proof_table(groups)] if groups else [],
+            [provenance.proof_table(groups)] if groups else [],
         ),
-        Section("Runs", "Runs, environment, commands", run_blocks(rows, groups, probes)),
+        Section("Runs", "Runs, environment, commands", provenance.run_blocks(rows, groups, probed)),
     ]
-    names = sorted({short_name(group.data["dataset"]["test"]) for group in groups or probes})
+    names = sorted({short_name(group.data["dataset"]["test"]) for group in groups or probed})
     what = "Transfer to detection" if groups else "Probes of features"
     return Page(
         title or f"{what}: {listed(names[:3])}",
-        _summary(groups, probes, failed),
+        _summary(groups, probed, failed),
         [section for section in sections if section.blocks],
     )
 
@@ -153,9 +134,9 @@ def _give_colours(groups: Sequence[Group]) -> dict[str, int]:
     return colours
 
 
-def _summary(runs: Sequence[Group], probes: Sequence[Group], failed: int) -> str:
+def _summary(runs: Sequence[Group], probed: Sequence[Group], failed: int) -> str:
     parts, started = [], []
-    for groups, what in ((runs, "finished run"), (probes, "probe")):
+    for groups, what in ((runs, "finished run"), (probed, "probe")):
         rows = [row for group in groups for row in group.rows]
         started += [row.data["started"][:10] for row in rows]
         if rows:
@@ -172,24 +153,22 @@ def _failure_notice(failed: int) -> list[Block]:
     return [Html(notice.format(runs, enter, link))]
 
 
-def _verdict(group: Group, main: Group, encoders: Sequence[PretrainingRun]) -> list[Block]:
-    said = [*verdict(group), *learning_sentences(group, encoders)]
+def _verdict(group: Group, main: Group, encoders: Sequence[training.PretrainingRun]) -> list[Block]:
+    said = [*verdict(group), *training.learning_sentences(group, encoders)]
     apart = f"Apart from setting A because: {'; '.join(apart_because(group, main))}."
     other = [text(apart)] if group is not main else []
-    return [Text(said, "verdict"), *other, Figures(strip_charts(group))]
+    return [Text(said, "verdict"), *other, Figures(tables.strip_charts(group))]
 
 
-def _ap(group: Group, probes: Sequence[Group]) -> list[Block]:
-    parts: dict[str, Sequence[Table | None]] = {
-        "How sure are the differences?": [certainty_table(group)],
-        "Against the papers": paper_tables(group),
-        "Probes of the same weights": [probe_table(group, probes)],
-    }
-    blocks: list[Block] = [*ap_tables(group)]
-    for name, tables in parts.items():
-        shown = [table for table in tables if table is not None]
-        blocks += [Heading(name), *shown] if shown else []
-    sizes = size_tables(group)
+def _ap(group: Group, probed: Sequence[Group]) -> list[Block]:
+    blocks: list[Block] = [*tables.ap_tables(group)]
+    if certainty := tables.certainty_table(group):
+        blocks += [Heading("How sure are the differences?"), certainty]
+    if papers := paper_tables(group):
+        blocks += [Heading("Against the papers"), *papers]
+    if beside := probes.probe_table(group, probed):
+        blocks += [Heading("Probes of the same weights"), beside]
+    sizes = tables.size_tables(group)
     return [*blocks, Fold("By object size", sizes)] if sizes else blocks
 
 
@@ -200,7 +179,7 @@ def _pictures() -> Callable[[Group], Sequence[Block]]:
         nonlocal left
         if left <= LEAST_BYTES:
             return [text("No pictures here: those of the settings above fill the file.")]
-        blocks = picture_blocks(group)
+        blocks = pictures.blocks(group)
         left -= sum(len(block.markup) for block in blocks if isinstance(block, Html))
         return blocks
 

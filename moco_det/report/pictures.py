@@ -61,7 +61,7 @@ class ShownArm:
     found: Mapping[str, Sequence[Box]]
 
 
-def picture_blocks(group: Group) -> list[Block]:
+def blocks(group: Group) -> list[Block]:
     """The pictures of a setting, or a stated reason why there are none; never raises for input.
 
     Of each arm one run is shown: that of the lowest seed that all the arms share.
@@ -108,7 +108,7 @@ def picture_blocks(group: Group) -> list[Block]:
         drawn.append(Html(Markup('<div class="sample">') + heading + panels + Markup("</div>")))
     hidden = Markup('<svg class="defs" aria-hidden="true" width="0" height="0"><defs>')
     limits = listed([f"{arm.limit:.2f} for {arm.label}" for arm in arms])
-    blocks: list[Block] = [
+    made: list[Block] = [
         Html(hidden + pixels + Markup("</defs></svg>")),
         text(
             f"{RULE} The scores: {limits}. Of each arm the run with seed {min(seeds)} is shown "
@@ -117,7 +117,7 @@ def picture_blocks(group: Group) -> list[Block]:
         _legend(colours),
         *drawn,
     ]
-    return [*(blocks if drawn else []), *([text(" ".join(notes))] if notes else [])]
+    return [*(made if drawn else []), *([text(" ".join(notes))] if notes else [])]
 
 
 def _legend(colours: Mapping[str, int]) -> Block:
@@ -199,12 +199,9 @@ def _draw(
     # The best-scored boxes are drawn last, so on top, but get their labels first.
     for box, bad in list(zip(boxes, wrong, strict=True))[:MAX_PANEL_BOXES]:
         x0, y0, x1, y1 = (value * scale for value in box.xyxy)
-        found = outlines(
-            box.segmentation, height=record.height, width=record.width, tolerance=0.7 / scale
-        )
         path = "".join(
             "M" + "L".join(f"{x * scale:.1f} {y * scale:.1f}" for x, y in shape) + "Z"
-            for shape in found
+            for shape in outlines(box.segmentation, 0.7 / scale)
         )
         colour, kind = colours.get(box.category, 0), " wrong" if bad else ""
         score = "" if box.score is None else f" {box.score:.2f}"

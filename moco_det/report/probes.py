@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moco_det.report.charts import Line, curve_chart
+from moco_det.report.charts import Line, line_chart
 from moco_det.report.document import (
     Block,
     Cell,
@@ -32,22 +32,22 @@ ACCURACIES = {"top1": "top-1", "top5": "top-5", "mean_class": "mean of classes"}
 _SHORT = {"knn": "kNN", "linear_lbfgs": "linear (L-BFGS)"}
 
 
-def probe_blocks(probes: Sequence[Group]) -> list[Block]:
+def blocks(probes: Sequence[Group]) -> list[Block]:
     """Each group's tables, curve and settings."""
-    blocks: list[Block] = []
+    made: list[Block] = []
     if probes:
         each = "each table is one protocol, one size and one pair of sets"
-        blocks.append(text(f"Accuracies, never averaged with APs; {each}."))
+        made.append(text(f"Accuracies, never averaged with APs; {each}."))
     for group in probes:
         if len(probes) > 1:
-            blocks.append(Heading(group.title))
-        blocks.append(accuracy_table(group))
+            made.append(Heading(group.title))
+        made.append(accuracy_table(group))
         if curve := accuracy_curve(group):
-            blocks.append(Figures([curve]))
+            made.append(Figures([curve]))
         none = "Nothing published has these data, sizes and settings, so none is shown."
-        blocks.append(published_table(group) or text(none))
-        blocks.append(Fold("The settings", [preformatted(str(group.data["config"]))]))
-    return blocks
+        made.append(published_table(group) or text(none))
+        made.append(Fold("The settings", [preformatted(str(group.data["config"]))]))
+    return made
 
 
 def accuracy_table(group: Group) -> Table:
@@ -118,7 +118,7 @@ def accuracy_curve(group: Group) -> Figure | None:
         line = mean_line(label, points[0].colour, by_seed.values())
         drawn += [line] if line is not None else []
     title = "Top-1 against pre-training steps"
-    svg = curve_chart(
+    svg = line_chart(
         drawn, title=title, x_label="pre-training steps", y_label="top-1, percent", dots=True
     )
     names = listed([f"{line.label} n={len(line.seeds)}" for line in drawn])

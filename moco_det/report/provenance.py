@@ -125,7 +125,7 @@ def run_blocks(rows: Rows, groups: Sequence[Group], probes: Sequence[Group]) -> 
 
 def run_table(groups: Sequence[Group]) -> Table:
     """Every run that counts, one line each."""
-    masks = any(group.has("segm") for group in groups)
+    masks = any("segm" in group.metrics for group in groups)
     body = []
     for group, arm, row in _every(groups):
         line = {

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from moco_det.foundation.errors import InputError
-from moco_det.report.document import Block, Cell, Items, Table
+from moco_det.report.document import Block, Cell, Items, table_of
 from moco_det.report.formats import METRICS, interval, listed, mean_std, p_value, signed
 from moco_det.report.groups import ArmRuns, Group, group_runs, setting_key
 from moco_det.report.statistics import Comparison, compare, correct
@@ -53,6 +54,31 @@ class Change:
         notes += [f"{name}{a} here, {b} there" for name, (a, b) in pairs.items() if a != b]
         return "; ".join(notes)
 
+    def cells(self) -> dict[str, Any]:
+        """The change as a row of a table."""
+        gap = self.comparison
+        here, there = self.here.trials(self.metric), self.there.trials(self.metric)
+        tone = {"improved": "gain", "regressed": "loss"}.get(self.outcome, "")
+        return {
+            "setting": self.setting,
+            "arm": Cell(self.here.label, self.notes),
+            "AP": METRICS[self.metric],
+            "here": Cell(mean_std(here), gap.trials),
+            "there": Cell(mean_std(there)),
+            "difference": Cell(signed(gap.difference), interval(gap), tone),
+            "corrected p": p_value(gap.p_holm),
+            "outcome": self.outcome,
+        }
+
+    def __str__(self) -> str:
+        cells = self.cells()
+        arm, here, gap = cells["arm"], cells["here"], cells["difference"]
+        return (
+            f"{self.outcome}: {arm.text}, {cells['AP']}: {here.text} here, {cells['there'].text} "
+            f"there, {gap.text} {gap.note} ({here.note}); {self.setting}"
+            + (f" [{arm.note}]" if arm.note else "")
+        )
+
 
 @dataclass(frozen=True)
 class ReportDiff:
@@ -68,46 +94,19 @@ class ReportDiff:
 
     def blocks(self) -> list[Block]:
         """One line per comparison, and what was not compared."""
-        tones = {"improved": "gain", "regressed": "loss"}
-        rows = [
-            [
-                change.setting,
-                Cell(change.here.label, change.notes),
-                METRICS[change.metric],
-                Cell(mean_std(change.here.trials(change.metric)), change.comparison.trials),
-                mean_std(change.there.trials(change.metric)),
-                Cell(
-                    signed(change.comparison.difference),
-                    interval(change.comparison),
-                    tones.get(change.outcome, ""),
-                ),
-                p_value(change.comparison.p_holm),
-                change.outcome,
-            ]
-            for change in self.changes
-        ]
         caption = (
             "AP here minus AP there, with Welch's 95 % interval; p is corrected for the "
-            f"{len(rows)} comparisons (Holm). Improved and regressed mean beyond noise."
+            f"{len(self.changes)} comparisons (Holm). Improved and regressed mean beyond noise."
         )
-        header = ("setting", "arm", "AP", "here", "there", "difference", "corrected p", "outcome")
-        table = Table(caption, header, rows, words=3)
+        table = table_of(caption, [change.cells() for change in self.changes], words=3)
         return [table, Items(self.only_one)] if self.only_one else [table]
 
     def lines(self) -> list[str]:
         """The comparison as text."""
-        lines = [
-            f"{change.outcome}: {change.here.label}, {METRICS[change.metric]}: "
-            f"{mean_std(change.here.trials(change.metric))} here, "
-            f"{mean_std(change.there.trials(change.metric))} there, "
-            f"{signed(change.comparison.difference)} {interval(change.comparison)} "
-            f"({change.comparison.trials}); {change.setting}"
-            + (f" [{change.notes}]" if change.notes else "")
-            for change in self.changes
-        ]
         outcomes = [change.outcome for change in self.changes]
         counts = [f"{outcomes.count(name)} {name}" for name in dict.fromkeys(outcomes)]
-        return [*lines, *self.only_one, f"{len(outcomes)} compared: {listed(counts)}"]
+        compared = f"{len(outcomes)} compared: {listed(counts)}"
+        return [*map(str, self.changes), *self.only_one, compared]
 
 
 def compare_reports(ours: Iterable[Row], theirs: Iterable[Row]) -> ReportDiff:
@@ -120,8 +119,8 @@ def compare_reports(ours: Iterable[Row], theirs: Iterable[Row]) -> ReportDiff:
         (metric, here[key], there[key])
         for key in here
         if key in there
-        for metric in METRICS
-        if here[key][0].has(metric) and there[key][0].has(metric)
+        for metric in here[key][0].metrics
+        if metric in there[key][0].metrics
     ]
     if not pairs:
         same = {key for key, _ in here} & {key for key, _ in there}

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from moco_det.report.formats import ALL_METRICS, capital, listed, signed
 from moco_det.report.groups import ArmRuns, Group
 from moco_det.report.paper_comparison import Counterpart, counterparts, deviation
-from moco_det.report.tables import measured
 from moco_det.results import AP_KEYS
 
 HEADER = (
@@ -30,7 +29,7 @@ def csv_text(groups: Sequence[Group]) -> str:
         shared += [engine["name"], engine["version"], data["precision"]]
         shared += [dataset["train_fingerprint"], dataset["test_fingerprint"]]
         published = {one.arm.label: one for one in reversed(counterparts(group))}
-        for metric in measured(group):
+        for metric in group.all_metrics:
             for arm in group.arms:
                 for key in AP_KEYS:
                     found = _cells(group, arm, metric, key, published.get(arm.label))
@@ -78,7 +77,7 @@ def tex_text(groups: Sequence[Group]) -> str:
 
 
 def _tex_table(group: Group) -> list[str]:
-    metrics = measured(group)
+    metrics = group.all_metrics
     columns = [(metric, key) for metric in metrics for key in AP_KEYS]
     spans = [rf"\multicolumn{{3}}{{c}}{{{capital(ALL_METRICS[metric])}}}" for metric in metrics]
     rules = [rf"\cmidrule(lr){{{3 + 3 * i}-{5 + 3 * i}}}" for i in range(len(metrics))]

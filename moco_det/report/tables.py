@@ -31,11 +31,6 @@ MOST_GAPS = 24
 SHORT = 12
 
 
-def measured(group: Group) -> list[str]:
-    """The metrics of a setting, COCO's first."""
-    return [metric for metric in ALL_METRICS if group.has(metric)]
-
-
 def config_note(group: Group) -> str:
     """The end of every caption: which config, for how long, on what."""
     data = group.data
@@ -75,7 +70,7 @@ def difference_cell(comparison: Comparison | None) -> Cell:
 def ap_tables(group: Group) -> list[Table]:
     """One table per metric."""
     tables = []
-    for metric in measured(group):
+    for metric in group.all_metrics:
         what = f"{capital(ALL_METRICS[metric])} by the COCO metric"
         if metric == "voc":
             names = {str(row.metric_table("voc").get("metric", "unnamed")) for row in group.rows}
@@ -123,14 +118,12 @@ def ap_table(group: Group, metric: str, keys: Sequence[str], what: str) -> Table
 def strip_charts(group: Group) -> list[Figure]:
     """Every run's AP as a dot, one row per arm."""
     figures = []
-    for metric in (metric for metric in METRICS if group.has(metric)):
+    for metric in group.metrics:
         rows = []
         for arm in group.arms:
             found = arm.trials(metric)
             if found.mean is not None:
-                band = (
-                    None if found.std is None else (found.mean - found.std, found.mean + found.std)
-                )
+                band = None if found.std is None else found.band
                 rows.append(ChartRow(arm.label, arm.colour, found.values, found.mean, band))
         name = capital(METRICS[metric])
         trials = ", ".join(f"{arm.label} n={arm.trials(metric).n}" for arm in group.arms)
@@ -152,7 +145,7 @@ def certainty_table(group: Group) -> Table | None:
         for arm in group.arms:
             if reference is group.random and arm is group.supervised:
                 continue  # the same pair stands above the other way round
-            for metric in (metric for metric in METRICS if group.has(metric)):
+            for metric in group.metrics:
                 gap = group.against(arm, reference, metric)
                 if reference is not None and gap is not None and gap.difference is not None:
                     body.append(_certainty(group, arm, reference, metric, gap))
@@ -192,11 +185,11 @@ def _certainty(
 
 def class_blocks(group: Group, *, alone: bool) -> list[Block]:
     """Charts of the classes' differences, and a table per metric; `alone` on the page or not."""
-    gaps = _class_gaps(group)
+    gaps = _class_charts(group)
     blocks: list[Block] = [Figures(gaps)] if gaps else []
     tables = [
         class_table(group, metric)
-        for metric in measured(group)
+        for metric in group.all_metrics
         if any(row.per_class(metric) for row in group.rows)
     ]
     for i, table in enumerate(tables):
@@ -211,16 +204,13 @@ def class_table(group: Group, metric: str) -> Table:
     known = {name for row in group.rows for name in row.per_class(metric)}
     classes = [name for name in group.data["dataset"]["classes"] if name in known]
     classes += sorted(known - set(classes))
-    reference = group.supervised
-    columns = []
-    for arm in group.arms:
-        cells = []
-        for name in classes:
-            own, gap = arm.class_trials(metric, name), None
-            if reference is not None and reference is not arm:
-                gap = compare(own, reference.class_trials(metric, name))
-            cells.append(value_cell(own, gap))
-        columns.append(cells)
+    columns = [
+        [
+            value_cell(arm.class_trials(metric, name), _class_gap(group, arm, metric, name))
+            for name in classes
+        ]
+        for arm in group.arms
+    ]
     trials = ", ".join(f"{arm.label} {len(arm.rows)}" for arm in group.arms)
     what = METRICS.get(metric, "VOC AP").replace("AP", "AP of each class")
     return Table(
@@ -232,26 +222,26 @@ def class_table(group: Group, metric: str) -> Table:
     )
 
 
-def _class_gaps(group: Group) -> list[Figure]:
+def _class_gap(group: Group, arm: ArmRuns, metric: str, category: str) -> Comparison | None:
+    """An arm minus supervised in the AP of one class."""
+    if group.supervised is None or group.supervised is arm:
+        return None
+    theirs = group.supervised.class_trials(metric, category)
+    return compare(arm.class_trials(metric, category), theirs)
+
+
+def _class_charts(group: Group) -> list[Figure]:
     """Each arm on trial minus supervised, class by class, largest gain first."""
-    reference = group.supervised
-    metric = next((metric for metric in METRICS if group.has(metric)), None)
-    if reference is None or metric is None:
+    reference, figures = group.supervised, []
+    if reference is None or not group.metrics:
         return []
-    figures = []
+    metric = group.metrics[0]
     for arm in group.on_trial:
-        names = sorted({name for row in arm.rows for name in row.per_class(metric)})
-        gaps = {
-            name: compare(arm.class_trials(metric, name), reference.class_trials(metric, name))
-            for name in names
-        }
-        rows = [
-            ChartRow(name, arm.colour, [gap.difference], span=gap.interval)
-            for name, gap in gaps.items()
-            if gap.difference is not None
-        ]
-        if not rows:
-            continue
+        rows = []
+        for category in sorted({name for row in arm.rows for name in row.per_class(metric)}):
+            gap = _class_gap(group, arm, metric, category)
+            if gap is not None and gap.difference is not None:
+                rows.append(ChartRow(category, arm.colour, [gap.difference], span=gap.interval))
         rows.sort(key=lambda row: -row.values[0])
         name = METRICS[metric]
         caption = (
@@ -263,6 +253,7 @@ def _class_gaps(group: Group) -> list[Figure]:
             caption += f" The {MOST_GAPS} largest of {len(rows)} either way."
             del rows[MOST_GAPS // 2 : -(MOST_GAPS // 2)]
         title, axis = f"{name} of {arm.label} minus supervised", f"{name}, difference"
-        svg = row_chart(rows, title=title, x_label=axis, differences=True)
-        figures.append(Figure(f"{arm.label} − {reference.label}", svg, caption))
+        if rows:
+            svg = row_chart(rows, title=title, x_label=axis, differences=True)
+            figures.append(Figure(f"{arm.label} − {reference.label}", svg, caption))
     return figures

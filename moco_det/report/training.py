@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from moco_det.foundation.errors import InputError
-from moco_det.report.charts import COLOURS, SPIKE, Line, Points, curve_chart
+from moco_det.report.charts import COLOURS, SPIKE, Line, Points, line_chart
 from moco_det.report.document import Block, Figure, Figures, Fold, Sentence, Text, text
 from moco_det.report.formats import counted, number
 from moco_det.report.groups import Group
@@ -155,7 +155,7 @@ def _curve(group: Group, lines: Sequence[Line], key: str, title: str, y_label: s
     caption = f"{title} {when}; {how}; {trials}; config {group.data['config_name']}."
     if "loss" in key:
         caption += f" Spikes beyond {SPIKE:g} times the usual range are cut at the frame."
-    svg = curve_chart(
+    svg = line_chart(
         lines,
         title=f"{title} against iteration",
         x_label="iteration",
@@ -251,7 +251,7 @@ def _pretraining_figure(
     if key == "loss":
         caption += " Losses of different methods do not compare."
     line = mean_line(name, colour, [points])
-    svg = curve_chart(
+    svg = line_chart(
         [line] if line else [],
         title=f"Pre-training {title} of {name}",
         x_label="iteration",

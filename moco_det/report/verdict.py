@@ -24,8 +24,7 @@ MANY_ARMS = 3
 
 def verdict(group: Group) -> list[Sentence]:
     """What one setting says about its arms, from its own numbers only."""
-    metrics = [metric for metric in METRICS if group.has(metric)]
-    many = len(group.on_trial)
+    metrics, many = group.metrics, len(group.on_trial)
     said = [Sentence(_lead(group)), *_comparisons(group, metrics), *_power(group, metrics)]
     for metric in metrics if many <= MANY_ARMS else ():
         trials = {_subject(arm): arm.trials(metric) for arm in group.arms}

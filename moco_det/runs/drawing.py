@@ -43,7 +43,7 @@ def draw_detections(image: Pixels, boxes: Sequence[Box], colours: Mapping[str, C
     ranked = sorted(boxes, key=lambda box: -(box.score or 0.0))
     for box in reversed(ranked):
         colour = colours[box.category]
-        _fill(canvas, outlines(box.segmentation, height=height, width=width, tolerance=0.5), colour)
+        _fill(canvas, outlines(box.segmentation, 0.5), colour)
         # pixel x covers [x, x + 1]: the frame is drawn on the outermost pixels inside the box
         x0, y0, x1, y1 = (round(value) for value in box.xyxy)
         cv2.rectangle(canvas, (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0)), colour, line)

@@ -154,14 +154,13 @@ def test_a_mask_has_its_outline_and_its_hole() -> None:
     mask[15:25, 20:40] = 0
     rle = coco_mask.encode(mask)
     rle["counts"] = rle["counts"].decode()
-    shapes = outlines(rle, height=40, width=60, tolerance=0.5)
+    shapes = outlines(rle, 0.5)
     assert len(shapes) == 2
     outer = max(shapes, key=lambda s: np.ptp(s[:, 0]))
     assert outer.min(axis=0).tolist() == pytest.approx([10.5, 10.5])
     assert outer.max(axis=0).tolist() == pytest.approx([49.5, 29.5])
 
 
-def test_polygons_pass_and_broken_masks_have_no_outline() -> None:
-    assert len(outlines([[0, 0, 10, 0, 10, 10]], height=20, width=20, tolerance=0.1)) == 1
-    for broken in (None, [], {"size": [5, 5], "counts": "11"}, {"size": [20, 20]}, {"counts": 1}):
-        assert outlines(broken, height=20, width=20, tolerance=0.1) == []
+def test_a_polygon_is_its_own_outline_and_no_mask_has_none() -> None:
+    assert len(outlines([[0, 0, 10, 0, 10, 10]], 0.1)) == 1
+    assert outlines(None, 0.1) == outlines([], 0.1) == []

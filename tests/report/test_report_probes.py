@@ -12,7 +12,7 @@ import yaml
 from moco_det.report import make_report
 from moco_det.report.document import Text
 from moco_det.report.groups import group_probes
-from moco_det.report.probes import accuracy_curve, accuracy_table, probe_blocks, published_table
+from moco_det.report.probes import accuracy_curve, accuracy_table, blocks, published_table
 from moco_det.results import Row, validate_row
 from moco_det.results.published import find_table
 
@@ -174,7 +174,7 @@ def test_published_numbers_stand_beside_their_own_protocol_only(make_probe: Make
     assert ("MoCo v1, 200 epochs", "MoCo (He et al. 2020), Table 1", "60.6") in found
     (small,) = group_probes(rows_of(make_probe()))
     assert published_table(small) is None
-    said = [str(block.sentences[0]) for block in probe_blocks([small]) if isinstance(block, Text)]
+    said = [str(block.sentences[0]) for block in blocks([small]) if isinstance(block, Text)]
     assert "none is shown" in said[-1]
 
 
@@ -207,8 +207,9 @@ def test_a_file_of_both_keeps_them_apart(
     assert "4 finished runs in 1 setting and 2 probes in 1 setting" in both
     probed = both.index("## Probes of features"), both.index("## Do the arms differ")
     runs = both.index("## Runs, environment"), alone.index("## Runs, environment")
-    assert both[both.index("## Verdict") : probed[0]] + both[probed[1] : runs[0]] == (
-        alone[alone.index("## Verdict") : runs[1]]
+    assert (
+        both[both.index("## Verdict") : probed[0]] + both[probed[1] : runs[0]]
+        == (alone[alone.index("## Verdict") : runs[1]])
     )
     assert "71.7" in both[slice(*probed)] and "71.7" in html
     assert "Probes of features" not in alone

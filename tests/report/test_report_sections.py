@@ -11,7 +11,7 @@ import pytest
 
 from moco_det.report import make_report
 from moco_det.report.document import Figures, Table
-from moco_det.report.families import BY_LABELS, BY_SCHEDULE, Axis, family_blocks
+from moco_det.report.families import BY_LABELS, BY_SCHEDULE, Axis, blocks
 from moco_det.report.groups import Group, group_runs
 from moco_det.report.paper_comparison import (
     counterparts,
@@ -158,7 +158,7 @@ def arms(make_row: Any, gain: float, **changes: Any) -> list[dict[str, Any]]:
 def family(rows: list[dict[str, Any]], axis: Axis) -> list[Any]:
     """The tables and charts of the one family of these rows; empty where they are none."""
     groups = group_runs([Row(data=data, path=Path("r"), line=1) for data in rows])
-    return [block for block in family_blocks(groups, axis) if isinstance(block, Table | Figures)]
+    return [block for block in blocks(groups, axis) if isinstance(block, Table | Figures)]
 
 
 def test_schedules_stand_side_by_side_with_the_gain_over_supervised(make_row: Any) -> None:
