@@ -52,10 +52,10 @@ class ChartRow:
 
 def line_chart(
     lines: Sequence[Line],
-    *,
     title: str,
-    x_label: str,
     y_label: str,
+    x_label: str = "iteration",
+    *,
     dots: bool = False,
     level: tuple[str, float] | None = None,
 ) -> Markup:
@@ -94,7 +94,7 @@ def line_chart(
 
 
 def row_chart(
-    rows: Sequence[ChartRow], *, title: str, x_label: str, differences: bool = False
+    rows: Sequence[ChartRow], title: str, x_label: str, *, differences: bool = False
 ) -> Markup:
     """One row per arm or class; the axis covers the data, and zero where they are differences."""
     if not rows:

@@ -57,17 +57,16 @@ def best_threshold(found: Mapping[str, Sequence[Box]], truth: Mapping[str, Seque
     objects = sum(not box.ignored for boxes in truth.values() for box in boxes)
     judged: list[tuple[float, bool]] = []
     for key, boxes in found.items():
-        outcome = match(boxes, truth.get(key, []))
-        flags = zip(boxes, outcome.right, outcome.wrong, strict=True)
+        met = match(boxes, truth.get(key, []))
+        flags = zip(boxes, met.right, met.wrong, strict=True)
         judged += [(box.score or 0.0, right) for box, right, wrong in flags if right or wrong]
+    if not any(right for _, right in judged):
+        return MIN_SCORE
     judged.sort(key=lambda pair: -pair[0])
-    best, limit, hits = 0.0, MIN_SCORE, 0
-    for count, (score, right) in enumerate(judged, 1):
-        hits += right
-        f1 = 2 * hits / (count + objects)
-        if f1 > best and (count == len(judged) or judged[count][0] < score):
-            best, limit = f1, score
-    return limit
+    scores, right = np.array(judged).T
+    f1 = 2 * np.cumsum(right) / (np.arange(1, len(scores) + 1) + objects)
+    f1[:-1][scores[1:] == scores[:-1]] = 0.0  # all of a score are shown or none
+    return float(scores[f1.argmax()])
 
 
 def above(found: Mapping[str, Sequence[Box]], limit: float) -> dict[str, list[Box]]:
@@ -94,24 +93,26 @@ def read_boxes(path: Path, dataset: DetectionDataset) -> dict[str, list[Box]]:
 
 def match(detections: Sequence[Box], truth: Sequence[Box]) -> BoxMatch:
     """Greedy one-to-one matching in order of score: same class, IoU >= 0.5."""
-    taken = [False] * len(truth)
+    overlaps = coco_mask.iou(_xywh(detections), _xywh(truth), [False] * len(truth))
+    taken: set[int] = set()
     right, wrong = [], []
-    for box in detections:
-        best, best_iou, on_ignored = -1, MIN_IOU, False
-        for i, other in enumerate(truth):
-            if other.category != box.category:
-                continue
-            overlap = iou(box.xyxy, other.xyxy)
-            if other.ignored:
-                on_ignored |= overlap >= MIN_IOU
-            elif not taken[i] and overlap >= best_iou:
-                best, best_iou = i, overlap
-        if best >= 0:
-            taken[best] = True
-        right.append(best >= 0)
-        wrong.append(best < 0 and not on_ignored)
-    missed = sum(not t and not other.ignored for t, other in zip(taken, truth, strict=True))
+    for i, box in enumerate(detections):
+        near = [
+            j
+            for j, other in enumerate(truth)
+            if other.category == box.category and overlaps[i][j] >= MIN_IOU
+        ]
+        free = [j for j in near if not truth[j].ignored and j not in taken]
+        if free:
+            taken.add(max(free, key=lambda j: overlaps[i][j]))
+        right.append(bool(free))
+        wrong.append(not free and not any(truth[j].ignored for j in near))
+    missed = sum(not other.ignored for other in truth) - len(taken)
     return BoxMatch(tuple(right), tuple(wrong), missed)
+
+
+def _xywh(boxes: Sequence[Box]) -> list[list[float]]:
+    return [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in (box.xyxy for box in boxes)]
 
 
 def disagreement(arms: Sequence[Sequence[Box]]) -> int:
@@ -146,17 +147,6 @@ def choose_images(
     left = [i for i in ordered if i not in dict(apart)]
     drawn = random.Random(RANDOM_SEED).sample(left, min(at_random, len(left)))
     return [(i, "drawn at random") for i in drawn] + apart
-
-
-def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two xyxy boxes; 0 where the union is empty."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    inner = width * height
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner
-    return inner / union if union > 0 else 0.0
 
 
 def outlines(segmentation: Any, tolerance: float) -> list[np.ndarray]:

@@ -115,9 +115,7 @@ def _compared(groups: Sequence[Group], metric: str, axis: Axis) -> tuple[Table, 
     ]
     what = METRICS[metric]
     title, y_label = capital(axis.title.format(what)), f"gain in {what}" if axis.gains else what
-    svg = line_chart(
-        lines, title=title, x_label=axis.x_label, y_label=y_label, dots=True, level=("", 0.0)
-    )
+    svg = line_chart(lines, title, y_label, axis.x_label, dots=True, level=("", 0.0))
     table = Table(f"{capital(what)} {axis.table}; {listed(trials)}.", ("arm", *names), rows)
     return table, Figure(title, svg, capital(axis.caption.format(what)))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -97,6 +97,7 @@ class Group:
     title: str
     arms: tuple[ArmRuns, ...]
     repeated: tuple[Row, ...]
+    _compared: dict[tuple[str, str, str], dict[str, Comparison]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -164,10 +165,6 @@ class Group:
             family = {one.label: by_label[one.label] for one in self.on_trial}
             self._compared[asked] = {**by_label, **correct(family)}
         return self._compared[asked][arm.label]
-
-    @cached_property
-    def _compared(self) -> dict[tuple[str, str, str], dict[str, Comparison]]:
-        return {}
 
     def paired(self, arm: ArmRuns, reference: ArmRuns, metric: str) -> Comparison:
         """`arm` minus `reference` in AP over the seeds that both have."""

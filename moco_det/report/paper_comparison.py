@@ -95,11 +95,12 @@ def counterparts(group: Group) -> list[Counterpart]:
     tables = [published_tables()[table] for table in differences]
     found: list[Counterpart] = []
     for arm in group.arms:
+        method = method_of(arm)
         rows = [
             (table, row)
             for table in tables
             for row in table.rows
-            if row.method == method_of(arm) and row.pretrained_on in ("none", "imagenet1k")
+            if row.method == method and row.pretrained_on in ("none", "imagenet1k")
         ]
         told = (
             f"{arm.name} {arm.init['weights']} {arm.source.get('file')} {arm.source.get('epochs')}"
@@ -121,11 +122,10 @@ def facts_of(group: Group) -> dict[str, Any]:
     """What a setting's rows say of the conditions that published tables name."""
     data, dataset, row = group.data, group.data["dataset"], group.arms[0].rows[0]
     config = config_of(row)
-    steps = config.get("SOLVER.STEPS")
     stated = {
         "metric": row.metric_table("voc").get("metric"),
         "base_lr": config.get("SOLVER.BASE_LR"),
-        "lr_steps": list(steps) if isinstance(steps, tuple) else steps,
+        "lr_steps": config.get("SOLVER.STEPS"),
     }
     return {
         "classes": len(dataset["classes"]),

@@ -118,9 +118,7 @@ def accuracy_curve(group: Group) -> Figure | None:
         line = mean_line(label, points[0].colour, by_seed.values())
         drawn += [line] if line is not None else []
     title = "Top-1 against pre-training steps"
-    svg = line_chart(
-        drawn, title=title, x_label="pre-training steps", y_label="top-1, percent", dots=True
-    )
+    svg = line_chart(drawn, title, "top-1, percent", "pre-training steps", dots=True)
     names = listed([f"{line.label} n={len(line.seeds)}" for line in drawn])
     caption = f"{group.title}: top-1 against pre-training steps; thin: each seed, thick: their mean"
     return Figure(title, svg, f"{caption}; {names}.")

@@ -133,7 +133,7 @@ def strip_charts(group: Group) -> list[Figure]:
             "start at zero."
         )
         if rows:
-            svg = row_chart(rows, title=f"{name} of every run", x_label=f"{name}, percent")
+            svg = row_chart(rows, f"{name} of every run", f"{name}, percent")
             figures.append(Figure(name, svg, caption))
     return figures
 
@@ -254,6 +254,6 @@ def _class_charts(group: Group) -> list[Figure]:
             del rows[MOST_GAPS // 2 : -(MOST_GAPS // 2)]
         title, axis = f"{name} of {arm.label} minus supervised", f"{name}, difference"
         if rows:
-            svg = row_chart(rows, title=title, x_label=axis, differences=True)
+            svg = row_chart(rows, title, axis, differences=True)
             figures.append(Figure(f"{arm.label} − {reference.label}", svg, caption))
     return figures

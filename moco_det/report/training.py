@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -155,14 +154,8 @@ def _curve(group: Group, lines: Sequence[Line], key: str, title: str, y_label: s
     caption = f"{title} {when}; {how}; {trials}; config {group.data['config_name']}."
     if "loss" in key:
         caption += f" Spikes beyond {SPIKE:g} times the usual range are cut at the frame."
-    svg = line_chart(
-        lines,
-        title=f"{title} against iteration",
-        x_label="iteration",
-        y_label=y_label,
-        dots="AP" in key,
-    )
-    return Figure(title, svg, caption)
+    chart = f"{title} against iteration"
+    return Figure(title, line_chart(lines, chart, y_label, dots="AP" in key), caption)
 
 
 @dataclass(frozen=True)
@@ -173,18 +166,6 @@ class PretrainingRun:
     figures: list[Figure]
     warnings: list[str]
     nothing_learned: str
-
-    @cached_property
-    def sha256(self) -> str | None:
-        """Of the checkpoint; None where it has been moved: the section alone speaks of the run."""
-        digest = hashlib.sha256()
-        try:
-            with open(self.folder / "checkpoint.pth", "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError:
-            return None
-        return digest.hexdigest()
 
 
 def read_pretraining(folder: Path, colours: Mapping[str, int]) -> PretrainingRun:
@@ -221,16 +202,22 @@ def pretraining_blocks(runs: Sequence[PretrainingRun]) -> list[Block]:
 
 def learning_sentences(group: Group, runs: Sequence[PretrainingRun]) -> list[Sentence]:
     """What the verdict says of arms whose encoder ended no better than random weights."""
-    return [
-        Sentence(
-            f": {run.nothing_learned}, so its AP does not speak for its method.",
-            f"{arm.label} learned nothing in pre-training that kNN can see",
-        )
-        for run in runs
-        if run.nothing_learned and run.sha256
-        for arm in group.arms
-        if arm.source.get("sha256") == run.sha256
-    ]
+    said = []
+    for run in (run for run in runs if run.nothing_learned):
+        try:
+            checkpoint = (run.folder / "checkpoint.pth").read_bytes()
+        except OSError:  # moved: the section alone speaks of the run
+            continue
+        sha256 = hashlib.sha256(checkpoint).hexdigest()
+        said += [
+            Sentence(
+                f": {run.nothing_learned}, so its AP does not speak for its method.",
+                f"{arm.label} learned nothing in pre-training that kNN can see",
+            )
+            for arm in group.arms
+            if arm.source.get("sha256") == sha256
+        ]
+    return said
 
 
 def _pretraining_figure(
@@ -250,15 +237,9 @@ def _pretraining_figure(
         caption += f" {MAX_POINTS} points are drawn, each the mean of its neighbours."
     if key == "loss":
         caption += " Losses of different methods do not compare."
-    line = mean_line(name, colour, [points])
-    svg = line_chart(
-        [line] if line else [],
-        title=f"Pre-training {title} of {name}",
-        x_label="iteration",
-        y_label=title if key == "loss" else f"{title}, percent",
-        dots=key == "knn_accuracy",
-        level=level,
-    )
+    lines = [line for line in [mean_line(name, colour, [points])] if line is not None]
+    chart, y_label = f"Pre-training {title} of {name}", f"{title}, percent" if unit else title
+    svg = line_chart(lines, chart, y_label, dots=key == "knn_accuracy", level=level)
     return Figure(f"{name}: {title}", svg, caption)
 
 

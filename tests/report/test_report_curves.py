@@ -63,8 +63,8 @@ def test_charts_are_well_formed_and_escape_names() -> None:
     curve = mean_line(name, 0, [[(0, 1.0), (10, 2.0)], [(0, 1.5), (10, 2.5)]])
     assert curve is not None
     drawn = [
-        line_chart([curve], title=name, x_label="iteration", y_label=name, dots=True),
-        row_chart([ChartRow(name, 0, (1.0, 1.0), 1.0, (1.0, 1.0))], title=name, x_label=name),
+        line_chart([curve], name, name, "iteration", dots=True),
+        row_chart([ChartRow(name, 0, (1.0, 1.0), 1.0, (1.0, 1.0))], name, name),
     ]
     for svg in drawn:
         ET.fromstring(svg)
@@ -75,30 +75,30 @@ def test_charts_are_well_formed_and_escape_names() -> None:
 def test_a_flat_curve_of_one_point_is_drawn() -> None:
     curve = mean_line("moco", 0, [[(0, 0.0)]])
     assert curve is not None
-    svg = line_chart([curve], title="t", x_label="x", y_label="y")
+    svg = line_chart([curve], "t", "y", "x")
     assert "<circle" in svg
     ET.fromstring(svg)
 
 
 def test_nothing_to_draw_draws_nothing() -> None:
-    assert line_chart([], title="t", x_label="x", y_label="y") == ""
+    assert line_chart([], "t", "y", "x") == ""
 
 
 def test_numbers_on_the_upright_axis_end_where_its_name_begins() -> None:
     curve = mean_line("moco", 0, [[(0, 0.0051), (1, 0.0224)]])
     assert curve is not None
-    svg = line_chart([curve], title="t", x_label="x", y_label="y")
+    svg = line_chart([curve], "t", "y", "x")
     texts = re.findall(r'<text x="([\d.]+)" y="[\d.]+" class="end">(0\.\d+)<', svg)
     assert "0.015" in {text for _, text in texts}
     assert all(float(end) - text_width(text, FONT) >= 18 for end, text in texts)
-    assert row_chart([], title="t", x_label="x") == ""
+    assert row_chart([], "t", "x") == ""
 
 
 def test_one_spike_does_not_flatten_the_curve(tmp_path: Path) -> None:
     usual = [(float(i), 1.0 + i / 1000) for i in range(119)]
     curve = mean_line("moco", 0, [[*usual, (119.0, 1e6)]])
     assert curve is not None
-    svg = line_chart([curve], title="t", x_label="x", y_label="y")
+    svg = line_chart([curve], "t", "y", "x")
     heights = {point.split()[1] for point in ET.fromstring(svg)[-1].attrib["d"][1:].split("L")}
     assert len(heights) > 50
     assert json.dumps(sorted(heights))
@@ -107,7 +107,7 @@ def test_one_spike_does_not_flatten_the_curve(tmp_path: Path) -> None:
 def test_the_last_of_few_evaluations_is_drawn_at_its_height() -> None:
     curve = mean_line("moco", 0, [[(50.0, 1.2), (100.0, 2.8), (150.0, 6.4)]])
     assert curve is not None
-    svg = line_chart([curve], title="t", x_label="x", y_label="y")
+    svg = line_chart([curve], "t", "y", "x")
     path = ET.fromstring(svg)[-1].attrib["d"]
     first, second, last = (float(point.split()[1]) for point in path[1:].split("L"))
     assert (first - second) / (first - last) == pytest.approx(1.6 / 5.2, abs=0.01)
@@ -116,8 +116,8 @@ def test_the_last_of_few_evaluations_is_drawn_at_its_height() -> None:
 @pytest.mark.parametrize("name", ["<script>alert(1)", "W" * 300, "moco_v2_800ep_imagenet1k"])
 def test_names_beside_a_chart_end_inside_it(name: str) -> None:
     rows = [ChartRow(name, 0, (1.0, 2.0), 1.5, (0.8, 2.2), (0.5, 2.5))]
-    drawn = row_chart(rows, title="t", x_label="x")
-    drawn += row_chart(rows, title="t", x_label="x", differences=True)
+    drawn = row_chart(rows, "t", "x")
+    drawn += row_chart(rows, "t", "x", differences=True)
     found = re.findall(
         r'<text x="([\d.]+)"[^>]*class="end">(?:<title>.*?</title>)?(.*?)</text>', drawn
     )

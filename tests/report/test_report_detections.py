@@ -18,7 +18,6 @@ from moco_det.report.detections import (
     best_threshold,
     choose_images,
     disagreement,
-    iou,
     match,
     outlines,
     read_boxes,
@@ -29,10 +28,11 @@ def box(x: float, category: str = "cat", score: float | None = 0.9, **changes: b
     return Box((x, 0.0, x + 10, 10.0), category, score, **changes)
 
 
-def test_iou_by_hand() -> None:
-    assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
-    assert iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0
-    assert iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0
+@pytest.mark.parametrize(("shift", "same"), [(3.3, True), (3.4, False), (20.0, False)])
+def test_a_box_is_found_from_an_iou_of_a_half_on(shift: float, same: bool) -> None:
+    """(10 - x) / (10 + x) is a half at x = 3.33."""
+    assert match([box(shift)], [box(0)]).right == (same,)
+    assert match([], [box(0)]).missed == 1 and match([box(0)], []).wrong == (True,)
 
 
 def test_a_second_detection_of_one_object_is_wrong() -> None:
