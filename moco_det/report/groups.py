@@ -110,11 +110,6 @@ class Group:
         return self.arms[0].rows[0].data
 
     @property
-    def legend(self) -> list[tuple[str, int]]:
-        """(arm, colour) pairs."""
-        return [(arm.label, arm.colour) for arm in self.arms]
-
-    @property
     def rows(self) -> tuple[Row, ...]:
         """The trials of every arm."""
         return tuple(row for arm in self.arms for row in arm.rows)

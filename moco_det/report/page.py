@@ -63,56 +63,30 @@ def build_page(
             blocks += [*([] if alone else [Heading(group.name, group.title)]), *blocks_of(group)]
         return blocks
 
+    said: list[Block] = each(lambda group: _verdict(group, groups[0], encoders))
+    said += [text(MEASURED.format(paper_sentence(groups))), *notice] if groups else []
+    schedules = families.blocks(groups, families.BY_SCHEDULE)
+    labels = families.blocks(groups, families.BY_LABELS)
+    classes = each(lambda group: tables.class_blocks(group, alone=alone))
+    curves, detections = each(training.curve_blocks), each(_pictures())
+    features = [*([] if groups else notice), *probes.blocks(probed)]
+    proofs = [provenance.proof_table(groups)] if groups else []
+    runs = provenance.run_blocks(rows, groups, probed)
+    matched = each(provenance.matched_blocks)
     sections = [
         Section("Against", "Against the other report", diff.blocks() if diff else []),
-        Section(
-            "Verdict",
-            "Verdict",
-            [
-                *each(lambda group: _verdict(group, groups[0], encoders)),
-                *([text(MEASURED.format(paper_sentence(groups))), *notice] if groups else []),
-            ],
-        ),
+        Section("Verdict", "Verdict", said),
         Section("AP", "Average precision", each(lambda group: _ap(group, probed))),
-        Section(
-            "Schedules",
-            "Does the gain last with longer training?",
-            families.blocks(groups, families.BY_SCHEDULE),
-        ),
-        Section(
-            "Labels",
-            "How does AP grow with the labelled images?",
-            families.blocks(groups, families.BY_LABELS),
-        ),
-        Section(
-            "Classes", "Class by class", each(lambda group: tables.class_blocks(group, alone=alone))
-        ),
-        Section(
-            "Curves",
-            "Loss and AP against iteration",
-            each(training.curve_blocks),
-            in_markdown=False,
-        ),
-        Section(
-            "Detections", "Detections on the same images", each(_pictures()), in_markdown=False
-        ),
-        Section(
-            "Probes",
-            "Probes of features",
-            [*([] if groups else notice), *probes.blocks(probed)],
-        ),
+        Section("Schedules", "Does the gain last with longer training?", schedules),
+        Section("Labels", "How does AP grow with the labelled images?", labels),
+        Section("Classes", "Class by class", classes),
+        Section("Curves", "Loss and AP against iteration", curves, in_markdown=False),
+        Section("Detections", "Detections on the same images", detections, in_markdown=False),
+        Section("Probes", "Probes of features", features),
         Section("Pre-training", "Pre-training", training.pretraining_blocks(encoders)),
-        Section(
-            "Matched arms",
-            "Do the arms differ only in their initialisation?",
-            each(provenance.matched_blocks),
-        ),
-        Section(
-            "Conversions",
-            "Were the weights converted without loss?",
-            [provenance.proof_table(groups)] if groups else [],
-        ),
-        Section("Runs", "Runs, environment, commands", provenance.run_blocks(rows, groups, probed)),
+        Section("Matched arms", "Do the arms differ only in their initialisation?", matched),
+        Section("Conversions", "Were the weights converted without loss?", proofs),
+        Section("Runs", "Runs, environment, commands", runs),
     ]
     names = sorted({short_name(group.data["dataset"]["test"]) for group in groups or probed})
     what = "Transfer to detection" if groups else "Probes of features"

@@ -132,26 +132,22 @@ def probe_table(group: Group, probes: Sequence[Group]) -> Table | None:
     """
     columns = []
     for probe in probes:
-        points = [_point(arm, probe) for arm in group.arms]
+        points = {arm.label: _point(arm, probe) for arm in group.arms}
         # A random arm is matched by name alone, which does not make a comparison.
-        known = zip(group.arms, points, strict=True)
-        if any(point is not None and arm.init["sha256"] for arm, point in known):
+        if any(points[arm.label] and arm.init["sha256"] for arm in group.arms):
             columns.append((probe.data["protocol"], points))
     if not columns:
         return None
-    body = [
-        [
-            arm_cell(arm),
-            value_cell(arm.trials("bbox"), counted=True),
-            *(
-                Cell(UNDEFINED, "not probed")
-                if (point := points[i]) is None
-                else value_cell(point.trials("probe", "top1"), counted=True)
-                for _, points in columns
-            ),
+    body = []
+    for arm in group.arms:
+        found = [points[arm.label] for _, points in columns]
+        cells = [
+            value_cell(point.trials("probe", "top1"), counted=True)
+            if point is not None
+            else Cell(UNDEFINED, "not probed")
+            for point in found
         ]
-        for i, arm in enumerate(group.arms)
-    ]
+        body.append([arm_cell(arm), value_cell(arm.trials("bbox"), counted=True), *cells])
     shorts = [_SHORT.get(protocol, protocol) for protocol, _ in columns]
     names = [f"{s}: {PROTOCOLS[p]}" for s, (p, _) in zip(shorts, columns, strict=True)]
     return Table(

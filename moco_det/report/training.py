@@ -136,9 +136,10 @@ def curve_blocks(group: Group) -> list[Block]:
     parts = figures((key, key, key) for key in _PARTS) if group.index < PART_SETTINGS else []
     if not main and not parts:
         return [text("No run folder holds a metrics.jsonl with values, so no curves are drawn.")]
-    blocks: list[Block] = [Figures(main, group.legend)] if main else []
+    legend = [(arm.label, arm.colour) for arm in group.arms]
+    blocks: list[Block] = [Figures(main, legend)] if main else []
     if parts:
-        blocks.append(Fold("The loss's parts", [Figures(parts, group.legend)]))
+        blocks.append(Fold("The loss's parts", [Figures(parts, legend)]))
     if missing := sum(log is None for own in logs for log in own):
         blocks.append(text(f"metrics.jsonl is missing for {counted(missing, 'run')}."))
     return blocks
