@@ -93,7 +93,7 @@ def blocks(group: Group) -> list[Block]:
     chosen = choose_images(list(records), found, largest=LARGEST, at_random=AT_RANDOM)
     seen = {box.category for image, _ in chosen for box in truth[image]}
     seen |= {box.category for image, _ in chosen for of in found for box in of.get(image, ())}
-    names = [name for name in dataset.classes if name in seen] + sorted(seen - set(dataset.classes))
+    names = [name for name in dataset.classes if name in seen]
     colours = {name: i % CLASS_COLOURS for i, name in enumerate(names)}
     pixels, drawn = Markup(""), []
     for i, (image, why) in enumerate(chosen):

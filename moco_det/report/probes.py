@@ -19,6 +19,7 @@ from moco_det.report.document import (
     Heading,
     Table,
     preformatted,
+    table_of,
     text,
 )
 from moco_det.report.formats import UNDEFINED, counted, listed, number
@@ -87,18 +88,15 @@ def published_table(group: Group) -> Table | None:
         "test_images": dataset["test_images"],
     }
     body = [
-        (row.label, table.citation, number(row.values["probe.top1"]))
+        {
+            "published": row.label,
+            "source": table.citation,
+            "top-1": number(row.values["probe.top1"]),
+        }
         for table, row in published_accuracies(data["protocol"], settings)
     ]
-    if not body:
-        return None
-    return Table(
-        "Published, not measured here: ImageNet-1k, the same protocol and architecture; top-1 in "
-        "percent.",
-        ("published", "source", "top-1"),
-        body,
-        words=2,
-    )
+    same = "ImageNet-1k, the same protocol and architecture; top-1 in percent."
+    return table_of(f"Published, not measured here: {same}", body, words=2) if body else None
 
 
 def accuracy_curve(group: Group) -> Figure | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moco_det.report.charts import ChartRow, row_chart
-from moco_det.report.document import Block, Cell, Figure, Figures, Fold, Table, text
+from moco_det.report.document import Block, Cell, Figure, Figures, Fold, Table, table_of, text
 from moco_det.report.formats import (
     ALL_METRICS,
     METRICS,
@@ -140,47 +140,49 @@ def strip_charts(group: Group) -> list[Figure]:
 
 def certainty_table(group: Group) -> Table | None:
     """One line per comparison with supervised and with random; None where nothing is compared."""
-    body = []
-    for reference in (group.supervised, group.random):
-        for arm in group.arms:
-            if reference is group.random and arm is group.supervised:
-                continue  # the same pair stands above the other way round
-            for metric in group.metrics:
-                gap = group.against(arm, reference, metric)
-                if reference is not None and gap is not None and gap.difference is not None:
-                    body.append(_certainty(group, arm, reference, metric, gap))
-    if not body:
-        return None
-    family, sizes = len(group.on_trial), " / ".join(f"{size:g}" for size in ASKED)
+    body, sizes = [], " / ".join(f"{size:g}" for size in ASKED)
+    pairs = [
+        (arm, reference) for reference in (group.supervised, group.random) for arm in group.arms
+    ]
+    for arm, reference in pairs:
+        if reference is None or (reference is group.random and arm is group.supervised):
+            continue  # the same pair stands above the other way round
+        for metric in group.metrics:
+            gap, paired = (
+                group.against(arm, reference, metric),
+                group.paired(arm, reference, metric),
+            )
+            if gap is None or gap.difference is None:
+                continue
+            shared = Cell(UNDEFINED, "no shared seeds")
+            if paired.difference is not None:
+                found = f"{interval(paired)}, {counted(paired.n, 'pair')}"
+                shared = Cell(signed(paired.difference), found)
+            trials = arm.trials(metric), reference.trials(metric)
+            corrected = f"corrected {p_value(gap.p_holm)}" if gap.family > 1 else ""
+            line = {
+                "comparison": Cell(
+                    f"{arm.label} − {reference.label}", f"{METRICS[metric]}, {gap.trials}"
+                ),
+                "in words": gap.verdict,
+                "difference": difference_cell(gap),
+                "p": Cell(p_value(gap.p), corrected),
+                "paired": shared,
+                f"seeds for {sizes} AP": " / ".join(
+                    seeds(seeds_needed(size, *trials)) for size in ASKED
+                ),
+            }
+            body.append(line)
+    family = len(group.on_trial)
     correction = f"corrected: Holm's, over the {family} arms on trial; " if family > 1 else ""
-    return Table(
+    caption = (
         f"Differences in AP with Welch's {100 * CONFIDENCE:.0f} % interval and its two-sided p; "
         f"{correction}paired: the mean difference over shared seeds with the paired t interval; "
         "seeds needed: per arm, for a two-sided t test at "
         f"{100 * (1 - CONFIDENCE):.0f} % to find a true difference of {sizes} AP with power "
-        f"{POWER:g} at the measured deviation. {config_note(group)}",
-        ("comparison", "in words", "difference", "p", "paired", f"seeds for {sizes} AP"),
-        body,
-        words=2,
+        f"{POWER:g} at the measured deviation. {config_note(group)}"
     )
-
-
-def _certainty(
-    group: Group, arm: ArmRuns, reference: ArmRuns, metric: str, gap: Comparison
-) -> list[Cell]:
-    paired = group.paired(arm, reference, metric)
-    pair = arm.trials(metric), reference.trials(metric)
-    pairs = Cell(UNDEFINED, "no shared seeds")
-    if paired.difference is not None:
-        pairs = Cell(signed(paired.difference), f"{interval(paired)}, {counted(paired.n, 'pair')}")
-    return [
-        Cell(f"{arm.label} − {reference.label}", f"{METRICS[metric]}, {gap.trials}"),
-        Cell(gap.verdict),
-        difference_cell(gap),
-        Cell(p_value(gap.p), f"corrected {p_value(gap.p_holm)}" if gap.family > 1 else ""),
-        pairs,
-        Cell(" / ".join(seeds(seeds_needed(size, *pair)) for size in ASKED)),
-    ]
+    return table_of(caption, body, words=2) if body else None
 
 
 def class_blocks(group: Group, *, alone: bool) -> list[Block]:
