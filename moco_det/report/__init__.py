@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
-from moco_det.report.document import render
+from moco_det.report.document import render, render_html
 from moco_det.report.groups import group_runs
 from moco_det.report.page import build_page
 from moco_det.report.report_diff import compare_reports
@@ -40,8 +40,8 @@ def make_report(
     page = build_page(rows, title=title, pretraining=[Path(p) for p in pretraining], diff=diff)
     groups = group_runs(rows.rows)
     texts = {
-        "report.html": render(page, "report.html.j2"),
-        "report.md": render(page, "report.md.j2"),
+        "report.html": render_html(page),
+        "report.md": render("report.md.j2", page=page),
         "tables.csv": csv_text(groups),
         "tables.tex": tex_text(groups),
     }

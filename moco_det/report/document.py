@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 
@@ -104,6 +104,24 @@ class Commands:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """One image, why it is shown, and its panels: (whose, counts, drawing), ground truth first."""
+
+    name: str
+    why: str
+    panels: Sequence[tuple[str, str, Markup]]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures under a legend of (class, colour), html only; `pixels` are what they draw upon."""
+
+    pictures: Sequence[Picture]
+    legend: Sequence[tuple[str, int]]
+    pixels: Markup
+
+
+@dataclass(frozen=True)
 class Html:
     """Ready markup, html only."""
 
@@ -119,7 +137,7 @@ class Fold:
     open: bool = False
 
 
-Block = Table | Heading | Text | Figures | Items | Commands | Html | Fold
+Block = Table | Heading | Text | Figures | Items | Commands | Pictures | Html | Fold
 
 
 @dataclass(frozen=True)
@@ -161,22 +179,30 @@ def preformatted(said: str) -> Html:
     return Html(Markup("<pre>{}</pre>").format(said))
 
 
-def render(page: Page, template: str) -> str:
-    """The page as "report.html.j2" or "report.md.j2" writes it."""
+def render(template: str, **context: Any) -> str:
+    """A template filled in; markup is escaped in html."""
+    tex = template.endswith(".tex.j2")  # LaTeX is full of braces
     environment = Environment(
         loader=PackageLoader("moco_det.report", "templates"),
-        autoescape=select_autoescape(enabled_extensions=("html.j2", "svg.j2", "html")),
+        autoescape=template.endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        variable_start_string="<<" if tex else "{{",
+        variable_end_string=">>" if tex else "}}",
     )
     environment.filters |= {"cell": _markdown, "fence": _fence, "kind": lambda b: type(b).__name__}
+    return environment.get_template(template).render(**context)
+
+
+def render_html(page: Page) -> str:
+    """The page as one file that loads nothing."""
     script = (resources.files("moco_det.report") / "templates" / "sort.js").read_text("utf-8")
     # The page may run this script and no other: its policy names the script's digest.
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    return environment.get_template(template).render(
-        page=page, script=Markup(script), script_hash=f"sha256-{digest}"
+    return render(
+        "report.html.j2", page=page, script=Markup(script), script_hash=f"sha256-{digest}"
     )
 
 

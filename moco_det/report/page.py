@@ -10,7 +10,18 @@ from markupsafe import Markup
 from moco_det.foundation.errors import InputError
 from moco_det.report import families, pictures, probes, provenance, tables, training
 from moco_det.report.charts import COLOURS
-from moco_det.report.document import Block, Figures, Fold, Heading, Html, Page, Section, Text, text
+from moco_det.report.document import (
+    Block,
+    Figures,
+    Fold,
+    Heading,
+    Html,
+    Page,
+    Pictures,
+    Section,
+    Text,
+    text,
+)
 from moco_det.report.formats import counted, listed
 from moco_det.report.groups import (
     ON_TRIAL,
@@ -154,7 +165,9 @@ def _pictures() -> Callable[[Group], Sequence[Block]]:
         if left <= LEAST_BYTES:
             return [text("No pictures here: those of the settings above fill the file.")]
         blocks = pictures.blocks(group)
-        left -= sum(len(block.markup) for block in blocks if isinstance(block, Html))
+        for shown in (block for block in blocks if isinstance(block, Pictures)):
+            drawings = [svg for picture in shown.pictures for _, _, svg in picture.panels]
+            left -= sum(map(len, [shown.pixels, *drawings]))
         return blocks
 
     return of

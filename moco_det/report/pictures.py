@@ -24,7 +24,7 @@ from moco_det.report.detections import (
     outlines,
     read_boxes,
 )
-from moco_det.report.document import Block, Fold, Html, text
+from moco_det.report.document import Block, Picture, Pictures, text
 from moco_det.report.formats import counted, listed
 from moco_det.report.groups import Group, config_of
 from moco_det.results import Row
@@ -40,8 +40,6 @@ MAX_PANEL_BOXES = 100
 
 # With more boxes than this only those wide enough for it carry their class's name.
 FEW_BOXES = 6
-# A longer legend is folded.
-SHORT = 12
 
 RULE = (
     "Images are chosen by rule: some drawn at random with a fixed seed, then those with the "
@@ -103,29 +101,17 @@ def blocks(group: Group) -> list[Block]:
         except InputError as error:
             notes.append(f"Not shown: {error}")
             continue
-        heading = Markup("<h3>{} <span>· {}</span></h3>").format(image, why)
         panels = _panels(records[image], truth[image], arms, key, colours)
-        drawn.append(Html(Markup('<div class="sample">') + heading + panels + Markup("</div>")))
-    hidden = Markup('<svg class="defs" aria-hidden="true" width="0" height="0"><defs>')
+        drawn.append(Picture(image, why, panels))
     limits = listed([f"{arm.limit:.2f} for {arm.label}" for arm in arms])
-    made: list[Block] = [
-        Html(hidden + pixels + Markup("</defs></svg>")),
+    shown: list[Block] = [
         text(
             f"{RULE} The scores: {limits}. Of each arm the run with seed {min(seeds)} is shown "
             f"(n=1); {group.title}."
         ),
-        _legend(colours),
-        *drawn,
+        Pictures(drawn, list(colours.items()), pixels),
     ]
-    return [*(made if drawn else []), *([text(" ".join(notes))] if notes else [])]
-
-
-def _legend(colours: Mapping[str, int]) -> Block:
-    item = Markup('<li><span class="swatch k{}"></span>{}</li>')
-    items = Markup("").join(item.format(colour, name) for name, colour in colours.items())
-    legend = Html(Markup('<ul class="legend">{}</ul>').format(items))
-    few = len(colours) <= SHORT
-    return legend if few else Fold(f"Colours of {len(colours)} classes", [legend])
+    return [*(shown if drawn else []), *([text(" ".join(notes))] if notes else [])]
 
 
 def _test_set(row: Row) -> DetectionDataset:
@@ -172,18 +158,16 @@ def _panels(
     arms: Sequence[ShownArm],
     key: str,
     colours: Mapping[str, int],
-) -> Markup:
+) -> list[tuple[str, str, Markup]]:
     """The ground truth and each arm's view of one image."""
     asked = counted(sum(not box.ignored for box in truth), "object")
-    views = [("ground truth", asked, _draw(record, truth, [False] * len(truth), key, colours))]
+    panels = [("ground truth", asked, _draw(record, truth, [False] * len(truth), key, colours))]
     for arm in arms:
         boxes = arm.found.get(str(record.image_id), [])
         met = match(boxes, truth)
         counts = f"{sum(met.right)} right, {sum(met.wrong)} wrong, {met.missed} missed"
-        views.append((arm.label, counts, _draw(record, boxes, met.wrong, key, colours)))
-    figure = Markup("<figure>{2}<figcaption><b>{0}</b>{1}</figcaption></figure>")
-    figures = Markup("").join(figure.format(*view) for view in views)
-    return Markup('<div class="panels" tabindex="0">{}</div>').format(figures)
+        panels.append((arm.label, counts, _draw(record, boxes, met.wrong, key, colours)))
+    return panels
 
 
 def _draw(

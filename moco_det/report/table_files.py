@@ -6,7 +6,8 @@ import csv
 import io
 from collections.abc import Sequence
 
-from moco_det.report.formats import ALL_METRICS, capital, listed, signed
+from moco_det.report.document import render
+from moco_det.report.formats import ALL_METRICS, capital, signed
 from moco_det.report.groups import ArmRuns, Group
 from moco_det.report.paper_comparison import Counterpart, counterparts, deviation
 from moco_det.results import AP_KEYS
@@ -58,52 +59,16 @@ def _rounded(value: float | None, digits: int = 4) -> float | None:
     return None if value is None else round(value, digits)
 
 
-_PREAMBLE = r"""% Needs \usepackage{booktabs} and \usepackage{xcolor}.
-\definecolor{gain}{HTML}{00714F}
-\definecolor{loss}{HTML}{B3400A}
-\providecommand{\gain}[1]{\textcolor{gain}{\scriptsize (#1)}}
-\providecommand{\loss}[1]{\textcolor{loss}{\scriptsize (#1)}}
-\providecommand{\nogap}[1]{{\scriptsize (#1)}}
-"""
-_KEYS = {"AP": "AP", "AP50": "AP$_{50}$", "AP75": "AP$_{75}$"}
-
-
 def tex_text(groups: Sequence[Group]) -> str:
     """One table per setting: arms as rows, box and mask AP as columns, gains green, losses red.
 
     Needs the packages booktabs and xcolor. A difference beyond noise is in colour.
     """
-    return _PREAMBLE + "".join("\n" + "\n".join(_tex_table(group)) + "\n" for group in groups)
-
-
-def _tex_table(group: Group) -> list[str]:
-    metrics = group.all_metrics
-    columns = [(metric, key) for metric in metrics for key in AP_KEYS]
-    spans = [rf"\multicolumn{{3}}{{c}}{{{capital(ALL_METRICS[metric])}}}" for metric in metrics]
-    rules = [rf"\cmidrule(lr){{{3 + 3 * i}-{5 + 3 * i}}}" for i in range(len(metrics))]
-    rows = [
-        [escaped(arm.label), str(len(arm.rows)), *(_tex_cell(group, arm, *c) for c in columns)]
-        for arm in group.arms
-    ]
-    counts = listed([f"{arm.label} {len(arm.rows)}" for arm in group.arms])
-    return [
-        r"\begin{table}",
-        r"\centering",
-        rf"\begin{{tabular}}{{lr{'c' * len(columns)}}}",
-        r"\toprule",
-        rf" & & {' & '.join(spans)} \\",
-        " ".join(rules),
-        rf"pre-train & $n$ & {' & '.join(_KEYS[key] for _, key in columns)} \\",
-        r"\midrule",
-        *(" & ".join(row) + r" \\" for row in rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-        rf"\caption{{{escaped(group.title)}. Mean $\pm$ sample standard deviation; in brackets "
-        r"the difference to supervised, in colour where it is beyond noise (Welch, 95\,\%, "
-        f"Holm-corrected over the arms on trial). Trials: {escaped(counts)}.}}",
-        rf"\label{{tab:setting-{group.index + 1}}}",
-        r"\end{table}",
-    ]
+    keys = {"AP": "AP", "AP50": "AP$_{50}$", "AP75": "AP$_{75}$"}
+    names = {metric: capital(name) for metric, name in ALL_METRICS.items()}
+    return render(
+        "tables.tex.j2", groups=groups, keys=keys, names=names, cell=_tex_cell, escaped=escaped
+    )
 
 
 def _tex_cell(group: Group, arm: ArmRuns, metric: str, key: str) -> str:
