@@ -41,7 +41,7 @@ def make_report(
     groups = group_runs(rows.rows)
     texts = {
         "report.html": render_html(page),
-        "report.md": render("report.md.j2", page=page),
+        "report.md": render("report.md.j2", {"page": page}),
         "tables.csv": csv_text(groups),
         "tables.tex": tex_text(groups),
     }

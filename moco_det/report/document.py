@@ -179,7 +179,7 @@ def preformatted(said: str) -> Html:
     return Html(Markup("<pre>{}</pre>").format(said))
 
 
-def render(template: str, **context: Any) -> str:
+def render(template: str, context: Mapping[str, Any]) -> str:
     """A template filled in; markup is escaped in html."""
     tex = template.endswith(".tex.j2")  # LaTeX is full of braces
     environment = Environment(
@@ -193,7 +193,7 @@ def render(template: str, **context: Any) -> str:
         variable_end_string=">>" if tex else "}}",
     )
     environment.filters |= {"cell": _markdown, "fence": _fence, "kind": lambda b: type(b).__name__}
-    return environment.get_template(template).render(**context)
+    return environment.get_template(template).render(context)
 
 
 def render_html(page: Page) -> str:
@@ -201,9 +201,8 @@ def render_html(page: Page) -> str:
     script = (resources.files("moco_det.report") / "templates" / "sort.js").read_text("utf-8")
     # The page may run this script and no other: its policy names the script's digest.
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    return render(
-        "report.html.j2", page=page, script=Markup(script), script_hash=f"sha256-{digest}"
-    )
+    context = {"page": page, "script": Markup(script), "script_hash": f"sha256-{digest}"}
+    return render("report.html.j2", context)
 
 
 def _markdown(value: Any, strip: bool = True) -> str:

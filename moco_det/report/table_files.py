@@ -66,9 +66,8 @@ def tex_text(groups: Sequence[Group]) -> str:
     """
     keys = {"AP": "AP", "AP50": "AP$_{50}$", "AP75": "AP$_{75}$"}
     names = {metric: capital(name) for metric, name in ALL_METRICS.items()}
-    return render(
-        "tables.tex.j2", groups=groups, keys=keys, names=names, cell=_tex_cell, escaped=escaped
-    )
+    shown = {"groups": groups, "keys": keys, "names": names}
+    return render("tables.tex.j2", {**shown, "cell": _tex_cell, "escaped": escaped})
 
 
 def _tex_cell(group: Group, arm: ArmRuns, metric: str, key: str) -> str:

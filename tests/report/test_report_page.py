@@ -8,71 +8,16 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
 from moco_det.foundation.errors import InputError
 from moco_det.report import make_report
 
-VOID = {"meta", "link", "br", "hr", "img", "input"}
-DRAWN = {"path", "rect", "circle", "use", "image", "line"}
-
-
-class ParsedPage(HTMLParser):
-    """Checks that tags are balanced; collects the tables' cells, all tags and all text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.tables: list[list[list[str]]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in DRAWN
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self.open:
-            return
-        self.text += data
-        if self.open and {"td", "th"} & set(self.open):
-            separator = "|" if self.open[-1] == "small" else ""
-            self.tables[-1][-1][-1] += separator + data
-
-
-def page_of(path: Path, out: Path, **options: Any) -> tuple[ParsedPage, str]:
-    written = make_report([path], out, **options)
-    html = written["report.html"].read_text(encoding="utf-8")
-    return ParsedPage(html), written["report.md"].read_text(encoding="utf-8")
-
-
-def table_with(page: ParsedPage, column: str, caption_row: str) -> list[list[str]]:
-    return next(
-        t for t in page.tables if column in t[0] and any(row[0] == caption_row for row in t[1:])
-    )
+from .parsed_page import page_of, table_with
 
 
 def three_arms(make_row: Any) -> list[dict[str, Any]]:
@@ -196,6 +141,20 @@ def test_a_failed_run_that_finished_later_is_said_to_have(
     page, markdown = page_of(write_rows(rows), tmp_path / "out")
     for text in (page.text, markdown):
         assert "finished when it was tried again" in text
+
+
+def test_a_failed_row_that_never_learned_its_data_is_listed(
+    tmp_path: Path, make_row: Any, write_rows: Any
+) -> None:
+    failed = make_row(seed=1, status="failed", schema=2, error="no images", precision=None)
+    failed |= {"iterations": None, "batch": None, "hardware": {"device": None, "cores": None}}
+    failed["engine"] |= {"version": None, "torch": None, "torchvision": None}
+    for key in ("train_fingerprint", "test_fingerprint", "train_images", "test_images", "classes"):
+        failed["dataset"][key] = None
+    page, _ = page_of(write_rows([make_row(), failed]), tmp_path / "out")
+    unknown = ["standalone", "–", "–", "–", "–", "toy_train", "toy_test", "1"]
+    assert unknown in table_with(page, "machine", "standalone")
+    assert "no images" in page.text
 
 
 def test_one_arm_alone_is_reported_without_a_comparison(
@@ -358,91 +317,3 @@ def test_results_and_report_import_neither_torch_nor_an_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> tuple[Path, str]:
-    """Four noisy images in COCO layout with an object each; (json, address)."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for i in range(4):
-        pixels = rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / f"{i}.png"), pixels)
-        images.append({"id": i + 1, "file_name": f"{i}.png", "height": 60, "width": 80})
-        annotations.append(
-            {"id": i + 1, "image_id": i + 1, "category_id": 5, "bbox": [10, 10, 30, 30],
-             "area": 900, "iscrowd": 0,
-             "segmentation": [[10, 10, 40, 10, 40, 40, 10, 40]]}
-        )  # fmt: skip
-    content = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": 5, "name": "<cat>"}],
-    }
-    path = tmp_path / "test.json"
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path, f"coco://{path}?images={folder}"
-
-
-def picture_rows(make_row: Any, address: str, tmp_path: Path) -> list[dict[str, Any]]:
-    from moco_det.data import load_dataset
-
-    fingerprint = load_dataset(address).fingerprint
-    rows = []
-    for arm, x in (("random", 45), ("moco", 10)):
-        row = make_row(arm, classes=["<cat>"])
-        row["config"] = row["config"].replace("toy_test", json.dumps(address))
-        row["dataset"]["test_fingerprint"] = fingerprint
-        run = tmp_path / row["output_dir"]
-        run.mkdir(parents=True)
-        entries = [{"image_id": 2, "category_id": 5, "bbox": [x, 10, 30, 30], "score": 0.75}]
-        (run / "predictions.json").write_text(json.dumps(entries), encoding="utf-8")
-        rows.append(row)
-    return rows
-
-
-def test_pictures_show_the_truth_first_and_every_arm_on_the_same_image(
-    tmp_path: Path, make_row: Any, write_rows: Any, pictures: tuple[Path, str]
-) -> None:
-    rows = picture_rows(make_row, pictures[1], tmp_path)
-    page, _ = page_of(write_rows(rows), tmp_path / "out")
-    images = [a for tag, a in page.tags if tag == "image"]
-    assert len(images) == 4
-    assert all(str(a["href"]).startswith("data:image/jpeg;base64,") for a in images)
-    uses = [a["href"] for tag, a in page.tags if tag == "use"]
-    assert uses == [f"#{a['id']}" for a in images for _ in range(3)]
-    assert "largest disagreement, rank 1 (2 unshared detections)" in page.text
-    assert re.search(
-        r"ground truth1 object.*random0 right, 1 wrong, 1 missed.*moco1 right, 0 wrong, 0 missed",
-        page.text,
-        re.DOTALL,
-    )
-    assert "<cat> .75" in page.text
-    assert any("wrong" in str(a.get("class")) for tag, a in page.tags if tag == "rect")
-
-
-def test_pictures_that_are_gone_or_changed_are_a_sentence(
-    tmp_path: Path, make_row: Any, write_rows: Any, pictures: tuple[Path, str]
-) -> None:
-    rows = picture_rows(make_row, pictures[1], tmp_path)
-    pictures[0].write_text(pictures[0].read_text().replace("900", "901"), encoding="utf-8")
-    page, _ = page_of(write_rows(rows), tmp_path / "out")
-    assert "no longer what was measured" in page.text
-    pictures[0].unlink()
-    page, _ = page_of(write_rows(rows), tmp_path / "out")
-    assert "The test images could not be opened, so none are shown" in page.text
-
-
-def test_an_arm_without_readable_detections_is_named_with_the_reason(
-    tmp_path: Path, make_row: Any, write_rows: Any, pictures: tuple[Path, str]
-) -> None:
-    rows = picture_rows(make_row, pictures[1], tmp_path)
-    damaged = {"image_id": 2, "category_id": 5, "bbox": [9, 9, 9, 9], "score": 0.75,
-               "segmentation": {"size": [60, 80], "counts": "5"}}  # fmt: skip
-    file = tmp_path / rows[1]["output_dir"] / "predictions.json"
-    file.write_text(json.dumps([damaged]), encoding="utf-8")
-    page, _ = page_of(write_rows(rows), tmp_path / "out")
-    assert "moco is not shown: predictions file" in page.text and "a damaged mask" in page.text
-    assert len([tag for tag, _ in page.tags if tag == "use"]) == 3 * 2

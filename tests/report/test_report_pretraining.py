@@ -12,7 +12,7 @@ import pytest
 from moco_det.foundation.errors import InputError
 from moco_det.report import make_report
 
-from .test_report_page import page_of
+from .parsed_page import page_of
 
 ENDED = "the encoder ended no better than its random weights"
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from moco_det.report.formats import duration, interval, mean_std, number, signed
 from moco_det.report.statistics import (
+    CONFIDENCE,
     MOST_SEEDS,
     Comparison,
     compare,
@@ -43,6 +46,20 @@ def test_welch_interval_by_hand() -> None:
     assert comparison.high == pytest.approx(4.4185, abs=1e-3)
     assert comparison.verdict == "not distinguishable"
     assert not comparison.decided
+
+
+def test_intervals_and_p_are_those_of_scipy_s_tests() -> None:
+    rng = np.random.default_rng(0)
+    for n, m in ((2, 2), (3, 5), (10, 4)):
+        ours, theirs = rng.normal(30, 1, n), rng.normal(31, 0.3, m)
+        welch = stats.ttest_ind(ours, theirs, equal_var=False)
+        low, high = welch.confidence_interval(CONFIDENCE)
+        made = compare(summarise(ours), summarise(theirs))
+        assert (made.low, made.high, made.p) == pytest.approx((low, high, welch.pvalue), rel=1e-9)
+        paired = stats.ttest_rel(ours, ours**2)
+        low, high = paired.confidence_interval(CONFIDENCE)
+        made = compare_paired(dict(enumerate(ours)), dict(enumerate(ours**2)))
+        assert (made.low, made.high, made.p) == pytest.approx((low, high, paired.pvalue), rel=1e-9)
 
 
 @pytest.mark.parametrize(
