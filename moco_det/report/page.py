@@ -93,10 +93,10 @@ def build_page(
         Section("Classes", "Class by class", classes),
         Section("Curves", "Loss and AP against iteration", curves, in_markdown=False),
         Section("Detections", "Detections on the same images", detections, in_markdown=False),
-        Section("Probes", "Probes of features", features),
-        Section("Pre-training", "Pre-training", training.pretraining_blocks(encoders)),
         Section("Matched arms", "Do the arms differ only in their initialisation?", matched),
         Section("Conversions", "Were the weights converted without loss?", proofs),
+        Section("Probes", "Probes of features", features),
+        Section("Pre-training", "Pre-training", training.pretraining_blocks(encoders)),
         Section("Runs", "Runs, environment, commands", runs),
     ]
     names = sorted({short_name(group.data["dataset"]["test"]) for group in groups or probed})
@@ -151,10 +151,11 @@ def _ap(group: Group, probed: Sequence[Group]) -> list[Block]:
         blocks += [Heading("How sure are the differences?"), certainty]
     if papers := paper_tables(group):
         blocks += [Heading("Against the papers"), *papers]
+    if sizes := tables.size_tables(group):
+        blocks.append(Fold("By object size", sizes))
     if beside := probes.probe_table(group, probed):
         blocks += [Heading("Probes of the same weights"), beside]
-    sizes = tables.size_tables(group)
-    return [*blocks, Fold("By object size", sizes)] if sizes else blocks
+    return blocks
 
 
 def _pictures() -> Callable[[Group], Sequence[Block]]:
