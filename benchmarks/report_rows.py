@@ -51,11 +51,11 @@ def synthetic(source: list[dict[str, Any]], args: argparse.Namespace) -> list[di
         row["init"] = {**row["init"], "name": name}
         row["config_name"] = f"setting{setting}"
         row["run"] = f"{name}_{setting}_seed{row['seed']}"
-        for ruler in row["metrics"].values():
-            for key, value in ruler.items():
+        for metric in row["metrics"].values():
+            for key, value in metric.items():
                 if isinstance(value, float):
                     # a row outside 0 to 100 would be skipped
-                    ruler[key] = min(100.0, max(0.0, value + arm + rng.gauss(0, 1)))
+                    metric[key] = min(100.0, max(0.0, value + arm + rng.gauss(0, 1)))
         rows.append(row)
     return rows
 

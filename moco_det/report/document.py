@@ -49,7 +49,6 @@ class Heading:
 
     text: str
     detail: str = ""
-    anchor: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,10 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Html:
-    """Ready markup, html only."""
+class Preformatted:
+    """Text as it stands, html only."""
 
-    markup: Markup
+    text: str
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class Fold:
     open: bool = False
 
 
-Block = Table | Heading | Text | Figures | Items | Commands | Pictures | Html | Fold
+Block = Table | Heading | Text | Figures | Items | Commands | Pictures | Preformatted | Fold
 
 
 @dataclass(frozen=True)
@@ -172,11 +171,6 @@ def table_of(caption: str, rows: Sequence[Mapping[str, Any]], words: int = 1) ->
     """A table whose rows name their columns."""
     header = list(rows[0]) if rows else []
     return Table(caption, header, [list(row.values()) for row in rows], words)
-
-
-def preformatted(said: str) -> Html:
-    """Text as it stands, html only."""
-    return Html(Markup("<pre>{}</pre>").format(said))
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from markupsafe import Markup
-
 from moco_det.foundation.errors import InputError
 from moco_det.report import families, pictures, probes, provenance, tables, training
 from moco_det.report.charts import COLOURS
@@ -15,7 +13,6 @@ from moco_det.report.document import (
     Figures,
     Fold,
     Heading,
-    Html,
     Page,
     Pictures,
     Section,
@@ -64,7 +61,9 @@ def build_page(
     colours = _give_colours([*groups, *probed])
     encoders = [training.read_pretraining(path, colours) for path in pretraining]
     failed = sum(not row.finished for row in rows.rows)
-    notice = _failure_notice(failed) if failed else []
+    enter = "enters" if failed == 1 else "enter"
+    said_of_failed = f"{counted(failed, 'run')} failed and {enter} no mean: see Failed runs."
+    notice = [text(said_of_failed, "notice")] if failed else []
     alone = len(groups) == 1
 
     def each(blocks_of: Callable[[Group], Sequence[Block]]) -> list[Block]:
@@ -129,13 +128,6 @@ def _summary(runs: Sequence[Group], probed: Sequence[Group], failed: int) -> str
     first, last = min(started), max(started)
     said = f"{listed(parts)}, {first if first == last else f'{first} to {last}'}"
     return f"{said}; {counted(failed, 'failed run')} left out" if failed else said
-
-
-def _failure_notice(failed: int) -> list[Block]:
-    runs, enter = counted(failed, "run"), "enters" if failed == 1 else "enter"
-    link = Markup('<a href="#failures">what the log said</a>')
-    notice = Markup('<p class="notice">{} failed and {} no mean: see {}.</p>')
-    return [Html(notice.format(runs, enter, link))]
 
 
 def _verdict(group: Group, main: Group, encoders: Sequence[training.PretrainingRun]) -> list[Block]:

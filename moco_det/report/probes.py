@@ -17,8 +17,8 @@ from moco_det.report.document import (
     Figures,
     Fold,
     Heading,
+    Preformatted,
     Table,
-    preformatted,
     table_of,
     text,
 )
@@ -47,7 +47,7 @@ def blocks(probes: Sequence[Group]) -> list[Block]:
             made.append(Figures([curve]))
         none = "Nothing published has these data, sizes and settings, so none is shown."
         made.append(published_table(group) or text(none))
-        made.append(Fold("The settings", [preformatted(str(group.data["config"]))]))
+        made.append(Fold("The settings", [Preformatted(str(group.data["config"]))]))
     return made
 
 

@@ -14,10 +14,10 @@ from moco_det.report.document import (
     Fold,
     Heading,
     Items,
+    Preformatted,
     Sentence,
     Table,
     Text,
-    preformatted,
     table_of,
     text,
 )
@@ -37,7 +37,7 @@ def matched_blocks(group: Group) -> list[Block]:
     said = Sentence(f": {matched.head}.", "Yes" if matched.ok else "No")
     differs = matched.allowed or matched.forbidden
     none = text("No key differs between the arms' resolved configs.")
-    config = preformatted(str(arm.rows[0].data["config"]))
+    config = Preformatted(str(arm.rows[0].data["config"]))
     return [
         Text([said], "good" if matched.ok else "bad"),
         matched_table(matched, group) if differs else none,
@@ -112,7 +112,7 @@ def run_blocks(rows: Rows, groups: Sequence[Group], probes: Sequence[Group]) -> 
         elif table.rows:
             blocks.append(table)
     if any(not row.finished for row in rows.rows):
-        blocks += [Heading("Failed runs", anchor="failures"), failure_table(rows.rows)]
+        blocks += [Heading("Failed runs"), failure_table(rows.rows)]
     commands = [(row.data["run"], row.data["command"]) for row in rows.rows]
     return [
         *blocks,

@@ -69,7 +69,7 @@ def test_a_run_of_the_paper_s_setting_stands_beside_its_value(make_row: Any) -> 
     assert near is not None and near.word == "within published spread"
     assert far is not None and far.word == "outside published spread"
     assert far.value == pytest.approx(-1.0)
-    # the box AP by COCO's ruler has no published counterpart on VOC
+    # the box AP by COCO's metric has no published counterpart on VOC
     assert deviation(found["moco_v1"], "bbox", "AP") is None
     (table,) = paper_tables(group)
     notes = {f"{row[0].text}: {row[2].note}" for row in table.rows}
@@ -261,11 +261,11 @@ def test_differences_of_classes_are_said_to_be_uncorrected(make_row: Any) -> Non
     assert "not corrected for the number of classes" in class_table(group_of(*rows), "bbox").caption
 
 
-def test_the_csv_has_a_line_an_arm_and_metric(make_row: Any) -> None:
+def test_the_csv_has_one_line_per_arm_and_metric(make_row: Any) -> None:
     rows = [voc_row(make_row, "supervised", s, 53.5 + d) for s, d in enumerate(SPREAD)]
     rows += [voc_row(make_row, "moco_v1", s, 55.9 + d) for s, d in enumerate(SPREAD)]
     lines = list(csv.DictReader(io.StringIO(csv_text([group_of(*rows)]))))
-    assert len(lines) == 2 * 2 * 3  # rulers bbox and voc, two arms, three metrics
+    assert len(lines) == 2 * 2 * 3  # bbox and voc, two arms, three APs
     voc = next(x for x in lines if (x["arm"], x["ruler"], x["metric"]) == ("moco_v1", "voc", "AP"))
     assert (voc["mean"], voc["n"], voc["published"]) == ("55.9", "5", "55.9")
     assert voc["against_supervised"] == "2.4" and voc["verdict"] == "higher"

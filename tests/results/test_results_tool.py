@@ -63,7 +63,7 @@ def results(tmp_path: Path) -> Path:
     return path
 
 
-def test_ls_prints_a_line_a_row_and_what_it_skipped(
+def test_ls_prints_one_line_per_row_and_what_it_skipped(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with results.open("a", encoding="utf-8") as file:
