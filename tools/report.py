@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=[],
         metavar="DIR",
-        help="output folders of tools/pretrain.py whose curves are to be shown",
+        help="output folders of pre-training whose curves are to be shown",
     )
     args = parser.parse_args(argv)
     if args.output is None and not args.against:

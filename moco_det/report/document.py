@@ -6,7 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -159,7 +159,7 @@ class Page:
 
     title: str
     summary: str
-    sections: Sequence[Section] = field(default_factory=list)
+    sections: Sequence[Section]
 
 
 def text(said: str, style: str = "soft") -> Text:

@@ -56,14 +56,13 @@ def build_page(
             )
         raise InputError(
             f"no finished rows in the results ({counted(len(rows.rows), 'row')} read{skipped}); "
-            "finish a run with tools/train_net.py or tools/probe.py first"
+            "finish a run of moco-det train-net or moco-det probe first"
         )
     colours = _give_colours([*groups, *probed])
     encoders = [training.read_pretraining(path, colours) for path in pretraining]
     failed = sum(not row.finished for row in rows.rows)
-    enter = "enters" if failed == 1 else "enter"
-    said_of_failed = f"{counted(failed, 'run')} failed and {enter} no mean: see Failed runs."
-    notice = [text(said_of_failed, "notice")] if failed else []
+    left_out = f"{counted(failed, 'run')} failed and enter{'s' if failed == 1 else ''} no mean"
+    notice = [text(f"{left_out}: see Failed runs.", "notice")] if failed else []
     alone = len(groups) == 1
 
     def each(blocks_of: Callable[[Group], Sequence[Block]]) -> list[Block]:

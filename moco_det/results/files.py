@@ -131,7 +131,7 @@ def read_rows(paths: Iterable[str | Path]) -> Rows:
     for given in map(Path, paths):
         path = given / "results.jsonl" if given.is_dir() else given
         if not path.is_file():
-            raise InputError(f"no results file {path}; train_net.py writes it into its output")
+            raise InputError(f"no results file {path}: name one that moco-det train-net wrote")
         files.setdefault(path.resolve(), path)
     rows: list[Row] = []
     problems: list[Problem] = []

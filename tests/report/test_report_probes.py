@@ -217,5 +217,5 @@ def test_without_any_finished_row_both_tools_are_named(
 ) -> None:
     from moco_det.foundation.errors import InputError
 
-    with pytest.raises(InputError, match=r"tools/train_net\.py or tools/probe\.py"):
+    with pytest.raises(InputError, match="moco-det train-net or moco-det probe"):
         make_report([write_rows([make_probe(status="failed")])], tmp_path / "out")
