@@ -23,7 +23,7 @@ SCHEDULE = (
 
 
 @dataclass(frozen=True)
-class Axis:
+class FamilyAxis:
     """The one thing in which a family's settings differ, and what is said of it.
 
     `free` are the facts and config keys that may differ, `size` is what the settings are ordered
@@ -41,7 +41,7 @@ class Axis:
     gains: bool = False
 
 
-BY_SCHEDULE = Axis(
+BY_SCHEDULE = FamilyAxis(
     free=SCHEDULE,
     size=lambda group: group.data["iterations"],
     column=lambda group, shortest: (
@@ -57,7 +57,7 @@ BY_SCHEDULE = Axis(
     "the trials allow one; above the line an arm is better.",
     gains=True,
 )
-BY_LABELS = Axis(
+BY_LABELS = FamilyAxis(
     free=("training data", "DATASETS.TRAIN"),
     size=lambda group: group.data["dataset"]["train_images"],
     column=lambda group, _: f"{group.data['dataset']['train_images']:,} images",
@@ -69,7 +69,7 @@ BY_LABELS = Axis(
 )
 
 
-def blocks(groups: Sequence[Group], axis: Axis) -> list[Block]:
+def blocks(groups: Sequence[Group], axis: FamilyAxis) -> list[Block]:
     """Tables and charts of every family of two settings or more along the axis."""
     found: dict[str, list[Group]] = {}
     for group in groups:
@@ -83,7 +83,7 @@ def blocks(groups: Sequence[Group], axis: Axis) -> list[Block]:
     ]
 
 
-def _family(groups: Sequence[Group], axis: Axis) -> list[Block]:
+def _family(groups: Sequence[Group], axis: FamilyAxis) -> list[Block]:
     data = groups[0].data
     shared = [data["task"], data["engine"]["name"], data["precision"]]
     metrics = [m for m in groups[0].metrics if all(m in group.metrics for group in groups)]
@@ -97,7 +97,7 @@ def _family(groups: Sequence[Group], axis: Axis) -> list[Block]:
     ]
 
 
-def _compared(groups: Sequence[Group], metric: str, axis: Axis) -> tuple[Table, Figure]:
+def _compared(groups: Sequence[Group], metric: str, axis: FamilyAxis) -> tuple[Table, Figure]:
     """The arms of a family, one column and one point per setting."""
     names = [axis.column(group, groups[0]) for group in groups]
     sizes = [axis.size(group) for group in groups]
@@ -121,7 +121,7 @@ def _compared(groups: Sequence[Group], metric: str, axis: Axis) -> tuple[Table, 
 
 
 def _measured(
-    group: Group, label: str, metric: str, axis: Axis
+    group: Group, label: str, metric: str, axis: FamilyAxis
 ) -> tuple[Cell, float | None, Span | None]:
     """An arm's cell, and its point with the interval: of its gain, or one deviation each side."""
     for arm in (arm for arm in group.arms if arm.label == label):

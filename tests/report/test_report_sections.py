@@ -11,7 +11,7 @@ import pytest
 
 from moco_det.report import make_report
 from moco_det.report.document import Figures, Table
-from moco_det.report.families import BY_LABELS, BY_SCHEDULE, Axis, blocks
+from moco_det.report.families import BY_LABELS, BY_SCHEDULE, FamilyAxis, blocks
 from moco_det.report.groups import Group, group_runs
 from moco_det.report.paper_comparison import (
     counterparts,
@@ -155,7 +155,7 @@ def arms(make_row: Any, gain: float, **changes: Any) -> list[dict[str, Any]]:
     ]
 
 
-def family(rows: list[dict[str, Any]], axis: Axis) -> list[Any]:
+def family(rows: list[dict[str, Any]], axis: FamilyAxis) -> list[Any]:
     """The tables and charts of the one family of these rows; empty where they are none."""
     groups = group_runs([Row(data=data, path=Path("r"), line=1) for data in rows])
     return [block for block in blocks(groups, axis) if isinstance(block, Table | Figures)]
