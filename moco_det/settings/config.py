@@ -39,7 +39,7 @@ def get_cfg() -> CfgNode:
 
 
 NOT_HONOURED = (
-    "the standalone engine does not honour the key {key}{hint}; take it out, correct its spelling, "
+    "the standalone engine does not honour the key {key}; take it out, correct its spelling{hint}, "
     "or run with --engine detectron2 if it is detectron2's"
 )
 
@@ -65,7 +65,9 @@ def merge(cfg: CfgNode, tree: dict[str, Any], *, source: str, unknown: str = NOT
     known = flatten(cfg)
     for key, value in flatten(tree).items():
         if key not in known and value != {}:
-            raise InputError(f"{source}: {unknown.format(key=key, hint=did_you_mean(key, known))}")
+            near = did_you_mean(key, known)
+            hint = f" ({near[2:]})" if near else ""
+            raise InputError(f"{source}: {unknown.format(key=key, hint=hint)}")
     try:
         cfg.merge_from_other_cfg(CfgNode(tree))
     except (ValueError, AssertionError, KeyError) as error:

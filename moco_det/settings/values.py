@@ -125,7 +125,7 @@ def _check_thresholds(flat: Mapping[str, Any], place: str) -> None:
         )
     if len(labels) != len(thresholds) + 1 or not set(labels) <= {-1, 0, 1}:
         raise InputError(
-            f"{place}.IOU_LABELS is {labels!r}: it has one of -1, 0 and 1 for each interval between "
+            f"{place}.IOU_LABELS is {labels!r}: it has one of -1, 0 and 1 per interval between "
             f"IOU_THRESHOLDS {thresholds!r}, that is {len(thresholds) + 1}"
         )
 

@@ -251,7 +251,7 @@ def test_a_failure_in_the_middle_leaves_no_folder(
     monkeypatch.setattr(prediction, "draw_detections", breaks)
     with pytest.raises(RuntimeError):
         predict_folder(
-            detector(lambda _: []),
+            detector(lambda *_: []),
             find_images([photos]),
             tmp_path / "drawn",
             classes=("a", "b"),
@@ -270,7 +270,7 @@ def test_images_of_one_name_in_two_folders_keep_apart(photos: Path, tmp_path: Pa
     shutil.copyfile(photos / "a.png", photos / "c.bmp.png")
     images = find_images([photos / "c.bmp", photos / "c.bmp.png"])
     done = predict_folder(
-        detector(lambda _: []), images, tmp_path / "drawn", classes=("a", "b"), threshold=0.5
+        detector(lambda *_: []), images, tmp_path / "drawn", classes=("a", "b"), threshold=0.5
     )
     assert done.images == 2 == len(list((tmp_path / "drawn").rglob("*.png")))
 
@@ -279,7 +279,7 @@ def test_class_names_are_given_or_recorded_or_read_from_the_training_data(
     tmp_path: Path, data_root: Path
 ) -> None:
     uri = f"voc://{data_root / 'voc_bccd'}?split=val"
-    cells = Detector(lambda _: [], 3, tmp_path / "model_final.pth", (uri,), "float32")
+    cells = Detector(lambda *_: [], 3, tmp_path / "model_final.pth", (uri,), "float32")
     assert class_names(cells) == ("Platelets", "RBC", "WBC")
     rows = [{"dataset": {"classes": ["x", "y"]}}, {"dataset": {"classes": ["p", "r", "w"]}}]
     lines = [*(json.dumps(row) for row in rows), json.dumps({"dataset": 3}), "{half a li"]
@@ -289,7 +289,7 @@ def test_class_names_are_given_or_recorded_or_read_from_the_training_data(
     with pytest.raises(InputError, match="--classes names 1 classes"):
         class_names(cells, ["a", "a", "a"])
     with pytest.raises(InputError, match="training data cannot be read .*give --classes"):
-        class_names(detector(lambda _: [], (f"voc://{tmp_path}/gone?split=val",)))
+        class_names(detector(lambda *_: [], (f"voc://{tmp_path}/gone?split=val",)))
 
 
 @pytest.mark.detectron2
