@@ -28,18 +28,12 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask
+from coco_ground_truth import coco_ground_truth
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from moco_det.data import (
-    VOC_CLASSES,
-    Annotation,
-    DetectionDataset,
-    Record,
-    coco_ground_truth,
-    read_voc,
-)
+from moco_det.data import VOC_CLASSES, Annotation, DetectionDataset, Record, read_voc
 from moco_det.foundation.errors import InputError
 from moco_det.scoring import result_rows, score_coco, score_voc
 from moco_det_tools.entry import run

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from moco_det.data.catalog import coco_uri, load_dataset, load_datasets, voc_uri
+from moco_det.data.catalog import load_dataset, load_datasets
+from moco_det.data.catalog_names import coco_uri, voc_uri
 from moco_det.data.check import check_images
-from moco_det.data.ground_truth import coco_ground_truth
 from moco_det.data.image import image_size, read_image
+from moco_det.data.image_files import image_files
 from moco_det.data.read_coco import read_coco
 from moco_det.data.read_voc import VOC_CLASSES, read_voc
-from moco_det.data.records import (
-    Annotation,
-    DetectionDataset,
-    Record,
-    check_classes,
-    concatenate,
-)
+from moco_det.data.records import Annotation, DetectionDataset, Record, concatenate
 
 __all__ = [
     "VOC_CLASSES",
     "Annotation",
     "DetectionDataset",
     "Record",
-    "check_classes",
     "check_images",
-    "coco_ground_truth",
     "coco_uri",
     "concatenate",
+    "image_files",
     "image_size",
     "load_dataset",
     "load_datasets",

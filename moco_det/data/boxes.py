@@ -15,16 +15,14 @@ class Tally:
     """Counts of the things that were dropped or mended, with the first place of each."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-        self._first: dict[str, str] = {}
+        self._places: dict[str, list[str]] = {}
 
     def add(self, what: str, where: str) -> None:
-        self._counts[what] = self._counts.get(what, 0) + 1
-        self._first.setdefault(what, where)
+        self._places.setdefault(what, []).append(where)
 
     def messages(self) -> tuple[str, ...]:
         return tuple(
-            f"{count} {what} (first: {self._first[what]})" for what, count in self._counts.items()
+            f"{len(places)} {what} (first: {places[0]})" for what, places in self._places.items()
         )
 
 
@@ -41,6 +39,6 @@ def fit_box(box: Sequence[float], height: int, width: int, tally: Tally, where: 
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         tally.add("boxes wholly outside their image dropped", where)
         return None
-    if max(abs(new - old) for new, old in zip(clipped, (x0, y0, x1, y1), strict=True)) > OVERHANG:
+    if max(abs(new - old) for new, old in zip(clipped, box, strict=True)) > OVERHANG:
         tally.add("boxes clipped to their image", where)
     return clipped

@@ -8,20 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
-from moco_det.data.catalog_names import (
-    BUILTIN_COCO,
-    BUILTIN_VOC,
-    FORMS,
-    coco_uri,
-    parse_uri,
-    voc_uri,
-)
+from moco_det.data.catalog_names import BUILTIN_COCO, BUILTIN_VOC, FORMS, parse_uri
 from moco_det.data.read_coco import read_coco
 from moco_det.data.read_voc import read_voc
 from moco_det.data.records import DetectionDataset, concatenate
 from moco_det.foundation.errors import InputError
-
-__all__ = ["coco_uri", "load_dataset", "load_datasets", "voc_uri"]
 
 
 def load_dataset(name: str, classes: Sequence[str] | None = None) -> DetectionDataset:
@@ -30,11 +21,9 @@ def load_dataset(name: str, classes: Sequence[str] | None = None) -> DetectionDa
     `name`: voc://DIR?split=..., coco://FILE.json?images=DIR, or one of detectron2's names, found
     below the folder $DETECTRON2_DATASETS (default ./datasets). Raises InputError.
     """
-    if not isinstance(name, str):
-        raise InputError(f"data set {name!r} is not a name: use one of {FORMS}")
     if name in BUILTIN_COCO or name in BUILTIN_VOC:
         return _load_builtin(name, classes)
-    if "://" not in name:
+    if not isinstance(name, str) or "://" not in name:
         raise InputError(f"data set {name!r} is not known: use one of {FORMS}")
     scheme, path, options = parse_uri(name)
     if scheme == "coco":
@@ -54,10 +43,8 @@ def load_datasets(
     VOC folders with classes of their own get the classes of all of them, alphabetically.
     """
     names = [names] if isinstance(names, str) else list(names)
-    if not names:
-        raise InputError(f"no data set is named: use one of {FORMS}")
     parts = [load_dataset(name, classes) for name in names]
-    if classes is None and all(part.ruler == "voc" for part in parts):
+    if classes is None and all(part.layout == "voc" for part in parts):
         union = sorted({label for part in parts for label in part.classes})
         if any(part.classes != tuple(union) for part in parts):
             parts = [load_dataset(name, union) for name in names]
@@ -71,18 +58,15 @@ def datasets_root() -> Path:
 
 def _load_builtin(name: str, classes: Sequence[str] | None) -> DetectionDataset:
     root = datasets_root()
-    try:
-        if name in BUILTIN_COCO:
-            json_file, images = BUILTIN_COCO[name]
-            dataset = read_coco(root / json_file, root / images, classes)
-        else:
-            folder, split = BUILTIN_VOC[name]
-            dataset = read_voc(root / folder, split, classes)
-    except InputError as error:
-        if root.is_dir():
-            raise
+    if not root.is_dir():
         raise InputError(
             f"data set {name} is looked for in {root.absolute()}, which is not there: "
             "set DETECTRON2_DATASETS to the folder that holds coco/, VOC2007/, VOC2012/"
-        ) from error
+        )
+    if name in BUILTIN_COCO:
+        json_file, images = BUILTIN_COCO[name]
+        dataset = read_coco(root / json_file, root / images, classes)
+    else:
+        folder, split = BUILTIN_VOC[name]
+        dataset = read_voc(root / folder, split, classes)
     return replace(dataset, name=name)

@@ -13,9 +13,14 @@ from urllib.parse import quote, unquote
 
 from moco_det.foundation.errors import InputError
 
-FORMS = (
-    "voc://DIR?split=train, coco://FILE.json?images=DIR, coco_2017_train, coco_2017_val, "
-    "coco_2014_train, coco_2014_val, voc_2007_trainval, voc_2007_test, voc_2012_trainval, ..."
+# scheme -> its form, and its options, of which the first must be given
+URIS = {
+    "voc": ("voc://DIR?split=train", ("split", "metric")),
+    "coco": ("coco://FILE.json?images=DIR", ("images",)),
+}
+FORMS = ", ".join(form for form, _ in URIS.values()) + (
+    ", coco_2017_train, coco_2017_val, coco_2014_train, coco_2014_val, voc_2007_trainval, "
+    "voc_2007_test, voc_2012_trainval, ..."
 )
 
 # name -> (json, images) and name -> (folder, split), below $DETECTRON2_DATASETS
@@ -33,11 +38,8 @@ BUILTIN_COCO = {
 }
 BUILTIN_VOC = {
     f"voc_{year}_{split}": (f"VOC{year}", split)
-    for year, splits in (
-        ("2007", ("trainval", "train", "val", "test")),
-        ("2012", ("trainval", "train", "val")),
-    )
-    for split in splits
+    for year, splits in (("2007", "trainval train val test"), ("2012", "trainval train val"))
+    for split in splits.split()
 }
 
 
@@ -52,21 +54,26 @@ def coco_uri(json_file: str | Path, images: str | Path) -> str:
 
 
 def parse_uri(name: str) -> tuple[str, str, dict[str, str]]:
-    """(scheme, path, options) of a name with "://"; raises InputError on anything unexpected."""
+    """(scheme, path, options) of a name with "://", percent-decoded; ".txt" of a split is left out.
+
+    Raises InputError on anything unexpected.
+    """
     scheme, _, rest = name.partition("://")
     path, _, query = rest.partition("?")
-    allowed = {"voc": ("split", "metric"), "coco": ("images",)}
-    if scheme not in allowed:
+    if scheme not in URIS:
         raise InputError(f"data set {name!r} has unknown scheme {scheme!r}: use one of {FORMS}")
+    form, known = URIS[scheme]
     options: dict[str, str] = {}
     for part in filter(None, query.split("&")):
         key, equals, value = part.partition("=")
-        if key not in allowed[scheme] or not equals or key in options:
+        if key not in known or not equals or key in options:
             raise InputError(
                 f"data set {name!r}: option {part!r} is not known or given twice: "
-                f"{scheme}:// takes {' and '.join(allowed[scheme])}"
+                f"{scheme}:// takes {' and '.join(known)}; write it as {form}"
             )
         options[key] = unquote(value)
-    if not path or not options.get(allowed[scheme][0]):
-        raise InputError(f"data set {name!r} is not complete: write it like one of {FORMS}")
+    if not path or not options.get(known[0]):
+        raise InputError(f"data set {name!r} is not complete: write it as {form}")
+    if scheme == "voc":
+        options["split"] = options["split"].removesuffix(".txt")
     return scheme, unquote(path), options

@@ -31,25 +31,25 @@ def check_images(
     def fault(record: Record) -> str | None:
         return image_fault(record.file_name, record.height, record.width)
 
+    bar = tqdm(
+        total=len(dataset),
+        desc=f"checking images of {dataset.name}",
+        unit="img",
+        mininterval=1,
+        disable=not progress,
+    )
     kept, faults = [], []
-    # decoding holds no interpreter lock; two threads a core keep the disk busy too
-    with ThreadPoolExecutor(max_workers=min(2 * (os.cpu_count() or 1), 16)) as pool:
-        found = tqdm(
-            pool.map(fault, dataset.records),
-            total=len(dataset),
-            desc=f"checking images of {dataset.name}",
-            unit="img",
-            mininterval=1,
-            disable=not progress,
-        )
-        for record, reason in zip(dataset.records, found, strict=True):
+    # decoding holds no interpreter lock; two threads per core keep the disk busy too
+    with ThreadPoolExecutor(max_workers=min(2 * (os.cpu_count() or 1), 16)) as pool, bar:
+        for record, reason in zip(dataset.records, pool.map(fault, dataset.records), strict=True):
+            bar.update()
             if reason is None:
                 kept.append(record)
-            else:
-                faults.append(reason)
-                if strict:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise InputError(f"{reason} (strict)")
+                continue
+            faults.append(reason)
+            if strict:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise InputError(f"{reason} (strict)")
     if not faults:
         return dataset
     message = f"{len(faults)} of {len(dataset)} images skipped, first: {faults[0]}"

@@ -5,19 +5,17 @@ Both name images only; `pretrain` knows nothing of boxes.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
-import cv2
-import numpy as np
 from tqdm import tqdm
 
-from moco_det.data.image import read_image
+from moco_det.data.boxes import Box
+from moco_det.data.image import read_image, write_jpeg
 from moco_det.data.records import DetectionDataset
 from moco_det.foundation.atomic import new_folder, write_text
 from moco_det.foundation.errors import InputError
-
-JPEG_QUALITY = 95
 
 
 def write_crops(
@@ -35,34 +33,30 @@ def write_crops(
     at all; raises InputError when it holds something already or no object is large enough.
     """
     counts = dict.fromkeys(dataset.classes, 0)
+    bar = tqdm(
+        dataset.records,
+        desc=f"cutting crops of {dataset.name}",
+        unit="img",
+        mininterval=1,
+        disable=not progress,
+    )
     with new_folder(out_dir) as folder:
-        bar = tqdm(
-            dataset.records,
-            desc=f"cutting crops of {dataset.name}",
-            unit="img",
-            mininterval=1,
-            disable=not progress,
-        )
         for record in bar:
-            wanted = [
-                (number, a)
-                for number, a in enumerate(record.annotations)
-                if not a.iscrowd and not a.difficult and _shorter_side(a.bbox) >= minimum
-            ]
-            if not wanted:
-                continue
-            image = read_image(record.file_name, "BGR")
-            for number, annotation in wanted:
-                name = dataset.classes[annotation.category]
+            image = None
+            for number, a in enumerate(record.annotations):
+                x0, y0, x1, y1 = a.bbox
+                if a.iscrowd or a.difficult or min(x1 - x0, y1 - y0) < minimum:
+                    continue
+                if image is None:
+                    image = read_image(record.file_name, "BGR")
+                name = dataset.classes[a.category]
                 target = folder / _safe(name)
                 target.mkdir(exist_ok=True)
-                crop = _crop(image, annotation.bbox, context)
-                file = target / f"{_safe(str(record.image_id))}_{number}.jpg"
-                options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-                done, content = cv2.imencode(".jpg", crop, options)
-                if not done:
-                    raise RuntimeError(f"the JPEG encoder refused a crop of {record.file_name}")
-                file.write_bytes(content.tobytes())
+                left, top, right, bottom = _enlarged(a.bbox, context)
+                write_jpeg(
+                    target / f"{_safe(str(record.image_id))}_{number}.jpg",
+                    image[top:bottom, left:right],
+                )
                 counts[name] += 1
         if not any(counts.values()):
             raise InputError(
@@ -73,22 +67,17 @@ def write_crops(
 
 
 def write_image_list(dataset: DetectionDataset, path: str | Path) -> int:
-    """Write the absolute image paths, one a line; returns how many."""
+    """Write the absolute image paths, one per line; returns how many."""
     write_text(path, "".join(f"{record.file_name}\n" for record in dataset.records))
     return len(dataset.records)
 
 
-def _shorter_side(box: tuple[float, float, float, float]) -> float:
-    return min(box[2] - box[0], box[3] - box[1])
-
-
-def _crop(image: np.ndarray, box: tuple[float, float, float, float], context: float) -> np.ndarray:
-    height, width = image.shape[:2]
-    margin = context * max(box[2] - box[0], box[3] - box[1])
-    x0, y0 = max(int(np.floor(box[0] - margin)), 0), max(int(np.floor(box[1] - margin)), 0)
-    x1 = min(int(np.ceil(box[2] + margin)), width)
-    y1 = min(int(np.ceil(box[3] + margin)), height)
-    return np.ascontiguousarray(image[y0:y1, x0:x1])
+def _enlarged(box: Box, context: float) -> tuple[int, int, int, int]:
+    """Whole pixels around the box and its context; right and bottom may lie beyond the image."""
+    x0, y0, x1, y1 = box
+    margin = context * max(x1 - x0, y1 - y0)
+    left, top = max(math.floor(x0 - margin), 0), max(math.floor(y0 - margin), 0)
+    return left, top, math.ceil(x1 + margin), math.ceil(y1 + margin)
 
 
 def _safe(name: str) -> str:

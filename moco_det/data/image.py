@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -11,6 +15,7 @@ from PIL import Image
 from moco_det.foundation.errors import InputError
 
 EXIF_ORIENTATION = 274
+JPEG_QUALITY = 95
 
 # EXIF 2.3, tag 274: how the stored pixels have to be turned to stand upright
 _UPRIGHT = {
@@ -34,42 +39,31 @@ def read_image(path: str, format: Literal["RGB", "BGR"] = "RGB") -> npt.NDArray[
     Grayscale and palette images become three channels. Equal to detectron2's `read_image`.
     Raises InputError naming the file when it is missing, truncated or no image.
     """
-    if format not in ("RGB", "BGR"):
-        raise InputError(f"image format {format!r} is not known: use RGB or BGR")
-    try:
-        with Image.open(path) as stored:
-            _refuse_wide(stored)
-            image = _upright(stored).convert("RGB")
-        pixels = np.array(image)
-    except Exception as error:  # the decoders raise a dozen types, struct.error among them
-        raise InputError(_reason(path, error)) from error
+    with _opened(path) as stored:
+        _refuse_wide(stored)
+        turn = _UPRIGHT.get(_orientation(stored))
+        upright = stored if turn is None else stored.transpose(turn)
+        pixels = np.array(upright.convert("RGB"))
     return pixels if format == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
 
 
 def image_size(path: str) -> tuple[int, int]:
     """(height, width) from the header, after EXIF orientation; the pixels are not decoded."""
-    try:
-        with Image.open(path) as stored:
-            width, height = stored.size
-            turned = _orientation(stored) in (5, 6, 7, 8)
-    except Exception as error:
-        raise InputError(_reason(path, error)) from error
-    return (width, height) if turned else (height, width)
+    with _opened(path) as stored:
+        return _upright_size(stored)
 
 
 def image_fault(path: str, height: int, width: int) -> str | None:
     """Why this image cannot be used, or None when it decodes whole and has the given size."""
     try:
-        with Image.open(path) as stored:
-            size = stored.size
-            turned = _orientation(stored) in (5, 6, 7, 8)
+        with _opened(path) as stored:
+            found = _upright_size(stored)
             # a draft still reads the whole stream, so truncation is found, at a third of the cost
-            stored.draft(None, (max(size[0] // 8, 1), max(size[1] // 8, 1)))
+            stored.draft(None, (max(stored.width // 8, 1), max(stored.height // 8, 1)))
             stored.load()
             _refuse_wide(stored)
-    except Exception as error:
-        return _reason(path, error)
-    found = size if turned else (size[1], size[0])
+    except InputError as error:
+        return str(error)
     if found != (height, width):
         return (
             f"{path} is {found[1]}x{found[0]} pixels, its annotation says {width}x{height}: "
@@ -78,27 +72,41 @@ def image_fault(path: str, height: int, width: int) -> str | None:
     return None
 
 
-def _orientation(image: Image.Image) -> int | None:
+def write_jpeg(path: Path, bgr: npt.NDArray[np.uint8]) -> None:
+    """Write (height, width, 3) pixels in OpenCV's channel order."""
+    done, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    if not done:
+        raise RuntimeError(f"OpenCV's JPEG encoder refused {path}")
+    path.write_bytes(content.tobytes())
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """The image; whatever fails while it is read is an InputError of one line."""
     try:
-        return image.getexif().get(EXIF_ORIENTATION)
+        with Image.open(path) as stored:
+            yield stored
+    except FileNotFoundError as error:
+        raise InputError(f"image {path} does not exist: check the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"image {path} is a folder: name a file") from error
+    except Exception as error:  # the decoders raise a dozen types, struct.error among them
+        text = " ".join(str(error).replace(str(path), "it").split()) or type(error).__name__
+        raise InputError(f"image {path} does not open ({text}): replace or remove it") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(EXIF_ORIENTATION) or 0
     except Exception:  # a damaged EXIF block does not spoil the pixels
-        return None
+        return 0
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    size = (image.width, image.height)
+    return size if _orientation(image) in (5, 6, 7, 8) else size[::-1]
 
 
 def _refuse_wide(image: Image.Image) -> None:
     if image.mode in _WIDE:
         raise ValueError("its samples have more than eight bits: store it with eight")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _UPRIGHT.get(_orientation(image) or 0)
-    return image if turn is None else image.transpose(turn)
-
-
-def _reason(path: str, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"image {path} does not exist: check the path"
-    if isinstance(error, IsADirectoryError):
-        return f"image {path} is a folder: name a file"
-    text = " ".join(str(error).replace(str(path), "it").split()) or type(error).__name__
-    return f"image {path} does not open ({text}): replace or remove it"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from moco_det.data.catalog import load_datasets
 from moco_det.data.check import check_images
-from moco_det.data.records import DetectionDataset, check_classes
+from moco_det.data.records import DetectionDataset
 from moco_det.foundation.errors import InputError
 
 # Up to this many images every one is opened before training; above, that would take too long.
@@ -28,7 +28,6 @@ def load_pair(
     """
     train_set = load_datasets(train)
     test_set = load_datasets(test, classes=train_set.classes)
-    check_classes(train_set, test_set)
     check_classes_of_config(num_classes, train_set)
     pair = []
     for part in (train_set, test_set):

@@ -1,21 +1,26 @@
 """The reader of data sets in PASCAL VOC layout.
 
-DIR/ImageSets/Main/<split>.txt    one image name a line
+DIR/ImageSets/Main/<split>.txt    one image name per line
 DIR/Annotations/<name>.xml        boxes, 1-based and inclusive
-DIR/JPEGImages/<name>.jpg         or .png, .jpeg, .bmp
+DIR/JPEGImages/<name>.jpg         or .png and so on: moco_det.data.image_files
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-from moco_det.data.boxes import Tally, fit_box
+from moco_det.data.boxes import Box, Tally, fit_box
 from moco_det.data.catalog_names import voc_uri
 from moco_det.data.image import image_size
+from moco_det.data.image_files import voc_files
 from moco_det.data.records import Annotation, DetectionDataset, Record
+from moco_det.data.text_files import absolute
 from moco_det.foundation.errors import InputError
 
 VOC_CLASSES = (
@@ -24,9 +29,13 @@ VOC_CLASSES = (
     *("train", "tvmonitor"),
 )
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
-LAYOUT = "a VOC folder holds Annotations/, ImageSets/Main/ and JPEGImages/"
+class VocObject(NamedTuple):
+    """One <object> of an xml file."""
+
+    label: str
+    box: Box
+    difficult: bool
 
 
 def read_voc(
@@ -40,41 +49,49 @@ def read_voc(
     other, else the names found, alphabetically. Category ids are 1..C.
     Raises InputError naming the file and what to do about it.
     """
-    root = Path(os.path.abspath(os.path.expanduser(directory)))
-    if not root.is_dir():
-        raise InputError(f"data set folder {directory} does not exist: check the path ({LAYOUT})")
-    names = _read_split(root, split)
-    images = _list_images(root)
+    root = absolute(directory)
+    files = voc_files(root, split)
     tally = Tally()
-    parsed = [_parse(root, name, split, images, tally) for name in names]
+    parsed = {}
+    for name, file in files:
+        if name in parsed:
+            raise InputError(
+                f"split {split} of {root} names {name} more than once: name each image once"
+            )
+        parsed[name] = _parse(root, split, name, file, tally)
 
-    found = {label for _, objects in parsed for label, *_ in objects}
+    labels: dict[str, str] = {}  # the first image of each
+    for name, (_, objects) in parsed.items():
+        for item in objects:
+            labels.setdefault(item.label, name)
     if classes is None:
-        ordered = VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
-    else:
-        ordered = tuple(classes)
-        _refuse_unknown(root, parsed, ordered)
-    index = {label: i for i, label in enumerate(ordered)}
-
-    records, number = [], 0
-    for record, objects in parsed:
-        annotations = []
-        for label, box, difficult in objects:
-            number += 1
-            area = (box[2] - box[0]) * (box[3] - box[1])
-            annotations.append(
-                Annotation(box, index[label], difficult=difficult, area=area, id=number)
+        classes = VOC_CLASSES if labels.keys() <= set(VOC_CLASSES) else sorted(labels)
+    index = {label: i for i, label in enumerate(classes)}
+    for label, name in labels.items():
+        if label not in index:
+            raise InputError(
+                f"class {label!r} in {root / 'Annotations' / name}.xml is not among the training "
+                f"classes {', '.join(classes)}: add training images of it, or take these objects "
+                "out"
             )
-        records.append(
-            Record(
-                record.image_id,
-                record.file_name,
-                record.height,
-                record.width,
-                tuple(annotations),
-            )
+    number = itertools.count(1)
+    records = tuple(
+        replace(
+            record,
+            annotations=tuple(
+                Annotation(
+                    box,
+                    index[label],
+                    difficult=difficult,
+                    area=(box[2] - box[0]) * (box[3] - box[1]),
+                    id=next(number),
+                )
+                for label, box, difficult in objects
+            ),
         )
-    if number == 0:
+        for record, objects in parsed.values()
+    )
+    if not labels:
         raise InputError(
             f"split {split} of {root} holds {len(records)} images and no object with a usable box: "
             "check its Annotations"
@@ -82,64 +99,19 @@ def read_voc(
     return DetectionDataset(
         name=f"{root.name}/{split}",
         uri=voc_uri(root, split),
-        records=tuple(records),
-        classes=ordered,
-        category_ids=tuple(range(1, len(ordered) + 1)),
-        ruler="voc",
+        records=records,
+        classes=tuple(classes),
+        category_ids=tuple(range(1, len(classes) + 1)),
+        layout="voc",
         skipped=tally.messages(),
         voc_metric="2007" if root.name == "VOC2007" else "area",
     )
 
 
-_Objects = list[tuple[str, tuple[float, float, float, float], bool]]
-
-
-def _read_split(root: Path, split: str) -> list[str]:
-    sets = root / "ImageSets" / "Main"
-    path = sets / f"{split}.txt"
-    if not path.is_file():
-        there = sorted(p.stem for p in sets.glob("*.txt")) if sets.is_dir() else []
-        cure = f"choose one of {', '.join(there)}" if there else f"none is there; {LAYOUT}"
-        raise InputError(f"split file {path} does not exist: {cure}")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"split file {path} cannot be read as text ({error})") from error
-    names = []
-    for line in lines:
-        # the per-class files of VOC (cat_train.txt) carry a flag -1, 0 or 1 behind the name
-        words = line.split()
-        flagged = len(words) == 2 and words[1] in ("-1", "0", "1")
-        if line:
-            names.append(words[0] if flagged else line)
-    if not names:
-        raise InputError(f"split file {path} is empty: write one image name a line into it")
-    repeated = len(names) - len(set(names))
-    if repeated:
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise InputError(f"split file {path} names {twice} more than once: name each image once")
-    return names
-
-
-def _list_images(root: Path) -> dict[str, str]:
-    folder = root / "JPEGImages"
-    if not folder.is_dir():
-        raise InputError(f"image folder {folder} does not exist: {LAYOUT}")
-    images: dict[str, str] = {}
-    rank: dict[str, int] = {}
-    for file in sorted(os.listdir(folder)):
-        stem, suffix = os.path.splitext(file)
-        if suffix.lower() in IMAGE_SUFFIXES:
-            order = IMAGE_SUFFIXES.index(suffix.lower())
-            if order < rank.get(stem, len(IMAGE_SUFFIXES)):
-                images[stem], rank[stem] = str(folder / file), order
-    return images
-
-
 def _parse(
-    root: Path, name: str, split: str, images: dict[str, str], tally: Tally
-) -> tuple[Record, _Objects]:
-    path = root / "Annotations" / f"{name}.xml"
+    root: Path, split: str, name: str, file: str, tally: Tally
+) -> tuple[Record, list[VocObject]]:
+    path, image = root / "Annotations" / f"{name}.xml", str(root / "JPEGImages" / file)
     try:
         tree = ET.parse(path).getroot()
     except FileNotFoundError as error:
@@ -149,16 +121,18 @@ def _parse(
         ) from error
     except (ET.ParseError, OSError, ValueError, LookupError) as error:
         raise InputError(f"annotation {path} is not readable xml ({error}): mend it") from error
-    if name not in images:
+    if not os.path.isfile(image):
         raise InputError(
-            f"image {root / 'JPEGImages' / name}.jpg (or .png) does not exist although split "
-            f"{split} names it: add it, or take the name out of the split"
+            f"image {image} (or .png) does not exist although split {split} names it: add it, or "
+            "take the name out of the split"
         )
-    file_name = images[name]
-    size = (_integer(tree, "size/height"), _integer(tree, "size/width"))
-    # some labelling tools write no size, or zeros
-    height, width = size if min(size) > 0 else image_size(file_name)
-    objects: _Objects = []
+    try:
+        height, width = (int(float(tree.findtext(f"size/{s}") or 0)) for s in ("height", "width"))
+    except (ValueError, OverflowError):
+        height = width = 0
+    if min(height, width) <= 0:  # some labelling tools write no size, or zeros
+        height, width = image_size(image)
+    objects = []
     for item in tree.findall("object"):
         label = (item.findtext("name") or "").strip()
         if not label:
@@ -177,25 +151,6 @@ def _parse(
             continue
         box = fit_box((x0 - 1.0, y0 - 1.0, x1, y1), height, width, tally, path.name)
         if box is not None:
-            objects.append((label, box, (item.findtext("difficult") or "0").strip() == "1"))
-    return Record(name, file_name, height, width), objects
-
-
-def _integer(tree: ET.Element, path: str) -> int:
-    try:
-        return int(float(tree.findtext(path) or 0))
-    except (ValueError, OverflowError):
-        return 0
-
-
-def _refuse_unknown(
-    root: Path, parsed: list[tuple[Record, _Objects]], classes: tuple[str, ...]
-) -> None:
-    for record, objects in parsed:
-        for label, *_ in objects:
-            if label not in classes:
-                raise InputError(
-                    f"class {label!r} in {root / 'Annotations' / str(record.image_id)}.xml is not "
-                    f"among the training classes {', '.join(classes)}: add training images of it, "
-                    "or take these objects out"
-                )
+            difficult = (item.findtext("difficult") or "0").strip() == "1"
+            objects.append(VocObject(label, box, difficult))
+    return Record(name, image, height, width), objects

@@ -59,8 +59,8 @@ class DetectionDataset:
     """Images with their objects, as read from disk.
 
     `category_ids[i]` is the data set's own id of `classes[i]`: predictions are written with it.
-    `ruler` is how it is scored; `voc_metric` is which AP the VOC ruler takes. `skipped` holds one
-    counted message for each kind of thing that was dropped or mended.
+    A set in VOC's `layout` is scored by VOC's metric too, and `voc_metric` is which AP that is.
+    `skipped` holds one counted message per kind of thing that was dropped or mended.
     """
 
     name: str
@@ -69,7 +69,7 @@ class DetectionDataset:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     has_masks: bool = False
-    ruler: Literal["coco", "voc"] = "coco"
+    layout: Literal["coco", "voc"] = "coco"
     skipped: tuple[str, ...] = ()
     voc_metric: Literal["2007", "area"] = "area"
 
@@ -124,50 +124,24 @@ def _hash_image(digest: Any, file_name: str, whole: bool) -> None:
         raise InputError(f"cannot read image {file_name}: {error.strerror or error}") from error
 
 
-def check_classes(train: DetectionDataset, test: DetectionDataset) -> None:
-    """Raise InputError unless every object of `test` has a class of `train`, with the same index.
-
-    Load the test set with `classes=train.classes`: then the indices agree and an unknown class is
-    found by the reader.
-    """
-    used = {a.category for r in test.records for a in r.annotations}
-    missing = [test.classes[i] for i in sorted(used) if test.classes[i] not in train.classes]
-    if missing:
-        names = ", ".join(repr(name) for name in missing)
-        raise InputError(
-            f"test set {test.name} has objects of class {names}, which training set {train.name} "
-            f"lacks (it has {_listed(train.classes)}): add training images or drop these objects"
-        )
-    for i in sorted(used):
-        if train.classes[i : i + 1] != test.classes[i : i + 1]:
-            raise InputError(
-                f"class {test.classes[i]!r} has index {i} in test set {test.name} and "
-                f"{train.classes.index(test.classes[i])} in training set {train.name}: load the "
-                "test set with the classes of the training set"
-            )
-
-
 def concatenate(datasets: Iterable[DetectionDataset]) -> DetectionDataset:
-    """One data set out of several with the same classes and the same ruler.
+    """One data set out of one or more with the same classes and layout.
 
     Image ids that occur in more than one of them become "<position>:<id>".
     """
-    parts = list(datasets)
-    if not parts:
-        raise InputError("no data set is named: give at least one")
-    first = parts[0]
-    if len(parts) == 1:
+    first, *others = parts = list(datasets)
+    if not others:
         return first
-    for other in parts[1:]:
+    for other in others:
         for what, mine, theirs in (
-            ("layout", (first.ruler,), (other.ruler,)),
+            ("layout", (first.layout,), (other.layout,)),
             ("classes", first.classes, other.classes),
             ("category ids", first.category_ids, other.category_ids),
         ):
             if mine != theirs:
                 raise InputError(
-                    f"{first.name} and {other.name} differ in {what} ({_listed(mine)}; "
-                    f"{_listed(theirs)}): data sets that are used together must agree"
+                    f"{first.name} and {other.name} differ in {what} ({listed(mine)}; "
+                    f"{listed(theirs)}): data sets that are used together must agree"
                 )
     ids = [record.image_id for part in parts for record in part.records]
     clash = len(set(ids)) < len(ids)
@@ -187,7 +161,8 @@ def concatenate(datasets: Iterable[DetectionDataset]) -> DetectionDataset:
     )
 
 
-def _listed(values: Iterable[object], limit: int = 20) -> str:
+def listed(values: Iterable[object], limit: int = 12) -> str:
+    """The first of them and how many more there are."""
     names = [str(value) for value in values]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

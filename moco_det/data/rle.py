@@ -1,4 +1,4 @@
-"""Compressed run-length masks that came in a file, checked without being unpacked.
+"""Compressed run-length masks: made of polygons; those of a file checked without being unpacked.
 
 pycocotools takes any string: what is none of its masks gives it areas and overlaps without meaning,
 and pixels that nobody has written.
@@ -7,9 +7,11 @@ and pixels that nobody has written.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pycocotools.mask
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -18,12 +20,20 @@ Ints = npt.NDArray[np.int64]
 CHUNK = 2**15
 
 
+def compressed(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Polygons drawn as pycocotools draws them, as one RLE; an RLE as it is."""
+    if isinstance(segmentation, list):
+        parts = pycocotools.mask.frPyObjects(segmentation, height, width)
+        segmentation = pycocotools.mask.merge(parts)
+    return segmentation
+
+
 def whole_masks(counts: Sequence[str | bytes], pixels: Sequence[int]) -> Bools:
     """Whether each string is a mask of so many pixels: its runs, none negative, add up to them.
 
-    COCO's coding: a run's length is written in groups of five bits, lowest first, one a character
-    from "0" on; 32 marks that more follow, 16 in the last group a negative number. From the
-    fourth run on it is the difference to the run before the last that is written.
+    COCO's coding: a run's length is written in groups of five bits, lowest first, one per
+    character from "0" on; 32 marks that more follow, 16 in the last group a negative number. From
+    the fourth run on it is the difference to the run before the last that is written.
     """
     coded = [c.encode("utf-8", "replace") if isinstance(c, str) else c for c in counts]
     size = np.array([len(c) for c in coded], dtype=np.int64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -41,56 +42,60 @@ class Scene:
     truncated: tuple[bool, ...]
 
 
-@dataclass(frozen=True)
-class _Patch:
-    """Something to paste: its corner in the image, alpha and colour, and its signed distance."""
+class _Placed(NamedTuple):
+    """An object in a scene; `whole`: its pixels were it alone and not cut off."""
 
-    x: int
-    y: int
+    label: str
+    x: float
+    y: float
+    radius: float
+    whole: int
+    truncated: bool
+
+
+class _Patch(NamedTuple):
+    """Something to paste, cut to the image: where it lies in a plane, what it looks like, and the
+    signed distance to its edge in pixels. `whole`: its pixels before it was cut."""
+
+    place: tuple[slice, slice]
     alpha: Plane
     colour: Plane
-    distance: Plane  # pixels
+    distance: Plane
+    whole: int
+
+    @property
+    def solid(self) -> npt.NDArray[np.bool_]:
+        return self.alpha > 0.5
 
 
 def paint_scene(
     rng: np.random.Generator, size: int, classes: Sequence[str], objects: tuple[int, int]
 ) -> Scene:
     """One scene of objects[0]..objects[1] objects; the generator's state decides everything."""
-    canvas = _background(rng, size)
+    picture = _Picture(rng, size)
     owner = np.zeros((size, size), np.int16)
-    light = _direction(rng)
-    labels: list[str] = []
-    truncated: list[bool] = []
-    full: list[int] = [0]  # pixels of each object were it alone, by owner number
-    places: list[tuple[float, float, float]] = []
-
+    placed: list[_Placed] = []
     for _ in range(rng.integers(0, 4)):
-        blob = _distractor(rng, size, light)
-        _paste(canvas, blob, light)
-    wanted = int(rng.integers(objects[0], objects[1] + 1))
-    for _ in range(wanted):
+        picture.paste(picture.distractor())
+    for _ in range(rng.integers(objects[0], objects[1] + 1)):
         label = classes[int(rng.integers(len(classes)))]
         for _attempt in range(TRIES):
             radius = size * float(np.exp(rng.uniform(np.log(RADIUS[0]), np.log(RADIUS[1]))))
-            x, y = _place(rng, size, radius, places)
-            patch, whole = _object(rng, label, radius, x, y, size, light)
-            solid = patch.alpha > 0.5
-            if not _leaves_enough(owner, patch, solid, whole, full):
-                continue
-            full.append(whole)
-            labels.append(label)
-            truncated.append(int(solid.sum()) < whole)
-            places.append((x, y, radius))
-            _paste(canvas, patch, light)
-            _region(owner, patch)[solid] = len(labels)
-            break
+            x, y = _place(rng, size, radius, placed)
+            patch = picture.piece(*CLASSES[label], radius, x, y)
+            if _leaves_enough(owner, patch, patch.whole, placed):
+                cut = int(patch.solid.sum()) < patch.whole
+                placed.append(_Placed(label, x, y, radius, patch.whole, cut))
+                picture.paste(patch)
+                owner[patch.place][patch.solid] = len(placed)
+                break
     if rng.random() < 0.35:  # something in front
-        blob = _distractor(rng, size, light, small=True)
-        solid = blob.alpha > 0.5
-        if _leaves_enough(owner, blob, solid, int(solid.sum()), full):
-            _paste(canvas, blob, light)
-            _region(owner, blob)[solid] = 0
-    return Scene(_develop(rng, canvas), owner, tuple(labels), tuple(truncated))
+        blob = picture.distractor(small=True)
+        if _leaves_enough(owner, blob, int(blob.solid.sum()), placed):
+            picture.paste(blob)
+            owner[blob.place][blob.solid] = 0
+    labels = tuple(one.label for one in placed)
+    return Scene(picture.developed(), owner, labels, tuple(one.truncated for one in placed))
 
 
 def paint_close_up(
@@ -102,21 +107,105 @@ def paint_close_up(
     object's class is drawn from `classes` and not kept.
     """
     side = CLOSE_UP_CANVAS
-    canvas = _background(rng, side)
-    light = _direction(rng)
+    picture = _Picture(rng, side)
     for _ in range(rng.integers(0, 3)):
-        _paste(canvas, _distractor(rng, side, light), light)
+        picture.paste(picture.distractor())
     label = classes[int(rng.integers(len(classes)))]
     radius = float(np.exp(rng.uniform(*np.log(CLOSE_UP_RADIUS))))
     x, y = (float(c) for c in side * (0.5 + rng.uniform(-CLOSE_UP_OFFSET, CLOSE_UP_OFFSET, 2)))
-    patch, _ = _object(rng, label, radius, x, y, side, light)
-    _paste(canvas, patch, light)
+    picture.paste(picture.piece(*CLASSES[label], radius, x, y))
     if rng.random() < 0.35:
-        _paste(canvas, _distractor(rng, side, light, small=True), light)
-    image = _develop(rng, canvas)
+        picture.paste(picture.distractor(small=True))
     reach = min(side // 2, round(CLOSE_UP_REACH * radius))
-    middle = image[side // 2 - reach : side // 2 + reach, side // 2 - reach : side // 2 + reach]
-    return cv2.resize(middle, (size, size), interpolation=cv2.INTER_AREA).astype(np.uint8)
+    middle = slice(side // 2 - reach, side // 2 + reach)
+    close_up = picture.developed()[middle, middle]
+    return cv2.resize(close_up, (size, size), interpolation=cv2.INTER_AREA).astype(np.uint8)
+
+
+class _Picture:
+    """A square picture while it is painted: `canvas` (3, size, size), and where its light is."""
+
+    def __init__(self, rng: np.random.Generator, size: int) -> None:
+        self.rng, self.size = rng, size
+        self.canvas = _background(rng, size)
+        angle = rng.uniform(0, 2 * np.pi)
+        self.light = float(np.cos(angle)), float(np.sin(angle))
+
+    def distractor(self, small: bool = False) -> _Patch:
+        """Clutter that is no object: a known form without a surface, or a blob with one."""
+        rng = self.rng
+        radius = self.size * float(rng.uniform(0.05, 0.1 if small else 0.2))
+        x, y = (float(c) for c in rng.uniform(0, self.size, 2))
+        if rng.random() < 0.35:
+            form, surface = list(FORMS)[int(rng.integers(len(FORMS)))], "plain"
+        else:
+            form, surface = "", list(SURFACES)[int(rng.integers(len(SURFACES)))]
+        return self.piece(form, surface, radius, x, y)
+
+    def piece(self, form: str, surface: str, radius: float, x: float, y: float) -> _Patch:
+        """A form, or a blob where that is empty, turned and stretched, with a surface."""
+        rng, light = self.rng, self.light
+        reach = int(np.ceil(radius * 1.2)) + 6  # room for the shadow
+        side = 2 * reach + 1
+        column, row = int(np.floor(x)) - reach, int(np.floor(y)) - reach
+        gx, gy = _grid(side)
+        # pixel centres lie at half coordinates
+        dx = (gx + np.float32(column + reach + 0.5 - x)) / np.float32(radius)
+        dy = (gy + np.float32(row + reach + 0.5 - y)) / np.float32(radius)
+        u, v = _turned(dx, dy, float(rng.uniform(0, 2 * np.pi)))
+        stretch = np.float32(rng.uniform(0.87, 1.15))
+        u, v = u * stretch, v / stretch
+        if form:
+            distance = FORMS[form](u, v) * np.float32(radius)
+        else:
+            angle, turn = np.arctan2(v, u), rng.uniform(0, 6.28, 2)
+            edge = 0.75 + 0.16 * np.cos(2 * angle + turn[0]) + 0.12 * np.cos(3 * angle + turn[1])
+            distance = ((np.sqrt(u * u + v * v) - edge) * radius).astype(np.float32)
+        alpha = np.clip(np.float32(0.5) - distance, 0, 1)
+        dark, bright = _pair(rng)
+        share = np.clip(np.float32(0.5) + SURFACES[surface](u, v) * np.float32(radius), 0, 1)
+        colour = dark[:, None, None] + share * (bright - dark)[:, None, None]
+        # lit from the side, with a darker rim
+        shade = 1 - np.float32(0.22) * (light[0] * dx + light[1] * dy)
+        shade = shade * np.clip(np.float32(0.72) - distance * np.float32(0.16), 0.72, 1)
+        colour = np.clip(colour * shade, 0, 1)
+        starts = (max(row, 0), max(column, 0))
+        ends = (min(row + side, self.size), min(column + side, self.size))
+        place = tuple(slice(a, max(a, b)) for a, b in zip(starts, ends, strict=True))
+        cut = tuple(
+            slice(p.start - o, p.stop - o) for p, o in zip(place, (row, column), strict=True)
+        )
+        whole = int((alpha > 0.5).sum())
+        return _Patch(place, alpha[cut], colour[(..., *cut)], distance[cut], whole)
+
+    def paste(self, patch: _Patch) -> None:
+        """Paint the patch over what is there, its shadow under it."""
+        area = self.canvas[(..., *patch.place)]
+        if area.size == 0:
+            return
+        # the shadow is the same distance field, soft and moved away from the light
+        move = np.array([[1, 0, 3 * self.light[0]], [0, 1, 3 * self.light[1]]], np.float32)
+        shadow = np.clip(np.float32(0.5) - patch.distance / np.float32(5), 0, 1)
+        shadow = cv2.warpAffine(shadow, move, (shadow.shape[1], shadow.shape[0]))
+        area *= 1 - np.float32(0.4) * shadow
+        area += patch.alpha * (patch.colour - area)
+
+    def developed(self) -> npt.NDArray[np.uint8]:
+        """Light that falls off to one side, a soft or sharp lens, sensor noise; to 8 bit."""
+        rng, size, canvas = self.rng, self.size, self.canvas
+        gx, gy = _grid(size)
+        angle = rng.uniform(0, 2 * np.pi)
+        x, y = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        slope = (x * gx + y * gy) * np.float32(rng.uniform(0, 0.6) / size)
+        canvas = canvas * (np.float32(rng.uniform(0.85, 1.1)) * (1 + slope))
+        if rng.random() < 0.3:
+            sigma = float(rng.uniform(0.4, 0.9))
+            canvas = np.stack([cv2.GaussianBlur(plane, (0, 0), sigma) for plane in canvas])
+        grain = rng.standard_normal((size, size), dtype=np.float32)
+        noise = grain * np.float32(rng.uniform(1, 5)) + np.float32(0.5)
+        image = np.empty((size, size, 3), np.uint8)
+        image.transpose(2, 0, 1)[:] = np.clip(canvas * np.float32(255) + noise, 0, 255)
+        return image
 
 
 def _background(rng: np.random.Generator, size: int) -> Plane:
@@ -124,9 +213,8 @@ def _background(rng: np.random.Generator, size: int) -> Plane:
     clouds = np.zeros((size, size), np.float32)
     for cells, weight in ((3, 0.5), (9, 0.3), (30, 0.22)):
         grid = rng.random((cells, cells), dtype=np.float32)
-        clouds += np.float32(weight) * cv2.resize(
-            grid, (size, size), interpolation=cv2.INTER_CUBIC
-        ).astype(np.float32)
+        smooth = cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
+        clouds += np.float32(weight) * smooth.astype(np.float32)
     if rng.random() < 0.6:
         scale = np.float32(size * rng.uniform(0.08, 0.3))
         u, v = _turned(*_grid(size), float(rng.uniform(0, 2 * np.pi)))
@@ -144,141 +232,29 @@ def _background(rng: np.random.Generator, size: int) -> Plane:
     return np.multiply(drawn.transpose(2, 0, 1), np.float32(1 / 255), order="C")
 
 
-def _object(
-    rng: np.random.Generator,
-    label: str,
-    radius: float,
-    x: float,
-    y: float,
-    size: int,
-    light: tuple[float, float],
-) -> tuple[_Patch, int]:
-    """The patch, cut to the image, and the object's whole area in pixels."""
-    form, surface = CLASSES[label]
-    return _piece(rng, form, surface, radius, x, y, size, light)
-
-
-def _distractor(
-    rng: np.random.Generator, size: int, light: tuple[float, float], small: bool = False
-) -> _Patch:
-    """Clutter that is no object: a known form without a surface, or a blob with one."""
-    radius = size * float(rng.uniform(0.05, 0.1 if small else 0.2))
-    x, y = (float(c) for c in rng.uniform(0, size, 2))
-    if rng.random() < 0.35:
-        form, surface = list(FORMS)[int(rng.integers(len(FORMS)))], "plain"
-    else:
-        form, surface = "", list(SURFACES)[int(rng.integers(len(SURFACES)))]
-    return _piece(rng, form, surface, radius, x, y, size, light)[0]
-
-
-def _piece(
-    rng: np.random.Generator,
-    form: str,
-    surface: str,
-    radius: float,
-    x: float,
-    y: float,
-    size: int,
-    light: tuple[float, float],
-) -> tuple[_Patch, int]:
-    reach = int(np.ceil(radius * 1.2)) + 6  # room for the shadow
-    column, row = int(np.floor(x)) - reach, int(np.floor(y)) - reach
-    gx, gy = _grid(2 * reach + 1)
-    # pixel centres lie at half coordinates
-    dx = (gx + np.float32(column + reach + 0.5 - x)) / np.float32(radius)
-    dy = (gy + np.float32(row + reach + 0.5 - y)) / np.float32(radius)
-    u, v = _turned(dx, dy, float(rng.uniform(0, 2 * np.pi)))
-    stretch = np.float32(rng.uniform(0.87, 1.15))
-    u, v = u * stretch, v / stretch
-    if form:
-        distance = FORMS[form](u, v) * np.float32(radius)
-    else:
-        angle, turn = np.arctan2(v, u), rng.uniform(0, 6.28, 2)
-        edge = 0.75 + 0.16 * np.cos(2 * angle + turn[0]) + 0.12 * np.cos(3 * angle + turn[1])
-        distance = ((np.sqrt(u * u + v * v) - edge) * radius).astype(np.float32)
-    alpha = np.clip(np.float32(0.5) - distance, 0, 1)
-    dark, bright = _pair(rng)
-    share = np.clip(np.float32(0.5) + SURFACES[surface](u, v) * np.float32(radius), 0, 1)
-    colour = dark[:, None, None] + share * (bright - dark)[:, None, None]
-    # lit from the side, with a darker rim
-    shade = 1 - np.float32(0.22) * (light[0] * dx + light[1] * dy)
-    shade = shade * np.clip(np.float32(0.72) - distance * np.float32(0.16), 0.72, 1)
-    colour = np.clip(colour * shade, 0, 1)
-    whole = int((alpha > 0.5).sum())
-    left, top = max(-column, 0), max(-row, 0)
-    right = min(2 * reach + 1, size - column)
-    bottom = min(2 * reach + 1, size - row)
-    cut = np.s_[top : max(bottom, top), left : max(right, left)]
-    patch = _Patch(column + left, row + top, alpha[cut], colour[:, cut[0], cut[1]], distance[cut])
-    return patch, whole
-
-
 def _leaves_enough(
-    owner: npt.NDArray[np.int16],
-    patch: _Patch,
-    solid: npt.NDArray[np.bool_],
-    whole: int,
-    full: list[int],
+    owner: npt.NDArray[np.int16], patch: _Patch, whole: int, placed: Sequence[_Placed]
 ) -> bool:
     """Whether the piece itself, and every object that it covers in part, stays well visible."""
-    seen = int(solid.sum())
-    if seen < max(LEAST_VISIBLE * whole, LEAST_PIXELS):
+    solid = patch.solid
+    if solid.sum() < max(LEAST_VISIBLE * whole, LEAST_PIXELS):
         return False
-    lost = np.bincount(_region(owner, patch)[solid], minlength=len(full))
-    if not lost[1:].any():
-        return True
-    left = np.bincount(owner.ravel(), minlength=len(full)) - lost
-    return all(left[i] >= max(LEAST_VISIBLE * full[i], LEAST_PIXELS) for i in range(1, len(full)))
-
-
-def _paste(canvas: Plane, patch: _Patch, light: tuple[float, float]) -> None:
-    area = _region(canvas, patch)
-    if area.size == 0:
-        return
-    # the shadow is the same distance field, soft and moved away from the light
-    move = np.array([[1, 0, 3 * light[0]], [0, 1, 3 * light[1]]], np.float32)
-    shadow = np.clip(np.float32(0.5) - patch.distance / np.float32(5), 0, 1)
-    shadow = cv2.warpAffine(shadow, move, (shadow.shape[1], shadow.shape[0]))
-    area *= 1 - np.float32(0.4) * shadow
-    area += patch.alpha * (patch.colour - area)
-
-
-def _region(plane: npt.NDArray, patch: _Patch) -> npt.NDArray:
-    height, width = patch.alpha.shape
-    return plane[..., patch.y : patch.y + height, patch.x : patch.x + width]
+    lost = np.bincount(owner[patch.place][solid], minlength=len(placed) + 1)[1:]
+    left = np.bincount(owner.ravel(), minlength=len(placed) + 1)[1:] - lost
+    least = [max(LEAST_VISIBLE * one.whole, LEAST_PIXELS) for one in placed]
+    return not lost.any() or bool((left >= least).all())
 
 
 def _place(
-    rng: np.random.Generator,
-    size: int,
-    radius: float,
-    places: list[tuple[float, float, float]],
+    rng: np.random.Generator, size: int, radius: float, placed: Sequence[_Placed]
 ) -> tuple[float, float]:
     """Anywhere, or close to an object that is there already so that one covers the other."""
-    if places and rng.random() < 0.35:
-        x, y, other = places[int(rng.integers(len(places)))]
-        angle, gap = rng.uniform(0, 2 * np.pi), (radius + other) * rng.uniform(0.55, 0.95)
-        return float(x + gap * np.cos(angle)), float(y + gap * np.sin(angle))
+    if placed and rng.random() < 0.35:
+        near = placed[int(rng.integers(len(placed)))]
+        angle, gap = rng.uniform(0, 2 * np.pi), (radius + near.radius) * rng.uniform(0.55, 0.95)
+        return float(near.x + gap * np.cos(angle)), float(near.y + gap * np.sin(angle))
     x, y = rng.uniform(0.7 * radius, size - 0.7 * radius, 2)
     return float(x), float(y)
-
-
-def _develop(rng: np.random.Generator, canvas: Plane) -> npt.NDArray[np.uint8]:
-    """Light that falls off to one side, a soft or sharp lens, sensor noise; to 8 bit."""
-    size = canvas.shape[1]
-    gx, gy = _grid(size)
-    angle = rng.uniform(0, 2 * np.pi)
-    x, y = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    slope = (x * gx + y * gy) * np.float32(rng.uniform(0, 0.6) / size)
-    canvas = canvas * (np.float32(rng.uniform(0.85, 1.1)) * (1 + slope))
-    if rng.random() < 0.3:
-        sigma = float(rng.uniform(0.4, 0.9))
-        canvas = np.stack([cv2.GaussianBlur(plane, (0, 0), sigma) for plane in canvas])
-    grain = rng.standard_normal((size, size), dtype=np.float32)
-    levels = canvas * np.float32(255) + (grain * np.float32(rng.uniform(1, 5)) + np.float32(0.5))
-    image = np.empty((size, size, 3), np.uint8)
-    image.transpose(2, 0, 1)[:] = np.clip(levels, 0, 255)
-    return image
 
 
 def _colour(rng: np.random.Generator) -> Plane:
@@ -296,11 +272,6 @@ def _pair(rng: np.random.Generator) -> tuple[Plane, Plane]:
     dark *= np.float32(rng.uniform(0.15, 0.45)) / max(dark.max(), np.float32(0.01))
     bright *= np.float32(rng.uniform(0.75, 1.0)) / max(bright.max(), np.float32(0.01))
     return (dark, bright) if rng.random() < 0.5 else (bright, dark)
-
-
-def _direction(rng: np.random.Generator) -> tuple[float, float]:
-    angle = rng.uniform(0, 2 * np.pi)
-    return float(np.cos(angle)), float(np.sin(angle))
 
 
 def _turned(x: Plane, y: Plane, angle: float) -> tuple[Plane, Plane]:

@@ -88,22 +88,10 @@ def _wave(x: Plane, per_unit: float) -> Plane:
 
 
 FORMS: dict[str, Field] = {
-    "disk": disk,
-    "square": square,
-    "triangle": triangle,
-    "cross": cross,
-    "ring": ring,
-    "star": star,
+    form.__name__: form for form in (disk, square, triangle, cross, ring, star)
 }
-
 SURFACES: dict[str, Field] = {
-    "stripes": stripes,
-    "checks": checks,
-    "dots": dots,
-    "rings": rings,
-    "spokes": spokes,
-    "zigzag": zigzag,
-    "plain": plain,
+    surface.__name__: surface for surface in (stripes, checks, dots, rings, spokes, zigzag, plain)
 }
 
 # A class is a form with a surface. Forms and surfaces recur, so neither tells the class alone.

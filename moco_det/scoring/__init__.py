@@ -47,6 +47,6 @@ def score(
     """The "metrics" of a result row: "bbox", "segm" if `with_masks`, "voc" for a VOC data set."""
     iou_types = ("bbox", "segm") if with_masks else ("bbox",)
     metrics = score_coco(dataset, predictions, iou_types=iou_types)
-    if dataset.ruler == "voc":
+    if dataset.layout == "voc":
         metrics["voc"] = score_voc(dataset, predictions, metric=dataset.voc_metric)
     return metrics

@@ -11,7 +11,8 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from moco_det.data import coco_ground_truth, read_coco
+from benchmarks.coco_ground_truth import coco_ground_truth
+from moco_det.data import read_coco
 from moco_det.foundation.errors import InputError
 from tests.data.builders import coco_content, write_coco
 
@@ -24,7 +25,7 @@ def test_images_and_classes_come_in_the_order_of_their_ids(tmp_path: Path) -> No
     assert dog.bbox == (2.0, 3.0, 12.0, 8.0) and dog.category == 1 and dog.id == 100
     assert crowd.iscrowd and crowd.category == 0
     assert dataset.records[2].annotations == ()
-    assert dataset.has_masks and dataset.ruler == "coco" and dataset.skipped == ()
+    assert dataset.has_masks and dataset.layout == "coco" and dataset.skipped == ()
 
 
 def test_uncompressed_rle_is_compressed_without_change(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def _spoilt(key: str, change) -> dict:
         ({**coco_content(), "images": []}, "lists no images"),
         ({**coco_content(), "categories": []}, "lists no categories"),
         ({**coco_content(), "annotations": []}, "no usable object"),
-        ({**coco_content(), "images": [3]}, "entry of 'images'"),
+        ({**coco_content(), "images": [3]}, "no list 'images' of objects"),
         (_spoilt("annotations", lambda a: a[0].update(category_id=5)), "category_id 5"),
         (_spoilt("annotations", lambda a: a[0].pop("category_id")), "no usable 'category_id'"),
         (_spoilt("annotations", lambda a: a[0].update(bbox=[1, 2, 3])), "bbox"),
@@ -168,7 +169,7 @@ def test_a_file_that_is_no_json_and_missing_places_are_refused(tmp_path: Path) -
     with pytest.raises(InputError, match="is not json"):
         read_coco(path, images)
     path.write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(InputError, match="is not json"):
+    with pytest.raises(InputError, match="is not UTF-8 text"):
         read_coco(path, images)
 
 

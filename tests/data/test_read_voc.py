@@ -19,7 +19,7 @@ def test_boxes_become_zero_based_and_continuous(tmp_path: Path) -> None:
     assert small.bbox == (4.0, 5.0, 7.0, 9.0)  # 3 x 4 pixels, counted inclusively
     assert (whole.difficult, small.difficult) == (False, True)
     assert (whole.id, small.id) == (1, 2)
-    assert dataset.ruler == "voc" and not dataset.has_masks and dataset.voc_metric == "area"
+    assert dataset.layout == "voc" and not dataset.has_masks and dataset.voc_metric == "area"
 
 
 def test_classes_are_the_twenty_where_they_suffice_and_else_alphabetical(tmp_path: Path) -> None:

@@ -144,15 +144,6 @@ def test_a_finished_folder_is_left_and_another_content_refused(
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize(
-    "change", [{"classes": ("cat",)}, {"classes": ()}, {"train": -1}, {"objects": (3, 2)}]
-)
-def test_numbers_that_make_no_data_set_are_refused(tmp_path: Path, change) -> None:
-    with pytest.raises(InputError):
-        _write(tmp_path / "set", **change)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_outlines_of_any_mask_draw_it_back(share: float) -> None:
     rng = np.random.default_rng(3)

@@ -80,7 +80,7 @@ def one_image() -> DetectionDataset:
         classes=("cat",),
         category_ids=(3,),
         records=(Record(file_name="7.png", image_id=7, height=5, width=4, annotations=()),),
-        ruler="coco",
+        layout="coco",
     )
 
 

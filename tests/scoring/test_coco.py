@@ -15,7 +15,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from moco_det.data import DetectionDataset, coco_ground_truth, read_coco
+from benchmarks.coco_ground_truth import coco_ground_truth
+from moco_det.data import DetectionDataset, read_coco
 from moco_det.foundation.errors import InputError
 from moco_det.scoring import read_predictions, score, score_coco, write_predictions
 from tests.scoring.builders import dataset_of, random_case, row

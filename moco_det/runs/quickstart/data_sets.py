@@ -6,13 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from moco_det.data import (
-    check_classes,
-    check_images,
-    coco_uri,
-    load_dataset,
-    voc_uri,
-)
+from moco_det.data import check_images, coco_uri, load_dataset, voc_uri
 from moco_det.foundation.atomic import write_text
 from moco_det.data.scenes import write_scenes
 from moco_det.foundation.errors import InputError
@@ -79,7 +73,6 @@ def own_data(train: str, test: str, output: Path, budget: Budget, *, strict: boo
     """
     train_set = load_dataset(train)
     test_set = load_dataset(test, classes=train_set.classes)
-    check_classes(train_set, test_set)
     shared = {r.file_name for r in train_set.records} & {r.file_name for r in test_set.records}
     if shared:
         raise InputError(

@@ -1,4 +1,4 @@
-"""A data set as COCO json content, the form in which the COCO ruler takes it."""
+"""A data set as COCO json content, the form in which pycocotools takes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moco_det.data.records import DetectionDataset
 def coco_ground_truth(dataset: DetectionDataset) -> dict[str, Any]:
     """COCO instances content with the data set's own image and category ids.
 
-    Annotation ids are 1..N in reading order (the COCO ruler takes id 0 for "no match"). Difficult
+    Annotation ids are 1..N in reading order (pycocotools takes id 0 for "no match"). Difficult
     objects carry "ignore": 1, which `moco_det.scoring` honours and plain pycocotools does not.
     """
     images: list[dict[str, Any]] = []

@@ -1,0 +1,89 @@
+"""Where the images of a VOC or COCO set are: the one rule of detection and of pre-training.
+
+VOC    DIR/ImageSets/Main/<split>.txt has one image name per line; the flag -1, 0 or 1 that follows
+       it in the lists of one class is no part of the name. The image is DIR/JPEGImages/<name> with
+       one of IMAGE_SUFFIXES, in capitals or not, the first in their order where there are several.
+COCO   the "file_name" of each entry of "images", in the folder that the URI names.
+
+A name may hold spaces and % (only URIs are percent-encoded), lie in a sub-folder, or be absolute.
+Annotations aren't read here and an image need not exist: its reader says so where one is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from moco_det.data.catalog_names import parse_uri
+from moco_det.data.text_files import absolute, read_text
+from moco_det.foundation.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+VOC_LAYOUT = "a VOC folder holds Annotations/, ImageSets/Main/ and JPEGImages/"
+
+
+def image_files(uri: str) -> tuple[str, list[str]]:
+    """The folder of the images of voc://... or coco://... and their names in it.
+
+    The order is that of the split or json file. Raises InputError naming what isn't there.
+    """
+    scheme, path, options = parse_uri(uri)
+    if scheme == "voc":
+        root = absolute(path)
+        return str(root / "JPEGImages"), [file for _, file in voc_files(root, options["split"])]
+    return str(coco_folder(options["images"])), coco_files(absolute(path))
+
+
+def voc_files(root: Path, split: str) -> list[tuple[str, str]]:
+    """Each image's name in the split file, and its file's name in JPEGImages."""
+    if not root.is_dir():
+        raise InputError(f"data set folder {root} does not exist: check the path ({VOC_LAYOUT})")
+    sets, folder = root / "ImageSets" / "Main", root / "JPEGImages"
+    path = sets / f"{split}.txt"
+    if not path.is_file():
+        there = sorted(file.stem for file in sets.glob("*.txt"))
+        way_out = f"choose one of {', '.join(there)}" if there else f"none is there; {VOC_LAYOUT}"
+        raise InputError(f"split file {path} does not exist: {way_out}")
+    if not folder.is_dir():
+        raise InputError(f"image folder {folder} does not exist: {VOC_LAYOUT}")
+    stored: dict[str, str] = {}
+    files = sorted(os.listdir(folder), reverse=True)
+    for suffix in reversed(IMAGE_SUFFIXES):  # what is found last stays
+        stored |= {file[: -len(suffix)]: file for file in files if file.lower().endswith(suffix)}
+    names = []
+    for line in filter(None, map(str.strip, read_text(path, "split file").splitlines())):
+        words = line.split()
+        flagged = len(words) == 2 and words[1] in ("-1", "0", "1") and line not in stored
+        names.append(words[0] if flagged else line)
+    if not names:
+        raise InputError(f"split file {path} is empty: write one image name per line into it")
+    return [(name, stored.get(name, f"{name}.jpg")) for name in names]
+
+
+def coco_folder(path: str | Path) -> Path:
+    """The folder of a COCO set's images."""
+    folder = absolute(path)
+    if not folder.is_dir():
+        raise InputError(f"image folder {folder} does not exist: check the path")
+    return folder
+
+
+def coco_files(path: Path) -> list[str]:
+    """Every "file_name" of a json, without parsing its annotations: they are most of the file."""
+    text = read_text(path, "annotation file")
+    for match in re.finditer(r'"images"\s*:\s*(?=\[)', text):
+        try:
+            found, _ = json.JSONDecoder().raw_decode(text, match.end())
+        except json.JSONDecodeError:
+            break  # the file is cut short
+        if all(map(_is_image, found)):
+            return [item["file_name"] for item in found]
+    raise InputError(f"annotation file {path} has no list of images in COCO's form: is it whole?")
+
+
+def _is_image(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("file_name"), str)
