@@ -106,9 +106,10 @@ def made_views(*, batch: int, size: int, device: torch.device) -> Iterator[data.
         used=np.arange(images),
     )
     listed = data.ImageList("made", [""] * images, None, [])
-    rows = RowSet(listed, squares, recipe=recipe, size=size, views=2, seed=0)
+    spec = data.ViewSpec(recipe, size=size, views=2, seed=0)
+    rows = RowSet(listed, spec, squares)
     order = data.Order(images, batch, seed=0, start=0, stop=2**31)
-    finish = ViewsOnDevice(squares, recipe=recipe, size=size)
+    finish = ViewsOnDevice(squares, spec)
     pin = device.type == "cuda"
     return iter(data.make_loader(rows, order, workers=WORKERS, pin=pin, finish=finish))
 

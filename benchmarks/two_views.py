@@ -98,9 +98,8 @@ def our_batches(
     images: data.ImageList, *, recipe: str, size: int, batch: int, device: str | None
 ) -> Iterator[int]:
     """Our loader, for ever; yields the images of each batch, normalised on a device if given."""
-    views = data.ViewSet(
-        images, recipe=augment.recipe(recipe, min_scale=0.2), size=size, views=2, seed=0
-    )
+    spec = data.ViewSpec(augment.recipe(recipe, min_scale=0.2), size=size, views=2, seed=0)
+    views = data.ViewSet(images, spec)
     order = data.Order(len(images), batch, seed=0, start=0, stop=2**31)
     for raw in data.make_loader(views, order, workers=0, pin=False):
         if device is not None:

@@ -1,7 +1,6 @@
 """Images on disk, or in a stream of shards, to uint8 views in batches.
 
-`open_data` opens what DATA.PATH names and gives a `Source`; whether the images lie in a folder or
-come from shards, a source has one face:
+`open_data` opens what DATA.PATH names and gives a `Source`, of listed images or of shards:
 
     source = open_data(path, recipe=..., size=224, views=2, seed=0, ...)
     source.images      # how many an epoch has
@@ -28,36 +27,30 @@ Images are RGB, uint8, [H, W, 3], upright: the orientation in a photo's EXIF dat
 in photo viewers; torchvision's ImageFolder leaves it out.
 """
 
-from pretrain.data.batches import BatchLoader, RawBatch, collate, make_loader, worker_errors
+from pretrain.data.batches import BatchLoader, RawBatch, make_loader, worker_errors
 from pretrain.data.corrupt import CorruptCount
-from pretrain.data.listing import EXTENSIONS, ImageList, list_images
-from pretrain.data.opening import ImageSource, Source, check_enough, open_data
+from pretrain.data.listing import ImageList, PathList, list_images
 from pretrain.data.order import Key, Order, share_of, steps_per_epoch
-from pretrain.data.paths import PathList
 from pretrain.data.resident import square_side
-from pretrain.data.shards import ShardStream, is_shards
-from pretrain.data.views import REPLACEMENTS, Sample, ViewSet, cache_images
-from pretrain.images import CorruptImage, read_image
+from pretrain.data.shard_list import is_shards
+from pretrain.data.sources import Source, check_enough, open_data
+from pretrain.data.views import Sample, ViewSet, ViewSpec, cache_images
+from pretrain.images import read_image
 
 __all__ = [
-    "EXTENSIONS",
-    "REPLACEMENTS",
     "BatchLoader",
     "CorruptCount",
-    "CorruptImage",
     "ImageList",
-    "ImageSource",
     "Key",
     "Order",
     "PathList",
     "RawBatch",
     "Sample",
-    "ShardStream",
     "Source",
     "ViewSet",
+    "ViewSpec",
     "cache_images",
     "check_enough",
-    "collate",
     "is_shards",
     "list_images",
     "make_loader",

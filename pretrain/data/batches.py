@@ -46,6 +46,7 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
     return RawBatch(pixels, indices, labels, [bad for sample in samples for bad in sample[3]])
 
 
+@dataclass
 class BatchLoader:
     """Iterates over batches in order; raises InputError for what a user can mend.
 
@@ -53,30 +54,24 @@ class BatchLoader:
     `finish` is what this process does to each batch.
     """
 
-    def __init__(
-        self,
-        loader: DataLoader[Any],
-        corrupt: CorruptCount | None = None,
-        finish: Callable[[RawBatch], RawBatch] | None = None,
-    ) -> None:
-        self._loader = loader
-        self._corrupt = corrupt
-        self._finish = finish
+    loader: DataLoader[Any]
+    corrupt: CorruptCount | None = None
+    finish: Callable[[RawBatch], RawBatch] | None = None
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self.loader)
 
     def __iter__(self) -> Iterator[RawBatch]:
         with worker_errors():
-            for raw in self._loader:
+            for raw in self.loader:
                 self._count(raw)
-                yield raw if self._finish is None else self._finish(raw)
+                yield raw if self.finish is None else self.finish(raw)
 
     def _count(self, raw: RawBatch) -> None:
-        if self._corrupt is not None:
-            self._corrupt.saw(len(raw.indices))
+        if self.corrupt is not None:
+            self.corrupt.saw(len(raw.indices))
             for name, reason in raw.bad:
-                self._corrupt.add(name, reason)
+                self.corrupt.add(name, reason)
         if raw.bad and bool((raw.indices == NONE_OPENS).any()):
             name, reason = raw.bad[-1]
             raise InputError(

@@ -5,25 +5,46 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from moco_det.data.image_files import IMAGE_SUFFIXES, image_files
 from moco_det.foundation.errors import InputError
-from pretrain.data import annotated
-from pretrain.data.paths import PathList
 from pretrain.data.shard_list import is_shards
 
 logger = logging.getLogger(__name__)
 
-# What torchvision's ImageFolder takes. The content decides the format, not the name.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-
 # How many paths of a list are looked at to tell a wrong folder from a few missing images.
 PROBES = 16
+
+
+class PathList(Sequence[str]):
+    """Paths below one folder, kept as one string of bytes and the places where they end.
+
+    A list of strings costs three times as much, and every worker would come to own a copy of it:
+    to look at a string changes its reference count, and so its memory page. Names that are
+    absolute stand for themselves, as in os.path.join.
+    """
+
+    def __init__(self, root: str, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        small = len(ends) == 0 or ends[-1] < 2**32
+        self.root = root
+        self.text = b"".join(encoded)
+        self.ends = ends.astype(np.uint32) if small else ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+        i = range(len(self))[index]  # negative numbers and IndexError as in a list
+        begin = int(self.ends[i - 1]) if i else 0
+        return os.path.join(self.root, os.fsdecode(self.text[begin : int(self.ends[i])]))
 
 
 @dataclass(frozen=True)
@@ -39,17 +60,10 @@ class ImageList:
         return len(self.paths)
 
 
-# How a DATA.PATH begins -> its reader: the path to the folder of the images and their names.
-SCHEMES: dict[str, Callable[[str, str], tuple[str, list[str]]]] = {
-    "voc://": annotated.voc_images,
-    "coco://": annotated.coco_images,
-}
-
-
 def list_images(path: str, *, key: str = "DATA.PATH") -> ImageList:
     """The images that `path` names, always in the same order.
 
-    A folder (one sub-folder a class, or none; sorted by name), a text file of paths,
+    A folder (one sub-folder per class, or none; sorted by name), a text file of paths,
     `voc://DIR?split=train` or `coco://instances.json?images=DIR`. Raises InputError, which calls
     the path by `key`, where there is nothing to read.
     """
@@ -57,39 +71,43 @@ def list_images(path: str, *, key: str = "DATA.PATH") -> ImageList:
         raise InputError(f"{key} is empty: give a folder of images or a text file of paths")
     if is_shards(path):
         raise InputError(f"{key} {path} names shards: a folder or a list of images is needed here")
-    for scheme, read in SCHEMES.items():
-        if path.startswith(scheme):
-            found = _unlabelled_list(path, *read(path, key))
-            break
+    if path.startswith(("voc://", "coco://")):
+        try:
+            paths = PathList(*image_files(path))
+        except InputError as error:
+            raise InputError(f"{key} {path}: {error}") from error
+        found = ImageList(path, paths, None, [])
+    elif os.path.isdir(path):
+        found = _list_folder(path, key)
+    elif os.path.isfile(path):
+        found = _list_text(path, key)
     else:
-        if os.path.isdir(path):
-            found = _list_folder(path, key)
-        elif os.path.isfile(path):
-            found = _list_text(path, key)
-        else:
-            raise InputError(f"{key} {path} does not exist: give a folder of images or a list")
+        raise InputError(f"{key} {path} does not exist: give a folder of images or a list")
     if not found:
-        raise InputError(f"{key} {path} has no images ({', '.join(EXTENSIONS)})")
-    _check_some_exist(found, path, key)
+        raise InputError(f"{key} {path} has no images ({', '.join(IMAGE_SUFFIXES)})")
+    # A few missing images are counted when they are read; all missing means a wrong folder.
+    probes = np.linspace(0, len(found) - 1, min(PROBES, len(found))).astype(int)
+    if not any(os.path.lexists(found.paths[i]) for i in probes):
+        raise InputError(
+            f"{key} {path}: {found.paths[0]} does not exist, nor does any other image that was "
+            "looked for"
+        )
     return found
 
 
 def _list_folder(root: str, key: str) -> ImageList:
-    names = _walk(root, key)
-    names.sort()
+    names = sorted(_walk(root, key))
     paths = PathList(root, names)
     tops = [name.partition(os.sep) for name in names]
     loose = sum(not sep for _, sep, _ in tops)
-    if loose:
-        if loose < len(names):
-            logger.warning(
-                "%s %s has %d images outside its sub-folders: it is read without classes",
-                key,
-                root,
-                loose,
-            )
-        return ImageList(root, paths, None, [])
-    return _labelled(root, paths, [top for top, _, _ in tops])
+    if not loose:
+        return _labelled(root, paths, [top for top, _, _ in tops])
+    if loose < len(names):
+        logger.warning(
+            "%s %s has %d images outside its sub-folders: it is read without classes",
+            *(key, root, loose),
+        )
+    return ImageList(root, paths, None, [])
 
 
 def _walk(root: str, key: str) -> list[str]:
@@ -111,18 +129,17 @@ def _walk(root: str, key: str) -> list[str]:
             if (place.st_dev, place.st_ino) in seen:
                 continue
             seen.add((place.st_dev, place.st_ino))
-            before = len(names)
             for entry in entries:
                 name = os.path.join(folder, entry.name)
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
                     folders.append(name)
-                elif not entry.name.lower().endswith(EXTENSIONS):
+                elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
                     others[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
                 elif entry.is_file() or entry.is_symlink():  # to wait on a pipe would be for ever
                     names.append(name)
-            bar.update(len(names) - before)
+            bar.update(len(names) - bar.n)
     if others:
         kinds = ", ".join(f"{kind} {count}" for kind, count in others.most_common(5))
         logger.info("%s %s: files that are not taken for images: %s", key, root, kinds)
@@ -156,17 +173,3 @@ def _labelled(root: str, paths: PathList, names: Sequence[str]) -> ImageList:
     number = {name: i for i, name in enumerate(classes)}
     labels = np.fromiter((number[name] for name in names), dtype=np.int64, count=len(names))
     return ImageList(root, paths, labels, classes)
-
-
-def _unlabelled_list(path: str, folder: str, names: Iterable[str]) -> ImageList:
-    return ImageList(path, PathList(folder, names), None, [])
-
-
-def _check_some_exist(images: ImageList, path: str, key: str) -> None:
-    """A few missing images are counted when they are read; all missing means a wrong folder."""
-    probes = np.linspace(0, len(images) - 1, min(PROBES, len(images))).astype(int)
-    if not any(os.path.lexists(images.paths[i]) for i in probes):
-        raise InputError(
-            f"{key} {path}: {images.paths[0]} does not exist, nor does any other image that was "
-            "looked for"
-        )

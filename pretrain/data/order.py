@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -33,40 +34,48 @@ def share_of(batch: int, world: int) -> int:
     return batch // world
 
 
-class Order:
-    """The batches of iterations start..stop-1, as lists of (pass over the data, image).
+def generator(*seed: int, key: int | None = None) -> np.random.Generator:
+    """Random numbers of a seed of several parts; streams of other keys are independent of them."""
+    spawn_key = () if key is None else (key,)
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=spawn_key)))
 
-    Every epoch is a new permutation and drops its last partial batch. Of the `world` processes,
-    `rank` gets its rows of each global batch: together they are what one process would get.
+
+@dataclass
+class Steps:
+    """Iterations start..stop-1 of training in epochs of `images`, and one process's share of them.
+
+    Of the `world` processes, `rank` gets its rows [r * share, (r + 1) * share) of each global
+    batch.
     """
 
-    def __init__(
-        self,
-        images: int,
-        batch: int,
-        *,
-        seed: int,
-        start: int,
-        stop: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.images = images
-        self.batch = batch
-        self.seed = seed
-        self.start = start
-        self.stop = stop
-        self.rank = rank
-        self.share = share_of(batch, world)
+    images: int
+    batch: int
+    _: KW_ONLY
+    seed: int
+    start: int
+    stop: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        self.share = share_of(self.batch, self.world)
+        self.epoch_steps = steps_per_epoch(self.images, self.batch)
 
     def __len__(self) -> int:
         return self.stop - self.start
 
+
+class Order(Steps):
+    """The batches as lists of (pass over the data, image).
+
+    Every epoch is a new permutation and drops its last partial batch. The shares of all processes
+    together are what one process would get.
+    """
+
     def __iter__(self) -> Iterator[list[Key]]:
-        steps = steps_per_epoch(self.images, self.batch)
         current, keys = -1, np.empty((0, 2), dtype=np.int64)
         for iteration in range(self.start, self.stop):
-            epoch, step = divmod(iteration, steps)
+            epoch, step = divmod(iteration, self.epoch_steps)
             if epoch != current:
                 current, keys = epoch, self._epoch(epoch)
             first = step * self.batch + self.rank * self.share
@@ -76,8 +85,7 @@ class Order:
         passes = max(1, -(-self.batch // self.images))
         parts = []
         for number in range(epoch * passes, (epoch + 1) * passes):
-            seed = np.random.SeedSequence((self.seed, number), spawn_key=(1,))
-            order = np.random.Generator(np.random.PCG64(seed)).permutation(self.images)
+            order = generator(self.seed, number, key=1).permutation(self.images)
             parts.append(np.stack([np.full_like(order, number), order], axis=1))
         return np.concatenate(parts)
 
@@ -96,8 +104,7 @@ def shuffled(
     drawn: list[float] = []
     for i, item in enumerate(items, first):
         if not drawn or i % DRAWN == 0:
-            rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((*seed, i // DRAWN))))
-            drawn = rng.random(DRAWN).tolist()
+            drawn = generator(*seed, i // DRAWN).random(DRAWN).tolist()
         heapq.heappush(waiting, (i + buffer * drawn[i % DRAWN], i, item))
         while waiting and waiting[0][0] < i + 1:  # no later item can come before it
             yield heapq.heappop(waiting)[2]

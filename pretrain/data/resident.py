@@ -22,13 +22,12 @@ from tqdm import tqdm
 
 from moco_det.foundation.errors import InputError
 from pretrain import augment, device_views
-from pretrain.augment import Recipe
 from pretrain.data.batches import RawBatch
 from pretrain.data.corrupt import CorruptCount
 from pretrain.data.listing import ImageList
 from pretrain.data.order import Key
-from pretrain.data.views import Sample, ViewSet, replacements
-from pretrain.images import CorruptImage, Image, read_image
+from pretrain.data.views import Sample, ViewSet, ViewSpec, open_image, replacements
+from pretrain.images import Image
 
 # The set may take this share of a GPU's free memory or of the host's; training needs the rest.
 SHARE = 0.75
@@ -51,17 +50,8 @@ class Squares:
 class RowSet(ViewSet):
     """What chance decides about the views of an image, as rows of numbers in place of pixels."""
 
-    def __init__(
-        self,
-        images: ImageList,
-        squares: Squares,
-        *,
-        recipe: Recipe,
-        size: int,
-        views: int,
-        seed: int,
-    ) -> None:
-        super().__init__(images, recipe=recipe, size=size, views=views, seed=seed)
+    def __init__(self, images: ImageList, spec: ViewSpec, squares: Squares) -> None:
+        super().__init__(images, spec)
         self.side = squares.pixels.shape[1]
         self.shapes, self.used = squares.shapes, squares.used  # no worker needs the pixels
 
@@ -69,9 +59,9 @@ class RowSet(ViewSet):
         epoch, index = key
         used = int(self.used[index])
         height, width = self.shapes[used].tolist()
-        rng = augment.sample_rng(self.seed, epoch, index)
-        drawn = augment.draw_views(height, width, self.recipe, count=self.views, rng=rng)
-        rows = [device_views.row(one, height=height, width=width, side=self.side) for one in drawn]
+        rng = augment.sample_rng(self.spec.seed, epoch, index)
+        views = augment.draw_views(height, width, self.spec.recipe, count=self.spec.views, rng=rng)
+        rows = [device_views.row(one, height=height, width=width, side=self.side) for one in views]
         label = -1 if self.images.labels is None else int(self.images.labels[used])
         return np.array(rows, dtype=np.float32), used, label, []
 
@@ -82,10 +72,10 @@ class ViewsOnDevice:
     On a GPU they are made in a stream of their own, beside the step before.
     """
 
-    def __init__(self, squares: Squares, *, recipe: Recipe, size: int) -> None:
+    def __init__(self, squares: Squares, spec: ViewSpec) -> None:
         self.pixels = squares.pixels
         side, device = self.pixels.shape[1], self.pixels.device
-        self.make = device_views.ViewMaker(recipe, size=size, side=side, device=device)
+        self.make = device_views.ViewMaker(spec.recipe, size=spec.size, side=side, device=device)
         self.stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self.stream = torch.cuda.Stream(device)
@@ -140,10 +130,9 @@ def decode_squares(
     blank = np.zeros((side, 3, side), dtype=np.uint8)
 
     def square(number: int) -> Image | str:
-        try:
-            image = read_image(images.paths[number], shorter_side=side)
-        except CorruptImage as error:
-            return str(error)
+        image = open_image(images.paths[number], side)
+        if isinstance(image, str):
+            return image
         shapes[number] = image.shape[:2]
         return augment.resize(image, side, side).transpose(0, 2, 1)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import glob
 import json
-import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,8 +15,6 @@ import webdataset
 from tqdm import tqdm
 
 from moco_det.foundation.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
@@ -83,31 +80,30 @@ def list_shards(path: str, *, key: str = "DATA.PATH") -> ShardList:
     if len(set(urls)) < len(urls):
         raise InputError(f"{key} {path} names a shard twice")
     counts: dict[str, int] = {}
-    classes: set[tuple[str, ...] | None] = set()
-    for folder in sorted({os.path.dirname(url) for url in urls if is_local(url)}):
+    classes = []
+    for folder in {os.path.dirname(url) for url in urls if is_local(url)}:
         found, names = read_index(os.path.join(folder, INDEX), key=key)
         counts |= {os.path.join(folder, name): count for name, count in found.items()}
-        classes.add(names)
+        classes.append(names)
     kept = {url: counts[url] for url in urls if url in counts}
-    (names,) = classes if len(classes) == 1 else (None,)
-    return ShardList(path, urls, kept, None if names is None else list(names))
+    agree = classes and all(names == classes[0] for names in classes)
+    return ShardList(path, urls, kept, classes[0] if agree else None)
+
+
+# A pipe reports a failed command as OSError, a key that comes twice is a ValueError.
+DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError)
 
 
 def read_shard(url: str) -> Iterator[Encoded]:
     """The samples of one shard in their order; raises InputError where it is damaged."""
-    samples = webdataset.tarfile_samples([{"url": url}])
-    while True:
-        try:
-            sample = next(samples, None)
-        # A pipe reports a failed command as OSError, a key that comes twice is a ValueError.
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            reason = str(error.args[0]) if error.args else type(error).__name__
-            raise InputError(
-                f"shard {url} does not read to its end: {reason}; fetch it anew or leave it out"
-            ) from error
-        if sample is None:
-            return
-        yield _encoded(url, sample)
+    try:
+        for sample in webdataset.tarfile_samples([{"url": url}]):
+            yield _encoded(url, sample)
+    except DAMAGE as error:
+        reason = str(error.args[0]) if error.args else type(error).__name__
+        raise InputError(
+            f"shard {url} does not read to its end: {reason}; fetch it anew or leave it out"
+        ) from error
 
 
 def count_samples(url: str) -> int:
@@ -118,7 +114,7 @@ def count_samples(url: str) -> int:
         with tarfile.open(url) as archive:
             names = tqdm(_names(archive), desc=f"counting {url}", unit="file", delay=5, leave=False)
             return sum(1 for _ in webdataset.tariterators.group_by_keys(names))
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except DAMAGE as error:
         raise InputError(f"shard {url} is damaged: {error}") from error
 
 
@@ -144,7 +140,7 @@ def is_local(url: str) -> bool:
     return not re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:", url)
 
 
-def read_index(path: str, *, key: str) -> tuple[dict[str, int], tuple[str, ...] | None]:
+def read_index(path: str, *, key: str) -> tuple[dict[str, int], list[str] | None]:
     """Samples by shard and the classes that an index tells; nothing where there is none."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -155,14 +151,12 @@ def read_index(path: str, *, key: str) -> tuple[dict[str, int], tuple[str, ...] 
         raise InputError(
             f"{key}: the index {path} cannot be read: {error}; delete it or mend it"
         ) from error
-    shards = content.get("shards") if isinstance(content, dict) else None
-    classes = content.get("classes") if isinstance(content, dict) else None
-    if not isinstance(shards, dict) or not _all(shards.values(), int):
+    about = content if isinstance(content, dict) else {}
+    shards, classes = about.get("shards"), about.get("classes")
+    if not isinstance(shards, dict) or not all(isinstance(n, int) for n in shards.values()):
         raise InputError(f'{key}: the index {path} has no "shards" with a number for each')
-    if classes is not None and not (isinstance(classes, list) and _all(classes, str)):
+    if classes is not None and not (
+        isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    ):
         raise InputError(f'{key}: "classes" of the index {path} is not a list of names')
-    return shards, None if classes is None else tuple(classes)
-
-
-def _all(values: Iterable[Any], kind: type) -> bool:
-    return all(isinstance(value, kind) for value in values)
+    return shards, classes

@@ -9,29 +9,20 @@ workers. It depends on the number of processes, because each reads shards of its
 from __future__ import annotations
 
 import itertools
-import logging
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from moco_det.foundation.errors import InputError
-from pretrain import augment
-from pretrain.augment import Recipe
-from pretrain.data.batches import BatchLoader, make_loader
-from pretrain.data.corrupt import CorruptCount
-from pretrain.data.order import share_of, shuffled, steps_per_epoch
-from pretrain.data.shard_list import Encoded, ShardList, count_samples, is_shards, read_shard
-from pretrain.data.views import NONE_OPENS, Bad, Sample
+from pretrain.data.order import Steps, generator, shuffled
+from pretrain.data.shard_list import Encoded, ShardList, count_samples, read_shard
+from pretrain.data.views import NONE_OPENS, Bad, Sample, ViewSpec
 from pretrain.images import CorruptImage, Image, decode
-
-__all__ = ["Numbered", "ShardStream", "StreamOrder", "is_shards"]
-
-logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -46,115 +37,32 @@ class Numbered(NamedTuple):
     sample: Encoded
 
 
-class ShardStream:
-    """The `Source` of shards: an epoch is `images` images long, whatever the shards hold.
+@dataclass
+class StreamOrder(Steps):
+    """The batches as lists of samples, still encoded.
 
-    Where a process's shards have fewer than its share they start over, in a new order. At most
-    `buffer` encoded images wait in memory, half of that on average.
+    An epoch is `images` long, whatever the shards hold: where a process's shards have fewer than
+    its share they start over, in a new order. At most `buffer` encoded images wait in memory, half
+    of that on average.
+
+    To enter an epoch in its middle, shards that lie before are passed over by their count from the
+    index; without one, by the headers of a local shard's members; an address is read through. In
+    the shard of the place itself the members before it are read and dropped, and so are up to
+    `buffer` images that were given out before.
     """
 
-    numbered = False
+    _: KW_ONLY
+    shards: ShardList
+    buffer: int
 
-    def __init__(
-        self,
-        shards: ShardList,
-        *,
-        images: int,
-        buffer: int,
-        recipe: Recipe,
-        size: int,
-        views: int,
-        seed: int,
-        shorter_side: int = 0,
-        corrupt: CorruptCount,
-    ) -> None:
-        self.shards = shards
-        self.images = images
-        self.buffer = buffer
-        self.seed = seed
-        self.corrupt = corrupt
-        self.classes = None if shards.classes is None else len(shards.classes)
-        self.dataset = EncodedViews(
-            recipe=recipe,
-            size=size,
-            views=views,
-            seed=seed,
-            shorter_side=shorter_side,
-            classes=self.classes,
-        )
-
-    def identity(self, world: int) -> dict[str, int]:
-        """What must be equal for a run to go on with this source."""
-        return {"images": self.images, "shards": len(self.shards.urls), "processes": world}
-
-    def make_loader(
-        self,
-        *,
-        batch: int,
-        start: int,
-        stop: int,
-        rank: int = 0,
-        world: int = 1,
-        workers: int,
-        pin: bool,
-    ) -> BatchLoader:
-        """Batches of iterations start..stop-1: this process's rows of each.
-
-        To enter an epoch in its middle, shards that lie before are passed over by their count
-        from the index; without one, by the headers of a local shard's members; an address is read
-        through. In the shard of the place itself the members before it are read and dropped, and
-        so are up to `buffer` images that were given out before.
-        """
-        order = StreamOrder(
-            self.shards,
-            images=self.images,
-            batch=batch,
-            buffer=self.buffer,
-            seed=self.seed,
-            start=start,
-            stop=stop,
-            rank=rank,
-            world=world,
-        )
-        return make_loader(
-            self.dataset, order, workers=workers, pin=pin, corrupt=self.corrupt, ahead=2
-        )
-
-
-class StreamOrder:
-    """The batches of iterations start..stop-1 as lists of samples, still encoded."""
-
-    def __init__(
-        self,
-        shards: ShardList,
-        *,
-        images: int,
-        batch: int,
-        buffer: int,
-        seed: int,
-        start: int,
-        stop: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        if len(shards.urls) < world:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.shards.urls) < self.world:
             raise InputError(
-                f"DATA.PATH {shards.path} has {len(shards.urls)} shards for {world} processes, and "
-                "each reads shards of its own: make more and smaller shards"
+                f"DATA.PATH {self.shards.path} has {len(self.shards.urls)} shards for {self.world} "
+                "processes, and each reads shards of its own: make more and smaller shards"
             )
-        self.shards = shards
-        self.steps = steps_per_epoch(images, batch)
-        self.share = share_of(batch, world)
-        self.buffer = buffer
-        self.seed = seed
-        self.start = start
-        self.stop = stop
-        self.rank = rank
-        self.world = world
-        self._counts = dict(shards.counts)
-
-    def __len__(self) -> int:
-        return self.stop - self.start
+        self._counts = dict(self.shards.counts)
 
     def __iter__(self) -> Iterator[list[Numbered]]:
         return read_ahead(self._batches(), READ_AHEAD)
@@ -162,16 +70,16 @@ class StreamOrder:
     def _batches(self) -> Iterator[list[Numbered]]:
         iteration = self.start
         while iteration < self.stop:
-            epoch, step = divmod(iteration, self.steps)
+            epoch, step = divmod(iteration, self.epoch_steps)
             samples = self._epoch(epoch, step * self.share)
-            for _ in range(min(self.steps - step, self.stop - iteration)):
+            for _ in range(min(self.epoch_steps - step, self.stop - iteration)):
                 yield list(itertools.islice(samples, self.share))
                 iteration += 1
 
     def _epoch(self, epoch: int, position: int) -> Iterator[Numbered]:
         """The process's samples of an epoch in their random order, from `position` on."""
         first = max(0, position - self.buffer)  # see `shuffled`
-        total = self.steps * self.share
+        total = self.epoch_steps * self.share
         read = itertools.islice(self._stored_order(epoch, first), total - first)
         seed = (self.seed, epoch, self.rank, self.world)
         mixed = shuffled(read, buffer=self.buffer, seed=seed, first=first)
@@ -195,8 +103,7 @@ class StreamOrder:
     def _urls(self, epoch: int) -> Iterator[str]:
         """This process's shards, again and again, each time in a new order."""
         for lap in itertools.count():
-            seed = np.random.SeedSequence((self.seed, epoch, lap), spawn_key=(2,))
-            order = np.random.Generator(np.random.PCG64(seed)).permutation(len(self.shards.urls))
+            order = generator(self.seed, epoch, lap, key=2).permutation(len(self.shards.urls))
             mine = [self.shards.urls[i] for i in order[self.rank :: self.world]]
             yield from mine
             if not any(self._count(url) for url in mine):
@@ -235,36 +142,19 @@ def read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+@dataclass(eq=False)
 class EncodedViews(Dataset[Sample]):
-    """Views of encoded samples, a batch at a time."""
+    """Views of encoded samples, a batch at a time; labels where the shards have classes."""
 
-    def __init__(
-        self,
-        *,
-        recipe: Recipe,
-        size: int,
-        views: int,
-        seed: int,
-        shorter_side: int = 0,
-        classes: int | None = None,
-    ) -> None:
-        self.recipe = recipe
-        self.size = size
-        self.views = views
-        self.seed = seed
-        self.shorter_side = shorter_side
-        self.classes = classes
-
-    def __getitem__(self, key: Numbered) -> Sample:
-        return self.__getitems__([key])[0]
+    spec: ViewSpec
+    classes: int | None = None
 
     def __getitems__(self, keys: list[Numbered]) -> list[Sample]:
         """What the loader calls with a batch: it must stay whole where a sample is corrupt."""
         samples = []
         for row, key in enumerate(keys):
             bad: Bad = []
-            image, label = np.zeros((self.size, self.size, 3), np.uint8), -1
-            number = NONE_OPENS
+            image, label, number = self.spec.blank(), -1, NONE_OPENS
             for ahead in range(len(keys)):
                 sample = keys[(row + ahead) % len(keys)].sample
                 try:
@@ -274,9 +164,7 @@ class EncodedViews(Dataset[Sample]):
                 else:
                     number = key.number
                     break
-            rng = augment.sample_rng(self.seed, key.epoch, key.number)
-            views = augment.views(image, self.recipe, size=self.size, count=self.views, rng=rng)
-            samples.append((views, number, label, bad))
+            samples.append((self.spec.make(image, key.epoch, key.number), number, label, bad))
         return samples
 
     def _open(self, sample: Encoded) -> tuple[Image, int]:
@@ -288,4 +176,4 @@ class EncodedViews(Dataset[Sample]):
             label = int(text) if text.isdigit() else -1
             if not 0 <= label < self.classes:
                 raise CorruptImage(f"its .cls is not a number from 0 to {self.classes - 1}")
-        return decode(sample.data, shorter_side=self.shorter_side), label
+        return decode(sample.data, shorter_side=self.spec.shorter_side), label

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -22,32 +26,40 @@ from pretrain.images import CorruptImage, Image, read_image
 REPLACEMENTS = 100
 
 Bad = list[tuple[str, str]]  # names of what did not open, and why
-Sample = tuple[Image, int, int, Bad]  # views, image, label, what did not open
+Sample = tuple[NDArray[Any], int, int, Bad]  # views, image, label, what did not open
 
 NONE_OPENS = -1  # stands for the number of an image where no replacement opened either
 
 
+@dataclass(frozen=True)
+class ViewSpec:
+    """How many views are made of an image, of which side, and of what chance.
+
+    An image is shrunk to `shorter_side` when it is read, 0 leaves it as it is.
+    """
+
+    recipe: Recipe
+    size: int
+    views: int
+    seed: int
+    shorter_side: int = 0
+
+    def make(self, image: Image, epoch: int, number: int) -> NDArray[Any]:
+        """The views [V, S, S, 3] of an image in one pass over the data."""
+        rng = augment.sample_rng(self.seed, epoch, number)
+        return augment.views(image, self.recipe, size=self.size, count=self.views, rng=rng)
+
+    def blank(self) -> Image:
+        return np.zeros((self.size, self.size, 3), np.uint8)
+
+
+@dataclass(eq=False)
 class ViewSet(Dataset[Sample]):
     """Views of images by (pass over the data, image index); cached images are decoded once."""
 
-    def __init__(
-        self,
-        images: ImageList,
-        *,
-        recipe: Recipe,
-        size: int,
-        views: int,
-        seed: int,
-        shorter_side: int = 0,
-        cache: Sequence[Image | str] | None = None,
-    ) -> None:
-        self.images = images
-        self.recipe = recipe
-        self.size = size
-        self.views = views
-        self.seed = seed
-        self.shorter_side = shorter_side
-        self.cache = cache
+    images: ImageList
+    spec: ViewSpec
+    cache: Sequence[Image | str] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -55,28 +67,27 @@ class ViewSet(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
         image, used, bad = self._read(index)
-        rng = augment.sample_rng(self.seed, epoch, index)
-        views = augment.views(image, self.recipe, size=self.size, count=self.views, rng=rng)
         label = -1 if self.images.labels is None else int(self.images.labels[used])
-        return views, used, label, bad
+        return self.spec.make(image, epoch, index), used, label, bad
 
     def _read(self, index: int) -> tuple[Image, int, Bad]:
         """The image, or the next one that opens; the loader counts those that did not."""
         bad: Bad = []
         for used in replacements(index, len(self)):
-            try:
-                return self._open(used), used, bad
-            except CorruptImage as error:
-                bad.append((self.images.paths[used], str(error)))
-        return np.zeros((self.size, self.size, 3), np.uint8), NONE_OPENS, bad
+            path = self.images.paths[used]
+            found = self.cache[used] if self.cache else open_image(path, self.spec.shorter_side)
+            if not isinstance(found, str):
+                return found, used, bad
+            bad.append((path, found))
+        return self.spec.blank(), NONE_OPENS, bad
 
-    def _open(self, index: int) -> Image:
-        if self.cache is None:
-            return read_image(self.images.paths[index], shorter_side=self.shorter_side)
-        image = self.cache[index]
-        if isinstance(image, str):
-            raise CorruptImage(image)
-        return image
+
+def open_image(path: str, shorter_side: int) -> Image | str:
+    """The image, or why it does not open."""
+    try:
+        return read_image(path, shorter_side=shorter_side)
+    except CorruptImage as error:
+        return str(error)
 
 
 def replacements(index: int, images: int) -> Iterator[int]:
@@ -89,17 +100,17 @@ def replacements(index: int, images: int) -> Iterator[int]:
 
 def cache_images(
     images: ImageList, *, budget_mb: int, shorter_side: int, corrupt: CorruptCount
-) -> tuple[ImageList, list[Image | str] | None]:
-    """Decode the whole set into memory; None in place of it where it exceeds `budget_mb`.
+) -> list[Image | str] | None:
+    """The whole set decoded; None where it exceeds `budget_mb`.
 
     A corrupt image is counted and leaves the reason in its place, so that the images keep their
     numbers and a run is the same with a cache and without.
     """
-    read = _Reader(shorter_side)
+    read = partial(open_image, shorter_side=shorter_side)
     probes = [images.paths[i] for i in np.linspace(0, len(images) - 1, 16).astype(int)]
     sizes = [image.nbytes for image in map(read, probes) if not isinstance(image, str)]
     if not sizes or float(np.mean(sizes)) * len(images) > budget_mb * 2**20:
-        return images, None
+        return None
     cache: list[Image | str] = []
     pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
     try:
@@ -113,17 +124,4 @@ def cache_images(
         pool.shutdown(cancel_futures=True)
     if all(isinstance(image, str) for image in cache):
         raise InputError(f"no image of {images.root} opens")
-    return images, cache
-
-
-class _Reader:
-    """`read_image` that gives the reason as text instead of raising."""
-
-    def __init__(self, shorter_side: int) -> None:
-        self.shorter_side = shorter_side
-
-    def __call__(self, path: str) -> Image | str:
-        try:
-            return read_image(path, shorter_side=self.shorter_side)
-        except CorruptImage as error:
-            return str(error)
+    return cache

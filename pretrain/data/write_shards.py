@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import webdataset
 from tqdm import tqdm
 
+from moco_det.foundation.atomic import new_folder, write_text
 from moco_det.foundation.errors import InputError
 from pretrain.data.listing import ImageList
 from pretrain.data.shard_list import (
@@ -30,27 +30,29 @@ def write_shards(
     """Copy images, as they are and in random order, into `folder`; returns its DATA.PATH.
 
     A shard is closed once it holds `shard_mb` MiB. The folder appears when it is complete. Raises
-    InputError where it exists, and for an image that cannot be read or is of another format.
+    InputError where it holds something, and for an image that cannot be read or is of another
+    format.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise InputError(f"{folder} exists: shards go to a new folder")
-    partial = folder.with_name(f"{folder.name}.partial")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {partial}: {error.strerror}") from error
-    try:
-        counts = _write_all(images, str(partial / f"{name}-%06d.tar"), shard_mb=shard_mb, seed=seed)
-        _save_index(partial, counts, images.classes or None)
-        partial.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(partial)
-        if isinstance(error, OSError):
-            raise InputError(f"cannot write shards to {partial}: {error.strerror}") from error
-        raise
+    counts: Counter[str] = Counter()
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
+    with new_folder(folder) as partial:
+        try:
+            with webdataset.ShardWriter(
+                str(partial / f"{name}-%06d.tar"),
+                maxcount=len(images) + 1,
+                maxsize=shard_mb * 2**20,
+                verbose=0,
+                encoder=False,
+                mtime=0,  # the same images make the same bytes
+            ) as writer:
+                for i in tqdm(order, desc="writing shards", unit="image", mininterval=1):
+                    writer.write(_sample(images, int(i)))
+                    counts[os.path.basename(writer.fname)] += 1
+            _write_index(partial, counts, images.classes or None)
+        except OSError as error:
+            raise InputError(f"cannot write shards to {folder}: {error.strerror}") from error
     last = max(counts).removesuffix(".tar").rpartition("-")[2]
-    return str(folder / f"{name}-{{000000..{last}}}.tar")
+    return str(Path(folder) / f"{name}-{{000000..{last}}}.tar")
 
 
 def write_index(path: str) -> int:
@@ -67,25 +69,8 @@ def write_index(path: str) -> int:
         counts.setdefault(os.path.dirname(url), {})[os.path.basename(url)] = count_samples(url)
     for folder, found in counts.items():
         before, classes = read_index(os.path.join(folder, INDEX), key="shards")
-        _save_index(Path(folder), before | found, None if classes is None else list(classes))
+        _write_index(Path(folder), before | found, classes)
     return sum(sum(found.values()) for found in counts.values())
-
-
-def _write_all(images: ImageList, pattern: str, *, shard_mb: int, seed: int) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
-    with webdataset.ShardWriter(
-        pattern,
-        maxcount=len(images) + 1,
-        maxsize=shard_mb * 2**20,
-        verbose=0,
-        encoder=False,
-        mtime=0,  # the same images make the same bytes
-    ) as writer:
-        for i in tqdm(order, desc="writing shards", unit="image", mininterval=1):
-            writer.write(_sample(images, int(i)))
-            counts[os.path.basename(writer.fname)] += 1
-    return counts
 
 
 def _sample(images: ImageList, i: int) -> dict[str, str | bytes]:
@@ -103,13 +88,8 @@ def _sample(images: ImageList, i: int) -> dict[str, str | bytes]:
     return sample
 
 
-def _save_index(folder: Path, counts: dict[str, int], classes: list[str] | None) -> None:
+def _write_index(folder: Path, counts: dict[str, int], classes: list[str] | None) -> None:
     content: dict[str, object] = {"shards": dict(sorted(counts.items()))}
     if classes is not None:
         content["classes"] = classes
-    partial = folder / f"{INDEX}.partial"
-    try:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(folder / INDEX)
-    except OSError as error:
-        raise InputError(f"cannot write {folder / INDEX}: {error.strerror}") from error
+    write_text(folder / INDEX, json.dumps(content, indent=1) + "\n")

@@ -196,11 +196,9 @@ def _loader(
     cache = None
     if cache_mb > 0:
         strict = data.CorruptCount(len(images), max_share=0.0, strict=True)
-        images, cache = data.cache_images(
-            images, budget_mb=cache_mb, shorter_side=0, corrupt=strict
-        )
+        cache = data.cache_images(images, budget_mb=cache_mb, shorter_side=0, corrupt=strict)
     recipe = augment.recipe("crop_flip", min_scale=schedule.min_scale)
-    views = data.ViewSet(images, recipe=recipe, size=size, views=1, seed=seed, cache=cache)
+    views = data.ViewSet(images, data.ViewSpec(recipe, size=size, views=1, seed=seed), cache)
     order = data.Order(len(images), schedule.batch, seed=seed, start=start, stop=stop)
     return data.make_loader(views, order, workers=workers, pin=pin)
 

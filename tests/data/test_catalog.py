@@ -10,7 +10,6 @@ from moco_det.data import (
     coco_uri,
     load_dataset,
     load_datasets,
-    read_voc,
     voc_uri,
 )
 from moco_det.data.catalog_names import parse_uri
@@ -22,11 +21,6 @@ from tests.data.builders import coco_content, write_coco, write_voc
 def test_uris_survive_any_path(path: str) -> None:
     assert parse_uri(voc_uri(path, "my split")) == ("voc", path, {"split": "my split"})
     assert parse_uri(coco_uri(path, path)) == ("coco", path, {"images": path})
-
-
-def test_a_hand_written_uri_may_hold_spaces(tmp_path: Path) -> None:
-    path, images = write_coco(tmp_path / "my set", coco_content())
-    assert len(load_dataset(f"coco://{path}?images={images}")) == 3
 
 
 @pytest.mark.parametrize(
@@ -100,4 +94,3 @@ def test_several_voc_folders_get_the_union_of_their_classes(tmp_path: Path) -> N
 def test_one_name_is_a_list_of_one(tmp_path: Path) -> None:
     name = voc_uri(write_voc(tmp_path / "one", {"a": [("bee", 1, 1, 9, 9)]}), "train")
     assert load_datasets(name) == load_datasets([name]) == load_dataset(name)
-

@@ -8,7 +8,7 @@ import pytest
 
 from moco_det.data import VOC_CLASSES, load_dataset, read_voc, voc_uri
 from moco_det.foundation.errors import InputError
-from tests.data.builders import write_image, write_voc
+from tests.data.builders import write_voc
 
 
 def test_boxes_become_zero_based_and_continuous(tmp_path: Path) -> None:
@@ -145,8 +145,3 @@ def test_the_voc_2012_sample_reads_whole(data_root: Path) -> None:
     assert sum(difficult) == 38
     assert all(part.classes == VOC_CLASSES and part.skipped == () for part in parts)
 
-
-def test_jpg_is_preferred_over_png_of_the_same_name(tmp_path: Path) -> None:
-    root = write_voc(tmp_path / "set", {"a": [("c", 1, 1, 9, 9)]})
-    write_image(root / "JPEGImages" / "a.png")
-    assert read_voc(root, "train").records[0].file_name.endswith("a.jpg")

@@ -18,9 +18,8 @@ from .conftest import write_images
 
 
 def view_set(images: data.ImageList, cache: list[np.ndarray | str] | None = None) -> data.ViewSet:
-    return data.ViewSet(
-        images, recipe=augment.RECIPES["moco_v2"], size=32, views=2, seed=0, cache=cache
-    )
+    spec = data.ViewSpec(augment.RECIPES["moco_v2"], size=32, views=2, seed=0)
+    return data.ViewSet(images, spec, cache)
 
 
 def count(total: int, share: float = 0.01, strict: bool = False) -> data.CorruptCount:
@@ -55,8 +54,8 @@ def test_one_broken_image_is_skipped_counted_and_named(
     images = data.list_images(str(tmp_path))
     corrupt = count(5)
     if cached:
-        images, cache = data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=corrupt)
-        assert cache is not None and len(images) == len(cache) == 5
+        cache = data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=corrupt)
+        assert cache is not None and len(cache) == 5
         assert isinstance(cache[2], str)
     else:
         _, used, _, bad = view_set(images)[(0, 2)]
@@ -116,8 +115,8 @@ def test_a_set_without_one_whole_image_is_an_error(tmp_path: Path) -> None:
     write_images(tmp_path, 1)
     damage(tmp_path / "000.jpg", "empty")
     images = data.list_images(str(tmp_path))
-    _, cache = data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(1))
-    assert cache is None  # nothing to judge the size by: read later, counted there
+    # Nothing to judge the size by: it is read later and counted there.
+    assert data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(1)) is None
     assert len(view_set(images)[(0, 0)][3]) == 1
 
 
@@ -125,10 +124,10 @@ def test_cached_and_uncached_samples_are_the_same_also_of_a_broken_image(tmp_pat
     write_images(tmp_path, 6)
     damage(tmp_path / "003.jpg", "cut")
     images = data.list_images(str(tmp_path))
-    same, cache = data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(6))
-    assert cache is not None and same.paths == images.paths
+    cache = data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(6))
+    assert cache is not None
     for i in range(6):
-        (read, *rest), (cached, *others) = view_set(images)[(2, i)], view_set(same, cache)[(2, i)]
+        (read, *rest), (cached, *others) = view_set(images)[(2, i)], view_set(images, cache)[(2, i)]
         np.testing.assert_array_equal(read, cached)
         assert rest == others
 
@@ -145,7 +144,7 @@ def test_caching_stops_at_too_many_broken_images(tmp_path: Path) -> None:
 def test_a_set_that_does_not_fit_is_not_cached(class_folders: Path) -> None:
     images = data.list_images(str(class_folders))
     # 24 images of 40 x 48 x 3 bytes are 0.13 MB.
-    assert data.cache_images(images, budget_mb=0, shorter_side=0, corrupt=count(24))[1] is None
+    assert data.cache_images(images, budget_mb=0, shorter_side=0, corrupt=count(24)) is None
 
 
 def test_an_epoch_shows_every_image_at_most_once_and_epochs_differ() -> None:
@@ -282,7 +281,7 @@ def test_an_epochs_length_that_differs_from_the_images_listed_is_refused(
 
 def test_a_source_decodes_once_where_the_cache_is_large_enough(class_folders: Path) -> None:
     cached, read = open_folder(class_folders, cache_mb=1), open_folder(class_folders)
-    assert isinstance(cached, data.ImageSource) and cached.views.cache is not None
+    assert isinstance(cached.dataset, data.ViewSet) and cached.dataset.cache is not None
     one, other = (batches(source, start=8, workers=0)[0] for source in (cached, read))
     assert torch.equal(one.pixels, other.pixels)
 

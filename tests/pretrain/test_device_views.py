@@ -234,7 +234,7 @@ def test_a_set_without_a_side_is_stored_so_that_no_crop_is_smaller_than_its_view
 def test_a_set_too_large_is_refused_before_it_is_read(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resident, "read_image", None)
+    monkeypatch.setattr(resident, "open_image", None)
     monkeypatch.setattr(resident.os, "sysconf", lambda name: 2**8)
     with pytest.raises(InputError) as caught:
         train.train(load_config(QUICK, [*tiny, "DATA.ON_DEVICE", "True"]))

@@ -98,9 +98,8 @@ def test_one_step_is_that_of_the_formula(start: probe.Start, colours: data.Image
     schedule = replace(SCHEDULE, epochs=1, batch=24, milestones=(), head_lr=30.0)
     model = Classifier(start.encoder, classes=2, frozen=True, seed=3)
     weight, bias = model.fc.weight.detach().clone(), model.fc.bias.detach().clone()
-    views = data.ViewSet(
-        colours, recipe=augment.recipe("crop_flip", min_scale=0.5), size=32, views=1, seed=5
-    )
+    recipe = augment.recipe("crop_flip", min_scale=0.5)
+    views = data.ViewSet(colours, data.ViewSpec(recipe, size=32, views=1, seed=5))
     (keys,) = list(data.Order(24, 24, seed=5, start=0, stop=1))
     samples = [views[key] for key in keys]
     pixels = augment.normalise(torch.from_numpy(np.concatenate([s[0] for s in samples])))

@@ -66,15 +66,15 @@ def order(
 ) -> list[list[tuple[int, str]]]:
     """The keys of a stream's samples by batch, each with the epoch."""
     made = StreamOrder(
-        list_shards(path),
-        images=images,
-        batch=batch,
-        buffer=buffer,
+        images,
+        batch,
         seed=5,
         start=start,
         stop=stop,
         rank=rank,
         world=world,
+        shards=list_shards(path),
+        buffer=buffer,
     )
     batches = list(made)
     assert len(batches) == len(made)

@@ -86,6 +86,6 @@ def test_the_tool_leaves_nothing_behind_where_it_fails(
     assert tool(str(tmp_path / "photos"), "--output", str(out)) == 2
     assert "x.jpg: No such file" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["photos"]
-    out.mkdir()
+    (out / "mine").mkdir(parents=True)
     assert tool(str(tmp_path / "photos"), "--output", str(out)) == 2
     assert tool("--index", str(tmp_path / "x.tar")) == 2

@@ -169,7 +169,8 @@ def test_listed_images_that_are_missing_or_folders_are_counted_when_they_are_rea
     (tmp_path / "dir.jpg").mkdir()
     (tmp_path / "list.txt").write_text("gone.jpg\n000.jpg\ndir.jpg\n")
     images = data.list_images(str(tmp_path / "list.txt"))
-    views = data.ViewSet(images, recipe=augment.RECIPES["crop_flip"], size=32, views=1, seed=0)
+    spec = data.ViewSpec(augment.RECIPES["crop_flip"], size=32, views=1, seed=0)
+    views = data.ViewSet(images, spec)
     assert views[(0, 0)][3] == [(str(tmp_path / "gone.jpg"), "No such file or directory")]
     assert [reason for _, reason in views[(0, 2)][3]] == [
         "Is a directory",
@@ -192,10 +193,8 @@ def test_a_voc_split_gives_its_images_in_its_order(tmp_path: Path) -> None:
 
 
 def test_a_voc_path_with_a_fault_is_refused(tmp_path: Path) -> None:
-    path = voc_set(tmp_path, "003  1\n001 -1\n")
-    with pytest.raises(InputError, match="lists of one class"):
-        data.list_images(path)
-    with pytest.raises(InputError, match=r"cannot read a VOC set.*none\.txt"):
+    path = voc_set(tmp_path, "003\n001\n")
+    with pytest.raises(InputError, match=r"DATA\.PATH voc.*none\.txt does not exist.*one of train"):
         data.list_images(path.replace("=train", "=none"))
     for wrong in (f"voc://{tmp_path}", f"voc://{tmp_path}?images=train", "voc://?split=train"):
         with pytest.raises(InputError, match=r"write it as voc://DIR\?split=train"):
@@ -228,9 +227,9 @@ def test_a_coco_path_with_a_fault_is_refused(tmp_path: Path) -> None:
     path = coco_set(tmp_path, '{"images": []}')
     with pytest.raises(InputError, match="has no images"):
         data.list_images(path)
-    with pytest.raises(InputError, match="no folder of images"):
+    with pytest.raises(InputError, match="image folder .* does not exist"):
         data.list_images(path + "2")
-    with pytest.raises(InputError, match=r"write it as coco://instances\.json\?images=DIR"):
+    with pytest.raises(InputError, match=r"write it as coco://FILE\.json\?images=DIR"):
         data.list_images(path.partition("?")[0])
 
 
@@ -243,15 +242,15 @@ def test_a_path_list_is_a_sequence_in_little_memory() -> None:
     inside = ["a/1.jpg", "b/\udcff.png", "/elsewhere/é.jpg"]  # the second is no valid UTF-8
     paths = data.PathList("/root", inside)
     expected = ["/root/a/1.jpg", "/root/b/\udcff.png", "/elsewhere/é.jpg"]
-    assert list(paths) == paths[:] == expected and paths == expected and paths != expected[:2]
-    assert paths[-1] == expected[-1] and paths[1:] == expected[1:]
-    assert pickle.loads(pickle.dumps(paths)) == paths
+    assert list(paths) == expected and paths[-1] == expected[-1]
+    assert list(pickle.loads(pickle.dumps(paths))) == expected
     assert expected[2] in paths and "b" not in paths
     with pytest.raises(IndexError):
         paths[3]
     assert len(data.PathList("x", [])) == 0
     # The characters, and four bytes for where each ends.
-    assert data.PathList("/root", ["12345678"] * 1000).nbytes == 1000 * (8 + 4)
+    paths = data.PathList("/root", ["12345678"] * 1000)
+    assert len(paths.text) + paths.ends.nbytes == 1000 * (8 + 4)
 
 
 def photo(shape: tuple[int, int] = (40, 60)) -> Image.Image:
