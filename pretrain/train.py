@@ -22,7 +22,7 @@ from pretrain.config import CfgNode, check, flat_keys, get_cfg, plain
 from pretrain.encoders import Encoder
 from pretrain.loop import Loop, Parts
 from pretrain.methods import VIEWS, Method, build_method
-from pretrain.probe import KnnMonitor
+from pretrain.probe.knn import KnnMonitor
 
 logger = logging.getLogger(__name__)
 

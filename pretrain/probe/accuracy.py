@@ -17,6 +17,9 @@ class Accuracy(NamedTuple):
     top5: float | None
     mean_class: float
 
+    def __str__(self) -> str:
+        return "  ".join(f"{k} {v:.2f}" for k, v in self._asdict().items() if v is not None)
+
 
 def score(ranked: Tensor, labels: Tensor, *, classes: int) -> Accuracy:
     """Accuracy of class numbers [N, r], best first (r = min(5, classes)), against labels [N]."""

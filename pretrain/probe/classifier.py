@@ -5,8 +5,6 @@ The linear probe and fine-tuning are this with the trunk frozen or free.
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,63 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from moco_det.foundation.atomic import make_folder
 from moco_det.foundation.errors import InputError
 from pretrain import augment, checkpoints, data
 from pretrain.encoders import Encoder
 from pretrain.probe.accuracy import TOP, Accuracy, score
-from pretrain.probe.features import centre_views, evaluating
+from pretrain.probe.features import centre_views, evaluating, labels_of
+from pretrain.probe.options import Conditions, Schedule
 
 FORMAT = "moco-det/probe-1"
 SAVE_SECONDS = 300.0  # between two checkpoints
 CHECK_EVERY = 20  # steps between two looks at the loss: a look waits for the GPU
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a classifier is trained: SGD with momentum over random crops and flips.
-
-    `milestones` are in epochs, for the step schedule; `lr` is the trunk's rate and `head_lr` the
-    linear layer's. A batch that does not fill at an epoch's end is left out.
-    """
-
-    epochs: int
-    batch: int
-    lr: float
-    head_lr: float
-    momentum: float
-    weight_decay: float
-    schedule: str  # step | cosine
-    milestones: tuple[int, ...]
-    gamma: float
-    min_scale: float  # smallest area of a crop, as a share of the image
-
-    def check(self) -> None:
-        """Raise InputError for what cannot be meant."""
-        positive = {"epochs": self.epochs, "batch": self.batch, "min-scale": self.min_scale}
-        for name, value in positive.items():
-            if value <= 0:
-                raise InputError(f"--{name} is {value:g}: it must be above 0")
-        low = {"lr": self.lr, "head-lr": self.head_lr, "momentum": self.momentum,
-               "weight-decay": self.weight_decay, "gamma": self.gamma}  # fmt: skip
-        for name, value in low.items():
-            if not 0 <= value < math.inf:
-                raise InputError(f"--{name} is {value:g}: it must be a number from 0 on")
-        if self.min_scale > 1:
-            raise InputError(f"--min-scale is {self.min_scale:g}: a crop's share is at most 1")
-        if self.schedule not in ("step", "cosine"):
-            raise InputError(f"--schedule is {self.schedule!r}: choose step or cosine")
-        late = [epoch for epoch in self.milestones if epoch >= self.epochs]
-        if self.schedule == "step" and late:
-            raise InputError(
-                f"--milestones {late[0]} is never reached in --epochs {self.epochs}: name epochs "
-                "below that"
-            )
-
-    def factor(self, step: int, steps: int) -> float:
-        """What the base rates are multiplied by in a step, `steps` being those of an epoch."""
-        if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * step / (steps * self.epochs)))
-        return self.gamma ** sum(step // steps >= epoch for epoch in self.milestones)
 
 
 class Classifier(nn.Module):
@@ -105,14 +57,6 @@ class Classifier(nn.Module):
             features = self.encoder.features(images, bfloat16=bfloat16)
         return self.fc(features)
 
-    def groups(self, schedule: Schedule) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups; `base` is what a schedule's factor multiplies."""
-        groups = [{"params": list(self.fc.parameters()), "base": schedule.head_lr}]
-        if not self.frozen:
-            trunk = list(self.encoder.trunk.parameters())
-            groups.append({"params": trunk, "base": schedule.lr})
-        return groups
-
 
 @dataclass(frozen=True)
 class Saving:
@@ -122,39 +66,126 @@ class Saving:
     resume: bool
     origin: str  # what was probed: a file's sha256, or a seed
 
+    def read(self, about: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What is to be continued; InputError where it is not of this training."""
+        make_folder(self.path.parent)
+        if not self.path.is_file():
+            return None
+        if not self.resume:
+            raise InputError(
+                f"{self.path} is there already: continue it with --resume, or name another --output"
+            )
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle can raise anything
+            raise InputError(
+                f"{self.path} is not a whole checkpoint of a probe: remove it to start again"
+            ) from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise InputError(f"{self.path} is not a checkpoint of a probe: name another --output")
+        changed = [key for key, value in about.items() if content["about"].get(key) != value]
+        if content["origin"] != self.origin:
+            changed.insert(0, "the probed weights")
+        if changed:
+            raise InputError(
+                f"{self.path} was trained otherwise ({', '.join(changed)} differ): name another "
+                "--output"
+            )
+        return content
+
+    def write(
+        self,
+        about: Mapping[str, Any],
+        classifier: Classifier,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+    ) -> None:
+        """The state after `step` steps."""
+        content = {
+            "format": FORMAT,
+            "origin": self.origin,
+            "about": dict(about),
+            "step": step,
+            "classifier": classifier.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        checkpoints.save(content, self.path)
+
+
+def train_and_test(
+    encoder: Encoder,
+    train: data.ImageList,
+    test: data.ImageList,
+    *,
+    frozen: bool,
+    schedule: Schedule,
+    how: Conditions,
+    workers: int = 2,
+    cache_mb: int = 0,
+    saving: Saving | None = None,
+) -> Accuracy:
+    """Train the linear layer, and the trunk where it is not `frozen`, on the encoder's device.
+
+    The test is of one central crop per image. Batch norm of a free trunk learns with the batch's
+    statistics. Raises InputError where the loss is not finite, RuntimeError where a frozen trunk is
+    not bit for bit what it was.
+    """
+    device = next(encoder.parameters()).device
+    classes = len(train.classes)
+    classifier = Classifier(encoder, classes=classes, frozen=frozen, seed=how.seed).to(device)
+    before = {name: value.clone() for name, value in encoder.trunk.state_dict().items()}
+    fit(classifier, train, schedule, how, workers=workers, cache_mb=cache_mb, saving=saving)
+    for name, value in encoder.trunk.state_dict().items():
+        if frozen and not torch.equal(value, before[name]):
+            raise RuntimeError(f"{name} of the frozen trunk has changed")
+    return evaluate(classifier, test, how)
+
 
 def fit(
     classifier: Classifier,
     images: data.ImageList,
     schedule: Schedule,
+    how: Conditions,
     *,
-    size: int,
-    seed: int,
     workers: int,
-    bfloat16: bool,
     cache_mb: int,
     saving: Saving | None,
 ) -> None:
     """Train in place, with time left on the screen; a checkpoint every five minutes and at the end.
 
-    The crops and their order depend on `seed` and the step alone. Raises InputError for an image
+    The crops and their order depend on the seed and the step alone. Raises InputError for an image
     that does not open and for a loss that is not finite.
     """
-    schedule.check()
     steps = data.steps_per_epoch(len(images), schedule.batch)
     total = steps * schedule.epochs
+    # `base` is what the schedule's factor multiplies
+    groups = [{"params": list(classifier.fc.parameters()), "base": schedule.head_lr}]
+    if not classifier.frozen:
+        trunk = list(classifier.encoder.trunk.parameters())
+        groups.append({"params": trunk, "base": schedule.lr})
     optimizer = torch.optim.SGD(
-        classifier.groups(schedule),
+        groups,
         lr=schedule.head_lr,
         momentum=schedule.momentum,
         weight_decay=schedule.weight_decay,
     )
-    about = {**asdict(schedule), "milestones": list(schedule.milestones), "size": size,
-             "seed": seed, "images": len(images), "frozen": classifier.frozen}  # fmt: skip
-    start = _restore(saving, about, classifier, optimizer)
+    about = {**asdict(schedule), "milestones": list(schedule.milestones), "size": how.size,
+             "seed": how.seed, "images": len(images), "frozen": classifier.frozen}  # fmt: skip
+    start = 0
+    if saving is not None and (found := saving.read(about)) is not None:
+        classifier.load_state_dict(found["classifier"])
+        optimizer.load_state_dict(found["optimizer"])
+        start = int(found["step"])
     device = classifier.fc.weight.device
-    loader = _loader(images, schedule, size=size, seed=seed, start=start, stop=total,
-                     workers=workers, cache_mb=cache_mb, pin=device.type == "cuda")  # fmt: skip
+    cache = None
+    if cache_mb > 0:
+        strict = data.CorruptCount(len(images), max_share=0.0, strict=True)
+        cache = data.cache_images(images, budget_mb=cache_mb, shorter_side=0, corrupt=strict)
+    recipe = augment.recipe("crop_flip", min_scale=schedule.min_scale)
+    spec = data.ViewSpec(recipe, size=how.size, views=1, seed=how.seed)
+    order = data.Order(len(images), schedule.batch, seed=how.seed, start=start, stop=total)
+    views = data.ViewSet(images, spec, cache)
+    loader = data.make_loader(views, order, workers=workers, pin=device.type == "cuda")
     classifier.train()
     saved = time.monotonic()
     name = "linear probe" if classifier.frozen else "fine-tuning"
@@ -167,7 +198,7 @@ def fit(
                 group["lr"] = group["base"] * schedule.factor(step, steps)
             pixels = augment.normalise(raw.pixels[:, 0].to(device, non_blocking=True))
             labels = raw.labels.to(device, non_blocking=True)
-            loss = F.cross_entropy(classifier(pixels, bfloat16=bfloat16), labels)
+            loss = F.cross_entropy(classifier(pixels, bfloat16=how.bfloat16), labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -177,53 +208,20 @@ def fit(
                 _check_finite(classifier, loss, step)
                 bar.set_postfix(epoch=step // steps, loss=f"{loss.item():.3f}", refresh=False)
             if saving is not None and (due or step + 1 == total):
-                _save(saving, about, classifier, optimizer, step + 1)
+                saving.write(about, classifier, optimizer, step + 1)
                 saved = time.monotonic()
 
 
-def _loader(
-    images: data.ImageList,
-    schedule: Schedule,
-    *,
-    size: int,
-    seed: int,
-    start: int,
-    stop: int,
-    workers: int,
-    cache_mb: int,
-    pin: bool,
-) -> data.BatchLoader:
-    cache = None
-    if cache_mb > 0:
-        strict = data.CorruptCount(len(images), max_share=0.0, strict=True)
-        cache = data.cache_images(images, budget_mb=cache_mb, shorter_side=0, corrupt=strict)
-    recipe = augment.recipe("crop_flip", min_scale=schedule.min_scale)
-    views = data.ViewSet(images, data.ViewSpec(recipe, size=size, views=1, seed=seed), cache)
-    order = data.Order(len(images), schedule.batch, seed=seed, start=start, stop=stop)
-    return data.make_loader(views, order, workers=workers, pin=pin)
-
-
-def evaluate(
-    classifier: Classifier, images: data.ImageList, *, size: int, batch: int, bfloat16: bool
-) -> Accuracy:
+def evaluate(classifier: Classifier, images: data.ImageList, how: Conditions) -> Accuracy:
     """Accuracy on the central views of a labelled list."""
-    assert images.labels is not None
     device = classifier.fc.weight.device
     classes = classifier.fc.out_features
     ranked = []
-    views = tqdm(
-        centre_views(images, size=size, batch=batch),
-        total=-(-len(images) // batch),
-        desc="testing",
-        unit="batch",
-        mininterval=1,
-        leave=False,
-    )
     with evaluating(classifier):
-        for part in views:
-            scores = classifier(augment.normalise(part.to(device)), bfloat16=bfloat16)
+        for part in centre_views(images, size=how.size, batch=how.batch, what="testing"):
+            scores = classifier(augment.normalise(part.to(device)), bfloat16=how.bfloat16)
             ranked.append(scores.topk(min(TOP, classes), dim=1).indices.cpu())
-    return score(torch.cat(ranked), torch.from_numpy(images.labels), classes=classes)
+    return score(torch.cat(ranked), labels_of(images), classes=classes)
 
 
 def _check_finite(classifier: Classifier, loss: Tensor, step: int) -> None:
@@ -231,61 +229,3 @@ def _check_finite(classifier: Classifier, loss: Tensor, step: int) -> None:
     if not bool(torch.isfinite(loss) & torch.isfinite(classifier.fc.weight).all()):
         rate = "--lr" if classifier.frozen else "--lr or --head-lr"
         raise InputError(f"the classifier is not finite at step {step}: lower {rate}")
-
-
-def _save(
-    saving: Saving,
-    about: Mapping[str, Any],
-    classifier: Classifier,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-) -> None:
-    content = {
-        "format": FORMAT,
-        "origin": saving.origin,
-        "about": dict(about),
-        "step": step,
-        "classifier": classifier.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    checkpoints.save(content, saving.path)
-
-
-def _restore(
-    saving: Saving | None,
-    about: Mapping[str, Any],
-    classifier: Classifier,
-    optimizer: torch.optim.Optimizer,
-) -> int:
-    """Steps done already, 0 where nothing is to be continued."""
-    if saving is None:
-        return 0
-    try:
-        os.makedirs(saving.path.parent, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {saving.path}: {error.strerror}") from error
-    if not saving.path.is_file():
-        return 0
-    if not saving.resume:
-        raise InputError(
-            f"{saving.path} is there already: continue it with --resume, or name another --output"
-        )
-    try:
-        content = torch.load(saving.path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(
-            f"{saving.path} is not a whole checkpoint of a probe: remove it to start again"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{saving.path} is not a checkpoint of a probe: name another --output")
-    changed = [key for key, value in about.items() if content["about"].get(key) != value]
-    if content["origin"] != saving.origin:
-        changed.insert(0, "the probed weights")
-    if changed:
-        raise InputError(
-            f"{saving.path} was trained otherwise ({', '.join(changed)} differ): name another "
-            "--output"
-        )
-    classifier.load_state_dict(content["classifier"])
-    optimizer.load_state_dict(content["optimizer"])
-    return int(content["step"])

@@ -7,18 +7,20 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from moco_det.data.records import listed
 from moco_det.foundation.errors import InputError
 from pretrain import augment, data
 from pretrain.encoders import Encoder
 from pretrain.images import CorruptImage, Image, read_image
-
-KINDS = ("pooled", "head")  # before the head, or the normalised embedding after it
+from pretrain.probe.options import Conditions
 
 
 def labelled_pair(
@@ -32,7 +34,7 @@ def labelled_pair(
     only = [sorted(set(a.classes) - set(b.classes)) for a, b in (pair, pair[::-1])]
     if any(only):
         parts = [
-            f"{_few(names)} only in {images.root}"
+            f"{listed(names, 5)} only in {images.root}"
             for names, images in zip(only, pair, strict=True)
             if names
         ]
@@ -51,17 +53,22 @@ def labelled(path: str, *, key: str) -> data.ImageList:
     return images
 
 
-def _few(names: list[str], most: int = 5) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def labels_of(images: data.ImageList) -> Tensor:
+    """The labels [N] of a labelled list."""
+    assert images.labels is not None
+    return torch.from_numpy(images.labels)
 
 
-def centre_views(images: data.ImageList, *, size: int, batch: int) -> Iterator[Tensor]:
+def centre_views(
+    images: data.ImageList, *, size: int, batch: int, what: str = "features"
+) -> Iterator[Tensor]:
     """Central views [n, S, S, 3] uint8 in the list's order; two batches are in memory at most.
 
-    Raises InputError naming an image that does not open.
+    The progress on the screen is called `what`. Raises InputError naming an image that does not
+    open.
     """
-    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+    bar = tqdm(total=len(images), desc=what, unit="image", mininterval=1, leave=False)
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool, bar:
 
         def read(start: int) -> list[Future[Image]]:
             numbers = range(start, min(start + batch, len(images)))
@@ -72,6 +79,7 @@ def centre_views(images: data.ImageList, *, size: int, batch: int) -> Iterator[T
             for start in range(0, len(images), batch):
                 views, waiting = waiting, read(start + batch)
                 yield torch.stack([torch.from_numpy(view.result()) for view in views])
+                bar.update(len(views))
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -99,8 +107,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def embed(
     encoder: Encoder,
     batches: Iterable[Tensor],
-    *,
     images: int,
+    *,
     features: str = "pooled",
     bfloat16: bool = False,
 ) -> Tensor:
@@ -108,10 +116,8 @@ def embed(
 
     "pooled" is the trunk's output [N, width], "head" the embedding [N, dim] of length 1.
     """
-    if features not in KINDS:
-        raise InputError(f"features {features!r}: choose one of {', '.join(KINDS)}")
     device = next(encoder.parameters()).device
-    out, done = None, 0
+    out, done = torch.empty(0), 0
     with evaluating(encoder):
         for views in batches:
             pixels = augment.normalise(views.to(device, non_blocking=True))
@@ -119,40 +125,36 @@ def embed(
                 rows = F.normalize(encoder(pixels, bfloat16=bfloat16), dim=1)
             else:
                 rows = encoder.features(pixels, bfloat16=bfloat16)
-            if out is None:
+            if not done:
                 # In one piece from the start: joining a list at the end would need twice as much.
                 out = torch.empty(images, rows.shape[1], device=device)
             out[done : done + len(rows)] = rows
             done += len(rows)
-    if out is None or done != images:
-        raise ValueError(f"{done} views where {images} were announced")
     if not bool(torch.isfinite(out).all()):
         raise InputError("the encoder's features are not finite: its weights are damaged")
     return out
 
 
 def extract(
-    encoder: Encoder,
-    images: data.ImageList,
-    *,
-    size: int,
-    batch: int = 128,
-    features: str = "pooled",
-    bfloat16: bool = False,
+    encoder: Encoder, images: data.ImageList, how: Conditions, features: str = "pooled"
 ) -> tuple[Tensor, Tensor]:
-    """Features [N, C] and labels [N] of a labelled list, by central views of side `size`."""
-    if images.labels is None:
-        raise InputError(f"{images.root} has no class folders: a probe needs labels")
-    views = tqdm(
-        centre_views(images, size=size, batch=batch),
-        total=-(-len(images) // batch),
-        desc="features",
-        unit="batch",
-        mininterval=1,
-        leave=False,
-    )
-    rows = embed(encoder, views, images=len(images), features=features, bfloat16=bfloat16)
-    return rows, torch.from_numpy(images.labels).to(rows.device)
+    """Features [N, C] and labels [N] of a labelled list, by central views."""
+    views = centre_views(images, size=how.size, batch=how.batch)
+    rows = embed(encoder, views, len(images), features=features, bfloat16=how.bfloat16)
+    return rows, labels_of(images).to(rows.device)
+
+
+def describe_pair(
+    train: data.ImageList, test: data.ImageList, *, uris: tuple[str, str]
+) -> dict[str, Any]:
+    """The `dataset` of a row of results.jsonl."""
+    described: dict[str, Any] = {"classes": list(train.classes)}
+    for part, images, uri in (("train", train, uris[0]), ("test", test, uris[1])):
+        described[part] = "/".join(Path(uri).resolve().parts[-2:])
+        described[f"{part}_uri"] = uri
+        described[f"{part}_fingerprint"] = fingerprint(images)
+        described[f"{part}_images"] = len(images)
+    return described
 
 
 def fingerprint(images: data.ImageList) -> str:
@@ -162,13 +164,11 @@ def fingerprint(images: data.ImageList) -> str:
     """
     root = images.root if os.path.isdir(images.root) else os.path.dirname(images.root)
     digest = hashlib.sha256(repr(images.classes).encode())
-    numbers = tqdm(range(len(images)), desc="fingerprint", mininterval=1, delay=2, leave=False)
-    for i in numbers:
-        path = images.paths[i]
+    paths = tqdm(images.paths, desc="fingerprint", mininterval=1, delay=2, leave=False)
+    for path, label in zip(paths, labels_of(images).tolist(), strict=True):
         try:
             size = os.stat(path).st_size
         except OSError as error:
             raise InputError(f"image {path}: {error.strerror}; mend or remove it") from error
-        label = -1 if images.labels is None else int(images.labels[i])
         digest.update(repr((os.path.relpath(path, root or "."), label, size)).encode())
     return digest.hexdigest()

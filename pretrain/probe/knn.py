@@ -16,8 +16,8 @@ from tqdm import tqdm
 from moco_det.foundation.errors import InputError
 from pretrain import data
 from pretrain.encoders import Encoder
-from pretrain.probe.accuracy import TOP, Accuracy, score
-from pretrain.probe.features import centre_views, embed, extract, labelled, labelled_pair
+from pretrain.probe.accuracy import TOP
+from pretrain.probe.features import centre_views, embed, labelled, labelled_pair, labels_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,6 @@ def vote(
     Features [N, C] and [M, C] need not be normalised. Without `test` each training row is asked
     for, and the others vote.
     """
-    if k < 1 or temperature <= 0:
-        raise InputError(f"k is {k} and the temperature {temperature:g}: both must be above 0")
     alone = test is None
     test = train if test is None else test
     k = min(k, len(train) - alone)
@@ -74,25 +72,9 @@ def vote(
     return torch.cat(ranked)
 
 
-def weighted_knn(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    *,
-    k: int = 200,
-    temperature: float = 0.07,
-) -> float:
-    """Accuracy in percent of `vote`; of fewer than k training rows all vote."""
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    ranked = vote(train, train_labels, test, classes=classes, k=k, temperature=temperature)
-    return score(ranked, test_labels, classes=classes).top1
-
-
 def concerns(train: data.ImageList, *, k: int) -> list[str]:
     """What a reader of a kNN number over these training images must know."""
-    assert train.labels is not None
-    sizes = torch.bincount(torch.from_numpy(train.labels), minlength=len(train.classes))
+    sizes = torch.bincount(labels_of(train), minlength=len(train.classes))
     smallest = int(sizes.min())
     if len(train) <= k:
         return [f"k is {k} and there are {len(train)} training images: all of them vote"]
@@ -102,47 +84,6 @@ def concerns(train: data.ImageList, *, k: int) -> list[str]:
             f"{smallest} training images (the largest {int(sizes.max())}): other classes vote too"
         ]
     return []
-
-
-def knn_accuracy(
-    encoder: Encoder,
-    train: data.ImageList,
-    test: data.ImageList,
-    *,
-    size: int,
-    k: int = 200,
-    temperature: float = 0.07,
-    features: str = "pooled",
-    batch: int = 128,
-    bfloat16: bool = False,
-) -> Accuracy:
-    """Accuracy of `vote` between two labelled lists, by central views of side `size`."""
-    (known, known_labels), (asked, asked_labels) = (
-        extract(encoder, images, size=size, batch=batch, features=features, bfloat16=bfloat16)
-        for images in (train, test)
-    )
-    classes = len(train.classes)
-    ranked = vote(known, known_labels, asked, classes=classes, k=k, temperature=temperature)
-    return score(ranked, asked_labels, classes=classes)
-
-
-def knn_probe(
-    encoder: Encoder,
-    train: str,
-    test: str,
-    *,
-    size: int,
-    k: int = 200,
-    temperature: float = 0.07,
-    features: str = "pooled",
-) -> float:
-    """kNN accuracy in percent of `encoder` from the folder `train` to the folder `test`."""
-    known, asked = labelled_pair(train, test)
-    for concern in concerns(known, k=k):
-        logger.warning("kNN: %s", concern)
-    return knn_accuracy(
-        encoder, known, asked, size=size, k=k, temperature=temperature, features=features
-    ).top1
 
 
 class KnnMonitor:
@@ -171,7 +112,7 @@ class KnnMonitor:
             known, asked = labelled_pair(train, test, keys=("KNN.TRAIN", "KNN.TEST"))
         else:
             known = asked = labelled(train, key="KNN.TRAIN")
-        assert known.labels is not None and asked.labels is not None
+        counts = np.bincount(labels_of(known).numpy())
         self.classes = len(known.classes)
         if self.classes < 2:
             raise InputError(f"KNN.TRAIN {train} has one class: kNN needs two or more")
@@ -179,12 +120,12 @@ class KnnMonitor:
         _check_memory(images * size * size * 3, f"{train} and {test}" if test else train)
         for concern in concerns(known, k=k) if k else ():
             logger.warning("kNN: %s", concern)
-        k = k or (MANY if np.bincount(known.labels).min() >= MANY else FEW)
+        k = k or (MANY if counts.min() >= MANY else FEW)
         logger.info(
             "kNN: %d images, %.1f %% of them in the largest of %d classes, each by the %d nearest "
             "of %s",
             len(asked),
-            100 * np.bincount(asked.labels).max() / len(asked),
+            100 * np.bincount(labels_of(asked).numpy()).max() / len(asked),
             self.classes,
             k,
             f"{len(known)} in {train}" if test else "the others",
@@ -211,25 +152,18 @@ class KnnMonitor:
         return ranked[:, 0].cpu() == (self.test or self.train)[1]
 
     def _embed(self, encoder: Encoder, views: Tensor) -> Tensor:
-        batches = tqdm(
-            views.split(self.batch), desc="kNN features", mininterval=1, delay=2, leave=False
-        )
-        return embed(
-            encoder, batches, images=len(views), features=self.features, bfloat16=self.bfloat16
-        )
+        parts = views.split(self.batch)
+        batches = tqdm(parts, desc="kNN features", mininterval=1, delay=2, leave=False)
+        return embed(encoder, batches, len(views), features=self.features, bfloat16=self.bfloat16)
 
 
 def _decoded(images: data.ImageList, size: int) -> tuple[Tensor, Tensor]:
     """All central views [N, S, S, 3] uint8 and the labels [N] of a list."""
-    assert images.labels is not None
-    views = torch.empty(len(images), size, size, 3, dtype=torch.uint8)
-    done = 0
-    with tqdm(total=len(images), desc="reading for kNN", unit="image", mininterval=1) as bar:
-        for part in centre_views(images, size=size, batch=256):
-            views[done : done + len(part)] = part
-            done += len(part)
-            bar.update(len(part))
-    return views, torch.from_numpy(images.labels)
+    views, done = torch.empty(len(images), size, size, 3, dtype=torch.uint8), 0
+    for part in centre_views(images, size=size, batch=256, what="reading for kNN"):
+        views[done : done + len(part)] = part
+        done += len(part)
+    return views, labels_of(images)
 
 
 def _check_memory(needed: int, sets: str) -> None:

@@ -1,20 +1,26 @@
-"""One call a protocol: the accuracy, and all that must be equal for two of them to be compared."""
+"""One call per protocol: the accuracy, and what must be equal for two of them to be compared."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from moco_det.foundation.errors import InputError
 from pretrain import data
-from pretrain.probe.accuracy import Accuracy
-from pretrain.probe.classifier import Saving, Schedule
+from pretrain.probe.accuracy import Accuracy, score
+from pretrain.probe.classifier import Saving, train_and_test
 from pretrain.probe.features import extract
-from pretrain.probe.finetune import finetune_probe
-from pretrain.probe.knn import concerns, knn_accuracy
+from pretrain.probe.knn import concerns, vote
 from pretrain.probe.lbfgs import HELD_OUT, STRENGTHS, lbfgs_probe
-from pretrain.probe.linear import linear_probe
+from pretrain.probe.options import (
+    Conditions,
+    FinetuneOptions,
+    KnnOptions,
+    LbfgsOptions,
+    LinearOptions,
+    Options,
+)
 from pretrain.probe.weights import Start
 
 
@@ -27,109 +33,95 @@ class Measured:
     seed: int
     extra: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    folder: Path | None = None  # where a classifier was kept
 
 
-def measure_knn(
+def run_name(options: Options, start: Start, size: int, seed: int) -> str:
+    """A row's `run`: protocol, arm, pre-training steps where they are known, size, seed."""
+    neighbours = str(options.k) if isinstance(options, KnnOptions) else ""
+    steps = "" if start.iterations is None else f"_{start.iterations}"
+    name = f"{options.protocol}{neighbours}_{start.name}{steps}_{size}px_seed{seed}"
+    return name.replace("/", "-")
+
+
+def measure(
+    options: Options,
     start: Start,
     train: data.ImageList,
     test: data.ImageList,
-    *,
-    size: int,
-    k: int,
-    temperature: float,
-    features: str,
-    batch: int,
-    bfloat16: bool,
+    how: Conditions,
 ) -> Measured:
-    """The weighted vote; there is no chance in it but the seed that the weights came from."""
-    if features == "head" and not start.embeds:
+    """The accuracy of one encoder, on its device.
+
+    Raises InputError for what the protocol cannot measure of these weights or images.
+    """
+    if isinstance(options, LinearOptions):
+        return _by_sgd(options, start, train, test, how)
+    if isinstance(options, LbfgsOptions):
+        return _by_lbfgs(options, start, train, test, how)
+    return _by_neighbours(options, start, train, test, how)
+
+
+def _by_neighbours(
+    options: KnnOptions, start: Start, train: data.ImageList, test: data.ImageList, how: Conditions
+) -> Measured:
+    """There is no chance in the vote but the seed that the weights came from."""
+    if options.features == "head" and not start.embeds:
         raise InputError("features head: these weights have no trained embedding, use pooled")
-    voters = min(k, len(train))
-    accuracy = knn_accuracy(
-        start.encoder,
-        train,
-        test,
-        size=size,
-        k=voters,
-        temperature=temperature,
-        features=features,
-        batch=batch,
-        bfloat16=bfloat16,
-    )
-    settings = {
-        "arch": start.arch,
-        "size": size,
-        "features": features,
-        "k": voters,
-        "temperature": temperature,
-    }
-    return Measured(accuracy, settings, start.seed or 0, warnings=concerns(train, k=k))
+    known, labels = extract(start.encoder, train, how, options.features)
+    asked, truth = extract(start.encoder, test, how, options.features)
+    k, classes = min(options.k, len(train)), len(train.classes)
+    ranked = vote(known, labels, asked, classes=classes, k=k, temperature=options.temperature)
+    settings = {**asdict(options), "k": k, "arch": start.arch, "size": how.size}
+    warnings = concerns(train, k=options.k)
+    accuracy = score(ranked, truth, classes=classes)
+    return Measured(accuracy, settings, start.seed or 0, warnings=warnings)
 
 
-def measure_lbfgs(
+def _by_lbfgs(
+    options: LbfgsOptions,
     start: Start,
     train: data.ImageList,
     test: data.ImageList,
-    *,
-    size: int,
-    strengths: Sequence[float] | None,
-    seed: int,
-    batch: int,
-    bfloat16: bool,
+    how: Conditions,
 ) -> Measured:
-    """Logistic regression on the pooled features of central views; `strengths` of the L2 term."""
-    (known, known_labels), (asked, asked_labels) = (
-        extract(start.encoder, images, size=size, batch=batch, bfloat16=bfloat16)
-        for images in (train, test)
-    )
-    tried = sorted(set(strengths or STRENGTHS), reverse=True)
-    fit = lbfgs_probe(
-        known,
-        known_labels,
-        asked,
-        asked_labels,
-        classes=len(train.classes),
-        seed=seed,
-        strengths=tried,
-    )
+    """Logistic regression on the pooled features of central views."""
+    known, asked = (extract(start.encoder, images, how) for images in (train, test))
+    tried = sorted(set(options.l2 or STRENGTHS), reverse=True)
+    classes = len(train.classes)
+    fit = lbfgs_probe(*known, *asked, classes=classes, seed=how.seed, strengths=tried)
     warnings = []
     if len(tried) > 1 and fit.strength in (tried[0], tried[-1]):
         warnings.append(f"the chosen L2 strength {fit.strength:g} is the last of those tried")
     if not fit.converged:
         warnings.append("L-BFGS stopped before the gradient was small")
-    settings = {"arch": start.arch, "size": size, "l2": tried, "held_out": HELD_OUT}
+    settings = {"arch": start.arch, "size": how.size, "l2": tried, "held_out": HELD_OUT}
     extra = {"l2": fit.strength, "held_out": fit.held_out}
-    return Measured(fit.accuracy, settings, seed, extra, warnings)
+    return Measured(fit.accuracy, settings, how.seed, extra, warnings)
 
 
-def measure_sgd(
+def _by_sgd(
+    options: LinearOptions,
     start: Start,
     train: data.ImageList,
     test: data.ImageList,
-    *,
-    frozen: bool,
-    size: int,
-    schedule: Schedule,
-    seed: int,
-    workers: int,
-    cache_mb: int,
-    bfloat16: bool,
-    saving: Saving | None,
+    how: Conditions,
 ) -> Measured:
-    """The linear probe, or fine-tuning where the trunk is not frozen."""
-    probe = linear_probe if frozen else finetune_probe
-    accuracy = probe(
+    """The linear probe, or fine-tuning: top-1 after the last epoch, none is chosen by the test."""
+    schedule = options.schedule_of(how.batch)
+    folder = options.output or Path("runs/probe") / run_name(options, start, how.size, how.seed)
+    origin = start.sha256 or f"random {start.arch} of seed {how.seed}"
+    accuracy = train_and_test(
         start.encoder,
         train,
         test,
-        size=size,
+        frozen=not isinstance(options, FinetuneOptions),
         schedule=schedule,
-        seed=seed,
-        workers=workers,
-        cache_mb=cache_mb,
-        bfloat16=bfloat16,
-        saving=saving,
+        how=how,
+        workers=options.workers,
+        cache_mb=options.cache_mb,
+        saving=Saving(folder / "probe.pth", options.resume, origin),
     )
     milestones = {"milestones": list(schedule.milestones)}
-    settings = {"arch": start.arch, "size": size, **asdict(schedule), **milestones}
-    return Measured(accuracy, settings, seed)
+    settings = {"arch": start.arch, "size": how.size, **asdict(schedule), **milestones}
+    return Measured(accuracy, settings, how.seed, folder=folder)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moco_det.foundation.errors import InputError
-from pretrain import checkpoints
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
 from pretrain.encoders import ARCHITECTURES, Encoder
+
+RANDOM = "random"  # stands for random weights where a file is named
 
 # Config keys that do not change what is learned, beside the seed.
 FREE_KEYS = (
@@ -34,36 +35,78 @@ FREE_KEYS = (
 
 @dataclass(frozen=True)
 class Start:
-    """An encoder and where it comes from.
+    """An encoder, the name of its arm, and where it comes from.
 
     `iterations` are the steps it was pre-trained for (None: not known), `seed` that of its
     pre-training, `settings` a digest of its pre-training's config without seed and folder: equal
     for the trials of one arm. `size` is the side of the views it learned from. `embeds` says
-    whether its head gives an embedding that was trained.
+    whether its head gives an embedding that was trained. Random weights come from no `file`.
     """
 
     encoder: Encoder
     arch: str
     method: str | None
-    iterations: int | None
-    seed: int | None
-    settings: str
-    size: int | None
-    embeds: bool
+    iterations: int | None = None
+    seed: int | None = None
+    settings: str = ""
+    size: int | None = None
+    embeds: bool = False
+    name: str = RANDOM
+    file: str | None = None
+    sha256: str | None = None
+    format: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        """The `init` of a row of results.jsonl."""
+        source: dict[str, Any] | None = None
+        if self.file is not None:
+            source = {"format": self.format, "method": self.method, "arch": self.arch}
+            source |= {"file": self.file, "seed": self.seed, "settings": self.settings}
+        init = {"name": self.name, "weights": self.file, "sha256": self.sha256}
+        return {**init, "source": source, "verified": None, "input": None}
 
 
-def load_encoder(path: Path) -> Encoder:
-    """The kept encoder of a checkpoint.pth, with its head."""
-    return packed_start(checkpoints.read(path), origin=str(path)).encoder
+def load_starts(
+    names: Sequence[str],
+    load_file: Callable[[Path], Start],
+    *,
+    arch: str | None,
+    seed: int,
+    name: str | None,
+) -> list[Start]:
+    """Every encoder in its order: a file, or for "random" weights of `arch` or of the files'.
+
+    `name` is that of the files' arm; of the random weights' where there are no files.
+    """
+    loaded = {text: load_file(Path(text)) for text in names if text != RANDOM}
+    archs = {start.arch for start in loaded.values()}
+    arch = arch or (min(archs) if len(archs) == 1 else None)
+    starts = []
+    for text in names:
+        if text in loaded:
+            starts.append(replace(loaded[text], name=name or loaded[text].name))
+        elif arch is None:
+            raise InputError("random weights need an architecture: give --arch, such as resnet18")
+        else:
+            given = RANDOM if loaded else name or RANDOM
+            starts.append(replace(random_start(arch, seed=seed), name=given))
+    return starts
+
+
+def common_size(starts: Sequence[Start]) -> int:
+    """The one size that the checkpoints were trained at, 224 where none says so."""
+    sizes = {start.size for start in starts if start.size is not None}
+    if len(sizes) > 1:
+        shown = ", ".join(map(str, sorted(sizes)))
+        raise InputError(f"the checkpoints were trained at sizes {shown}: give one by --size")
+    return max(sizes, default=224)
 
 
 def packed_start(content: Mapping[str, Any], *, origin: str) -> Start:
     """The kept encoder of a checkpoint's content, and its origin; `origin` is for errors."""
     arch, head = content["arch"], content["head"]
-    _check_arch(arch, origin)
-    kind = "mlp" if "2.weight" in head else "fc"
-    last = head["2.weight" if kind == "mlp" else "weight"]
-    encoder = Encoder(arch, head=kind, dim=len(last))
+    kind, last = ("mlp", "2.weight") if "2.weight" in head else ("fc", "weight")
+    encoder = _encoder(arch, origin, head=kind, dim=len(head[last]))
     encoder.trunk.load_state_dict(content["encoder"])
     encoder.head.load_state_dict(head)
     _check_finite(encoder, origin)
@@ -83,11 +126,10 @@ def packed_start(content: Mapping[str, Any], *, origin: str) -> Start:
 
 def random_start(arch: str, *, seed: int) -> Start:
     """Random weights as torchvision draws them, the same for the same seed."""
-    _check_arch(arch, "random weights")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = Encoder(arch, head="fc", dim=128)
-    return Start(encoder, arch, "random", 0, seed, "", None, True)
+        encoder = _encoder(arch, "random weights")
+    return Start(encoder, arch, "random", iterations=0, seed=seed, embeds=True)
 
 
 def array_start(
@@ -104,9 +146,8 @@ def array_start(
     "stride_in_1x1". `origin` names the file in errors and tells arms apart. Raises InputError where
     an array is missing, of another shape or too many, and where our views would feed it wrongly.
     """
-    _check_arch(arch, origin)
+    encoder = _encoder(arch, origin)
     _check_fed(fed, origin)
-    encoder = Encoder(arch, head="fc", dim=128)
     state: dict[str, Tensor] = {
         name: torch.from_numpy(np.array(array)) for name, array in arrays.items()
     }
@@ -119,14 +160,15 @@ def array_start(
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{origin} is not a whole {arch}: {reason}") from error
     _check_finite(encoder, origin)
-    return Start(encoder, arch, method, None, None, _digest(origin), None, False)
+    return Start(encoder, arch, method, settings=_digest(origin))
 
 
-def _check_arch(arch: str, origin: str) -> None:
+def _encoder(arch: str, origin: str, head: str = "fc", dim: int = 128) -> Encoder:
     if arch not in ARCHITECTURES:
         raise InputError(
             f"{origin}: no architecture {arch!r}; choose one of {', '.join(ARCHITECTURES)}"
         )
+    return Encoder(arch, head=head, dim=dim)
 
 
 def _check_fed(fed: Mapping[str, Any] | None, origin: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,15 @@ import torch
 import torch.nn.functional as F
 
 from moco_det.foundation.errors import InputError
-from pretrain import augment, data, encoders, probe
+from pretrain import augment, data, encoders
 from pretrain.encoders import Encoder
 from pretrain.probe import features, knn
 from pretrain.probe.accuracy import score
+from pretrain.probe.features import extract
+from pretrain.probe.knn import KnnMonitor
+from pretrain.probe.options import Conditions, KnnOptions
+from pretrain.probe.protocols import measure
+from pretrain.probe.weights import random_start
 
 from .conftest import write_images
 from .small_trunk import SmallTrunk
@@ -24,7 +31,7 @@ from .small_trunk import SmallTrunk
 @pytest.fixture
 def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
     monkeypatch.setitem(encoders.ARCHITECTURES, "small", SmallTrunk)
-    return probe.random_start("small", seed=0).encoder
+    return random_start("small", seed=0).encoder
 
 
 @pytest.fixture
@@ -33,6 +40,13 @@ def two_sets(class_folders: Path, tmp_path: Path) -> tuple[str, str]:
     for seed, name in enumerate(("cat", "dog")):
         write_images(tmp_path / "test" / name, 5, seed=10 + seed)
     return str(class_folders), str(tmp_path / "test")
+
+
+def knn_probe(encoder: Encoder, train: str, test: str, **options: Any) -> float:
+    """Top-1 in percent of `encoder`'s neighbours from the folder `train` to the folder `test`."""
+    start = replace(random_start("small", seed=0), encoder=encoder)
+    pair = features.labelled_pair(train, test)
+    return measure(KnnOptions(**options), start, *pair, Conditions(32)).accuracy.top1
 
 
 def naive_votes(
@@ -72,8 +86,7 @@ def test_the_vote_equals_the_vote_written_out(k: int, t: float) -> None:
         named = sorted(votes, key=lambda y: -votes[y])
         assert order[: len(named)] == named
     right = sum(max(v, key=lambda y: v[y]) == y for v, y in zip(expected, truth, strict=True))
-    got = probe.weighted_knn(bank, labels, queries, truth, k=k, temperature=t)
-    assert got == pytest.approx(100 * right / 25)
+    assert score(ranked, truth, classes=4).top1 == pytest.approx(100 * right / 25)
 
 
 @pytest.mark.parametrize("k", [1, 6, 50])
@@ -126,21 +139,9 @@ def test_no_similarity_is_held_beyond_one_block(monkeypatch: pytest.MonkeyPatch)
 def test_knn_of_separate_clusters_is_perfect() -> None:
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(3).repeat(20)
-    features = torch.eye(3)[labels] + 0.05 * torch.randn(60, 3, generator=rng)
-    assert probe.weighted_knn(features, labels, features, labels, k=10) == 100.0
-
-
-@pytest.mark.parametrize("k, temperature", [(0, 0.07), (5, 0.0)])
-def test_settings_without_meaning_are_refused(k: int, temperature: float) -> None:
-    with pytest.raises(InputError, match="both must be above 0"):
-        knn.vote(
-            numbers(4, 2, 0),
-            classes_of(4, 2, 0),
-            numbers(1, 2, 1),
-            classes=2,
-            k=k,
-            temperature=temperature,
-        )
+    rows = torch.eye(3)[labels] + 0.05 * torch.randn(60, 3, generator=rng)
+    ranked = knn.vote(rows, labels, rows, classes=3, k=10, temperature=0.07)
+    assert torch.equal(ranked[:, 0], labels)
 
 
 def test_accuracies_by_hand() -> None:
@@ -156,13 +157,13 @@ def test_accuracies_by_hand() -> None:
 
 def test_every_image_is_its_own_nearest_neighbour(encoder: Encoder, class_folders: Path) -> None:
     root = str(class_folders)
-    assert probe.knn_probe(encoder, root, root, size=32, k=1) == 100.0
+    assert knn_probe(encoder, root, root, k=1) == 100.0
 
 
 def test_features_are_those_of_one_image_at_a_time(encoder: Encoder, class_folders: Path) -> None:
     images = data.list_images(str(class_folders))
-    pooled, labels = probe.extract(encoder, images, size=32, batch=7)
-    head, _ = probe.extract(encoder, images, size=32, batch=7, features="head")
+    pooled, labels = extract(encoder, images, Conditions(32, 7))
+    head, _ = extract(encoder, images, Conditions(32, 7), "head")
     encoder.eval()
     for i in (0, 6, 7, 23):
         view = augment.centre_view(data.read_image(images.paths[i]), 32)
@@ -176,8 +177,8 @@ def test_features_are_those_of_one_image_at_a_time(encoder: Encoder, class_folde
 
 
 def test_the_monitor_gives_the_probe_s_number(encoder: Encoder, two_sets: tuple[str, str]) -> None:
-    monitor = probe.KnnMonitor(*two_sets, size=32, k=5, temperature=0.07, features="head", batch=4)
-    expected = probe.knn_probe(encoder, *two_sets, size=32, k=5, features="head")
+    monitor = KnnMonitor(*two_sets, size=32, k=5, temperature=0.07, features="head", batch=4)
+    expected = knn_probe(encoder, *two_sets, k=5, features="head")
     assert 100 * monitor(encoder).double().mean() == pytest.approx(expected)
     assert torch.equal(monitor(encoder), monitor(encoder))
 
@@ -185,8 +186,8 @@ def test_the_monitor_gives_the_probe_s_number(encoder: Encoder, two_sets: tuple[
 def test_one_set_alone_is_voted_for_by_its_other_images(
     encoder: Encoder, class_folders: Path
 ) -> None:
-    monitor = probe.KnnMonitor(str(class_folders), "", size=32, k=3)
-    rows, labels = probe.extract(encoder, data.list_images(str(class_folders)), size=32)
+    monitor = KnnMonitor(str(class_folders), "", size=32, k=3)
+    rows, labels = extract(encoder, data.list_images(str(class_folders)), Conditions(32))
     for i, right in enumerate(monitor(encoder).tolist()):
         others = torch.arange(24) != i
         (votes,) = naive_votes(rows[others], labels[others], rows[i : i + 1], 3, 0.07)
@@ -201,13 +202,13 @@ def test_few_pictures_of_a_class_have_few_neighbours(
     names = ["cat"] * smallest + ["dog"] * 201
     (tmp_path / "set.txt").write_text("".join(f"{tmp_path}/000.jpg\t{name}\n" for name in names))
     caplog.set_level("INFO")
-    assert probe.KnnMonitor(str(tmp_path / "set.txt"), "", size=32).k == k
+    assert KnnMonitor(str(tmp_path / "set.txt"), "", size=32).k == k
     assert f"each by the {k} nearest of the others" in caplog.text
-    assert probe.KnnMonitor(str(tmp_path / "set.txt"), "", size=32, k=25).k == 25
+    assert KnnMonitor(str(tmp_path / "set.txt"), "", size=32, k=25).k == 25
 
 
 def test_the_monitor_leaves_training_as_it_was(encoder: Encoder, two_sets: tuple[str, str]) -> None:
-    monitor = probe.KnnMonitor(*two_sets, size=32, k=5, temperature=0.07, features="pooled")
+    monitor = KnnMonitor(*two_sets, size=32, k=5, temperature=0.07, features="pooled")
     encoder.train()
     encoder.trunk.bn1.eval()  # a mode of its own must come back, too
     modes = [part.training for part in encoder.modules()]
@@ -223,7 +224,7 @@ def test_the_monitor_leaves_training_as_it_was(encoder: Encoder, two_sets: tuple
 def test_the_monitor_keeps_modes_where_it_fails(
     encoder: Encoder, two_sets: tuple[str, str]
 ) -> None:
-    monitor = probe.KnnMonitor(*two_sets, size=32, k=5, temperature=0.07, features="pooled")
+    monitor = KnnMonitor(*two_sets, size=32, k=5, temperature=0.07, features="pooled")
     encoder.train()
     with torch.no_grad():
         encoder.trunk.conv2.weight[0, 0, 0, 0] = math.nan
@@ -238,7 +239,7 @@ def test_views_beyond_the_memory_are_refused(
     sizes = {"SC_PHYS_PAGES": 100, "SC_PAGE_SIZE": 1024}
     monkeypatch.setattr("os.sysconf", lambda name: sizes[name])
     with pytest.raises(InputError, match="lower KNN.SIZE"):
-        probe.KnnMonitor(*two_sets, size=64)
+        KnnMonitor(*two_sets, size=64)
 
 
 def test_sets_that_cannot_be_probed_are_refused(class_folders: Path, tmp_path: Path) -> None:
@@ -246,14 +247,14 @@ def test_sets_that_cannot_be_probed_are_refused(class_folders: Path, tmp_path: P
     for name in ("bird", "dog"):
         write_images(tmp_path / "other" / name, 2)
     with pytest.raises(InputError, match=r"KNN\.TEST .*flat has no class folders"):
-        probe.KnnMonitor(str(class_folders), str(tmp_path / "flat"), size=32)
+        KnnMonitor(str(class_folders), str(tmp_path / "flat"), size=32)
     with pytest.raises(InputError, match=r"cat only in \S*images\S*; bird only in \S*other"):
-        probe.KnnMonitor(str(class_folders), str(tmp_path / "other"), size=32)
+        KnnMonitor(str(class_folders), str(tmp_path / "other"), size=32)
     write_images(tmp_path / "one" / "cat", 2)
     with pytest.raises(InputError, match=r"KNN\.TRAIN .*one has one class: kNN needs two"):
-        probe.KnnMonitor(str(tmp_path / "one"), "", size=32)
+        KnnMonitor(str(tmp_path / "one"), "", size=32)
     with pytest.raises(InputError, match=r"KNN\.TRAIN .*gone does not exist"):
-        probe.KnnMonitor(str(tmp_path / "gone"), str(class_folders), size=32)
+        KnnMonitor(str(tmp_path / "gone"), str(class_folders), size=32)
 
 
 def test_an_image_that_does_not_open_is_named(
@@ -263,14 +264,14 @@ def test_an_image_that_does_not_open_is_named(
     damaged = tmp_path / "broken" / "dog" / "003.jpg"
     damaged.write_bytes(b"no image")
     with pytest.raises(InputError, match=r"image .*dog/003\.jpg: .*mend or remove it"):
-        probe.knn_probe(encoder, str(tmp_path / "broken"), str(class_folders), size=32)
+        knn_probe(encoder, str(tmp_path / "broken"), str(class_folders))
 
 
 def test_the_reader_is_told_of_too_few_images(class_folders: Path) -> None:
     images = data.list_images(str(class_folders))  # 12 of each class
-    assert probe.concerns(images, k=12) == []
-    assert "the smallest class, cat, has 12" in probe.concerns(images, k=13)[0]
-    assert "all of them vote" in probe.concerns(images, k=24)[0]
+    assert knn.concerns(images, k=12) == []
+    assert "the smallest class, cat, has 12" in knn.concerns(images, k=13)[0]
+    assert "all of them vote" in knn.concerns(images, k=24)[0]
 
 
 def test_a_fingerprint_is_of_the_files_and_not_of_their_place(
@@ -278,14 +279,14 @@ def test_a_fingerprint_is_of_the_files_and_not_of_their_place(
 ) -> None:
     shutil.copytree(class_folders, tmp_path / "copy")
     prints = [
-        probe.fingerprint(data.list_images(str(path)))
+        features.fingerprint(data.list_images(str(path)))
         for path in (class_folders, tmp_path / "copy")
     ]
     assert prints[0] == prints[1]
     (tmp_path / "copy" / "cat" / "000.jpg").rename(tmp_path / "copy" / "dog" / "100.jpg")
-    moved = probe.fingerprint(data.list_images(str(tmp_path / "copy")))
+    moved = features.fingerprint(data.list_images(str(tmp_path / "copy")))
     (tmp_path / "copy" / "dog" / "100.jpg").write_bytes(b"other size")
-    resized = probe.fingerprint(data.list_images(str(tmp_path / "copy")))
+    resized = features.fingerprint(data.list_images(str(tmp_path / "copy")))
     assert len({prints[0], moved, resized}) == 3
 
 

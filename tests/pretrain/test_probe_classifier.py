@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from moco_det.foundation.errors import InputError
-from pretrain import augment, data, encoders, probe
-from pretrain.probe import classifier, linear
-from pretrain.probe.classifier import Classifier, Saving, Schedule
+from pretrain import augment, data, encoders
+from pretrain.probe import classifier
+from pretrain.probe.classifier import Classifier, Saving, train_and_test
+from pretrain.probe.options import Conditions, FinetuneOptions, LinearOptions, Schedule
+from pretrain.probe.weights import Start, random_start
 
 from .small_trunk import SmallTrunk
 
@@ -31,12 +33,13 @@ SCHEDULE = Schedule(
     gamma=0.1,
     min_scale=0.5,
 )
+HOW = Conditions(size=32, batch=8)
 
 
 @pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> probe.Start:
+def start(monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setitem(encoders.ARCHITECTURES, "small", SmallTrunk)
-    return probe.random_start("small", seed=0)
+    return random_start("small", seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -61,30 +64,32 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_linear_probe_learns_and_leaves_the_trunk(
-    start: probe.Start, colours: data.ImageList
-) -> None:
+def test_a_linear_probe_learns_and_leaves_the_trunk(start: Start, colours: data.ImageList) -> None:
     before = copy(start.encoder)
-    got = probe.linear_probe(start.encoder, colours, colours, size=32, schedule=SCHEDULE, workers=0)
+    got = train_and_test(
+        start.encoder, colours, colours, frozen=True, schedule=SCHEDULE, how=HOW, workers=0
+    )
     assert got.top1 == 100.0 and got.mean_class == 100.0
     assert same(copy(start.encoder), before)
 
 
 def test_a_trunk_that_moves_is_seen(
-    start: probe.Start, colours: data.ImageList, monkeypatch: pytest.MonkeyPatch
+    start: Start, colours: data.ImageList, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without this line of Classifier batch norm would go on counting.
     monkeypatch.setattr(Classifier, "train", torch.nn.Module.train)
     with pytest.raises(RuntimeError, match="bn1.* of the frozen trunk has changed"):
-        probe.linear_probe(start.encoder, colours, colours, size=32, schedule=SCHEDULE, workers=0)
+        train_and_test(
+            start.encoder, colours, colours, frozen=True, schedule=SCHEDULE, how=HOW, workers=0
+        )
 
 
 def test_fine_tuning_moves_the_trunk_and_not_the_head(
-    start: probe.Start, colours: data.ImageList
+    start: Start, colours: data.ImageList
 ) -> None:
     before = copy(start.encoder)
-    got = probe.finetune_probe(
-        start.encoder, colours, colours, size=32, schedule=SCHEDULE, workers=0
+    got = train_and_test(
+        start.encoder, colours, colours, frozen=False, schedule=SCHEDULE, how=HOW, workers=0
     )
     after = copy(start.encoder)
     assert got.top1 == 100.0
@@ -93,7 +98,7 @@ def test_fine_tuning_moves_the_trunk_and_not_the_head(
     assert not any(name.startswith("head.") for name in moved)
 
 
-def test_one_step_is_that_of_the_formula(start: probe.Start, colours: data.ImageList) -> None:
+def test_one_step_is_that_of_the_formula(start: Start, colours: data.ImageList) -> None:
     """W becomes W - lr * gradient of the mean cross-entropy, over frozen features."""
     schedule = replace(SCHEDULE, epochs=1, batch=24, milestones=(), head_lr=30.0)
     model = Classifier(start.encoder, classes=2, frozen=True, seed=3)
@@ -109,16 +114,18 @@ def test_one_step_is_that_of_the_formula(start: probe.Start, colours: data.Image
         features = start.encoder.features(pixels)
         error = F.softmax(features @ weight.t() + bias, dim=1) - F.one_hot(labels, 2)
         expected = weight - 30.0 * error.t() @ features / 24
-    classifier.fit(
-        model, colours, schedule, size=32, seed=5, workers=0, bfloat16=False, cache_mb=0,
-        saving=None,
-    )  # fmt: skip
+    how = Conditions(size=32, seed=5)
+    classifier.fit(model, colours, schedule, how, workers=0, cache_mb=0, saving=None)
     torch.testing.assert_close(model.fc.weight.detach(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.fc.bias.detach(), bias - 30.0 * error.mean(0))
 
 
 def test_the_paper_s_schedule() -> None:
-    paper = linear.PAPER
+    tuned = FinetuneOptions().schedule_of(256)
+    assert (tuned.lr, tuned.head_lr, tuned.weight_decay) == (0.03, 0.03, 1e-4)
+    assert tuned.milestones == (70, 90)
+    paper = LinearOptions().schedule_of(256)
+    assert (paper.lr, paper.milestones) == (0.0, (60, 80))
     assert (paper.head_lr, paper.weight_decay, paper.batch, paper.epochs) == (30.0, 0.0, 256, 100)
     factors = [paper.factor(epoch * 10, 10) for epoch in (0, 59, 60, 79, 80, 99)]
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
@@ -129,34 +136,35 @@ def test_the_paper_s_schedule() -> None:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"epochs": 0}, "--epochs is 0"),
-        ({"batch": 0}, "--batch is 0"),
-        ({"head_lr": math.nan}, "--head-lr is nan"),
-        ({"momentum": -0.1}, "--momentum is -0.1"),
-        ({"min_scale": 1.5}, "--min-scale is 1.5"),
-        ({"schedule": "linear"}, "choose step or cosine"),
-        ({"milestones": (3,)}, "--milestones 3 is never reached in --epochs 3"),
+        ({"epochs": 0}, "--epochs 0: it must be at least 1"),
+        ({"lr": math.nan}, "--lr nan: it must be at least 0"),
+        ({"lr": math.inf}, "--lr inf"),
+        ({"momentum": -0.1}, "--momentum -0.1: it must be at least 0"),
+        ({"min_scale": 0.0}, "--min-scale 0: it must be above 0 and at most 1"),
+        ({"min_scale": 1.5}, "--min-scale 1.5: it must be above 0 and at most 1"),
+        ({"milestones": [100]}, "--milestones 100 is never reached in --epochs 100"),
     ],
 )
 def test_schedules_without_meaning_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        replace(SCHEDULE, **changes).check()  # type: ignore[arg-type]
+        replace(LinearOptions(), **changes).schedule_of(8)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_diverging_classifier_is_one_line(
-    start: probe.Start, colours: data.ImageList, frozen: bool
+    start: Start, colours: data.ImageList, frozen: bool
 ) -> None:
     schedule = replace(SCHEDULE, lr=1e38, head_lr=1e38)
     with torch.no_grad():
         start.encoder.trunk.bn2.weight.mul_(1e4)
-    run = probe.linear_probe if frozen else probe.finetune_probe
     with pytest.raises(InputError, match="not finite at step [0-9]+: lower --lr") as caught:
-        run(start.encoder, colours, colours, size=32, schedule=schedule, workers=0)
+        train_and_test(
+            start.encoder, colours, colours, frozen=frozen, schedule=schedule, how=HOW, workers=0
+        )
     assert "\n" not in str(caught.value)
 
 
-def test_an_image_that_does_not_open_stops_training(start: probe.Start, tmp_path: Path) -> None:
+def test_an_image_that_does_not_open_stops_training(start: Start, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         cv2.imwrite(str(tmp_path / name / "0.png"), np.zeros((40, 40, 3), np.uint8))
@@ -164,7 +172,9 @@ def test_an_image_that_does_not_open_stops_training(start: probe.Start, tmp_path
     images = data.list_images(str(tmp_path))
     schedule = replace(SCHEDULE, batch=3)
     with pytest.raises(InputError, match=r"image .*b/1\.png"):
-        probe.linear_probe(start.encoder, images, images, size=32, schedule=schedule, workers=0)
+        train_and_test(
+            start.encoder, images, images, frozen=True, schedule=schedule, how=HOW, workers=0
+        )
 
 
 class Stopped(Exception):
@@ -180,17 +190,15 @@ def test_a_stopped_probe_goes_on_to_the_same_end(
     schedule = replace(SCHEDULE, epochs=2, milestones=(1,))  # six steps
 
     def run(saving: Saving | None) -> dict[str, torch.Tensor]:
-        encoder = probe.random_start("small", seed=0).encoder
+        encoder = random_start("small", seed=0).encoder
         model = Classifier(encoder, classes=2, frozen=frozen, seed=0)
-        classifier.fit(
-            model, colours, schedule, size=32, seed=1, workers=0, bfloat16=False, cache_mb=0,
-            saving=saving,
-        )  # fmt: skip
+        how = Conditions(size=32, seed=1)
+        classifier.fit(model, colours, schedule, how, workers=0, cache_mb=0, saving=saving)
         return copy(model)
 
     whole = run(None)
     saving = Saving(tmp_path / "run" / "probe.pth", False, "origin")
-    save = classifier._save
+    save = Saving.write
 
     def save_and_stop(*args: object) -> None:
         save(*args)  # type: ignore[arg-type]
@@ -198,7 +206,7 @@ def test_a_stopped_probe_goes_on_to_the_same_end(
             raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(classifier, "_save", save_and_stop)
+        patch.setattr(Saving, "write", save_and_stop)
         with pytest.raises(Stopped):
             run(saving)
     with pytest.raises(InputError, match="is there already: continue it with --resume"):
@@ -212,7 +220,7 @@ def test_a_stopped_probe_goes_on_to_the_same_end(
 
 @pytest.mark.parametrize("content", [b"", b"torn", None])
 def test_a_damaged_checkpoint_of_a_probe_is_named(
-    start: probe.Start, colours: data.ImageList, tmp_path: Path, content: bytes | None
+    start: Start, colours: data.ImageList, tmp_path: Path, content: bytes | None
 ) -> None:
     path = tmp_path / "probe.pth"
     if content is None:
@@ -220,7 +228,11 @@ def test_a_damaged_checkpoint_of_a_probe_is_named(
     else:
         path.write_bytes(content)
     with pytest.raises(InputError, match="probe.pth is not a"):
-        probe.linear_probe(
-            start.encoder, colours, colours, size=32, schedule=SCHEDULE, workers=0,
+        train_and_test(
+            *(start.encoder, colours, colours),
+            frozen=True,
+            schedule=SCHEDULE,
+            how=HOW,
+            workers=0,
             saving=Saving(path, True, "origin"),
-        )  # fmt: skip
+        )

@@ -1,0 +1,203 @@
+"""What each protocol can be asked for; needs no torch, so that --help does not wait for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from moco_det.foundation.errors import InputError
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    **argument: Any,
+) -> Any:
+    """A field that is an option of the command line, with its bounds and argparse's keywords."""
+    if isinstance(default, bool):
+        argument["action"] = "store_true"
+    elif default is not None:
+        argument |= {"type": type(default), "default": default}
+        text += f" (default {default})"
+    bounds = {"at least": least, "above": above, "at most": most}
+    return field(
+        default=default, metadata={"bounds": bounds, "argument": {"help": text, **argument}}
+    )
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Options whose numbers are finite and within their bounds; else InputError names the first."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = vars(self)[one.name]
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, (int, float)) and "bounds" in one.metadata:
+                    _check(one.name.replace("_", "-"), number, one.metadata["bounds"])
+
+
+def _check(flag: str, number: float, bounds: Mapping[str, float]) -> None:
+    least, above, most = bounds.values()
+    if not (math.isfinite(number) and least <= number <= most and number > above):
+        given = [f"{word} {bound}" for word, bound in bounds.items() if math.isfinite(bound)]
+        raise InputError(f"--{flag} {number:g}: it must be {' and '.join(given)}")
+
+
+@dataclass(frozen=True)
+class Conditions(Checked):
+    """What every protocol is measured under; `size` is the side of the views in pixels."""
+
+    size: int = option(224, "of the views", least=32)
+    batch: int = option(128, "images at once", least=1)
+    seed: int = option(0, "of random weights and of training", least=0)
+    bfloat16: bool = False
+
+
+@dataclass(frozen=True)
+class KnnOptions(Checked):
+    """InstDisc paper (Wu et al. 2018), Section 3.4."""
+
+    protocol: ClassVar[str] = "knn"
+    checkpoints: ClassVar[int | str] = "+"
+    batch: ClassVar[int] = 128
+    k: int = option(200, "neighbours that vote", least=1)
+    temperature: float = option(0.07, "of the vote", above=0)
+    features: str = option("pooled", "before the head or after it", choices=("pooled", "head"))
+
+
+@dataclass(frozen=True)
+class LbfgsOptions(Checked):
+    """A protocol of its own: its numbers stand beside no published one."""
+
+    protocol: ClassVar[str] = "linear_lbfgs"
+    checkpoints: ClassVar[int | str] = "+"
+    batch: ClassVar[int] = 128
+    l2: list[float] | None = option(
+        None,
+        "strengths to choose from (default: ten from 1 to 1e-5)",
+        above=0,
+        type=float,
+        nargs="+",
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a classifier is trained: SGD with momentum over random crops and flips.
+
+    `milestones` are in epochs, for the step schedule; `lr` is the trunk's rate and `head_lr` the
+    linear layer's. A batch that does not fill at an epoch's end is left out.
+    """
+
+    epochs: int
+    batch: int
+    lr: float
+    head_lr: float
+    momentum: float
+    weight_decay: float
+    schedule: str  # step | cosine
+    milestones: tuple[int, ...]
+    gamma: float
+    min_scale: float  # smallest area of a crop, as a share of the image
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the base rates are multiplied by in a step, `steps` being those of an epoch."""
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * step / (steps * self.epochs)))
+        return self.gamma ** sum(step // steps >= epoch for epoch in self.milestones)
+
+
+def _milestones(*epochs: int) -> Any:
+    text = f"of step (default: {epochs[0]} and {epochs[1]} of 100)"
+    return option(None, text, type=int, nargs="*", metavar="EPOCH")
+
+
+@dataclass(frozen=True)
+class LinearOptions(Checked):
+    """MoCo paper (He et al. 2020), Section 4.1: SGD over random crops, the rate divided by ten."""
+
+    protocol: ClassVar[str] = "linear"
+    checkpoints: ClassVar[int | str] = 1
+    batch: ClassVar[int] = 256
+    paper_milestones: ClassVar[tuple[int, ...]] = (60, 80)  # of 100 epochs
+    epochs: int = option(100, "passes over the training images", least=1)
+    lr: float = option(30.0, "learning rate", least=0)
+    momentum: float = option(0.9, "of SGD", least=0)
+    weight_decay: float = option(0.0, "of SGD", least=0)
+    schedule: str = option("step", "of the rate", choices=("step", "cosine"))
+    milestones: list[int] | None = _milestones(60, 80)
+    gamma: float = option(0.1, "factor at a milestone", least=0)
+    min_scale: float = option(0.08, "smallest crop, share of area", above=0, most=1)
+    workers: int = option(2, "processes that make the crops", least=0)
+    cache_mb: int = option(0, "keep decoded images where they fit in this", least=0)
+    output: Path | None = option(
+        None, "keeps the classifier (default: a folder in runs/probe)", type=Path, metavar="DIR"
+    )
+    resume: bool = option(False, "continue what --output keeps")
+
+    def rates(self) -> tuple[float, float]:
+        """The learning rates of the trunk and of the linear layer."""
+        return 0.0, self.lr
+
+    def schedule_of(self, batch: int) -> Schedule:
+        """The schedule; the paper's milestones keep their share of the epochs."""
+        milestones = self.milestones
+        if milestones is None:
+            scaled = {round(epoch * self.epochs / 100) for epoch in self.paper_milestones}
+            milestones = sorted(epoch for epoch in scaled if 0 < epoch < self.epochs)
+        late = [epoch for epoch in milestones if epoch >= self.epochs]
+        if self.schedule == "step" and late:
+            raise InputError(
+                f"--milestones {late[0]} is never reached in --epochs {self.epochs}: name epochs "
+                "below that"
+            )
+        return Schedule(
+            self.epochs,
+            batch,
+            *self.rates(),
+            self.momentum,
+            self.weight_decay,
+            self.schedule,
+            tuple(milestones) if self.schedule == "step" else (),
+            self.gamma,
+            self.min_scale,
+        )
+
+
+@dataclass(frozen=True)
+class FinetuneOptions(LinearOptions):
+    """MoCo paper (He et al. 2020), Appendix A.6 and A.7.
+
+    With ImageNet's labels a rate of 0.03 from pre-trained weights and 0.1 from random ones; A.7
+    does not give the epochs, A.6 divides by ten at 70 % and 90 % of 100.
+    """
+
+    protocol: ClassVar[str] = "finetune"
+    paper_milestones: ClassVar[tuple[int, ...]] = (70, 90)
+    milestones: list[int] | None = _milestones(70, 90)
+    lr: float = option(0.03, "learning rate", least=0)
+    weight_decay: float = option(1e-4, "of SGD", least=0)
+    head_lr: float | None = option(
+        None, "rate of the linear layer (default: --lr)", type=float, least=0
+    )
+
+    def rates(self) -> tuple[float, float]:
+        return self.lr, self.lr if self.head_lr is None else self.head_lr
+
+
+Options = KnnOptions | LinearOptions | LbfgsOptions
+# command -> its line in --help, and its options
+PROTOCOLS: dict[str, tuple[str, type[Options]]] = {
+    "knn": ("a vote of the nearest training images", KnnOptions),
+    "linear": ("a linear classifier on the frozen trunk, by SGD", LinearOptions),
+    "linear-lbfgs": ("a linear classifier on cached features", LbfgsOptions),
+    "finetune": ("the whole network trained on the labels", FinetuneOptions),
+}
