@@ -1,9 +1,9 @@
-"""Predictions to average precision: one ruler for every engine."""
+"""Predictions to average precision: the same for every engine."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from moco_det.data.records import DetectionDataset
 from moco_det.scoring.coco import score_coco
@@ -45,8 +45,8 @@ def score(
     dataset: DetectionDataset, predictions: list[Row], *, with_masks: bool
 ) -> dict[str, dict[str, Any]]:
     """The "metrics" of a result row: "bbox", "segm" if `with_masks`, "voc" for a VOC data set."""
-    iou_types = ("bbox", "segm") if with_masks else ("bbox",)
-    metrics = score_coco(dataset, predictions, iou_types=iou_types)
+    kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if with_masks else ("bbox",)
+    metrics = score_coco(dataset, predictions, iou_types=kinds)
     if dataset.layout == "voc":
         metrics["voc"] = score_voc(dataset, predictions, metric=dataset.voc_metric)
     return metrics

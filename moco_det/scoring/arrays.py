@@ -1,4 +1,4 @@
-"""A data set's objects and an engine's rows as arrays, the form in which the rulers take them."""
+"""A data set's objects and an engine's rows as arrays, the form in which they are scored."""
 
 from __future__ import annotations
 

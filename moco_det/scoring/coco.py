@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.scoring.arrays import Bools, Detections, Floats, Ints, Objects, objects_of
 from moco_det.scoring.coco_matching import Matches, match, same_group
 from moco_det.scoring.coco_overlap import box_overlap, mask_areas, mask_overlap, truth_rles
-from moco_det.scoring.predictions import Row, checked_detections
+from moco_det.scoring.predictions import Row, check_predictions
 
 Metrics = dict[str, Any]
 
@@ -32,7 +32,7 @@ def score_coco(
     dataset: DetectionDataset,
     predictions: list[Row],
     *,
-    iou_types: Sequence[str] = ("bbox", "segm"),
+    iou_types: Sequence[Literal["bbox", "segm"]] = ("bbox", "segm"),
     max_dets: int = 100,
 ) -> dict[str, Metrics]:
     """{"bbox": metrics, "segm": metrics}: the twelve COCO numbers and per_class AP, in percent.
@@ -42,12 +42,7 @@ def score_coco(
     by their own area, as detectron2 does. Difficult objects are neither asked for nor counted as
     mistakes.
     """
-    found = checked_detections(predictions, dataset)
-    for iou_type in iou_types:
-        if iou_type not in ("bbox", "segm"):
-            raise InputError(f"IoU type {iou_type!r} is not known: use bbox or segm")
-    if max_dets < 10:
-        raise InputError(f"max_dets is {max_dets}: COCO's recalls need at least 10")
+    found = check_predictions(predictions, dataset)
     if "segm" in iou_types:
         if not dataset.has_masks:
             raise InputError(f"data set {dataset.name} has no masks: score its boxes only")
@@ -156,22 +151,18 @@ def _numbers(
     limits = (1, 10, max_dets)
     recall = _recall(of_found, ranked.rank, wanted, matches, limits)
     tenths = list(np.round(THRESHOLDS, 2))
-    metrics: Metrics = {
-        "AP": _mean(precision[0]),
-        "AP50": _mean(precision[0, tenths.index(0.5)]),
-        "AP75": _mean(precision[0, tenths.index(0.75)]),
-    }
     sizes = [(place, suffix) for place, suffix in enumerate(AREAS) if suffix]
-    for place, suffix in sizes:
-        metrics[f"AP{suffix}"] = _mean(precision[place])
-    for slot, limit in enumerate(limits):
-        metrics[f"AR{limit}"] = _mean(recall[slot, 0])
-    for place, suffix in sizes:
-        metrics[f"AR{suffix}"] = _mean(recall[-1, place])
-    metrics["per_class"] = {
-        name: _mean(precision[0, :, :, k]) for name, k in zip(dataset.classes, column, strict=True)
+    parts = {
+        "AP": precision[0],
+        "AP50": precision[0, tenths.index(0.5)],
+        "AP75": precision[0, tenths.index(0.75)],
+        **{f"AP{suffix}": precision[place] for place, suffix in sizes},
+        **{f"AR{limit}": recall[slot, 0] for slot, limit in enumerate(limits)},
+        **{f"AR{suffix}": recall[-1, place] for place, suffix in sizes},
     }
-    return metrics
+    classed = zip(dataset.classes, column, strict=True)
+    per_class = {name: _mean(precision[0, :, :, k]) for name, k in classed}
+    return {**{name: _mean(values) for name, values in parts.items()}, "per_class": per_class}
 
 
 def _precision(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pycocotools.mask
 from tqdm import tqdm
 
 from moco_det.data.records import DetectionDataset
+from moco_det.data.rle import compressed
 from moco_det.scoring.arrays import Bools, Floats, Ints
 from moco_det.scoring.coco_matching import Pairs
 
@@ -58,15 +60,9 @@ def mask_overlap(
         union = np.where(crowd[pairs.object], mine, mine + its - inner)
         pairs = pairs.at(inner >= (lowest - 1e-9) * union)
     iou = np.zeros(len(pairs.iou))
-    owner = group[pairs.detection]
-    edges = np.flatnonzero(np.diff(owner, prepend=-1, append=-1))
-    for low, high in tqdm(
-        zip(edges[:-1], edges[1:], strict=True),
-        total=max(len(edges) - 1, 0),
-        desc="comparing masks",
-        delay=2,
-        mininterval=1,
-    ):
+    edges = np.flatnonzero(np.diff(group[pairs.detection], prepend=-1, append=-1)).tolist()
+    ranges = list(itertools.pairwise(edges))
+    for low, high in tqdm(ranges, desc="comparing masks", delay=2, mininterval=1):
         rows, row = np.unique(pairs.detection[low:high], return_inverse=True)
         columns, column = np.unique(pairs.object[low:high], return_inverse=True)
         table = pycocotools.mask.iou(
@@ -103,12 +99,7 @@ def truth_rles(dataset: DetectionDataset) -> list[Rle]:
     rles = []
     for record in dataset.records:
         for a in record.annotations:
-            shape = a.segmentation
-            if shape is None:
-                x0, y0, x1, y1 = a.bbox
-                shape = [[x0, y0, x1, y0, x1, y1, x0, y1]]
-            if isinstance(shape, list):
-                parts = pycocotools.mask.frPyObjects(shape, record.height, record.width)
-                shape = pycocotools.mask.merge(parts)
-            rles.append(shape)
+            x0, y0, x1, y1 = a.bbox
+            shape = a.segmentation or [[x0, y0, x1, y0, x1, y1, x0, y1]]
+            rles.append(compressed(shape, record.height, record.width))
     return rles

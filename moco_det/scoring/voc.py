@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from moco_det.data.records import DetectionDataset
-from moco_det.foundation.errors import InputError
-from moco_det.scoring.arrays import Bools, Detections, Floats, Ints, objects_of
-from moco_det.scoring.predictions import Row, checked_detections
+from moco_det.scoring.arrays import Bools, Detections, Floats, Ints, Objects, objects_of
+from moco_det.scoring.coco_matching import same_group
+from moco_det.scoring.predictions import Row, check_predictions
 
 IOU_PERCENT = tuple(range(50, 100, 5))
 
@@ -33,20 +33,19 @@ def score_voc(
     detections of it are mistakes; difficult objects are ignored. A class without objects is None
     and outside the mean (the devkit divides by zero there).
     """
-    if metric not in ("2007", "area"):
-        raise InputError(f"VOC metric {metric!r} is not known: use 2007 or area")
-    found = checked_detections(predictions, dataset)
+    found = check_predictions(predictions, dataset)
+    truth = objects_of(dataset)
     classes = len(dataset.classes)
-    gt_key, difficult, overlap, match = _match(dataset, found, classes)
+    overlap, match = _match(truth, found, classes)
     order = np.argsort(-found.score, kind="stable")  # ties in file order
 
     ap = np.full((len(IOU_PERCENT), classes), np.nan)
-    wanted = np.bincount(gt_key[~difficult] % classes, minlength=classes)
+    wanted = np.bincount(truth.category[~truth.ignored], minlength=classes)
     category = found.category[order]
     for c in np.flatnonzero(wanted):
         mine = order[category == c]  # this class's detections, best score first
         for t, percent in enumerate(IOU_PERCENT):
-            hit, counted = _judge(overlap[mine], match[mine], difficult, percent / 100.0)
+            hit, counted = _judge(overlap[mine], match[mine], truth.ignored, percent / 100.0)
             ap[t, c] = average_precision(hit[counted], int(wanted[c]), metric)
 
     per_class = {
@@ -54,18 +53,9 @@ def score_voc(
         for c, name in enumerate(dataset.classes)
     }
     defined = ap[:, wanted > 0]
-    empty = defined.size == 0
-
-    def mean(values: Floats) -> float | None:
-        return None if empty else float(values.mean() * 100)
-
-    return {
-        "AP": mean(defined),
-        "AP50": mean(defined[IOU_PERCENT.index(50)]),
-        "AP75": mean(defined[IOU_PERCENT.index(75)]),
-        "metric": metric,
-        "per_class": per_class,
-    }
+    parts = {"AP": defined, "AP50": defined[0], "AP75": defined[IOU_PERCENT.index(75)]}
+    means = {k: float(v.mean() * 100) if v.size else None for k, v in parts.items()}
+    return {**means, "metric": metric, "per_class": per_class}
 
 
 def average_precision(hits: Bools, wanted: int, metric: Literal["2007", "area"]) -> float:
@@ -97,38 +87,25 @@ def _judge(overlap: Floats, match: Ints, difficult: Bools, threshold: float) -> 
     return hit, ~ignored
 
 
-def _match(
-    dataset: DetectionDataset, found: Detections, classes: int
-) -> tuple[Ints, Bools, Floats, Ints]:
-    """Each detection's best object among those of its image and class.
+def _match(truth: Objects, found: Detections, classes: int) -> tuple[Floats, Ints]:
+    """Each detection's best overlap with an object of its image and class, and that object.
 
-    Returns the objects' sorted keys (image x classes + class) and their difficult flags, each
-    detection's best overlap (-inf without objects) and the object's position.
+    The overlap is -inf where there is none.
     """
-    truth = objects_of(dataset)
-    gt_key = truth.image * classes + truth.category
-    by_key = np.argsort(gt_key, kind="stable")
-    gt_key, gt_box = gt_key[by_key], truth.box[by_key]
-    key = found.image * classes + found.category
-    box = np.concatenate([found.box[:, :2], found.box[:, :2] + found.box[:, 2:]], axis=1)
-
-    start = np.searchsorted(gt_key, key, side="left")
-    count = np.searchsorted(gt_key, key, side="right") - start
-    overlap = np.full(len(key), -np.inf)
-    match = np.full(len(key), -1, dtype=np.int64)
-    some = np.flatnonzero(count)
+    pairs = same_group(
+        found.image * classes + found.category, truth.image * classes + truth.category
+    )
+    overlap = np.full(len(found.score), -np.inf)
+    match = np.full(len(found.score), -1, dtype=np.int64)
+    some, first = np.unique(pairs.detection, return_index=True)
     if some.size:
-        count, start = count[some], start[some]
-        offset = np.concatenate(([0], np.cumsum(count)[:-1]))  # each detection's first pair
-        detection = np.repeat(some, count)
-        candidate = np.arange(count.sum()) - np.repeat(offset - start, count)
-        iou = _iou(box[detection], gt_box[candidate])
-        best = np.maximum.reduceat(iou, offset)
+        box = np.concatenate([found.box[:, :2], found.box[:, :2] + found.box[:, 2:]], axis=1)
+        iou = _iou(box[pairs.detection], truth.box[pairs.object])
+        overlap[some] = np.maximum.reduceat(iou, first)
         # among equals the first object, as argmax takes
-        place = np.where(iou == np.repeat(best, count), candidate, len(gt_key))
-        overlap[some] = best
-        match[some] = np.minimum.reduceat(place, offset)
-    return gt_key, truth.ignored[by_key], overlap, match
+        place = np.where(iou == overlap[pairs.detection], pairs.object, len(truth.image))
+        match[some] = np.minimum.reduceat(place, first)
+    return overlap, match
 
 
 def _iou(a: Floats, b: Floats) -> Floats:
