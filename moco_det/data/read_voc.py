@@ -13,9 +13,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-from moco_det.data.boxes import Box, Tally, fit_box
+from moco_det.data.boxes import Tally, fit_box
 from moco_det.data.catalog_names import voc_uri
 from moco_det.data.image import image_size
 from moco_det.data.image_files import voc_files
@@ -28,14 +27,6 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )
-
-
-class VocObject(NamedTuple):
-    """One <object> of an xml file."""
-
-    label: str
-    box: Box
-    difficult: bool
 
 
 def read_voc(
@@ -60,14 +51,14 @@ def read_voc(
             )
         parsed[name] = _parse(root, split, name, file, tally)
 
-    labels: dict[str, str] = {}  # the first image of each
-    for name, (_, objects) in parsed.items():
-        for item in objects:
-            labels.setdefault(item.label, name)
+    first: dict[str, str] = {}  # class -> the first image that has it
+    for name, (_, labels) in parsed.items():
+        for label in labels:
+            first.setdefault(label, name)
     if classes is None:
-        classes = VOC_CLASSES if labels.keys() <= set(VOC_CLASSES) else sorted(labels)
+        classes = VOC_CLASSES if first.keys() <= set(VOC_CLASSES) else sorted(first)
     index = {label: i for i, label in enumerate(classes)}
-    for label, name in labels.items():
+    for label, name in first.items():
         if label not in index:
             raise InputError(
                 f"class {label!r} in {root / 'Annotations' / name}.xml is not among the training "
@@ -75,23 +66,14 @@ def read_voc(
                 "out"
             )
     number = itertools.count(1)
-    records = tuple(
-        replace(
-            record,
-            annotations=tuple(
-                Annotation(
-                    box,
-                    index[label],
-                    difficult=difficult,
-                    area=(box[2] - box[0]) * (box[3] - box[1]),
-                    id=next(number),
-                )
-                for label, box, difficult in objects
-            ),
+    records = []
+    for record, labels in parsed.values():
+        annotations = (
+            replace(a, category=index[label], id=next(number))
+            for a, label in zip(record.annotations, labels, strict=True)
         )
-        for record, objects in parsed.values()
-    )
-    if not labels:
+        records.append(replace(record, annotations=tuple(annotations)))
+    if not first:
         raise InputError(
             f"split {split} of {root} holds {len(records)} images and no object with a usable box: "
             "check its Annotations"
@@ -99,7 +81,7 @@ def read_voc(
     return DetectionDataset(
         name=f"{root.name}/{split}",
         uri=voc_uri(root, split),
-        records=records,
+        records=tuple(records),
         classes=tuple(classes),
         category_ids=tuple(range(1, len(classes) + 1)),
         layout="voc",
@@ -108,9 +90,8 @@ def read_voc(
     )
 
 
-def _parse(
-    root: Path, split: str, name: str, file: str, tally: Tally
-) -> tuple[Record, list[VocObject]]:
+def _parse(root: Path, split: str, name: str, file: str, tally: Tally) -> tuple[Record, list[str]]:
+    """The image with its objects, not numbered yet, and their classes by name."""
     path, image = root / "Annotations" / f"{name}.xml", str(root / "JPEGImages" / file)
     try:
         tree = ET.parse(path).getroot()
@@ -132,7 +113,7 @@ def _parse(
         height = width = 0
     if min(height, width) <= 0:  # some labelling tools write no size, or zeros
         height, width = image_size(image)
-    objects = []
+    annotations, labels = [], []
     for item in tree.findall("object"):
         label = (item.findtext("name") or "").strip()
         if not label:
@@ -152,5 +133,7 @@ def _parse(
         box = fit_box((x0 - 1.0, y0 - 1.0, x1, y1), height, width, tally, path.name)
         if box is not None:
             difficult = (item.findtext("difficult") or "0").strip() == "1"
-            objects.append(VocObject(label, box, difficult))
-    return Record(name, image, height, width), objects
+            area = (box[2] - box[0]) * (box[3] - box[1])
+            annotations.append(Annotation(box, -1, difficult=difficult, area=area))
+            labels.append(label)
+    return Record(name, image, height, width, tuple(annotations)), labels

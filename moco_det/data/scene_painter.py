@@ -169,18 +169,19 @@ class _Picture:
         shade = 1 - np.float32(0.22) * (light[0] * dx + light[1] * dy)
         shade = shade * np.clip(np.float32(0.72) - distance * np.float32(0.16), 0.72, 1)
         colour = np.clip(colour * shade, 0, 1)
-        starts = (max(row, 0), max(column, 0))
-        ends = (min(row + side, self.size), min(column + side, self.size))
-        place = tuple(slice(a, max(a, b)) for a, b in zip(starts, ends, strict=True))
-        cut = tuple(
-            slice(p.start - o, p.stop - o) for p, o in zip(place, (row, column), strict=True)
-        )
+        top, bottom = max(row, 0), min(row + side, self.size)
+        left, right = max(column, 0), min(column + side, self.size)
+        place = np.s_[top : max(top, bottom), left : max(left, right)]
+        rows = np.s_[top - row : max(top, bottom) - row]
+        columns = np.s_[left - column : max(left, right) - column]
+        cut = np.s_[rows, columns]
         whole = int((alpha > 0.5).sum())
-        return _Patch(place, alpha[cut], colour[(..., *cut)], distance[cut], whole)
+        return _Patch(place, alpha[cut], colour[:, rows, columns], distance[cut], whole)
 
     def paste(self, patch: _Patch) -> None:
         """Paint the patch over what is there, its shadow under it."""
-        area = self.canvas[(..., *patch.place)]
+        rows, columns = patch.place
+        area = self.canvas[:, rows, columns]
         if area.size == 0:
             return
         # the shadow is the same distance field, soft and moved away from the light

@@ -11,7 +11,6 @@ The unlabelled pictures are close-ups, one object each, as ImageNet's are beside
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -197,7 +196,7 @@ def _write_split(folder: Path, split: str, recipe: dict[str, Any], bar: tqdm) ->
         )
         file, name = images / f"{number:06d}.jpg", f"{split}_{number:06d}"
         write_jpeg(file, painted.image[:, :, ::-1])
-        _link(file, jpegs / f"{name}.jpg")
+        shutil.copyfile(file, jpegs / f"{name}.jpg")
         coco["images"].append({"id": number, "file_name": file.name, "height": side, "width": side})
         objects = ""
         for place, (label, cut) in enumerate(zip(painted.labels, painted.truncated, strict=True)):
@@ -223,10 +222,3 @@ def _write_split(folder: Path, split: str, recipe: dict[str, Any], bar: tqdm) ->
         bar.update()
     (annotations / f"{split}.json").write_text(json.dumps(coco) + "\n", encoding="utf-8")
     (sets / f"{split}.txt").write_text("".join(names), encoding="utf-8")
-
-
-def _link(file: Path, link: Path) -> None:
-    try:
-        os.link(file, link)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(file, link)

@@ -124,7 +124,7 @@ class RunRow:
     engine: Mapping[str, Any]
     precision: str
     seed: int
-    iterations: int
+    iterations: int | None  # None where a probe does not know those of its weights
     batch: int
     wall_seconds: float
     hardware: Mapping[str, Any]

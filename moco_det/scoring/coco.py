@@ -51,7 +51,7 @@ def score_coco(
                 raise InputError(f"predictions: row {position} has no mask: score boxes only")
     ranked = _Ranked.of(found, max_dets)
     truth = objects_of(dataset)
-    metrics = {}
+    metrics: dict[str, Metrics] = {}
     for iou_type in iou_types:
         areas, matches = _matched(dataset, predictions, truth, ranked, iou_type)
         metrics[iou_type] = _numbers(dataset, truth, ranked, areas, matches, max_dets)
