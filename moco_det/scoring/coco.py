@@ -49,13 +49,8 @@ def score_coco(
         for position, row in enumerate(predictions):
             if not row.get("segmentation"):
                 raise InputError(f"predictions: row {position} has no mask: score boxes only")
-    ranked = _Ranked.of(found, max_dets)
-    truth = objects_of(dataset)
-    metrics: dict[str, Metrics] = {}
-    for iou_type in iou_types:
-        areas, matches = _matched(dataset, predictions, truth, ranked, iou_type)
-        metrics[iou_type] = _numbers(dataset, truth, ranked, areas, matches, max_dets)
-    return metrics
+    ranked, truth = _Ranked.of(found, max_dets), objects_of(dataset)
+    return {kind: _score(dataset, predictions, truth, ranked, kind, max_dets) for kind in iou_types}
 
 
 @dataclass(frozen=True)
@@ -87,67 +82,44 @@ class _Ranked:
         )
 
 
-def _matched(
+def _score(
     dataset: DetectionDataset,
     predictions: list[Row],
     truth: Objects,
     ranked: _Ranked,
     iou_type: str,
-) -> tuple[Floats, Matches]:
-    """The detections' own areas (D,) and what they were assigned to."""
-    found = ranked.found
-    classes = len(dataset.classes)
+    max_dets: int,
+) -> Metrics:
+    found, classes = ranked.found, len(dataset.classes)
     group = found.image * classes + found.category
     pairs = same_group(group, truth.image * classes + truth.category)
     lowest = float(THRESHOLDS[0])
     if iou_type == "segm":
-        masks = [predictions[i]["segmentation"] for i in ranked.row]
+        masks, truths = [predictions[i]["segmentation"] for i in ranked.row], truth_rles(dataset)
         areas = mask_areas(masks)
         pairs = mask_overlap(
-            pairs,
-            masks,
-            truth_rles(dataset),
-            found_area=areas,
-            crowd=truth.crowd,
-            group=group,
-            lowest=lowest,
+            pairs, masks, truths, found_area=areas, crowd=truth.crowd, group=group, lowest=lowest
         )
     else:
         areas = found.box[:, 2] * found.box[:, 3]
         xywh = np.concatenate([truth.box[:, :2], truth.box[:, 2:] - truth.box[:, :2]], axis=1)
         pairs = box_overlap(pairs, found.box, xywh, truth.crowd)
-    return areas, match(
+    counted = ~truth.ignored & _within(truth.area)  # (A, N)
+    matches = match(
         pairs.at(pairs.iou >= lowest),
         group=group,
         rank=ranked.rank,
-        wanted=~truth.ignored & _within(truth.area),
+        wanted=counted,
         crowd=truth.crowd,
         thresholds=THRESHOLDS,
     )
-
-
-def _within(areas: Floats) -> Bools:
-    """(A, N): whether an area lies in each of the ranges, ends included."""
-    return np.stack([(areas >= low) & (areas <= high) for low, high in AREAS.values()])
-
-
-def _numbers(
-    dataset: DetectionDataset,
-    truth: Objects,
-    ranked: _Ranked,
-    areas: Floats,
-    matches: Matches,
-    max_dets: int,
-) -> Metrics:
     # COCOeval orders classes by category id, which need not be our order
-    classes = len(dataset.classes)
     column = np.empty(classes, dtype=np.int64)
     column[np.argsort(dataset.category_ids)] = np.arange(classes)
-    of_truth, of_found = column[truth.category], column[ranked.found.category]
-    counted = ~truth.ignored & _within(truth.area)
+    of_truth, of_found = column[truth.category], column[found.category]
     wanted = np.stack([np.bincount(of_truth[some], minlength=classes) for some in counted])  # (A,K)
 
-    precision = _precision(ranked.found.score, of_found, wanted, _within(areas), matches)
+    precision = _precision(found.score, of_found, wanted, _within(areas), matches)
     limits = (1, 10, max_dets)
     recall = _recall(of_found, ranked.rank, wanted, matches, limits)
     tenths = list(np.round(THRESHOLDS, 2))
@@ -163,6 +135,11 @@ def _numbers(
     classed = zip(dataset.classes, column, strict=True)
     per_class = {name: _mean(precision[0, :, :, k]) for name, k in classed}
     return {**{name: _mean(values) for name, values in parts.items()}, "per_class": per_class}
+
+
+def _within(areas: Floats) -> Bools:
+    """(A, N): whether an area lies in each of the ranges, ends included."""
+    return np.stack([(areas >= low) & (areas <= high) for low, high in AREAS.values()])
 
 
 def _precision(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ class KnnMonitor:
 
     The images of `test` by those of `train`, or, where `test` is empty, each of `train` by the
     others. `k` 0 is 200, and 10 where a class of `train` has fewer images.
-    The central views are decoded once and stay in memory as uint8 (size * size * 3 bytes an image);
+    The central views are decoded once and stay in memory as uint8 (size * size * 3 bytes each);
     sets that need more than half of the machine's memory for it are refused. Raises InputError for
     sets without labels, of one class or of different classes.
     """
@@ -113,48 +114,40 @@ class KnnMonitor:
         else:
             known = asked = labelled(train, key="KNN.TRAIN")
         counts = np.bincount(labels_of(known).numpy())
-        self.classes = len(known.classes)
-        if self.classes < 2:
+        classes = len(known.classes)
+        if classes < 2:
             raise InputError(f"KNN.TRAIN {train} has one class: kNN needs two or more")
         images = len(known) + len(asked) if test else len(known)
         _check_memory(images * size * size * 3, f"{train} and {test}" if test else train)
         for concern in concerns(known, k=k) if k else ():
             logger.warning("kNN: %s", concern)
-        k = k or (MANY if counts.min() >= MANY else FEW)
+        self.k = k or (MANY if counts.min() >= MANY else FEW)
         logger.info(
             "kNN: %d images, %.1f %% of them in the largest of %d classes, each by the %d nearest "
             "of %s",
             len(asked),
             100 * np.bincount(labels_of(asked).numpy()).max() / len(asked),
-            self.classes,
-            k,
+            classes,
+            self.k,
             f"{len(known)} in {train}" if test else "the others",
         )
-        self.k = k
-        self.temperature = temperature
-        self.features = features
         self.batch = batch
-        self.bfloat16 = bfloat16
+        self.embed = partial(embed, features=features, bfloat16=bfloat16)
+        self.vote = partial(vote, classes=classes, k=self.k, temperature=temperature)
         self.train = _decoded(known, size)
         self.test = _decoded(asked, size) if test else None
 
     def __call__(self, encoder: Encoder) -> Tensor:
         """One flag per image. The encoder's modes, running statistics and torch's RNG stay."""
-        known = self._embed(encoder, self.train[0])
-        ranked = vote(
-            known,
-            self.train[1].to(known.device),
-            None if self.test is None else self._embed(encoder, self.test[0]),
-            classes=self.classes,
-            k=self.k,
-            temperature=self.temperature,
-        )
+        known = self._features(encoder, self.train[0])
+        asked = None if self.test is None else self._features(encoder, self.test[0])
+        ranked = self.vote(known, self.train[1].to(known.device), asked)
         return ranked[:, 0].cpu() == (self.test or self.train)[1]
 
-    def _embed(self, encoder: Encoder, views: Tensor) -> Tensor:
+    def _features(self, encoder: Encoder, views: Tensor) -> Tensor:
         parts = views.split(self.batch)
         batches = tqdm(parts, desc="kNN features", mininterval=1, delay=2, leave=False)
-        return embed(encoder, batches, len(views), features=self.features, bfloat16=self.bfloat16)
+        return self.embed(encoder, batches, len(views))
 
 
 def _decoded(images: data.ImageList, size: int) -> tuple[Tensor, Tensor]:

@@ -22,14 +22,8 @@ RANDOM = "random"  # stands for random weights where a file is named
 
 # Config keys that do not change what is learned, beside the seed.
 FREE_KEYS = (
-    "SEED",
-    "OUTPUT_DIR",
-    "DEVICE",
-    "KNN",
-    "LOG_EVERY",
-    "CHECKPOINT_EVERY",
-    "TENSORBOARD",
-    "WANDB",
+    *("SEED", "OUTPUT_DIR", "DEVICE", "KNN"),
+    *("LOG_EVERY", "CHECKPOINT_EVERY", "TENSORBOARD", "WANDB"),
 )
 
 
