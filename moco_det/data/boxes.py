@@ -12,7 +12,7 @@ OVERHANG = 0.5
 
 
 class Tally:
-    """Counts of the things that were dropped or mended, with the first place of each."""
+    """Counts of the things that were dropped or corrected, with the first place of each."""
 
     def __init__(self) -> None:
         self._places: dict[str, list[str]] = {}

@@ -67,7 +67,7 @@ def image_fault(path: str, height: int, width: int) -> str | None:
     if found != (height, width):
         return (
             f"{path} is {found[1]}x{found[0]} pixels, its annotation says {width}x{height}: "
-            "mend the annotation or the image"
+            "fix the annotation or the image"
         )
     return None
 

@@ -74,7 +74,7 @@ def read_coco(
         except (TypeError, ValueError, KeyError, IndexError) as error:
             raise InputError(
                 f"{path}: annotation id {number} has a bbox, segmentation, area or flag that is "
-                f"not COCO's ({error}): mend it"
+                f"not COCO's ({error}): fix it"
             ) from error
         if annotation is not None:
             objects[image_id].append(annotation)
@@ -117,7 +117,7 @@ def _load(path: Path) -> dict[str, Any]:
                 value = row.get(field)
                 if not isinstance(value, kind) or isinstance(value, bool):
                     raise InputError(
-                        f"{path}: entry {json.dumps(row)[:80]}... has no usable {field!r}: mend "
+                        f"{path}: entry {json.dumps(row)[:80]}... has no usable {field!r}: fix "
                         "the json"
                     )
         _refuse_twice(path, f"{one} id", (row["id"] for row in rows if "id" in row))

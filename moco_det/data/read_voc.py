@@ -101,7 +101,7 @@ def _parse(root: Path, split: str, name: str, file: str, tally: Tally) -> tuple[
             "add it, or take the name out of the split"
         ) from error
     except (ET.ParseError, OSError, ValueError, LookupError) as error:
-        raise InputError(f"annotation {path} is not readable xml ({error}): mend it") from error
+        raise InputError(f"annotation {path} is not readable xml ({error}): fix it") from error
     if not os.path.isfile(image):
         raise InputError(
             f"image {image} (or .png) does not exist although split {split} names it: add it, or "
@@ -117,14 +117,14 @@ def _parse(root: Path, split: str, name: str, file: str, tally: Tally) -> tuple[
     for item in tree.findall("object"):
         label = (item.findtext("name") or "").strip()
         if not label:
-            raise InputError(f"annotation {path} has an object without a name: mend it")
+            raise InputError(f"annotation {path} has an object without a name: fix it")
         corners = [item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         try:
             x0, y0, x1, y1 = (float(corner or "missing") for corner in corners)
         except ValueError as error:
             raise InputError(
                 f"annotation {path} has an object {label!r} whose bndbox is not four numbers "
-                "xmin, ymin, xmax, ymax: mend it"
+                "xmin, ymin, xmax, ymax: fix it"
             ) from error
         if x1 <= x0 or y1 <= y0:
             # compared before the 1-based shift, which would turn a point into one pixel

@@ -60,7 +60,7 @@ class DetectionDataset:
 
     `category_ids[i]` is the data set's own id of `classes[i]`: predictions are written with it.
     A set in VOC's `layout` is scored by VOC's metric too, and `voc_metric` is which AP that is.
-    `skipped` holds one counted message per kind of thing that was dropped or mended.
+    `skipped` holds one counted message per kind of thing that was dropped or corrected.
     """
 
     name: str

@@ -48,7 +48,7 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
 
 @dataclass
 class BatchLoader:
-    """Iterates over batches in order; raises InputError for what a user can mend.
+    """Iterates over batches in order; raises InputError for what a user can fix.
 
     With `corrupt`, images that did not open are counted there before their batch is given out;
     `finish` is what this process does to each batch.

@@ -60,7 +60,7 @@ class CorruptCount:
         self.names.add(path)
         if self.strict:
             raise InputError(
-                f"image {path}: {reason}; mend or remove it, or set DATA.STRICT False to skip it"
+                f"image {path}: {reason}; fix or remove it, or set DATA.STRICT False to skip it"
             )
         among = f"{self.total}"
         if 0 < self.seen < self.total:

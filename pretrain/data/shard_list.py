@@ -149,7 +149,7 @@ def read_index(path: str, *, key: str) -> tuple[dict[str, int], list[str] | None
         return {}, None
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{key}: the index {path} cannot be read: {error}; delete it or mend it"
+            f"{key}: the index {path} cannot be read: {error}; delete it or fix it"
         ) from error
     about = content if isinstance(content, dict) else {}
     shards, classes = about.get("shards"), about.get("classes")

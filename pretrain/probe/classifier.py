@@ -193,7 +193,7 @@ def fit(
         for step, raw in enumerate(loader, start):
             if raw.bad:
                 path, reason = raw.bad[0]
-                raise InputError(f"image {path}: {reason}; mend or remove it")
+                raise InputError(f"image {path}: {reason}; fix or remove it")
             for group in optimizer.param_groups:
                 group["lr"] = group["base"] * schedule.factor(step, steps)
             pixels = augment.normalise(raw.pixels[:, 0].to(device, non_blocking=True))

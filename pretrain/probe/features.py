@@ -88,7 +88,7 @@ def _centre_view(path: str, size: int) -> Image:
     try:
         return augment.centre_view(read_image(path), size)
     except CorruptImage as error:
-        raise InputError(f"image {path}: {error}; mend or remove it") from error
+        raise InputError(f"image {path}: {error}; fix or remove it") from error
 
 
 @contextmanager
@@ -169,6 +169,6 @@ def fingerprint(images: data.ImageList) -> str:
         try:
             size = os.stat(path).st_size
         except OSError as error:
-            raise InputError(f"image {path}: {error.strerror}; mend or remove it") from error
+            raise InputError(f"image {path}: {error.strerror}; fix or remove it") from error
         digest.update(repr((os.path.relpath(path, root or "."), label, size)).encode())
     return digest.hexdigest()

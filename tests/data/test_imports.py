@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 
-def test_neither_room_imports_torch() -> None:
+def test_neither_package_imports_torch() -> None:
     code = (
         "import sys, moco_det.data, moco_det.data.scenes, moco_det.data.crops, moco_det.scoring; "
         "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'torchvision'}))"

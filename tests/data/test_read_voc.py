@@ -144,4 +144,3 @@ def test_the_voc_2012_sample_reads_whole(data_root: Path) -> None:
     difficult = [a.difficult for part in parts for r in part.records for a in r.annotations]
     assert sum(difficult) == 38
     assert all(part.classes == VOC_CLASSES and part.skipped == () for part in parts)
-

@@ -132,7 +132,7 @@ def test_no_similarity_is_held_beyond_one_block(monkeypatch: pytest.MonkeyPatch)
     bank, labels, queries = numbers(500, 4, 0), classes_of(500, 3, 1), numbers(200, 4, 2)
     with Watch():
         knn.vote(bank, labels, queries, classes=3, k=5, temperature=0.07)
-    # The norms and the ranked classes have one row an image; a block has 8 x 16 numbers.
+    # The norms and the ranked classes have one row per image; a block has 8 x 16 numbers.
     assert largest <= 600
 
 
@@ -263,7 +263,7 @@ def test_an_image_that_does_not_open_is_named(
     shutil.copytree(class_folders, tmp_path / "broken")
     damaged = tmp_path / "broken" / "dog" / "003.jpg"
     damaged.write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"image .*dog/003\.jpg: .*mend or remove it"):
+    with pytest.raises(InputError, match=r"image .*dog/003\.jpg: .*fix or remove it"):
         knn_probe(encoder, str(tmp_path / "broken"), str(class_folders))
 
 

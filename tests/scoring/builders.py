@@ -1,4 +1,4 @@
-"""Data sets and predictions for the rulers' tests, in memory."""
+"""Data sets and predictions for the tests of scoring, in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The COCO ruler against pycocotools itself, and by hand."""
+"""COCO scoring against pycocotools itself, and by hand."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def direct(truth: COCO, rows: list[dict], iou_type: str) -> list[float]:
         for item in rows:
             del item["bbox"]
     with contextlib.redirect_stdout(io.StringIO()):
-        ruler = COCOeval(truth, truth.loadRes(rows), iou_type)
-        ruler.evaluate()
-        ruler.accumulate()
-        ruler.summarize()
-    return ruler.stats.tolist()
+        evaluator = COCOeval(truth, truth.loadRes(rows), iou_type)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator.stats.tolist()
 
 
-class HonestRuler(COCOeval):
+class IgnoringCOCOeval(COCOeval):
     """COCOeval that honours "ignore", which the original overwrites with iscrowd."""
 
     def _prepare(self) -> None:
@@ -64,10 +64,10 @@ def by_pycocotools(dataset: DetectionDataset, rows: list[dict], iou_type: str) -
         if iou_type == "segm":
             for item in found:
                 del item["bbox"]
-        ruler = HonestRuler(truth, truth.loadRes(found), iou_type)
-        ruler.evaluate()
-        ruler.accumulate()
-    precision, recall = ruler.eval["precision"], ruler.eval["recall"]
+        evaluator = IgnoringCOCOeval(truth, truth.loadRes(found), iou_type)
+        evaluator.evaluate()
+        evaluator.accumulate()
+    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
 
     def mean(values: np.ndarray) -> float | None:
         return float(values[values > -1].mean() * 100) if (values > -1).any() else None
@@ -81,7 +81,7 @@ def by_pycocotools(dataset: DetectionDataset, rows: list[dict], iou_type: str) -
         *(mean(recall[..., 0, limit]) for limit in (0, 1, 2)),
         *(mean(recall[..., area, 2]) for area in (1, 2, 3)),
     ]
-    column = {category: k for k, category in enumerate(ruler.params.catIds)}
+    column = {category: k for k, category in enumerate(evaluator.params.catIds)}
     per_class = {
         name: mean(precision[:, :, column[own], 0, 2])
         for name, own in zip(dataset.classes, dataset.category_ids, strict=True)

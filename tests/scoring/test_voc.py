@@ -1,4 +1,4 @@
-"""The VOC ruler against hand-computed cases and a slow transcription of the devkit's definition."""
+"""VOC scoring against hand-computed cases and a slow transcription of the devkit's definition."""
 
 from __future__ import annotations
 
