@@ -64,20 +64,17 @@ class BatchLoader:
     def __iter__(self) -> Iterator[RawBatch]:
         with worker_errors():
             for raw in self.loader:
-                self._count(raw)
+                if self.corrupt is not None:
+                    self.corrupt.saw(len(raw.indices))
+                    for name, reason in raw.bad:
+                        self.corrupt.add(name, reason)
+                if raw.bad and bool((raw.indices == NONE_OPENS).any()):
+                    name, reason = raw.bad[-1]
+                    raise InputError(
+                        "an image does not open, nor any of those tried in its place; the last is "
+                        f"{name}: {reason}; is the disk still there?"
+                    )
                 yield raw if self.finish is None else self.finish(raw)
-
-    def _count(self, raw: RawBatch) -> None:
-        if self.corrupt is not None:
-            self.corrupt.saw(len(raw.indices))
-            for name, reason in raw.bad:
-                self.corrupt.add(name, reason)
-        if raw.bad and bool((raw.indices == NONE_OPENS).any()):
-            name, reason = raw.bad[-1]
-            raise InputError(
-                f"an image does not open, nor any of those tried in its place; the last is {name}: "
-                f"{reason}; is the disk still there?"
-            )
 
 
 def make_loader(
@@ -89,13 +86,8 @@ def make_loader(
     corrupt: CorruptCount | None = None,
     finish: Callable[[RawBatch], RawBatch] | None = None,
     ahead: int = 4,
-    context: str | None = None,
 ) -> BatchLoader:
-    """Batches in the given order, made ahead by `workers` processes (0: in this one).
-
-    Each worker prepares `ahead` batches. `context` is multiprocessing's way of starting them,
-    Python's own choice where it is None.
-    """
+    """Batches in the given order, made by `workers` processes (0: in this one), each `ahead`."""
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=order,
@@ -104,7 +96,6 @@ def make_loader(
         pin_memory=pin,
         prefetch_factor=ahead if workers else None,
         worker_init_fn=_one_thread,
-        multiprocessing_context=context if workers else None,
         # The loader draws a seed for its workers, which use none; drawn from torch's own generator
         # it would make a resumed run differ from one that was never stopped.
         generator=torch.Generator(),
