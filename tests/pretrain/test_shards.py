@@ -8,6 +8,7 @@ import json
 import re
 import tarfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -54,28 +55,11 @@ def write_stream(folder: Path, sizes: list[int], *, index: bool = False) -> str:
 
 
 def order(
-    path: str,
-    *,
-    images: int = 60,
-    batch: int = 6,
-    start: int = 0,
-    stop: int = 10,
-    buffer: int = 16,
-    rank: int = 0,
-    world: int = 1,
+    path: str, images: int = 60, batch: int = 6, buffer: int = 16, **steps: int
 ) -> list[list[tuple[int, str]]]:
     """The keys of a stream's samples by batch, each with the epoch."""
-    made = StreamOrder(
-        images,
-        batch,
-        seed=5,
-        start=start,
-        stop=stop,
-        rank=rank,
-        world=world,
-        shards=list_shards(path),
-        buffer=buffer,
-    )
+    steps = {"seed": 5, "start": 0, "stop": 10, **steps}
+    made = StreamOrder(images, batch, shards=list_shards(path), buffer=buffer, **steps)
     batches = list(made)
     assert len(batches) == len(made)
     return [[(one.epoch, one.sample.name.rpartition(":")[2]) for one in b] for b in batches]
@@ -330,19 +314,9 @@ def test_views_are_those_of_the_samples_number(tmp_path: Path) -> None:
 
 def test_numbers_are_unlike_within_an_epoch_and_over_processes(tmp_path: Path) -> None:
     source = open_stream(write_stream(tmp_path, [6, 6, 6, 6]), images=24)
+    load = partial(source.make_loader, batch=6, world=2, workers=0, pin=False)
     for epoch in (0, 1):
-        loaders = [
-            source.make_loader(
-                batch=6,
-                start=4 * epoch,
-                stop=4 * (epoch + 1),
-                rank=rank,
-                world=2,
-                workers=0,
-                pin=False,
-            )
-            for rank in (0, 1)
-        ]
+        loaders = [load(start=4 * epoch, stop=4 * epoch + 4, rank=rank) for rank in (0, 1)]
         numbers = [int(i) for loader in loaders for raw in loader for i in raw.indices]
         assert sorted(numbers) == list(range(24))
 
