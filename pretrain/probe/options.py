@@ -143,6 +143,15 @@ class LinearOptions(Checked):
     )
     resume: bool = option(False, "continue what --output keeps")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        late = [epoch for epoch in self.milestones or () if epoch >= self.epochs]
+        if self.schedule == "step" and late:
+            raise InputError(
+                f"--milestones {late[0]} is never reached in --epochs {self.epochs}: name epochs "
+                "below that"
+            )
+
     def rates(self) -> tuple[float, float]:
         """The learning rates of the trunk and of the linear layer."""
         return 0.0, self.lr
@@ -153,12 +162,6 @@ class LinearOptions(Checked):
         if milestones is None:
             scaled = {round(epoch * self.epochs / 100) for epoch in self.paper_milestones}
             milestones = sorted(epoch for epoch in scaled if 0 < epoch < self.epochs)
-        late = [epoch for epoch in milestones if epoch >= self.epochs]
-        if self.schedule == "step" and late:
-            raise InputError(
-                f"--milestones {late[0]} is never reached in --epochs {self.epochs}: name epochs "
-                "below that"
-            )
         return Schedule(
             self.epochs,
             batch,
