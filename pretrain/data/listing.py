@@ -7,12 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from moco_det.data.image_files import IMAGE_SUFFIXES, image_files
+from moco_det.data.text_files import read_text
 from moco_det.foundation.errors import InputError
 from pretrain.data.shard_list import is_shards
 
@@ -149,21 +151,17 @@ def _walk(root: str, key: str) -> list[str]:
 def _list_text(path: str, key: str) -> ImageList:
     names: list[str] = []
     classes: list[str] = []
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                name, *rest = line.rstrip().split("\t")
-                names.append(name)
-                classes += rest
-                if len(rest) > 1 or len(classes) not in (0, len(names)):
-                    raise InputError(
-                        f"{key} {path}, line {number}: every line must be a path, or every line "
-                        "path<TAB>class"
-                    )
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{key} {path} is not a readable text list: {error}") from error
+    for number, line in enumerate(read_text(Path(path), key).split("\n"), 1):
+        if not line.strip():
+            continue
+        name, *rest = line.rstrip().split("\t")
+        names.append(name)
+        classes += rest
+        if len(rest) > 1 or len(classes) not in (0, len(names)):
+            raise InputError(
+                f"{key} {path}, line {number}: every line must be a path, or every line "
+                "path<TAB>class"
+            )
     paths = PathList(os.path.dirname(path), names)
     return _labelled(path, paths, classes) if classes else ImageList(path, paths, None, [])
 

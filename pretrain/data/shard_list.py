@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import webdataset
 from tqdm import tqdm
 
+from moco_det.data.text_files import read_json
 from moco_det.foundation.errors import InputError
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
@@ -142,15 +143,9 @@ def is_local(url: str) -> bool:
 
 def read_index(path: str, *, key: str) -> tuple[dict[str, int], list[str] | None]:
     """Samples by shard and the classes that an index tells; nothing where there is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except FileNotFoundError:
+    if not os.path.isfile(path):
         return {}, None
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{key}: the index {path} cannot be read: {error}; delete it or fix it"
-        ) from error
+    content = read_json(Path(path), f"{key}: the index")
     about = content if isinstance(content, dict) else {}
     shards, classes = about.get("shards"), about.get("classes")
     if not isinstance(shards, dict) or not all(isinstance(n, int) for n in shards.values()):

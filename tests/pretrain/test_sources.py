@@ -153,7 +153,7 @@ def test_a_text_list_may_come_from_windows_and_name_absolute_paths(tmp_path: Pat
         ("a.jpg\n\nb.jpg\tx\n", "line 3: every line"),
         ("a.jpg\tx\ty\n", "line 1: every line"),
         ("gone.jpg\nalso.jpg\n", r"gone\.jpg does not exist"),
-        ("\xff\xd8", "not a readable text list"),
+        ("\xff\xd8", r"list\.txt is not UTF-8 text"),
     ],
 )
 def test_a_text_list_with_a_fault_is_refused(text: str, reason: str, tmp_path: Path) -> None:
