@@ -178,29 +178,6 @@ def test_listed_images_that_are_missing_or_folders_are_counted_when_they_are_rea
     ]
 
 
-def voc_set(root: Path, split: str) -> str:
-    write_images(root / "JPEGImages", 4)
-    (root / "ImageSets" / "Main").mkdir(parents=True)
-    (root / "ImageSets" / "Main" / "train.txt").write_text(split)
-    return f"voc://{root}?split=train"
-
-
-def test_a_voc_split_gives_its_images_in_its_order(tmp_path: Path) -> None:
-    path = voc_set(tmp_path, "003\n001\ngone\n")
-    (tmp_path / "JPEGImages" / "001.jpg").rename(tmp_path / "JPEGImages" / "001.png")
-    images = data.list_images(path)
-    assert names(images) == ["003.jpg", "001.png", "gone.jpg"] and images.labels is None
-
-
-def test_a_voc_path_with_a_fault_is_refused(tmp_path: Path) -> None:
-    path = voc_set(tmp_path, "003\n001\n")
-    with pytest.raises(InputError, match=r"DATA\.PATH voc.*none\.txt does not exist.*one of train"):
-        data.list_images(path.replace("=train", "=none"))
-    for wrong in (f"voc://{tmp_path}", f"voc://{tmp_path}?images=train", "voc://?split=train"):
-        with pytest.raises(InputError, match=r"write it as voc://DIR\?split=train"):
-            data.list_images(wrong)
-
-
 def coco_set(root: Path, content: str) -> str:
     write_images(root / "photos", 3)
     (root / "instances.json").write_text(content)
@@ -223,14 +200,12 @@ def test_a_file_without_coco_images_is_refused(content: str, tmp_path: Path) -> 
         data.list_images(coco_set(tmp_path, content))
 
 
-def test_a_coco_path_with_a_fault_is_refused(tmp_path: Path) -> None:
+def test_a_set_without_images_is_refused_and_its_key_named(tmp_path: Path) -> None:
     path = coco_set(tmp_path, '{"images": []}')
-    with pytest.raises(InputError, match="has no images"):
+    with pytest.raises(InputError, match=r"DATA\.PATH coco.*has no images"):
         data.list_images(path)
-    with pytest.raises(InputError, match="image folder .* does not exist"):
-        data.list_images(path + "2")
-    with pytest.raises(InputError, match=r"write it as coco://FILE\.json\?images=DIR"):
-        data.list_images(path.partition("?")[0])
+    with pytest.raises(InputError, match=r"KNN\.TEST coco.*photos2 does not exist"):
+        data.list_images(path + "2", key="KNN.TEST")
 
 
 def test_shards_are_no_list(tmp_path: Path) -> None:
