@@ -74,6 +74,7 @@ class ScenesPaths:
     train_json: Path
     train_images: Path
     test_json: Path
+    test_images: Path
     train: str
     test: str
     voc_train: str
@@ -121,6 +122,7 @@ def write_scenes(
         train_json=jsons["train"],
         train_images=images["train"],
         test_json=jsons["test"],
+        test_images=images["test"],
         train=coco_uri(jsons["train"], images["train"]),
         test=coco_uri(jsons["test"], images["test"]),
         voc_train=voc_uri(root / "voc", "train"),
