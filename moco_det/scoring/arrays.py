@@ -17,7 +17,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Objects:
+class ObjectArrays:
     """The truth: N objects by image position and class index.
 
     `box` (N, 4) xyxy, `area` as annotated, `ignored` crowds and difficult ones.
@@ -32,7 +32,7 @@ class Objects:
 
 
 @dataclass(frozen=True)
-class Detections:
+class DetectionArrays:
     """What was found: N detections by image position and class index; `box` (N, 4) xywh."""
 
     image: Ints
@@ -41,7 +41,7 @@ class Detections:
     score: Floats
 
 
-def objects_of(dataset: DetectionDataset) -> Objects:
+def objects_of(dataset: DetectionDataset) -> ObjectArrays:
     """All annotations of a data set in reading order."""
     rows = [
         (i, a.category, a.iscrowd, a.difficult, a.area, *a.bbox)
@@ -50,7 +50,7 @@ def objects_of(dataset: DetectionDataset) -> Objects:
     ]
     table = np.array(rows, dtype=np.float64).reshape(-1, 9)
     crowd = table[:, 2].astype(bool)
-    return Objects(
+    return ObjectArrays(
         image=table[:, 0].astype(np.int64),
         category=table[:, 1].astype(np.int64),
         box=table[:, 5:],
@@ -62,12 +62,12 @@ def objects_of(dataset: DetectionDataset) -> Objects:
 
 def detections_of(
     dataset: DetectionDataset, rows: Sequence[Mapping[str, Any]]
-) -> Detections | None:
+) -> DetectionArrays | None:
     """The rows as arrays, or None where some row is malformed or not of this data set."""
     image = {record.image_id: i for i, record in enumerate(dataset.records)}
     category = {own: c for c, own in enumerate(dataset.category_ids)}
     try:
-        found = Detections(
+        found = DetectionArrays(
             image=_looked_up(image, rows, "image_id"),
             category=_looked_up(category, rows, "category_id"),
             box=_numbers([row["bbox"] for row in rows]).reshape(-1, 4),

@@ -15,7 +15,7 @@ import numpy as np
 
 from moco_det.data.records import DetectionDataset
 from moco_det.foundation.errors import InputError
-from moco_det.scoring.arrays import Bools, Detections, Floats, Ints, Objects, objects_of
+from moco_det.scoring.arrays import Bools, DetectionArrays, Floats, Ints, ObjectArrays, objects_of
 from moco_det.scoring.coco_matching import Matches, match, same_group
 from moco_det.scoring.coco_overlap import box_overlap, mask_areas, mask_overlap, truth_rles
 from moco_det.scoring.predictions import Row, check_predictions
@@ -63,10 +63,10 @@ class _Ranked:
 
     row: Ints
     rank: Ints
-    found: Detections
+    found: DetectionArrays
 
     @classmethod
-    def of(cls, found: Detections, max_dets: int) -> _Ranked:
+    def of(cls, found: DetectionArrays, max_dets: int) -> _Ranked:
         """The `max_dets` best of every image and class."""
         order = np.lexsort((-found.score, found.category, found.image))
         image, category = found.image[order], found.category[order]
@@ -78,14 +78,14 @@ class _Ranked:
         return cls(
             order,
             rank[kept],
-            Detections(image[kept], category[kept], found.box[order], found.score[order]),
+            DetectionArrays(image[kept], category[kept], found.box[order], found.score[order]),
         )
 
 
 def _score(
     dataset: DetectionDataset,
     predictions: list[Row],
-    truth: Objects,
+    truth: ObjectArrays,
     ranked: _Ranked,
     iou_type: str,
     max_dets: int,

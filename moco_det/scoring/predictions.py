@@ -21,7 +21,7 @@ from moco_det.data.rle import whole_masks
 from moco_det.data.text_files import read_json
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
-from moco_det.scoring.arrays import Detections, detections_of
+from moco_det.scoring.arrays import DetectionArrays, detections_of
 
 Row = dict[str, Any]
 
@@ -80,7 +80,7 @@ def read_predictions(path: str | Path, dataset: DetectionDataset) -> list[Row]:
 
 def check_predictions(
     rows: list[Row], dataset: DetectionDataset, *, source: str = "predictions"
-) -> Detections:
+) -> DetectionArrays:
     """The rows as arrays; InputError naming the first that is malformed or does not fit the data
     set. All are checked at once, and one by one only where something is wrong."""
     sizes = {record.image_id: [record.height, record.width] for record in dataset.records}

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moco_det.data.records import DetectionDataset
-from moco_det.scoring.arrays import Bools, Detections, Floats, Ints, Objects, objects_of
+from moco_det.scoring.arrays import Bools, DetectionArrays, Floats, Ints, ObjectArrays, objects_of
 from moco_det.scoring.coco_matching import same_group
 from moco_det.scoring.predictions import Row, check_predictions
 
@@ -87,7 +87,7 @@ def _judge(overlap: Floats, match: Ints, difficult: Bools, threshold: float) -> 
     return hit, ~ignored
 
 
-def _match(truth: Objects, found: Detections, classes: int) -> tuple[Floats, Ints]:
+def _match(truth: ObjectArrays, found: DetectionArrays, classes: int) -> tuple[Floats, Ints]:
     """Each detection's best overlap with an object of its image and class, and that object.
 
     The overlap is -inf where there is none.

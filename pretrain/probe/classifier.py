@@ -22,7 +22,7 @@ from pretrain import augment, checkpoints, data
 from pretrain.encoders import Encoder
 from pretrain.probe.accuracy import TOP, Accuracy, score
 from pretrain.probe.features import centre_views, evaluating, labels_of
-from pretrain.probe.options import Conditions, Schedule
+from pretrain.probe.options import Conditions, ProbeSchedule
 
 FORMAT = "moco-det/probe-1"
 SAVE_SECONDS = 300.0  # between two checkpoints
@@ -118,7 +118,7 @@ def train_and_test(
     test: data.ImageList,
     *,
     frozen: bool,
-    schedule: Schedule,
+    schedule: ProbeSchedule,
     how: Conditions,
     workers: int = 2,
     cache_mb: int = 0,
@@ -144,7 +144,7 @@ def train_and_test(
 def fit(
     classifier: Classifier,
     images: data.ImageList,
-    schedule: Schedule,
+    schedule: ProbeSchedule,
     how: Conditions,
     *,
     workers: int,

@@ -90,7 +90,7 @@ class LbfgsOptions(Checked):
 
 
 @dataclass(frozen=True)
-class Schedule:
+class ProbeSchedule:
     """How a classifier is trained: SGD with momentum over random crops and flips.
 
     `milestones` are in epochs, for the step schedule; `lr` is the trunk's rate and `head_lr` the
@@ -156,13 +156,13 @@ class LinearOptions(Checked):
         """The learning rates of the trunk and of the linear layer."""
         return 0.0, self.lr
 
-    def schedule_of(self, batch: int) -> Schedule:
+    def schedule_of(self, batch: int) -> ProbeSchedule:
         """The schedule; the paper's milestones keep their share of the epochs."""
         milestones = self.milestones
         if milestones is None:
             scaled = {round(epoch * self.epochs / 100) for epoch in self.paper_milestones}
             milestones = sorted(epoch for epoch in scaled if 0 < epoch < self.epochs)
-        return Schedule(
+        return ProbeSchedule(
             self.epochs,
             batch,
             *self.rates(),

@@ -16,12 +16,12 @@ from moco_det.foundation.errors import InputError
 from pretrain import augment, data, encoders
 from pretrain.probe import classifier
 from pretrain.probe.classifier import Classifier, Saving, train_and_test
-from pretrain.probe.options import Conditions, FinetuneOptions, LinearOptions, Schedule
+from pretrain.probe.options import Conditions, FinetuneOptions, LinearOptions, ProbeSchedule
 from pretrain.probe.weights import Start, random_start
 
 from .small_trunk import SmallTrunk
 
-SCHEDULE = Schedule(
+SCHEDULE = ProbeSchedule(
     epochs=3,
     batch=8,
     lr=0.05,
