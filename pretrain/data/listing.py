@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,9 @@ class PathList(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+    def __getitem__(self, index: Any) -> Any:  # a path, or a list of them for a slice
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
         i = range(len(self))[index]  # negative numbers and IndexError as in a list
         begin = int(self.ends[i - 1]) if i else 0
         return os.path.join(self.root, os.fsdecode(self.text[begin : int(self.ends[i])]))

@@ -217,7 +217,7 @@ def test_a_path_list_is_a_sequence_in_little_memory() -> None:
     inside = ["a/1.jpg", "b/\udcff.png", "/elsewhere/é.jpg"]  # the second is no valid UTF-8
     paths = data.PathList("/root", inside)
     expected = ["/root/a/1.jpg", "/root/b/\udcff.png", "/elsewhere/é.jpg"]
-    assert list(paths) == expected and paths[-1] == expected[-1]
+    assert list(paths) == paths[:] == expected and paths[-1] == expected[-1]
     assert list(pickle.loads(pickle.dumps(paths))) == expected
     assert expected[2] in paths and "b" not in paths
     with pytest.raises(IndexError):
