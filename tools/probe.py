@@ -1,12 +1,12 @@
-"""Measure features: tools/probe.py knn runs/moco/checkpoint.pth --train DIR --test DIR
+"""Measure how good features are, one row of results.jsonl per checkpoint.
 
 knn           a weighted vote of the nearest training images; several checkpoints make a curve
 linear        a linear classifier on the frozen trunk, by SGD over random crops (the papers' probe)
 linear-lbfgs  the same on one central view per image, by L-BFGS: quick, and a protocol of its own
 finetune      the whole network trained on the labels
 
-CHECKPOINT is a checkpoint.pth of tools/pretrain.py, another ResNet checkpoint that
-tools/convert_weights.py reads (torchvision's, the released MoCo's ...), or the word random.
+CHECKPOINT is a checkpoint.pth of moco-det pretrain, another ResNet checkpoint that
+moco-det convert-weights reads (torchvision's, the released MoCo's ...), or the word random.
 """
 
 from __future__ import annotations

@@ -165,5 +165,5 @@ def _check_memory(needed: int, sets: str) -> None:
         raise InputError(
             f"kNN over {sets} needs {needed / 2**30:.1f} GiB for its views and the "
             f"machine has {memory / 2**30:.1f}: lower KNN.SIZE, give a part of the images (a text "
-            "list of path<TAB>class will do), or leave KNN.TRAIN empty and use tools/probe.py"
+            "list of path<TAB>class will do), or leave KNN.TRAIN empty and use moco-det probe"
         )
