@@ -239,7 +239,7 @@ def test_threads_beside_the_model_change_nothing(
 def test_mixed_precision_on_a_cpu_where_it_is_fast(
     monkeypatch: pytest.MonkeyPatch, fast: bool, name: str
 ) -> None:
-    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda: fast)
+    monkeypatch.setattr(precision, "bfloat16_is_fast", lambda _: fast)
     chosen = choose_precision(amp=True, device="cpu")
     assert chosen.name == name and (chosen.note == "") == fast
     assert choose_precision(amp=False, device="cpu").name == "float32"
