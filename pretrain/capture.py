@@ -39,9 +39,9 @@ class CapturedStep:
             self.to_come -= 1
             return self.compute(batch)
         if self.batch is None or self.replay is None:
-            own = self.batch = batch.clone()
+            own = self.batch = batch.each(torch.clone)
             self.replay, self.results = record(lambda: self.compute(own))
-        self.batch.copy_(batch)
+        torch._foreach_copy_(self.batch.tensors(), batch.tensors())
         self.replay()
         return self.results
 

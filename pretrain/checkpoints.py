@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import platform
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from moco_det.foundation.atomic import replacing
 from moco_det.foundation.errors import InputError
@@ -34,18 +35,14 @@ def pack(
     method: Method, *, arch: str, config: Mapping[str, Any], state: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The content of a checkpoint; `state` is added to the method's own state."""
-    rest = {
-        name: value.detach().cpu().contiguous()
-        for name, value in method.state_dict().items()
-        if not name.startswith((TRUNK, HEAD))
-    }
-    head = {k: v.detach().cpu().contiguous() for k, v in method.encoder.head.state_dict().items()}
+    everything = _on_cpu(method)
+    rest = {n: value for n, value in everything.items() if not n.startswith((TRUNK, HEAD))}
     return {
         "format": FORMAT,
         "method": method.name,
         "arch": arch,
-        "encoder": method.encoder_state(),
-        "head": head,
+        "encoder": OrderedDict(_on_cpu(method.encoder.trunk)),
+        "head": _on_cpu(method.encoder.head),
         "state": {"method": rest, **state},
         "config": dict(config),
         "versions": {
@@ -55,6 +52,10 @@ def pack(
         },
         "input": {"format": "RGB", "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)},
     }
+
+
+def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    return {n: value.detach().cpu().contiguous() for n, value in module.state_dict().items()}
 
 
 def unpack(method: Method, content: Mapping[str, Any]) -> None:

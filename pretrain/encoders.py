@@ -28,8 +28,6 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self, num_features: int, *, splits: int) -> None:
         super().__init__(num_features)
-        if splits < 1:
-            raise ValueError(f"splits must be at least 1, not {splits}")
         self.splits = splits
 
     def forward(self, input: Tensor) -> Tensor:
@@ -94,6 +92,7 @@ class Encoder(nn.Module):
         trunk = ARCHITECTURES[arch](norm)
         self.bn_splits = bn_splits
         self.width = trunk.fc.in_features
+        self.dim = dim
         trunk.fc = nn.Identity()  # type: ignore[assignment]
         use_small_maps(trunk)
         self.trunk = trunk
@@ -101,8 +100,6 @@ class Encoder(nn.Module):
 
     def set_bn_splits(self, splits: int) -> None:
         """Let batch norm in training see `splits` sub-batches of what comes next."""
-        if splits > 1 and self.bn_splits == 1:
-            raise ValueError("an encoder made with one group of batch norm cannot be split")
         self.bn_splits = splits
         for module in self.modules():
             if isinstance(module, SplitBatchNorm2d):

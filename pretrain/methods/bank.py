@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moco_det.foundation.collectives import gather, own_share, world_size
-from pretrain.dictionaries import Bank
+from moco_det.foundation.declared import one_of, within
+from pretrain.dictionaries import DTYPES, Bank
 from pretrain.encoders import Encoder
-from pretrain.methods.base import Batch, Method
+from pretrain.methods.base import Method
+
+
+@dataclass(frozen=True)
+class BankArgs:
+    """BANK.*: the bank of one embedding per image, of memory_bank and inst_disc."""
+
+    # A row becomes MOMENTUM * row + (1 - MOMENTUM) * embedding, normalised; 0 replaces it.
+    MOMENTUM: float = within(0, 1, 0.5)
+    DTYPE: str = one_of(DTYPES, "float32")
+    # Leave rows that still hold the random start out of the loss: the first epoch then only fills
+    # the bank. For runs of few epochs; the papers do not.
+    SKIP_UNSEEN: bool = False
 
 
 class BankMethod(Method):
@@ -18,21 +32,29 @@ class BankMethod(Method):
     No shuffling BN: positives come from other mini-batches (MoCo paper, Section 3.3).
     """
 
-    views = 1
-
-    def __init__(
-        self, *, encoder: Encoder, bank: Bank, temperature: float, bfloat16: bool, name: str
-    ) -> None:
-        super().__init__()
-        self.name = name
-        self.encoder = encoder
+    def __init__(self, encoder: Encoder, bank: Bank, *, shared_negatives: bool) -> None:
+        super().__init__(encoder)
         self.bank = bank
-        self.temperature = temperature
-        self.use_bfloat16 = bfloat16
+        self.shared_negatives = shared_negatives
 
-    def embed(self, batch: Batch) -> Tensor:
-        """The normalised features [n, C] of the batch."""
-        return F.normalize(self.encoder(batch.views[0], bfloat16=self.use_bfloat16), dim=1)
+    def draw(self, indices: Tensor, count: int) -> Tensor:
+        """Uniform row numbers [n, count], with replacement, for the share's queries.
+
+        With shared negatives one draw serves all queries of a step, else each has its own. They
+        are the same on any number of processes, drawn on the device of `indices`.
+        """
+        n, device = len(indices), indices.device
+        if self.shared_negatives:
+            return torch.randint(self.bank.images, (1, count), device=device).expand(n, -1)
+        # Drawn for the whole global batch: processes whose generators agree get different rows.
+        drawn = torch.randint(self.bank.images, (n * world_size(), count), device=device)
+        return own_share(drawn)
+
+    def similarity(self, q: Tensor, rows: Tensor) -> Tensor:
+        """Similarity [n, K] of queries [n, C] to the rows [n, K] that were drawn for them."""
+        if self.shared_negatives:
+            return q @ self.bank.read(rows[0]).t()
+        return self.bank.similarity(q, rows)
 
     @torch.no_grad()
     def after_step(self, indices: Tensor, features: Tensor) -> None:
@@ -47,7 +69,7 @@ class BankMethod(Method):
         dtype = str(bank.rows.dtype).removeprefix("torch.")
         return [
             f"bank: {bank.images} rows of {bank.rows.shape[1]} in {dtype}, "
-            f"{bank.mebibytes:.1f} MiB in each process; {kept}",
+            f"{bank.rows.nbytes / 2**20:.1f} MiB in each process; {kept}",
             *(["bank: the first epoch only fills it"] if bank.skip_unseen else []),
             f"batch norm over {groups} group{'s' if groups > 1 else ''}; shuffling BN: not needed, "
             "positives come from earlier steps",
@@ -55,31 +77,3 @@ class BankMethod(Method):
 
     def gauges(self) -> dict[str, float]:
         return {"bank_fill": self.bank.fill}
-
-
-class Draw:
-    """Uniform draws of bank rows, with replacement, the same on any number of processes.
-
-    `shared`: one draw of `count` rows serves all queries of a step; else each query has its own.
-    """
-
-    def __init__(self, bank: Bank, *, count: int, shared: bool) -> None:
-        self.bank = bank
-        self.count = count
-        self.shared = shared
-
-    def rows(self, indices: Tensor) -> Tensor:
-        """Row numbers [n, count] for the share's queries, drawn on the device of `indices`."""
-        n, device = len(indices), indices.device
-        if self.shared:
-            drawn = torch.randint(self.bank.images, (1, self.count), device=device)
-            return drawn.expand(n, -1)
-        # Drawn for the whole global batch: processes whose generators agree get different rows.
-        queries = n * world_size()
-        return own_share(torch.randint(self.bank.images, (queries, self.count), device=device))
-
-    def similarity(self, q: Tensor, rows: Tensor) -> Tensor:
-        """Similarity [n, count] of queries [n, C] to the rows that `rows` drew for them."""
-        if self.shared:
-            return q @ self.bank.read(rows[0]).t()
-        return self.bank.similarity(q, rows)
