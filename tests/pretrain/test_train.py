@@ -12,7 +12,7 @@ import torchvision
 
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.precision import fast_avx512_bfloat16, pick_device, use_bfloat16
-from pretrain import checkpoints, loop, train
+from pretrain import build, checkpoints, loop, train
 from pretrain.config import load_config
 
 QUICK = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "quick" / "moco_v2_r18.yaml"
@@ -64,7 +64,7 @@ def test_a_run_ends_at_the_first_measurement_that_reaches_its_goal(
 ) -> None:
     shares = iter([0.9, 0.2, 0.5, 0.9])  # before the first step no goal is reached
     right = [torch.arange(100) < 100 * share for share in shares]
-    monkeypatch.setattr(train, "KnnMonitor", lambda *_, **__: lambda encoder: right.pop(0))
+    monkeypatch.setattr(build, "KnnMonitor", lambda *_, **__: lambda encoder: right.pop(0))
     pairs = ["KNN.TRAIN", class_folders, "KNN.EVERY", 1, "KNN.GOAL", 50, "LOG_EVERY", 4]
     cfg = config(tiny, *pairs, "SOLVER.MAX_ITER", 12)
     path = train.train(cfg)
