@@ -162,7 +162,7 @@ def build_method(
         "supervised": lambda: Supervised(encoder),
     }
     method = methods[kind]()
-    method.name, method.bfloat16 = method_name(cfg), bfloat16
+    method.name, method.use_bfloat16 = method_name(cfg), bfloat16
     method.accumulate(cfg.SOLVER.ACCUMULATE)
     return method
 

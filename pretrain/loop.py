@@ -248,7 +248,7 @@ class Loop:
             "iteration": self.iteration,
             "total": self.total,
             "data": self.source.identity(collectives.world_size()),
-            "bfloat16": self.method.bfloat16,
+            "bfloat16": self.method.use_bfloat16,
             "corrupt": self.source.corrupt.state(),
             "watch": self.watch.state(),
             "rng": rng,

@@ -201,7 +201,7 @@ def _announce(cfg: PretrainConfig, loop: Loop) -> None:
     method, images, world = loop.method, loop.source.images, collectives.world_size()
     logger.info(
         f"pretrain: torch {torch.__version__} on {loop.device.type}, {world} "
-        f"process{'es' if world > 1 else ''}, {'bfloat16' if method.bfloat16 else 'float32'}; "
+        f"process{'es' if world > 1 else ''}, {'bfloat16' if method.use_bfloat16 else 'float32'}; "
         f"{method.name} {cfg.ENCODER.ARCH}, {images} images, {loop.total} iterations of "
         f"{cfg.SOLVER.BATCH}"
     )

@@ -65,7 +65,7 @@ class Method(nn.Module):
 
     views = 1  # of each image, that a batch must have
     name = ""
-    bfloat16 = False  # whether the trunks compute in it
+    use_bfloat16 = False  # whether the trunks compute in it
     parts = 1  # that a process's share is computed in
     chance_loss: float  # of an encoder that knows nothing
     dictionary_size: int | None = None  # the negatives of a query, None where there are none
@@ -76,7 +76,7 @@ class Method(nn.Module):
 
     def embed(self, view: Tensor, encoder: Encoder | None = None) -> Tensor:
         """The L2-normalised features [n, C] of a view."""
-        return F.normalize((encoder or self.encoder)(view, bfloat16=self.bfloat16), dim=1)
+        return F.normalize((encoder or self.encoder)(view, bfloat16=self.use_bfloat16), dim=1)
 
     def accumulate(self, parts: int) -> None:
         """Prepare for a share that comes to `forward` in `parts` equal parts; called once.

@@ -219,7 +219,7 @@ class InstDiscParametric(Method):
         self.chance_loss = math.log(images)
 
     def forward(self, batch: Batch, keys: Tensor | None) -> MethodOutput:
-        v = self.encoder(batch.views[0], bfloat16=self.bfloat16)  # n x C
+        v = self.encoder(batch.views[0], bfloat16=self.use_bfloat16)  # n x C
         scores = self.classifier(v)  # n x images
         q = F.normalize(v.detach(), dim=1)
         metrics = class_metrics(scores.detach(), batch.indices, q)

@@ -20,7 +20,7 @@ class Supervised(Method):
 
     def forward(self, batch: Batch, keys: Tensor | None) -> MethodOutput:
         assert batch.labels is not None
-        features = self.encoder.features(batch.views[0], bfloat16=self.bfloat16)
+        features = self.encoder.features(batch.views[0], bfloat16=self.use_bfloat16)
         scores = self.encoder.head(features)  # n x classes
         features = F.normalize(features.detach(), dim=1)
         metrics = class_metrics(scores, batch.labels, features)
