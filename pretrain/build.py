@@ -26,7 +26,7 @@ from pretrain.methods import (
 )
 from pretrain.probe import KnnMonitor
 from pretrain.schedule import make_schedule
-from pretrain.watch import Watch, what_to_try
+from pretrain.watch import Watch
 
 MOCO_VERSIONS = {("fc", "moco_v1"): "moco_v1", ("mlp", "moco_v2"): "moco_v2"}
 
@@ -71,13 +71,8 @@ def build_loop(cfg: PretrainConfig, device: torch.device, *, bfloat16: bool) -> 
                 child.trunk.compile()
     steps = data.steps_per_epoch(source.images, cfg.SOLVER.BATCH)
     total = cfg.SOLVER.MAX_ITER or cfg.SOLVER.EPOCHS * steps
-    ways_out = what_to_try(
-        cfg.METHOD,
-        batch=cfg.SOLVER.BATCH,
-        size=cfg.MOCO.K,
-        momentum=cfg.MOCO.M,
-        splits=cfg.ENCODER.BN_SPLITS,
-    )
+    ways_out = ["more steps first (SOLVER.MAX_ITER or SOLVER.EPOCHS)"]
+    ways_out += method.ways_out(batch=cfg.SOLVER.BATCH)
     # While a queue still holds its random start, the loss is low for the wrong reason.
     filled = 2 * (method.dictionary_size or 0) // cfg.SOLVER.BATCH
     loop = Loop(
@@ -85,7 +80,7 @@ def build_loop(cfg: PretrainConfig, device: torch.device, *, bfloat16: bool) -> 
         source=source,
         optimizer=sgd(method, cfg),
         rate_of=make_schedule(cfg.SOLVER, total=total, steps=steps),
-        watch=Watch(method.chance_loss, after=max(100, filled), ways_out=ways_out),
+        watch=Watch(method.chance_loss, after=max(100, filled), ways_out="; then ".join(ways_out)),
         knn=knn,
         device=device,
         batch=cfg.SOLVER.BATCH,

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,19 +76,15 @@ class Loop:
         self.compute: Compute = self._compute
         self.rate: Tensor | None = None  # where a captured step reads it
         self.clock = _Clock()
-        self.writers: Sequence[Writer] = ()
+        self.writers: list[Writer] = []  # of the main process alone
 
     def capture(self) -> None:
         """Let the steps be one CUDA graph."""
         self.compute = CapturedStep(self._compute, settled=lambda: self.method.settled)
         self.rate = torch.zeros((), device=self.device)
 
-    def go(self, writers: Sequence[Writer], save: Callable[[], Path]) -> None:
-        """Run to the end of the budget or to KNN.GOAL; `save` writes a periodic checkpoint.
-
-        Records go to `writers`, which only the main process has.
-        """
-        self.writers = writers
+    def go(self, save: Callable[[], Path]) -> None:
+        """Run to the end of the budget or to KNN.GOAL; `save` writes a periodic checkpoint."""
         loader = self.source.make_loader(
             batch=self.batch,
             start=self.iteration,
@@ -207,7 +203,7 @@ class Loop:
             record["warning"] = warning
         epoch = round(self.iteration / self.steps_per_epoch, 4)
         for writer in self.writers:
-            writer.write({"iteration": self.iteration, "epoch": epoch, **record})
+            writer({"iteration": self.iteration, "epoch": epoch, **record})
 
     def _measure_neighbours(self) -> float:
         """Measure, record and return kNN accuracy, in the main process, where it is asked for."""
@@ -310,8 +306,9 @@ def _forward_and_backward(
         part = batch if parts == 1 else batch.part(start, start + size)
         own = keys if keys is None or parts == 1 else keys[start : start + size]
         # the last part sends the sum of all gradients
-        wait = isinstance(parallel, DistributedDataParallel) and not last
-        with parallel.no_sync() if wait else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if isinstance(parallel, DistributedDataParallel) and not last:
+                stack.enter_context(parallel.no_sync())
             output = parallel(part, own)
             (output.loss / parts).backward()
         outputs.append(output)

@@ -80,15 +80,10 @@ def _train(cfg: PretrainConfig, device: torch.device, folder: Path, *, resume: b
         if found is not None:
             loop.restore(found[1], found[0])
         with ExitStack() as stack:
-            writers = _open_folder(cfg, folder, loop.iteration) if collectives.is_main() else []
-            for writer in writers:
-                stack.callback(writer.close)
             if collectives.is_main():
+                loop.writers = _open_folder(cfg, folder, loop.iteration, stack)
                 _announce(cfg, loop)
-            loop.go(
-                writers,
-                lambda: _save(cfg, loop, checkpoints.periodic_path(folder, loop.iteration)),
-            )
+            loop.go(lambda: _save(cfg, loop, checkpoints.periodic_path(folder, loop.iteration)))
             return _save(cfg, loop, folder / checkpoints.FINAL)
     except Exception as error:
         reason = _bad_input(cfg, error)
@@ -181,13 +176,16 @@ def _check_same_config(cfg: PretrainConfig, content: dict[str, Any], path: Path)
         raise InputError(f"{path} was made with another config: {', '.join(differ)}")
 
 
-def _open_folder(cfg: PretrainConfig, folder: Path, iteration: int) -> list[recording.Writer]:
+def _open_folder(
+    cfg: PretrainConfig, folder: Path, iteration: int, stack: ExitStack
+) -> list[recording.Writer]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(cfg.plain())
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         return recording.open_writers(
             folder,
+            stack,
             upto=iteration,
             tensorboard=cfg.TENSORBOARD,
             wandb=cfg.WANDB,

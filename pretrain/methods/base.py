@@ -116,6 +116,10 @@ class Method(nn.Module):
         """What speaks against these settings for a global batch and a number of images."""
         return []
 
+    def ways_out(self, *, batch: int) -> list[str]:
+        """What to try where a run learned nothing, in order, without what it has taken."""
+        return []
+
     def gauges(self) -> dict[str, float]:
         """Numbers for the record of a logged step."""
         return {}

@@ -16,7 +16,11 @@ from pretrain.encoders import Encoder
 from pretrain.losses import info_nce, similarities
 from pretrain.methods import shuffling
 from pretrain.methods.base import Batch, Method, MethodOutput, contrastive_metrics
-from pretrain.watch import queue_warnings
+
+# A run here collapsed at K/batch * (1-m) = 0.32 within 200 steps; MoCo's own setting is 0.256.
+DRIFT_LIMIT = 0.3
+# What made a run of at most a few thousand steps learn: a fast key encoder, a queue of few batches.
+SHORT_MOMENTUM, SHORT_QUEUE = 0.97, 4
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,33 @@ class MoCo(Method):
         return [shuffling.note(self.key_encoder.bn_splits, asked=self.args.SHUFFLE)]
 
     def warnings(self, *, batch: int, images: int) -> list[str]:
-        return queue_warnings(self.args.K, batch, self.args.M, images)
+        found = []
+        size, still = self.args.K, 1 - self.args.M
+        # how far the key encoder moves while a key is in the queue
+        moved = size / batch * still
+        if moved > DRIFT_LIMIT:
+            found.append(
+                f"K/batch x (1-m) = {size}/{batch} x {still:.4g} = {moved:.2f} is above "
+                f"{DRIFT_LIMIT}: the oldest keys come from another encoder and the run may "
+                "collapse; lower MOCO.K or raise MOCO.M"
+            )
+        if size > images:
+            found.append(
+                f"MOCO.K {size} is more than the {images} images: each image has older keys of its "
+                "own among its negatives; lower MOCO.K"
+            )
+        return found
+
+    def ways_out(self, *, batch: int) -> list[str]:
+        found, size = [], SHORT_QUEUE * batch
+        if self.args.M > SHORT_MOMENTUM or size < self.args.K:
+            found.append(
+                f"for a short run MOCO.M {SHORT_MOMENTUM:g} and MOCO.K {size} "
+                f"({SHORT_QUEUE} batches)"
+            )
+        if self.encoder.bn_splits * self.parts > 1:
+            found.append("ENCODER.BN_SPLITS 1")
+        return found
 
     def gauges(self) -> dict[str, float]:
         return {"queue_fill": self.dictionary.fill}
