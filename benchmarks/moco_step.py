@@ -40,7 +40,7 @@ from pretrain.capture import CapturedStep
 from pretrain.config import load_config
 from pretrain.data.resident import RowSet, Squares, ViewsOnDevice
 from pretrain.encoders import ARCHITECTURES, Encoder
-from pretrain.methods import Batch
+from pretrain.methods.base import Batch
 
 Step = Callable[[], Tensor]
 DIM, NEGATIVES, MOMENTUM, TEMPERATURE = 128, 65536, 0.999, 0.2

@@ -9,21 +9,16 @@ import torch
 from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
 from pretrain import augment, data
-from pretrain.config import PretrainConfig
+from pretrain.config import VIEWS, PretrainConfig
 from pretrain.dictionaries import DTYPES, Bank
 from pretrain.encoders import Encoder
 from pretrain.loop import Loop
-from pretrain.methods import (
-    VIEWS,
-    EndToEnd,
-    InstDiscNCE,
-    InstDiscParametric,
-    InstDiscSoftmax,
-    MemoryBank,
-    Method,
-    MoCo,
-    Supervised,
-)
+from pretrain.methods.base import Method
+from pretrain.methods.end_to_end import EndToEnd
+from pretrain.methods.inst_disc import InstDiscNCE, InstDiscParametric, InstDiscSoftmax
+from pretrain.methods.memory_bank import MemoryBank
+from pretrain.methods.moco import MoCo
+from pretrain.methods.supervised import Supervised
 from pretrain.probe import KnnMonitor
 from pretrain.schedule import make_schedule
 from pretrain.watch import Watch

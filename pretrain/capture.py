@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moco_det.foundation.errors import InputError
-from pretrain.methods import Batch
+from pretrain.methods.base import Batch
 
 # Steps before the capture: what they allocate and choose once (momentum buffers, workspaces,
 # convolution algorithms) must not happen inside it.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from moco_det.foundation.atomic import replacing
 from moco_det.foundation.errors import InputError
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
-from pretrain.methods import Method
+from pretrain.methods.base import Method
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,21 @@ from moco_det.foundation.declared import at_least, one_of, section, within
 from moco_det.foundation.errors import InputError
 from pretrain.augment import RECIPES
 from pretrain.encoders import ARCHITECTURES, HEADS
-from pretrain.methods import VIEWS
 from pretrain.methods.bank import BankArgs
-from pretrain.methods.end_to_end import EndToEndArgs
-from pretrain.methods.inst_disc import InstDiscArgs
-from pretrain.methods.memory_bank import MemoryBankArgs
-from pretrain.methods.moco import MoCoArgs
+from pretrain.methods.end_to_end import EndToEnd, EndToEndArgs
+from pretrain.methods.inst_disc import InstDiscArgs, InstDiscNCE
+from pretrain.methods.memory_bank import MemoryBank, MemoryBankArgs
+from pretrain.methods.moco import MoCo, MoCoArgs
+from pretrain.methods.supervised import Supervised
+
+# How many views each METHOD asks of the data, known before the data is read.
+VIEWS = {
+    "moco": MoCo.views,
+    "end_to_end": EndToEnd.views,
+    "memory_bank": MemoryBank.views,
+    "inst_disc": InstDiscNCE.views,
+    "supervised": Supervised.views,
+}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from moco_det.foundation.errors import InputError
 from pretrain import augment, checkpoints, data
 from pretrain.capture import CapturedStep, Compute
 from pretrain.encoders import Encoder
-from pretrain.methods import Batch, Method, MethodOutput
+from pretrain.methods.base import Batch, Method, MethodOutput
 from pretrain.recording import Writer
 from pretrain.watch import Watch, knn_gain
 

@@ -23,15 +23,11 @@ from pretrain.build import bn_splits_per_process, build_method, place, sgd
 from pretrain.config import PretrainConfig
 from pretrain.encoders import Encoder
 from pretrain.loop import compute_step
-from pretrain.methods import (
-    Batch,
-    EndToEnd,
-    InstDiscNCE,
-    InstDiscParametric,
-    MemoryBank,
-    Method,
-    Supervised,
-)
+from pretrain.methods.base import Batch, Method
+from pretrain.methods.end_to_end import EndToEnd
+from pretrain.methods.inst_disc import InstDiscNCE, InstDiscParametric
+from pretrain.methods.memory_bank import MemoryBank
+from pretrain.methods.supervised import Supervised
 
 GIB = 2**30
 # What a GPU's process takes beside tensors: the CUDA context and the convolutions' work space.

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from moco_det.foundation import collectives, declared
+from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.launching import torchrun_group, torchrun_process
 from moco_det.foundation.precision import pick_device, use_bfloat16
@@ -179,20 +180,15 @@ def _check_same_config(cfg: PretrainConfig, content: dict[str, Any], path: Path)
 def _open_folder(
     cfg: PretrainConfig, folder: Path, iteration: int, stack: ExitStack
 ) -> list[recording.Writer]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(cfg.plain())
-        (folder / "config.yaml").write_text(text, encoding="utf-8")
-        return recording.open_writers(
-            folder,
-            stack,
-            upto=iteration,
-            tensorboard=cfg.TENSORBOARD,
-            wandb=cfg.WANDB,
-            config=cfg.plain(),
-        )
-    except OSError as error:
-        raise InputError(f"cannot write OUTPUT_DIR {folder}: {error.strerror}") from error
+    write_text(folder / "config.yaml", yaml.safe_dump(cfg.plain()))
+    return recording.open_writers(
+        folder,
+        stack,
+        upto=iteration,
+        tensorboard=cfg.TENSORBOARD,
+        wandb=cfg.WANDB,
+        config=cfg.plain(),
+    )
 
 
 def _announce(cfg: PretrainConfig, loop: Loop) -> None:

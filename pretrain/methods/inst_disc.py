@@ -127,14 +127,8 @@ class InstDiscNCE(_InstDisc):
         if not self._z_is_known:  # the random start is skipped: nothing counts yet
             log_z = torch.zeros_like(log_z)
             weight = None if weight is None else torch.zeros_like(weight)
-        loss = nce(
-            positive,
-            negative,
-            temperature=self.args.T,
-            log_z=log_z,
-            images=self.bank.images,
-            weight=weight,
-        )
+        images = self.bank.images
+        loss = nce(positive, negative, self.args.T, log_z=log_z, images=images, weight=weight)
         metrics = contrastive_metrics(q, positive, negative, keys == batch.indices[:, None])
         return self.with_proximal(loss, q, batch, before, metrics)
 
@@ -164,7 +158,7 @@ class InstDiscNCE(_InstDisc):
         return float(self.log_z.double().exp())
 
     def _log_z_of(self, negative: Tensor) -> Tensor:
-        return log_z_estimate(negative, temperature=self.args.T, images=self.bank.images)
+        return log_z_estimate(negative, self.args.T, images=self.bank.images)
 
     def _first_log_z(self, batch: Batch, rows: Tensor) -> Tensor:
         """ln Z over the whole global batch; batch norm's running statistics stay as they are."""

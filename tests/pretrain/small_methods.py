@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from pretrain.encoders import Encoder
-from pretrain.methods import Batch, EndToEnd, Method, MethodOutput, MoCo
-from pretrain.methods.end_to_end import EndToEndArgs
-from pretrain.methods.moco import MoCoArgs
+from pretrain.methods.base import Batch, Method, MethodOutput
+from pretrain.methods.end_to_end import EndToEnd, EndToEndArgs
+from pretrain.methods.moco import MoCo, MoCoArgs
 
 
 def moco(*, splits: int = 2, shuffle: bool = True, momentum: float = 0.9, size: int = 12) -> MoCo:

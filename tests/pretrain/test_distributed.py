@@ -17,7 +17,7 @@ from moco_det.foundation.errors import InputError
 from pretrain.build import build_method
 from pretrain.config import load_config
 from pretrain.encoders import ARCHITECTURES
-from pretrain.methods import Batch, Method
+from pretrain.methods.base import Batch, Method
 from tests.pretrain.small_trunk import SmallTrunk
 from tests.pretrain.test_methods import EVERY
 

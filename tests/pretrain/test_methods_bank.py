@@ -13,17 +13,14 @@ from pretrain.build import build_method
 from pretrain.config import load_config
 from pretrain.dictionaries import Bank
 from pretrain.encoders import ARCHITECTURES, Encoder
-from pretrain.methods import (
-    Batch,
+from pretrain.methods.base import Batch, Method, MethodOutput
+from pretrain.methods.inst_disc import (
+    InstDiscArgs,
     InstDiscNCE,
     InstDiscParametric,
     InstDiscSoftmax,
-    MemoryBank,
-    Method,
-    MethodOutput,
 )
-from pretrain.methods.inst_disc import InstDiscArgs
-from pretrain.methods.memory_bank import MemoryBankArgs
+from pretrain.methods.memory_bank import MemoryBank, MemoryBankArgs
 from tests.pretrain.small_trunk import SmallTrunk
 
 IMAGES = 20

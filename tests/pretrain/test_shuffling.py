@@ -10,7 +10,9 @@ from moco_det.foundation.errors import InputError
 from pretrain.build import bn_splits_per_process
 from pretrain.config import PretrainConfig, load_config
 from pretrain.encoders import ARCHITECTURES, Encoder, SplitBatchNorm2d
-from pretrain.methods import Batch, EndToEnd, MoCo
+from pretrain.methods.base import Batch
+from pretrain.methods.end_to_end import EndToEnd
+from pretrain.methods.moco import MoCo
 from tests.pretrain.small_methods import batch, end_to_end, forward, moco
 from tests.pretrain.small_trunk import SmallTrunk
 

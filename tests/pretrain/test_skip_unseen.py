@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pretrain.dictionaries import Bank
 from pretrain.encoders import ARCHITECTURES, Encoder
-from pretrain.methods import Batch, InstDiscNCE, InstDiscSoftmax, MemoryBank, Method, MethodOutput
-from pretrain.methods.inst_disc import InstDiscArgs
-from pretrain.methods.memory_bank import MemoryBankArgs
+from pretrain.methods.base import Batch, Method, MethodOutput
+from pretrain.methods.inst_disc import InstDiscArgs, InstDiscNCE, InstDiscSoftmax
+from pretrain.methods.memory_bank import MemoryBank, MemoryBankArgs
 from tests.pretrain.small_trunk import SmallTrunk
 
 IMAGES = 12
