@@ -10,7 +10,7 @@ from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
 from pretrain import augment, data
 from pretrain.config import VIEWS, PretrainConfig
-from pretrain.dictionaries import DTYPES, Bank
+from pretrain.dictionaries import Bank
 from pretrain.encoders import Encoder
 from pretrain.loop import Loop
 from pretrain.methods.base import Method
@@ -58,7 +58,7 @@ def build_loop(cfg: PretrainConfig, device: torch.device, *, bfloat16: bool) -> 
         )
     images = source.images if source.numbered else None
     method = build_method(cfg, images=images, classes=source.classes, bfloat16=bfloat16)
-    place(method, device)
+    optimizer = place(method, cfg, device)
     captured = cfg.COMPILE and device.type == "cuda" and collectives.world_size() == 1
     if cfg.COMPILE and not captured:
         for child in method.children():
@@ -73,7 +73,7 @@ def build_loop(cfg: PretrainConfig, device: torch.device, *, bfloat16: bool) -> 
     loop = Loop(
         method=method,
         source=source,
-        optimizer=sgd(method, cfg),
+        optimizer=optimizer,
         rate_of=make_schedule(cfg.SOLVER, total=total, steps=steps),
         watch=Watch(method.chance_loss, after=max(100, filled), ways_out="; then ".join(ways_out)),
         knn=knn,
@@ -92,14 +92,10 @@ def build_loop(cfg: PretrainConfig, device: torch.device, *, bfloat16: bool) -> 
     return loop
 
 
-def place(method: Method, device: torch.device) -> None:
-    """Ready to be trained on a device."""
+def place(method: Method, cfg: PretrainConfig, device: torch.device) -> torch.optim.Optimizer:
+    """Make a method ready to be trained on a device, by the optimizer that is returned."""
     method.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     method.train()
-
-
-def sgd(method: Method, cfg: PretrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of a method's trained parameters."""
     return torch.optim.SGD(
         [p for p in method.parameters() if p.requires_grad],
         lr=cfg.SOLVER.LR,
@@ -137,17 +133,12 @@ def build_method(
     splits = bn_splits_per_process(cfg, collectives.world_size())
     encoder = Encoder(cfg.ENCODER.ARCH, head=head, dim=dim, bn_splits=splits)
 
-    def bank() -> Bank:
-        momentum, skip = cfg.BANK.MOMENTUM, cfg.BANK.SKIP_UNSEEN
-        dtype = DTYPES[cfg.BANK.DTYPE]
-        return Bank(rows, dim, momentum=momentum, dtype=dtype, skip_unseen=skip)
-
     methods: dict[str, Callable[[], Method]] = {
         "moco": lambda: MoCo(encoder, cfg.MOCO),
         "end_to_end": lambda: EndToEnd(encoder, cfg.END_TO_END, batch=cfg.SOLVER.BATCH),
-        "memory_bank": lambda: MemoryBank(encoder, bank(), cfg.MEMORY_BANK),
-        "nce": lambda: InstDiscNCE(encoder, bank(), cfg.INST_DISC),
-        "softmax": lambda: InstDiscSoftmax(encoder, bank(), cfg.INST_DISC),
+        "memory_bank": lambda: MemoryBank(encoder, Bank(rows, dim, cfg.BANK), cfg.MEMORY_BANK),
+        "nce": lambda: InstDiscNCE(encoder, Bank(rows, dim, cfg.BANK), cfg.INST_DISC),
+        "softmax": lambda: InstDiscSoftmax(encoder, Bank(rows, dim, cfg.BANK), cfg.INST_DISC),
         "parametric": lambda: InstDiscParametric(encoder, images=rows),
         "supervised": lambda: Supervised(encoder),
     }

@@ -6,9 +6,13 @@ step's loss has been back-propagated, so that `read` can hand out the live buffe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from moco_det.foundation.declared import one_of, within
 
 # With up to so many times more rows than draws, all similarities at once and the drawn ones picked
 # out are faster than copying the drawn rows for each query, and take less memory (128 queries,
@@ -29,9 +33,9 @@ class Queue(nn.Module):
     pointer: Tensor
     written: Tensor
 
-    def __init__(self, dim: int, size: int, *, generator: torch.Generator | None = None) -> None:
+    def __init__(self, dim: int, size: int) -> None:
         super().__init__()
-        start = torch.randn(size, dim, generator=generator)
+        start = torch.randn(size, dim)
         self.register_buffer("keys", F.normalize(start, dim=1))  # K x C
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("written", torch.zeros((), dtype=torch.long))
@@ -63,11 +67,23 @@ class Queue(nn.Module):
         self.written.add_(len(keys))
 
 
+@dataclass(frozen=True)
+class BankArgs:
+    """BANK.*: the bank of one embedding per image, of memory_bank and inst_disc."""
+
+    # A row becomes MOMENTUM * row + (1 - MOMENTUM) * embedding, normalised; 0 replaces it.
+    MOMENTUM: float = within(0, 1, 0.5)
+    DTYPE: str = one_of(DTYPES, "float32")
+    # Leave rows that still hold the random start out of the loss: the first epoch then only fills
+    # the bank. For runs of few epochs; the papers do not.
+    SKIP_UNSEEN: bool = False
+
+
 class Bank(nn.Module):
     """One feature for each image of the set (Wu et al. 2018, Section 3.1).
 
-    It starts with random unit vectors. Rows are kept in `dtype` and handed out in float32. With
-    `skip_unseen` the random start enters neither the loss nor, by the momentum, later rows, so
+    It starts with random unit vectors. Rows are kept in DTYPE and handed out in float32. With
+    SKIP_UNSEEN the random start enters neither the loss nor, by the momentum, later rows, so
     that the first epoch only fills the bank: else queries flee what the bank holds of them for an
     epoch, from which short runs do not recover. The papers do not skip.
     """
@@ -75,21 +91,12 @@ class Bank(nn.Module):
     rows: Tensor
     seen: Tensor
 
-    def __init__(
-        self,
-        images: int,
-        dim: int,
-        *,
-        momentum: float,
-        dtype: torch.dtype = torch.float32,
-        skip_unseen: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, images: int, dim: int, args: BankArgs) -> None:
         super().__init__()
-        self.momentum = momentum
-        self.skip_unseen = skip_unseen
-        start = F.normalize(torch.randn(images, dim, generator=generator), dim=1)
-        self.register_buffer("rows", start.to(dtype))  # n x C
+        self.momentum = args.MOMENTUM
+        self.skip_unseen = args.SKIP_UNSEEN
+        start = F.normalize(torch.randn(images, dim), dim=1)
+        self.register_buffer("rows", start.to(DTYPES[args.DTYPE]))  # n x C
         self.register_buffer("seen", torch.zeros(images, dtype=torch.bool))
 
     @property

@@ -143,7 +143,11 @@ class Loop:
             yield raw
 
     def _step(self, raw: data.RawBatch) -> None:
-        self._set_rate()
+        rate = self.rate_of(self.iteration)
+        if self.rate is not None:
+            self.rate.fill_(rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate if self.rate is None else self.rate
         pixels = raw.pixels.to(self.device, non_blocking=True)  # n x V x S x S x 3
         batch = Batch(
             tuple(augment.normalise(view) for view in pixels.unbind(dim=1)),
@@ -155,25 +159,15 @@ class Loop:
         self.iteration += 1
         self.clock.images += self.batch
 
-    def _set_rate(self) -> None:
-        rate = self.rate_of(self.iteration)
-        if self.rate is not None:
-            self.rate.fill_(rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate if self.rate is None else self.rate
-
     def _compute(self, batch: Batch) -> dict[str, Tensor]:
         return compute_step(self.method, self.parallel, self.optimizer, batch)
 
     def _check_finite(self) -> None:
         # All processes see the same sum, and stop at the same step.
         if not math.isfinite(float(collectives.mean(self.sums["loss"]))):
-            where = f"the last good checkpoint is {self.last_good}"
-            if self.last_good is None:
-                where = "no checkpoint was written yet"
             raise InputError(
-                f"the loss is not finite at iteration {self.iteration}: {where}; lower SOLVER.LR, "
-                "or try PRECISION float32"
+                f"the loss is not finite at iteration {self.iteration} (the last good checkpoint: "
+                f"{self.last_good or 'none yet'}): lower SOLVER.LR, or try PRECISION float32"
             )
 
     def _log(self, bar: tqdm[Any]) -> None:
@@ -215,16 +209,7 @@ class Loop:
         gain = knn_gain(self.random_hits, hits)
         last = self.iteration == self.total
         warning = self.watch.look_at_knn(self.iteration, gain, last=last)
-        if self.iteration == 0:
-            logger.info("iteration 0: kNN of random weights %.1f %%", gain.random)
-        else:
-            logger.info(
-                "iteration %d: kNN %.1f %%, random weights %.1f %% (up to %.1f points are chance)",
-                self.iteration,
-                gain.accuracy,
-                gain.random,
-                gain.margin,
-            )
+        logger.info("iteration %d: %s", self.iteration, gain)
         if last and not warning:
             logger.info("the encoder ended better than its random weights by %.1f", gain.points)
         self._write(gain.record(), warning)
@@ -254,16 +239,16 @@ class Loop:
     def restore(self, content: dict[str, Any], path: Path) -> None:
         """Continue from a checkpoint's content; InputError where its data are not these."""
         state = content["state"]
-        if "data" not in state:
-            raise InputError(f"{path} was written by an older version, which it needs to go on")
         now = self.source.identity(collectives.world_size())
-        for name in sorted(now.keys() | state["data"].keys()):
-            then = state["data"].get(name)
-            if then != now.get(name):
-                raise InputError(
-                    f"{path} was trained with {then} {name} and DATA.PATH now has {now.get(name)}: "
-                    f"resume needs the same {name}"
-                )
+        if state.get("data") != now:
+            then, here = (
+                ", ".join(f"{value} {name}" for name, value in (given or {}).items())
+                for given in (state.get("data"), now)
+            )
+            raise InputError(
+                f"{path} was trained with {then or 'unknown data'} and DATA.PATH now has {here}: "
+                "resume needs the same"
+            )
         if self.knn is not None:  # the network still has the weights that the run started from
             self.random_hits = self.knn(self.method.encoder)
         checkpoints.unpack(self.method, content)
@@ -288,28 +273,19 @@ def compute_step(
     """
     keys = method.prepare(batch)
     optimizer.zero_grad(set_to_none=True)
-    outputs = _forward_and_backward(method.parts, parallel, batch, keys)
+    outputs: list[MethodOutput] = []
+    size = len(batch.indices) // method.parts
+    for start in range(0, method.parts * size, size):
+        stop = start + size
+        with contextlib.ExitStack() as stack:
+            # the last part sends the sum of all gradients
+            if isinstance(parallel, DistributedDataParallel) and len(outputs) + 1 < method.parts:
+                stack.enter_context(parallel.no_sync())
+            output = parallel(batch.part(start, stop), None if keys is None else keys[start:stop])
+            (output.loss / method.parts).backward()
+        outputs.append(output)
     optimizer.step()
     method.after_step(batch.indices, torch.cat([one.features for one in outputs]))
     rows = [{"loss": one.loss.detach(), **one.metrics} for one in outputs]
     means = {name: torch.stack([row[name] for row in rows]).mean(dim=0) for name in rows[0]}
     return {**means, "steps": torch.ones_like(means["loss"])}
-
-
-def _forward_and_backward(
-    parts: int, parallel: nn.Module, batch: Batch, keys: Tensor | None
-) -> list[MethodOutput]:
-    size = len(batch.indices) // parts
-    outputs = []
-    for start in range(0, parts * size, size):
-        last = start == (parts - 1) * size
-        part = batch if parts == 1 else batch.part(start, start + size)
-        own = keys if keys is None or parts == 1 else keys[start : start + size]
-        # the last part sends the sum of all gradients
-        with contextlib.ExitStack() as stack:
-            if isinstance(parallel, DistributedDataParallel) and not last:
-                stack.enter_context(parallel.no_sync())
-            output = parallel(part, own)
-            (output.loss / parts).backward()
-        outputs.append(output)
-    return outputs

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.precision import pick_device, use_bfloat16
 from pretrain import checkpoints, data
-from pretrain.build import bn_splits_per_process, build_method, place, sgd
+from pretrain.build import bn_splits_per_process, build_method, place
 from pretrain.config import PretrainConfig
 from pretrain.encoders import Encoder
 from pretrain.loop import compute_step
@@ -49,24 +49,14 @@ MEASURED_IMAGES = 4096  # rows of the bank: the rate hardly depends on it
 # What lies on a process's device at the peak of a step, and what makes it smaller.
 PARTS = {
     "encoders": ("weights of all encoders and heads", "choose a smaller ENCODER.ARCH"),
-    "dictionary": (
-        "queue, bank or classifier",
-        "METHOD moco has a queue that does not grow with the images, and BANK.DTYPE float16 halves "
-        "a bank",
-    ),
+    "dictionary": ("queue, bank or classifier", "use METHOD moco, or a bank of BANK.DTYPE float16"),
     "training": ("gradients, momentum, buckets", "choose a smaller ENCODER.ARCH"),
     "activations": (
-        "what the step keeps for its backward pass",
-        "raise the number of GPUs or SOLVER.ACCUMULATE, or lower SOLVER.BATCH",
+        "what backward needs",
+        "raise --gpus or SOLVER.ACCUMULATE, or lower SOLVER.BATCH",
     ),
-    "scores": (
-        "similarities and their gradients",
-        "lower the number of negatives or SOLVER.BATCH",
-    ),
-    "images": (
-        "the set, DATA.ON_DEVICE",
-        "set DATA.ON_DEVICE False, or DATA.SHORTER_SIDE to a smaller square",
-    ),
+    "scores": ("similarities and their gradients", "lower the negatives or SOLVER.BATCH"),
+    "images": ("the set, DATA.ON_DEVICE", "set DATA.ON_DEVICE False, or lower DATA.SHORTER_SIDE"),
     "overhead": ("allowance for CUDA's context and work space", "take a larger GPU"),
 }
 
@@ -211,8 +201,7 @@ def measured_rate(cfg: PretrainConfig) -> float:
     torch.manual_seed(cfg.SEED)
     bfloat16 = use_bfloat16(cfg.PRECISION, device)
     method = build_method(cfg, images=MEASURED_IMAGES, classes=1000, bfloat16=bfloat16)
-    place(method, device)
-    optimizer = sgd(method, cfg)
+    optimizer = place(method, cfg, device)
     optimizer.param_groups[0]["lr"] = 0.0
     count, side = cfg.SOLVER.BATCH, cfg.AUGMENT.SIZE
     pixels = [torch.randn(count, 3, side, side, device=device) for _ in range(method.views)]

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 Found = tuple[Path, dict[str, Any]]  # a checkpoint and its content
 
 # What may change between a run and its continuation without changing what is learned.
-FREE_KEYS = {
+FREE = (
     "OUTPUT_DIR",
     "DEVICE",
     "PRECISION",  # the run goes on in the one it has
@@ -42,8 +42,8 @@ FREE_KEYS = {
     "CHECKPOINT_EVERY",
     "TENSORBOARD",
     "WANDB",
-}
-FREE_SECTIONS = ("KNN.",)  # measures, and does not teach
+    "KNN.",  # measures, and does not teach
+)
 
 
 def train(cfg: PretrainConfig, *, resume: bool = False) -> Path:
@@ -60,12 +60,8 @@ def train(cfg: PretrainConfig, *, resume: bool = False) -> Path:
         except KeyboardInterrupt:
             if collectives.is_main():
                 kept = checkpoints.in_folder(folder)
-                logger.info(
-                    f"--resume goes on from {kept[0]}"
-                    if kept
-                    else f"no checkpoint yet (CHECKPOINT_EVERY {cfg.CHECKPOINT_EVERY}): --resume "
-                    "starts from the start"
-                )
+                start = f"the start: no checkpoint yet (CHECKPOINT_EVERY {cfg.CHECKPOINT_EVERY})"
+                logger.info("--resume goes on from %s", kept[0] if kept else start)
             raise
 
 
@@ -169,9 +165,7 @@ def _check_same_config(cfg: PretrainConfig, content: dict[str, Any], path: Path)
     differ = [
         f"{key} ({before.get(key)} then, {now.get(key)} now)"
         for key in sorted(before.keys() | now.keys())
-        if key not in FREE_KEYS
-        and not key.startswith(FREE_SECTIONS)
-        and before.get(key) != now.get(key)
+        if not key.startswith(FREE) and before.get(key) != now.get(key)
     ]
     if differ:
         raise InputError(f"{path} was made with another config: {', '.join(differ)}")

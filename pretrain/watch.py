@@ -31,6 +31,10 @@ class KnnGain:
         """Above random weights."""
         return self.accuracy - self.random
 
+    def __str__(self) -> str:
+        chance = f"up to {self.margin:.1f} points are chance"
+        return f"kNN {self.accuracy:.1f} %, random weights {self.random:.1f} % ({chance})"
+
     def record(self) -> dict[str, float]:
         """For the metrics file; the report draws and judges by these names."""
         return {

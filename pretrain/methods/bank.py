@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from moco_det.foundation.collectives import gather, own_share, world_size
-from moco_det.foundation.declared import one_of, within
-from pretrain.dictionaries import DTYPES, Bank
+from pretrain.dictionaries import Bank
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Method
-
-
-@dataclass(frozen=True)
-class BankArgs:
-    """BANK.*: the bank of one embedding per image, of memory_bank and inst_disc."""
-
-    # A row becomes MOMENTUM * row + (1 - MOMENTUM) * embedding, normalised; 0 replaces it.
-    MOMENTUM: float = within(0, 1, 0.5)
-    DTYPE: str = one_of(DTYPES, "float32")
-    # Leave rows that still hold the random start out of the loss: the first epoch then only fills
-    # the bank. For runs of few epochs; the papers do not.
-    SKIP_UNSEEN: bool = False
 
 
 class BankMethod(Method):
@@ -63,13 +48,11 @@ class BankMethod(Method):
 
     def notes(self) -> list[str]:
         bank, groups = self.bank, self.encoder.bn_splits * self.parts * world_size()
-        kept = (
-            f"rows keep {bank.momentum:g} of themselves" if bank.momentum else "rows are replaced"
-        )
+        kept = f"keep {bank.momentum:g} of themselves" if bank.momentum else "are replaced"
         dtype = str(bank.rows.dtype).removeprefix("torch.")
         return [
             f"bank: {bank.images} rows of {bank.rows.shape[1]} in {dtype}, "
-            f"{bank.rows.nbytes / 2**20:.1f} MiB in each process; {kept}",
+            f"{bank.rows.nbytes / 2**20:.1f} MiB in each process; rows {kept}",
             *(["bank: the first epoch only fills it"] if bank.skip_unseen else []),
             f"batch norm over {groups} group{'s' if groups > 1 else ''}; shuffling BN: not needed, "
             "positives come from earlier steps",

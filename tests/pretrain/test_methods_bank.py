@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pretrain.build import build_method
 from pretrain.config import load_config
-from pretrain.dictionaries import Bank
+from pretrain.dictionaries import Bank, BankArgs
 from pretrain.encoders import ARCHITECTURES, Encoder
 from pretrain.methods.base import Batch, Method, MethodOutput
 from pretrain.methods.inst_disc import (
@@ -34,7 +34,7 @@ def small_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parts(*, momentum: float = 0.5) -> tuple[Encoder, Bank]:
     torch.manual_seed(0)
-    return Encoder("resnet18", head="fc", dim=8), Bank(IMAGES, 8, momentum=momentum)
+    return Encoder("resnet18", head="fc", dim=8), Bank(IMAGES, 8, BankArgs(MOMENTUM=momentum))
 
 
 def memory_bank(*, negatives: int = 12, shared: bool = True) -> MemoryBank:

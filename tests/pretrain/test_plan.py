@@ -97,7 +97,7 @@ def test_a_planned_step_needs_no_more_activations_than_planned(small_trunk: None
 @pytest.mark.parametrize(
     ("pairs", "memory", "match"),
     [
-        (["METHOD", "memory_bank"], 16, "the dictionary: METHOD moco has a queue"),
+        (["METHOD", "memory_bank"], 16, "the dictionary: use METHOD moco"),
         (["METHOD", "inst_disc", "INST_DISC.LOSS", "softmax"], 10**6, None),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.dictionaries import Bank
+from pretrain.dictionaries import Bank, BankArgs
 from pretrain.encoders import ARCHITECTURES, Encoder
 from pretrain.methods.base import Batch, Method, MethodOutput
 from pretrain.methods.inst_disc import InstDiscArgs, InstDiscNCE, InstDiscSoftmax
@@ -28,7 +28,7 @@ def small_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
 def parts(*, skip: bool = True) -> tuple[Encoder, Bank]:
     torch.manual_seed(0)
     encoder = Encoder("resnet18", head="fc", dim=8)
-    return encoder, Bank(IMAGES, 8, momentum=0.5, skip_unseen=skip)
+    return encoder, Bank(IMAGES, 8, BankArgs(SKIP_UNSEEN=skip))
 
 
 def batch(indices: Tensor, seed: int = 1) -> Batch:

@@ -126,7 +126,10 @@ def test_a_stopped_and_resumed_run_equals_one_that_was_never_stopped(
 
 @pytest.mark.parametrize(
     ("every", "said"),
-    [(1, "--resume goes on from {}/checkpoint_"), (9, "no checkpoint yet (CHECK")],
+    [
+        (1, "--resume goes on from {}/checkpoint_"),
+        (9, "--resume goes on from the start: no checkpoint yet (CHECK"),
+    ],
 )
 def test_a_stopped_run_says_what_resume_finds(
     every: int,
@@ -139,7 +142,7 @@ def test_a_stopped_run_says_what_resume_finds(
     stop_after(monkeypatch, 2)
     with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
         train.train(cfg)
-    assert caplog.messages[-1].startswith(said.format(cfg.OUTPUT_DIR))
+    assert caplog.messages[-1].startswith(f"--resume goes on from {said.format(cfg.OUTPUT_DIR)}")
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
