@@ -19,7 +19,7 @@ from pretrain.methods.inst_disc import InstDiscNCE, InstDiscParametric, InstDisc
 from pretrain.methods.memory_bank import MemoryBank
 from pretrain.methods.moco import MoCo
 from pretrain.methods.supervised import Supervised
-from pretrain.probe import KnnMonitor
+from pretrain.probe.knn import KnnMonitor
 from pretrain.schedule import make_schedule
 from pretrain.watch import Watch
 

@@ -1,12 +1,11 @@
 """checkpoint.pth: what is in it, written whole or not at all, and found again.
 
-The file is the door to the other rooms: `encoder` has torchvision's ResNet names without `fc`;
-it is read with `weights_only=True`.
+The file is all that other packages see of a run: `encoder` has torchvision's ResNet names without
+`fc`; it is read with `weights_only=True`.
 """
 
 from __future__ import annotations
 
-import logging
 import platform
 import re
 from collections import OrderedDict
@@ -18,17 +17,18 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from moco_det.foundation.atomic import replacing
+from moco_det.foundation.checkpoints import newest_whole, save_checkpoint
 from moco_det.foundation.errors import InputError
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
 from pretrain.methods.base import Method
-
-logger = logging.getLogger(__name__)
 
 FORMAT = "moco-det/1"
 FINAL = "checkpoint.pth"
 KEEP = 2  # periodic checkpoints that stay, so that a damaged one has one before it
 TRUNK, HEAD = "encoder.trunk.", "encoder.head."
+
+
+save = save_checkpoint
 
 
 def pack(
@@ -66,12 +66,6 @@ def unpack(method: Method, content: Mapping[str, Any]) -> None:
     method.load_state_dict(full)
 
 
-def save(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint: it is whole or absent."""
-    with replacing(path) as file:
-        torch.save(dict(content), file)
-
-
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint of this format; raises InputError for anything else."""
     try:
@@ -99,21 +93,8 @@ def in_folder(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint, or None where there is none at all.
-
-    A damaged one is named and the one before is used; all damaged is an InputError.
-    """
-    paths = in_folder(folder)
-    for path in paths:
-        try:
-            return path, read(path)
-        except InputError as error:
-            logger.warning("%s; trying the one before", error)
-    if paths:
-        raise InputError(
-            f"no checkpoint in {folder} can be read: start again in another OUTPUT_DIR"
-        )
-    return None
+    """The newest whole checkpoint, or None where there is none at all."""
+    return newest_whole(in_folder(folder), read)
 
 
 def prune(folder: Path) -> None:

@@ -124,7 +124,7 @@ class Bank(nn.Module):
         return self.seen[indices].float() if self.skip_unseen else None
 
     def dense(self, drawn: int) -> bool:
-        """Whether `similarity` to so many rows a query is made from that to all rows."""
+        """Whether `similarity` to so many rows per query is made from that to all rows."""
         return self.images <= DENSE * drawn
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over `splits` consecutive sub-batches, as `splits` processes would have it.
 
     Normalisation in training uses each sub-batch's own mean and variance; the running statistics
-    take one step a call, towards the mean over sub-batches. In eval it is plain batch norm, and
+    take one step per call, towards the mean over sub-batches. In eval it is plain batch norm, and
     its state has the same names.
     """
 

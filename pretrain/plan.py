@@ -99,7 +99,7 @@ class PretrainPlan:
             time = duration(self.hours)
         rows = [
             *((name, count, PARTS[name][0]) for name, count in self.parts.items()),
-            ("a process", self.device, "sum"),
+            ("per process", self.device, "sum"),
             ("its host", self.host, "names of images, cached images, batches made ahead"),
             ("on disk", self.checkpoint * (checkpoints.KEEP + 1), "checkpoints that are kept"),
         ]

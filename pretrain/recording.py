@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.metrics_file import MetricsFile, Record, event_writer
 
-logger = logging.getLogger(__name__)
-
-Record = Mapping[str, Any]  # "iteration", numbers, and words for metrics.jsonl alone
 Writer = Callable[[Record], None]
 
 
@@ -45,43 +39,18 @@ def open_writers(
         )
         stack.callback(run.finish)
         writers.append(lambda record: run.log(_numbers(record), step=record["iteration"]))
-    if tensorboard:
-        try:
-            writers.append(_event_files(folder, stack, upto=upto))
-        except ImportError:
-            logger.info("no TensorBoard files: pip install tensorboard, or set TENSORBOARD False")
-    return [_metrics_file(folder / "metrics.jsonl", upto=upto), *writers]
+    events = event_writer(folder, upto + 1 if upto else 0) if tensorboard else None
+    if events is not None:
+        stack.callback(events.close)
 
+        def write(record: Record) -> None:
+            for name, value in _numbers(record).items():
+                events.add_scalar(f"pretrain/{name}", value, record["iteration"])
 
-def _metrics_file(path: Path, *, upto: int) -> Writer:
-    kept = []
-    if upto and path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["iteration"] <= upto:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue  # a line torn by the kill
-    write_text(path, "".join(kept))
-
-    def write(record: Record) -> None:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    return write
-
-
-def _event_files(folder: Path, stack: ExitStack, *, upto: int) -> Writer:
-    from torch.utils.tensorboard import SummaryWriter
-
-    events = SummaryWriter(str(folder), purge_step=upto + 1 if upto else None)
-    stack.callback(events.close)
-
-    def write(record: Record) -> None:
-        for name, value in _numbers(record).items():
-            events.add_scalar(f"pretrain/{name}", value, record["iteration"])
-
-    return write
+        writers.append(write)
+    path = folder / "metrics.jsonl"
+    metrics = MetricsFile(path, keep=lambda record: upto > 0 and record["iteration"] <= upto)
+    return [metrics.write, *writers]
 
 
 def _numbers(record: Record) -> dict[str, float]:

@@ -127,8 +127,8 @@ def test_a_stopped_and_resumed_run_equals_one_that_was_never_stopped(
 @pytest.mark.parametrize(
     ("every", "said"),
     [
-        (1, "--resume goes on from {}/checkpoint_"),
-        (9, "--resume goes on from the start: no checkpoint yet (CHECK"),
+        (1, "{}/checkpoint_"),
+        (9, "the start: no checkpoint yet (CHECK"),
     ],
 )
 def test_a_stopped_run_says_what_resume_finds(
