@@ -7,7 +7,6 @@ The file is all that other packages see of a run: `encoder` has torchvision's Re
 from __future__ import annotations
 
 import platform
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from moco_det.foundation.checkpoints import newest_whole, save_checkpoint
+from moco_det.foundation.checkpoints import save_checkpoint
 from moco_det.foundation.errors import InputError
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
 from pretrain.methods.base import Method
@@ -85,16 +84,8 @@ def periodic_path(folder: Path, iteration: int) -> Path:
 
 def in_folder(folder: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
-    if not folder.is_dir():
-        return []
-    periodic = [p for p in folder.iterdir() if re.fullmatch(r"checkpoint_\d+\.pth", p.name)]
     final = [folder / FINAL] if (folder / FINAL).is_file() else []
-    return final + sorted(periodic, reverse=True)
-
-
-def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint, or None where there is none at all."""
-    return newest_whole(in_folder(folder), read)
+    return final + sorted(folder.glob("checkpoint_[0-9]*.pth"), reverse=True)
 
 
 def prune(folder: Path) -> None:

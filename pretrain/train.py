@@ -16,6 +16,7 @@ import yaml
 
 from moco_det.foundation import collectives, declared
 from moco_det.foundation.atomic import write_text
+from moco_det.foundation.checkpoints import newest_whole
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.launching import torchrun_group, torchrun_process
 from moco_det.foundation.precision import pick_device, use_bfloat16
@@ -141,7 +142,7 @@ def _find_checkpoint(cfg: PretrainConfig, folder: Path, *, resume: bool) -> Foun
     found: Found | InputError | None = None
     try:
         if collectives.is_main() and resume:
-            found = checkpoints.newest(folder)
+            found = newest_whole(checkpoints.in_folder(folder), checkpoints.read)
             if found is not None:
                 _check_same_config(cfg, found[1], found[0])
         elif collectives.is_main() and checkpoints.in_folder(folder):
