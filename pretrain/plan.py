@@ -212,18 +212,17 @@ def measured_rate(cfg: PretrainConfig) -> float:
     def step() -> None:
         float(compute_step(method, method, optimizer, batch)["loss"])  # waits for a GPU
 
-    # The bar's total is a guess from the last step; one step after the warming up is the least.
-    with tqdm(desc="measuring", unit="step", mininterval=1, total=2) as bar:
-        step()  # warms up
-        bar.update()
-        steps, start = 0, time.perf_counter()
-        while steps < 1 or time.perf_counter() - start < SECONDS:
+    step()  # warms up
+    # The bar's total is a guess from the last step.
+    with tqdm(desc="measuring", unit="step", mininterval=1) as bar:
+        steps, start, spent = 0, time.perf_counter(), 0.0
+        while not steps or spent < SECONDS:
             step()
             steps += 1
             spent = time.perf_counter() - start
-            bar.total = 1 + steps + math.ceil(max(0.0, SECONDS - spent) * steps / spent)
+            bar.total = math.ceil(max(SECONDS / spent, 1) * steps)
             bar.update()
-    return steps * count / (time.perf_counter() - start)
+    return steps * count / spent
 
 
 def saved_bytes(arch: str, *, size: int, bfloat16: bool) -> int:

@@ -79,7 +79,15 @@ def _train(cfg: PretrainConfig, device: torch.device, folder: Path, *, resume: b
             loop.restore(found[1], found[0])
         with ExitStack() as stack:
             if collectives.is_main():
-                loop.writers = _open_folder(cfg, folder, loop.iteration, stack)
+                write_text(folder / "config.yaml", yaml.safe_dump(cfg.plain()))
+                loop.writers = recording.open_writers(
+                    folder,
+                    stack,
+                    upto=loop.iteration,
+                    tensorboard=cfg.TENSORBOARD,
+                    wandb=cfg.WANDB,
+                    config=cfg.plain(),
+                )
                 _announce(cfg, loop)
             loop.go(lambda: _save(cfg, loop, checkpoints.periodic_path(folder, loop.iteration)))
             return _save(cfg, loop, folder / checkpoints.FINAL)
@@ -170,20 +178,6 @@ def _check_same_config(cfg: PretrainConfig, content: dict[str, Any], path: Path)
     ]
     if differ:
         raise InputError(f"{path} was made with another config: {', '.join(differ)}")
-
-
-def _open_folder(
-    cfg: PretrainConfig, folder: Path, iteration: int, stack: ExitStack
-) -> list[recording.Writer]:
-    write_text(folder / "config.yaml", yaml.safe_dump(cfg.plain()))
-    return recording.open_writers(
-        folder,
-        stack,
-        upto=iteration,
-        tensorboard=cfg.TENSORBOARD,
-        wandb=cfg.WANDB,
-        config=cfg.plain(),
-    )
 
 
 def _announce(cfg: PretrainConfig, loop: Loop) -> None:

@@ -110,7 +110,10 @@ class InstDiscNCE(_InstDisc):
         rows = self.draw(batch.indices, self.args.K)
         self._estimates = []
         if not self._z_is_known:  # asks the device once, not at every step
-            if self.log_z.isnan() and self._rows_can_tell(batch):
+            weight = self.bank.weight(batch.indices)
+            # Where the random start is skipped, most rows must be features before they can tell.
+            rows_can_tell = weight is None or float(gather(weight).mean()) > 0.5
+            if self.log_z.isnan() and rows_can_tell:
                 self.log_z.copy_(self._first_log_z(batch, rows))
             self._z_is_known = not bool(self.log_z.isnan())
         return rows
@@ -131,11 +134,6 @@ class InstDiscNCE(_InstDisc):
         loss = nce(positive, negative, self.args.T, log_z=log_z, images=images, weight=weight)
         metrics = contrastive_metrics(q, positive, negative, keys == batch.indices[:, None])
         return self.with_proximal(loss, q, batch, before, metrics)
-
-    def _rows_can_tell(self, batch: Batch) -> bool:
-        """Whether Z can be estimated: where the random start is skipped, once most rows are not."""
-        weight = self.bank.weight(batch.indices)
-        return weight is None or float(gather(weight).mean()) > 0.5
 
     @torch.no_grad()
     def after_step(self, indices: Tensor, features: Tensor) -> None:
