@@ -35,11 +35,12 @@ from tqdm import tqdm
 from moco_det.foundation.precision import pick_device
 from moco_det_tools.entry import run
 from pretrain import augment, data
+from pretrain.build import build_method
 from pretrain.capture import CapturedStep
 from pretrain.config import load_config
 from pretrain.data.resident import RowSet, Squares, ViewsOnDevice
 from pretrain.encoders import ARCHITECTURES, Encoder
-from pretrain.methods import Batch, build_method
+from pretrain.methods.base import Batch
 
 Step = Callable[[], Tensor]
 DIM, NEGATIVES, MOMENTUM, TEMPERATURE = 128, 65536, 0.999, 0.2

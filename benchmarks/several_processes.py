@@ -28,8 +28,9 @@ from moco_det.standalone.build import build_detector, build_mapper
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.rpn import Targets
 from moco_det_tools.entry import run
+from pretrain.build import build_method
 from pretrain.config import load_config as load_pretraining
-from pretrain.methods import Batch, build_method
+from pretrain.methods.base import Batch
 
 DETECTORS = ("coco_R50_FPN_1x_moco", "voc_R50_C4_24k_moco")
 PRETRAINING = "moco_v2_r50_in1m_200ep"

@@ -95,31 +95,23 @@ def draw_views(
     height: int, width: int, recipe: Recipe, *, count: int, rng: np.random.Generator
 ) -> list[ViewParameters]:
     """The parameters of `count` views of an image of H x W pixels."""
+    drawn = []
     # One draw for all the numbers that may be needed: single draws would cost more than the
     # pixels of a small view.
-    return [_parameters(height, width, recipe, u) for u in rng.random((count, 32)).tolist()]
-
-
-def _parameters(height: int, width: int, recipe: Recipe, u: list[float]) -> ViewParameters:
-    """The parameters of a view from its 32 uniform numbers."""
-    factors, hue, order, sigma = None, 0.0, 0, 0.0
-    if u[23] < recipe.jitter_p:
-        brightness, contrast, saturation, hue = (
-            strength * (2 * x - 1) for strength, x in zip(recipe.jitter, u[24:28], strict=True)
-        )
-        factors, order = (1 + brightness, 1 + contrast, 1 + saturation), int(u[28] * 24)
-    if u[29] < recipe.blur_p:
-        low, high = recipe.blur_sigma
-        sigma = low + (high - low) * u[30]
-    return ViewParameters(
-        crop=random_crop(height, width, recipe, u[:22]),
-        flip=u[31] < recipe.flip_p,
-        gray=u[22] < recipe.gray_p,
-        factors=factors,
-        hue=hue,
-        order=order,
-        sigma=sigma,
-    )
+    for u in rng.random((count, 32)).tolist():
+        factors, hue, order, sigma = None, 0.0, 0, 0.0
+        if u[23] < recipe.jitter_p:
+            brightness, contrast, saturation, hue = (
+                strength * (2 * x - 1) for strength, x in zip(recipe.jitter, u[24:28], strict=True)
+            )
+            factors, order = (1 + brightness, 1 + contrast, 1 + saturation), int(u[28] * 24)
+        if u[29] < recipe.blur_p:
+            low, high = recipe.blur_sigma
+            sigma = low + (high - low) * u[30]
+        crop = random_crop(height, width, recipe, u[:22])
+        flip, gray = u[31] < recipe.flip_p, u[22] < recipe.gray_p
+        drawn.append(ViewParameters(crop, flip, gray, factors, hue, order, sigma))
+    return drawn
 
 
 def random_crop(

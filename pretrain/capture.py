@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moco_det.foundation.errors import InputError
-from pretrain.methods import Batch
+from pretrain.methods.base import Batch
 
 # Steps before the capture: what they allocate and choose once (momentum buffers, workspaces,
 # convolution algorithms) must not happen inside it.
@@ -39,9 +39,9 @@ class CapturedStep:
             self.to_come -= 1
             return self.compute(batch)
         if self.batch is None or self.replay is None:
-            own = self.batch = batch.clone()
+            own = self.batch = batch.each(torch.clone)
             self.replay, self.results = record(lambda: self.compute(own))
-        self.batch.copy_(batch)
+        torch._foreach_copy_(self.batch.tensors(), batch.tensors())
         self.replay()
         return self.results
 

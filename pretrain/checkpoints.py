@@ -1,28 +1,25 @@
 """checkpoint.pth: what is in it, written whole or not at all, and found again.
 
-The file is the door to the other rooms: `encoder` has torchvision's ResNet names without `fc`;
-it is read with `weights_only=True`.
+The file is all that other packages see of a run: `encoder` has torchvision's ResNet names without
+`fc`; it is read with `weights_only=True`.
 """
 
 from __future__ import annotations
 
-import logging
 import platform
-import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
-from moco_det.foundation.atomic import replacing
+from moco_det.foundation.checkpoints import save_checkpoint
 from moco_det.foundation.errors import InputError
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
-from pretrain.methods import Method
-
-logger = logging.getLogger(__name__)
+from pretrain.methods.base import Method
 
 FORMAT = "moco-det/1"
 FINAL = "checkpoint.pth"
@@ -30,22 +27,21 @@ KEEP = 2  # periodic checkpoints that stay, so that a damaged one has one before
 TRUNK, HEAD = "encoder.trunk.", "encoder.head."
 
 
+save = save_checkpoint
+
+
 def pack(
     method: Method, *, arch: str, config: Mapping[str, Any], state: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The content of a checkpoint; `state` is added to the method's own state."""
-    rest = {
-        name: value.detach().cpu().contiguous()
-        for name, value in method.state_dict().items()
-        if not name.startswith((TRUNK, HEAD))
-    }
-    head = {k: v.detach().cpu().contiguous() for k, v in method.encoder.head.state_dict().items()}
+    everything = _on_cpu(method)
+    rest = {n: value for n, value in everything.items() if not n.startswith((TRUNK, HEAD))}
     return {
         "format": FORMAT,
         "method": method.name,
         "arch": arch,
-        "encoder": method.encoder_state(),
-        "head": head,
+        "encoder": OrderedDict(_on_cpu(method.encoder.trunk)),
+        "head": _on_cpu(method.encoder.head),
         "state": {"method": rest, **state},
         "config": dict(config),
         "versions": {
@@ -57,18 +53,16 @@ def pack(
     }
 
 
+def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    return {n: value.detach().cpu().contiguous() for n, value in module.state_dict().items()}
+
+
 def unpack(method: Method, content: Mapping[str, Any]) -> None:
     """Load the method's weights and state; every name must match."""
     full: dict[str, Tensor] = {TRUNK + k: v for k, v in content["encoder"].items()}
     full.update({HEAD + k: v for k, v in content["head"].items()})
     full.update(content["state"]["method"])
     method.load_state_dict(full)
-
-
-def save(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint: it is whole or absent."""
-    with replacing(path) as file:
-        torch.save(dict(content), file)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -90,29 +84,8 @@ def periodic_path(folder: Path, iteration: int) -> Path:
 
 def in_folder(folder: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
-    if not folder.is_dir():
-        return []
-    periodic = [p for p in folder.iterdir() if re.fullmatch(r"checkpoint_\d+\.pth", p.name)]
     final = [folder / FINAL] if (folder / FINAL).is_file() else []
-    return final + sorted(periodic, reverse=True)
-
-
-def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint, or None where there is none at all.
-
-    A damaged one is named and the one before is used; all damaged is an InputError.
-    """
-    paths = in_folder(folder)
-    for path in paths:
-        try:
-            return path, read(path)
-        except InputError as error:
-            logger.warning("%s; trying the one before", error)
-    if paths:
-        raise InputError(
-            f"no checkpoint in {folder} can be read: start again in another OUTPUT_DIR"
-        )
-    return None
+    return final + sorted(folder.glob("checkpoint_[0-9]*.pth"), reverse=True)
 
 
 def prune(folder: Path) -> None:

@@ -6,15 +6,20 @@ step's loss has been back-propagated, so that `read` can hand out the live buffe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from moco_det.foundation.declared import one_of, within
 
 # With up to so many times more rows than draws, all similarities at once and the drawn ones picked
 # out are faster than copying the drawn rows for each query, and take less memory (128 queries,
 # 4096 draws, 128 dimensions, one core: 11 ms instead of 350 over 3000 rows, 134 instead of 525 over
 # 65536).
 DENSE = 16
+DTYPES = {"float32": torch.float32, "float16": torch.float16}  # of a bank's rows
 
 
 class Queue(nn.Module):
@@ -28,11 +33,9 @@ class Queue(nn.Module):
     pointer: Tensor
     written: Tensor
 
-    def __init__(self, dim: int, size: int, *, generator: torch.Generator | None = None) -> None:
+    def __init__(self, dim: int, size: int) -> None:
         super().__init__()
-        if dim < 1 or size < 1:
-            raise ValueError(f"a queue needs dim >= 1 and size >= 1, not {dim} and {size}")
-        start = torch.randn(size, dim, generator=generator)
+        start = torch.randn(size, dim)
         self.register_buffer("keys", F.normalize(start, dim=1))  # K x C
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("written", torch.zeros((), dtype=torch.long))
@@ -64,11 +67,23 @@ class Queue(nn.Module):
         self.written.add_(len(keys))
 
 
+@dataclass(frozen=True)
+class BankArgs:
+    """BANK.*: the bank of one embedding per image, of memory_bank and inst_disc."""
+
+    # A row becomes MOMENTUM * row + (1 - MOMENTUM) * embedding, normalised; 0 replaces it.
+    MOMENTUM: float = within(0, 1, 0.5)
+    DTYPE: str = one_of(DTYPES, "float32")
+    # Leave rows that still hold the random start out of the loss: the first epoch then only fills
+    # the bank. For runs of few epochs; the papers do not.
+    SKIP_UNSEEN: bool = False
+
+
 class Bank(nn.Module):
     """One feature for each image of the set (Wu et al. 2018, Section 3.1).
 
-    It starts with random unit vectors. Rows are kept in `dtype` and handed out in float32. With
-    `skip_unseen` the random start enters neither the loss nor, by the momentum, later rows, so
+    It starts with random unit vectors. Rows are kept in DTYPE and handed out in float32. With
+    SKIP_UNSEEN the random start enters neither the loss nor, by the momentum, later rows, so
     that the first epoch only fills the bank: else queries flee what the bank holds of them for an
     epoch, from which short runs do not recover. The papers do not skip.
     """
@@ -76,23 +91,12 @@ class Bank(nn.Module):
     rows: Tensor
     seen: Tensor
 
-    def __init__(
-        self,
-        images: int,
-        dim: int,
-        *,
-        momentum: float,
-        dtype: torch.dtype = torch.float32,
-        skip_unseen: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, images: int, dim: int, args: BankArgs) -> None:
         super().__init__()
-        if images < 1 or dim < 1:
-            raise ValueError(f"a bank needs images >= 1 and dim >= 1, not {images} and {dim}")
-        self.momentum = momentum
-        self.skip_unseen = skip_unseen
-        start = F.normalize(torch.randn(images, dim, generator=generator), dim=1)
-        self.register_buffer("rows", start.to(dtype))  # n x C
+        self.momentum = args.MOMENTUM
+        self.skip_unseen = args.SKIP_UNSEEN
+        start = F.normalize(torch.randn(images, dim), dim=1)
+        self.register_buffer("rows", start.to(DTYPES[args.DTYPE]))  # n x C
         self.register_buffer("seen", torch.zeros(images, dtype=torch.bool))
 
     @property
@@ -105,35 +109,22 @@ class Bank(nn.Module):
         """Share of the rows that hold a feature instead of the random start, 0..1."""
         return float(self.seen.float().mean())
 
-    @property
-    def mebibytes(self) -> float:
-        """Memory of the rows, in MiB."""
-        return self.rows.numel() * self.rows.element_size() / 2**20
-
     def read(self, indices: Tensor) -> Tensor:
         """The rows `indices` [...] as [..., C] in float32."""
         return self.rows[indices].float()
 
-    def read_all(self) -> Tensor:
-        """All rows [n, C] in float32; of a float32 bank the live buffer, as in `Queue.read`."""
-        return self.rows.float()
-
     def similarity(self, q: Tensor, indices: Tensor) -> Tensor:
         """Similarity [N, K] of each query of q [N, C] to its own rows `indices` [N, K]."""
         if self.dense(indices.shape[1]):
-            return (q @ self.read_all().t()).gather(1, indices)
+            return (q @ self.rows.float().t()).gather(1, indices)
         return torch.einsum("nc,nkc->nk", q, self.read(indices))
 
     def weight(self, indices: Tensor) -> Tensor | None:
         """What a query of each image [N] counts: 0 for a row of the random start to be skipped."""
         return self.seen[indices].float() if self.skip_unseen else None
 
-    def left_out(self, indices: Tensor) -> Tensor | None:
-        """Which of the rows [...] are no negatives because they still hold the random start."""
-        return ~self.seen[indices] if self.skip_unseen else None
-
     def dense(self, drawn: int) -> bool:
-        """Whether `similarity` to so many rows a query is made from that to all rows."""
+        """Whether `similarity` to so many rows per query is made from that to all rows."""
         return self.images <= DENSE * drawn
 
     @torch.no_grad()

@@ -14,22 +14,22 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from pretrain.small_maps import use_small_maps
 
 Norm = Callable[[int], nn.Module]
+Block = type[BasicBlock | Bottleneck]
 
 HAS_TRITON = find_spec("triton") is not None
+MOMENTUM = 0.1  # of the running statistics, as nn.BatchNorm2d's
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over `splits` consecutive sub-batches, as `splits` processes would have it.
 
     Normalisation in training uses each sub-batch's own mean and variance; the running statistics
-    take one step a call, towards the mean over sub-batches. In eval it is plain batch norm, and
+    take one step per call, towards the mean over sub-batches. In eval it is plain batch norm, and
     its state has the same names.
     """
 
     def __init__(self, num_features: int, *, splits: int) -> None:
         super().__init__(num_features)
-        if splits < 1:
-            raise ValueError(f"splits must be at least 1, not {splits}")
         self.splits = splits
 
     def forward(self, input: Tensor) -> Tensor:
@@ -43,41 +43,33 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
     def call_per_group(self, input: Tensor) -> Tensor:
         """Batch norm in training, one call per group; groups may differ by one image."""
-        assert self.momentum is not None
-        mean, var = self._running_statistics()
-        means, variances = mean.repeat(self.splits, 1), var.repeat(self.splits, 1)  # G x C
+        running = self._running_statistics()
+        means, variances = (vector.repeat(self.splits, 1) for vector in running)  # G x C
         # One split, not slices: its backward is one concatenation instead of a sum of padded parts.
         short, longer = divmod(len(input), self.splits)
         sizes = [short + (group < longer) for group in range(self.splits)]
         parts = [
-            F.batch_norm(part, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
+            F.batch_norm(part, mean, var, self.weight, self.bias, True, MOMENTUM, self.eps)
             for part, mean, var in zip(input.split(sizes), means, variances, strict=True)
         ]
-        self._step_running_statistics(means, variances)
+        for vector, groups in zip(running, (means, variances), strict=True):
+            vector.copy_(groups.mean(dim=0))
         return torch.cat(parts)
 
     def grouped_kernel(self, input: Tensor) -> Tensor:
         """The same for equal groups on a GPU, all groups in each launch."""
-        from pretrain.grouped_norm import grouped_batch_norm  # needs triton
+        from pretrain.grouped_norm import GroupedBatchNorm  # needs triton
 
-        assert self.momentum is not None and self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
         vectors = self.weight, self.bias, *self._running_statistics()
-        return grouped_batch_norm(
-            input, *vectors, groups=self.splits, momentum=self.momentum, eps=self.eps
-        )
+        out: Tensor = GroupedBatchNorm.apply(input, *vectors, self.splits, MOMENTUM, self.eps)
+        return out
 
     def _running_statistics(self) -> tuple[Tensor, Tensor]:
-        assert self.running_mean is not None and self.running_var is not None
-        return self.running_mean, self.running_var
-
-    @torch.no_grad()
-    def _step_running_statistics(self, means: Tensor, variances: Tensor) -> None:
-        mean, var = self._running_statistics()
-        mean.copy_(means.mean(dim=0))
-        var.copy_(variances.mean(dim=0))
+        """Mean and variance, for a step that is counted."""
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
+        assert self.running_mean is not None and self.running_var is not None
+        return self.running_mean, self.running_var
 
 
 class Encoder(nn.Module):
@@ -94,6 +86,7 @@ class Encoder(nn.Module):
         trunk = ARCHITECTURES[arch](norm)
         self.bn_splits = bn_splits
         self.width = trunk.fc.in_features
+        self.dim = dim
         trunk.fc = nn.Identity()  # type: ignore[assignment]
         use_small_maps(trunk)
         self.trunk = trunk
@@ -101,8 +94,6 @@ class Encoder(nn.Module):
 
     def set_bn_splits(self, splits: int) -> None:
         """Let batch norm in training see `splits` sub-batches of what comes next."""
-        if splits > 1 and self.bn_splits == 1:
-            raise ValueError("an encoder made with one group of batch norm cannot be split")
         self.bn_splits = splits
         for module in self.modules():
             if isinstance(module, SplitBatchNorm2d):
@@ -120,15 +111,9 @@ class Encoder(nn.Module):
 
 
 def _resnet(
-    block: type[BasicBlock | Bottleneck],
-    blocks: list[int],
-    norm: Norm,
-    *,
-    factor: float = 1,
-    groups: int = 1,
-    width_per_group: int = 64,
+    block: Block, blocks: list[int], norm: Norm, *, factor: float = 1, **shape: int
 ) -> ResNet:
-    trunk = ResNet(block, blocks, groups=groups, width_per_group=width_per_group, norm_layer=norm)
+    trunk = ResNet(block, blocks, norm_layer=norm, **shape)  # type: ignore[arg-type]
     return trunk if factor == 1 else _scaled(trunk, factor, norm)
 
 
@@ -175,12 +160,9 @@ ARCHITECTURES: dict[str, Callable[[Norm], ResNet]] = {
 }
 
 
-def _fc(width: int, dim: int) -> nn.Module:
-    return nn.Linear(width, dim)
-
-
-def _mlp(width: int, dim: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, dim))
-
-
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {"fc": _fc, "mlp": _mlp}
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+    "fc": nn.Linear,
+    "mlp": lambda width, dim: nn.Sequential(
+        nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, dim)
+    ),
+}

@@ -230,7 +230,13 @@ class _Launches:
         kernel[grid](*arguments, *sizes, groups, splits, FINISHED, num_warps=8)
 
 
-class _GroupedBatchNorm(torch.autograd.Function):
+class GroupedBatchNorm(torch.autograd.Function):
+    """Batch norm in training of each of `groups` equal runs of images of x (N, C, H, W).
+
+    F.batch_norm's numbers in x's format and with channels last. The running statistics take one
+    step, in place, towards the mean over groups.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -271,25 +277,3 @@ class _GroupedBatchNorm(torch.autograd.Function):
         tensors = x, gradient, out, means, inverses, weight, bias, shifts, slopes
         run.each_split(_apply, *tensors, backward=True)
         return out, of_weight, of_bias, *[None] * 5
-
-
-def grouped_batch_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    *,
-    groups: int,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    """Batch norm in training of each of `groups` equal runs of images of x (N, C, H, W).
-
-    F.batch_norm's numbers in x's format and with channels last. The running statistics take one
-    step, in place, towards the mean over groups.
-    """
-    out: Tensor = _GroupedBatchNorm.apply(
-        x, weight, bias, running_mean, running_var, groups, momentum, eps
-    )
-    return out

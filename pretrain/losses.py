@@ -53,8 +53,8 @@ def softmax_over_all(
 def nce(
     positive: Tensor,
     negative: Tensor,
-    *,
     temperature: float,
+    *,
     log_z: Tensor,
     images: int,
     weight: Tensor | None = None,
@@ -80,7 +80,7 @@ def nce_chance(samples: int) -> float:
 
 
 @torch.no_grad()
-def log_z_estimate(negative: Tensor, *, temperature: float, images: int) -> Tensor:
+def log_z_estimate(negative: Tensor, temperature: float, *, images: int) -> Tensor:
     """Monte-Carlo estimate of ln Z from noise similarities of any shape, a scalar.
 
     Z = n times the mean of exp(s/T) over noise samples (Wu et al. 2018, Section 3.2, Eq. 8), here

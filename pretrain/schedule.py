@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
-from pretrain.config import CfgNode
+from pretrain.config import SolverArgs
 
 
-def learning_rate(
-    step: int,
-    *,
-    base: float,
-    total: int,
-    schedule: str,
-    milestones: Sequence[int] = (),
-    gamma: float = 0.1,
-    every: int = 0,
-) -> float:
-    """The rate of step 0..total-1, all steps counted in the same unit.
+def make_schedule(solver: SolverArgs, *, total: int, steps: int) -> Callable[[int], float]:
+    """The rate of each of `total` iterations, with `steps` of them in an epoch.
 
-    cosine: base * (1 + cos(pi * step / total)) / 2 (MoCo v2 paper, Section 3); step: times gamma
-    at each milestone passed (MoCo paper, Section 3.3); exponential: times gamma each time `every`
-    steps have passed (MoCo paper, Section 4, for IG-1B).
+    cosine: LR * (1 + cos(pi * i / total)) / 2 (MoCo v2 paper, Section 3); step: times GAMMA at each
+    milestone passed (MoCo paper, Section 3.3); exponential: times GAMMA each time GAMMA_EVERY
+    iterations have passed (MoCo paper, Section 4, for IG-1B).
     """
-    if schedule == "cosine":
-        return base * 0.5 * (1.0 + math.cos(math.pi * step / total))
-    if schedule == "exponential":
-        return base * gamma ** (step // every)
-    return base * gamma ** sum(step >= milestone for milestone in milestones)
-
-
-def rate_of(cfg: CfgNode, iteration: int, *, total: int, steps: int) -> float:
-    """The rate that `cfg` gives to an iteration of `total`, with `steps` in an epoch."""
-    solver = cfg.SOLVER
-    in_epochs = solver.EPOCHS > 0  # then milestones are in epochs too
-    at = iteration // steps * steps if solver.LR_UPDATE == "epoch" else iteration
-    return learning_rate(
-        at,
-        base=solver.LR,
-        total=total,
-        schedule=solver.SCHEDULE,
-        milestones=[milestone * (steps if in_epochs else 1) for milestone in solver.MILESTONES],
-        gamma=solver.GAMMA,
-        every=solver.GAMMA_EVERY,
-    )
+    base, gamma = solver.LR, solver.GAMMA
+    unit = steps if solver.EPOCHS else 1  # of the milestones
+    rates: dict[str, Callable[[int], float]] = {
+        "cosine": lambda i: base * 0.5 * (1.0 + math.cos(math.pi * i / total)),
+        "step": lambda i: base * gamma ** sum(i >= mark * unit for mark in solver.MILESTONES),
+        "exponential": lambda i: base * gamma ** (i // solver.GAMMA_EVERY),
+    }
+    rate = rates[solver.SCHEDULE]
+    if solver.LR_UPDATE == "epoch":
+        return lambda iteration: rate(iteration // steps * steps)
+    return rate

@@ -12,22 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-from moco_det.foundation import collectives
+from moco_det.foundation import collectives, declared
+from moco_det.foundation.atomic import write_text
+from moco_det.foundation.checkpoints import newest_whole
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.launching import torchrun_group, torchrun_process
 from moco_det.foundation.precision import pick_device, use_bfloat16
-from pretrain import augment, checkpoints, data, recording
-from pretrain.config import CfgNode, check, flat_keys, get_cfg, plain
-from pretrain.encoders import Encoder
-from pretrain.loop import Loop, Parts
-from pretrain.methods import VIEWS, Method, build_method
-from pretrain.probe.knn import KnnMonitor
+from moco_det.foundation.strict_yaml import flatten
+from pretrain import checkpoints, recording
+from pretrain.build import build_loop
+from pretrain.config import PretrainConfig
+from pretrain.loop import Loop
 
 logger = logging.getLogger(__name__)
 
+Found = tuple[Path, dict[str, Any]]  # a checkpoint and its content
+
 # What may change between a run and its continuation without changing what is learned.
-FREE_KEYS = {
+FREE = (
     "OUTPUT_DIR",
     "DEVICE",
     "PRECISION",  # the run goes on in the one it has
@@ -39,255 +43,155 @@ FREE_KEYS = {
     "CHECKPOINT_EVERY",
     "TENSORBOARD",
     "WANDB",
-}
-FREE_ROOMS = ("KNN.",)  # measures, and does not teach
+    "KNN.",  # measures, and does not teach
+)
 
 
-def train(cfg: CfgNode, *, resume: bool = False) -> Path:
+def train(cfg: PretrainConfig, *, resume: bool = False) -> Path:
     """Pre-train as `cfg` says; returns the path of OUTPUT_DIR/checkpoint.pth.
 
     With `resume`, continues from the newest whole checkpoint of OUTPUT_DIR, or starts where there
     is none; a finished run returns at once. Under torchrun every process calls this, and the main
     one writes. Raises InputError for bad input, before anything is written where that is possible.
     """
-    check(cfg)
-    device = pick_device(cfg.DEVICE)
+    device, folder = pick_device(cfg.DEVICE), Path(cfg.OUTPUT_DIR)
     with torchrun_group(torchrun_process(), device.type):
         try:
-            return _train(cfg, device, resume=resume)
+            return _train(cfg, device, folder, resume=resume)
         except KeyboardInterrupt:
             if collectives.is_main():
-                logger.info("%s", what_is_kept(Path(cfg.OUTPUT_DIR), cfg.CHECKPOINT_EVERY))
+                kept = checkpoints.in_folder(folder)
+                start = f"the start: no checkpoint yet (CHECKPOINT_EVERY {cfg.CHECKPOINT_EVERY})"
+                logger.info("--resume goes on from %s", kept[0] if kept else start)
             raise
 
 
-def what_is_kept(folder: Path, every: int) -> str:
-    """What `resume` finds of a run that was stopped."""
-    found = checkpoints.in_folder(folder)
-    if found:
-        return f"--resume goes on from {found[0]}"
-    return f"no checkpoint yet (CHECKPOINT_EVERY {every}): --resume starts from the start"
-
-
-def _train(cfg: CfgNode, device: torch.device, *, resume: bool) -> Path:
-    folder = Path(cfg.OUTPUT_DIR)
-    found = _found(cfg, folder, resume=resume)
+def _train(cfg: PretrainConfig, device: torch.device, folder: Path, *, resume: bool) -> Path:
+    found = _find_checkpoint(cfg, folder, resume=resume)
     if found is not None and found[0].name == checkpoints.FINAL:
         logger.info("%s is finished already", found[0])
         return found[0]
+    bfloat16 = _choose_bfloat16(cfg, device, found)
+    fresh, loop = not folder.exists(), None
     try:
-        parts = build_parts(cfg, device, _precision(cfg, device, found))
+        loop = build_loop(cfg, device, bfloat16=bfloat16)
+        if found is not None:
+            loop.restore(found[1], found[0])
+        with ExitStack() as stack:
+            if collectives.is_main():
+                write_text(folder / "config.yaml", yaml.safe_dump(cfg.plain()))
+                loop.writers = recording.open_writers(
+                    folder,
+                    stack,
+                    upto=loop.iteration,
+                    tensorboard=cfg.TENSORBOARD,
+                    wandb=cfg.WANDB,
+                    config=cfg.plain(),
+                )
+                _announce(cfg, loop)
+            loop.go(lambda: _save(cfg, loop, checkpoints.periodic_path(folder, loop.iteration)))
+            return _save(cfg, loop, folder / checkpoints.FINAL)
     except Exception as error:
-        told = _told(cfg, error)
-        if told is None:
+        reason = _bad_input(cfg, error)
+        if reason is None:
             raise
-        raise told from told.__cause__
-    fresh = not folder.exists()
-    loop = Loop(cfg, parts, folder=folder)
-    if found is not None:
-        loop.restore(found[1], found[0])
-    with ExitStack() as stack:
-        try:
-            writers = _open_folder(cfg, folder, upto=loop.iteration) if loop.main else []
-            for writer in writers:
-                stack.callback(writer.close)
-            _announce(cfg, parts)
-            return loop.go(writers)
-        except Exception as error:
-            told = _told(cfg, error)
-            if told is None:
-                raise
-            if fresh and loop.main and loop.iteration == 0:  # nothing was learnt: nothing is left
-                shutil.rmtree(folder, ignore_errors=True)
-            raise told from told.__cause__
+        nothing_learned = loop is None or loop.iteration == 0
+        if fresh and nothing_learned and collectives.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(reason) from error
 
 
-def _told(cfg: CfgNode, error: Exception) -> InputError | None:
-    """What of an error the user can mend, None for a fault of the program."""
-    if isinstance(error, InputError):
-        return error
-    if cfg.COMPILE and type(error).__module__.startswith("torch._"):
-        first = str(error).strip().partition("\n")[0]
-        told = InputError(f"COMPILE is True and torch.compile failed ({first}): set COMPILE False")
-        told.__cause__ = error
-        return told
-    if _is_shortage(error):
-        first = str(error).strip().partition("\n")[0]
-        told = InputError(
-            f"memory has run out ({first}): lower SOLVER.BATCH, the number of negatives or "
-            "AUGMENT.SIZE; moco-det plan says what a run needs"
+def _save(cfg: PretrainConfig, loop: Loop, path: Path) -> Path:
+    state = loop.state()
+    if collectives.is_main():
+        content = checkpoints.pack(
+            loop.method, arch=cfg.ENCODER.ARCH, config=cfg.plain(), state=state
         )
-        told.__cause__ = error
-        return told
+        checkpoints.save(content, path)
+        checkpoints.prune(path.parent)
+    return path
+
+
+def _bad_input(cfg: PretrainConfig, error: Exception) -> str | None:
+    """What of an error the user can mend, None for a fault of the program."""
+    first = str(error).strip().partition("\n")[0]
+    if isinstance(error, InputError):
+        return str(error)
+    if cfg.COMPILE and type(error).__module__.startswith("torch._"):
+        return f"COMPILE is True and torch.compile failed ({first}): set COMPILE False"
+    # torch has no class for a host's memory
+    shortage = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if shortage or "can't allocate memory" in str(error):
+        return (
+            f"memory has run out ({first}): lower SOLVER.BATCH, the number of negatives, "
+            "ENCODER.DIM or AUGMENT.SIZE, or instead of a bank use METHOD moco, whose queue does "
+            "not grow with the images; moco-det plan says what a run needs"
+        )
     return None
 
 
-def _is_shortage(error: Exception) -> bool:
-    """Whether a host's or a device's memory was not enough; torch has no class for a host's."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def build_parts(cfg: CfgNode, device: torch.device, bfloat16: bool) -> Parts:
-    """Data, method and neighbours of a run, on their device."""
-    torch.manual_seed(cfg.SEED)
-    source = data.open_data(
-        cfg.DATA.PATH,
-        recipe=augment.recipe(cfg.AUGMENT.RECIPE, min_scale=cfg.AUGMENT.MIN_SCALE),
-        size=cfg.AUGMENT.SIZE,
-        views=VIEWS[cfg.METHOD],
-        seed=cfg.SEED,
-        batch=cfg.SOLVER.BATCH,
-        shorter_side=cfg.DATA.SHORTER_SIDE,
-        cache_mb=cfg.DATA.CACHE_MB,
-        images=cfg.DATA.IMAGES,
-        shuffle_buffer=cfg.DATA.SHUFFLE_BUFFER,
-        max_corrupt=cfg.DATA.MAX_CORRUPT,
-        strict=cfg.DATA.STRICT,
-        on_device=device if cfg.DATA.ON_DEVICE else None,
-    )
-    check_shares(cfg)
-    knn = None
-    if cfg.KNN.TRAIN and collectives.is_main():
-        knn = KnnMonitor(
-            cfg.KNN.TRAIN,
-            cfg.KNN.TEST,
-            size=cfg.KNN.SIZE or cfg.AUGMENT.SIZE,
-            k=cfg.KNN.K,
-            temperature=cfg.KNN.T,
-            features=cfg.KNN.FEATURES,
-            bfloat16=bfloat16,
-        )
-    method = build_method(
-        cfg,
-        images=source.images if source.numbered else None,
-        classes=source.classes,
-        bfloat16=bfloat16,
-    )
-    method.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    method.train()
-    captured = cfg.COMPILE and device.type == "cuda" and collectives.world_size() == 1
-    if cfg.COMPILE and not captured:
-        _compile(method)
-    steps = data.steps_per_epoch(source.images, cfg.SOLVER.BATCH)
-    total = cfg.SOLVER.MAX_ITER or cfg.SOLVER.EPOCHS * steps
-    return Parts(method, source, device, bfloat16, total, knn, captured)
-
-
-def check_shares(cfg: CfgNode) -> None:
-    """Refuse parts of a batch that would give batch norm other groups than the whole has."""
-    share = data.share_of(cfg.SOLVER.BATCH, collectives.world_size())
-    splits = cfg.ENCODER.BN_SPLITS // collectives.world_size()
-    if cfg.SOLVER.ACCUMULATE > 1 and share % max(splits, 1):
-        raise InputError(
-            f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: the {share} images of a process do not "
-            f"divide into its {splits} sub-batches of batch norm, so the parts would have other "
-            "ones; choose SOLVER.BATCH as a multiple of ENCODER.BN_SPLITS"
-        )
-
-
-def _compile(method: Method) -> None:
-    for child in method.children():
-        if isinstance(child, Encoder):
-            child.trunk.compile()
-
-
-def _precision(
-    cfg: CfgNode, device: torch.device, found: tuple[Path, dict[str, Any]] | None
-) -> bool:
+def _choose_bfloat16(cfg: PretrainConfig, device: torch.device, found: Found | None) -> bool:
     """Whether to compute in bfloat16: as the run has begun, else as PRECISION says."""
     wanted = use_bfloat16(cfg.PRECISION, device)
-    begun = None if found is None else found[1]["state"].get("bfloat16")
-    if begun is None or begun == wanted:
+    begun = wanted if found is None else bool(found[1]["state"].get("bfloat16", wanted))
+    if found is None or begun == wanted:
         return wanted
     name = "bfloat16" if begun else "float32"
     if cfg.PRECISION != "auto":
-        assert found is not None
         raise InputError(
             f"PRECISION is {cfg.PRECISION} and {found[0]} was trained in {name}: go on in that"
         )
     logger.info("PRECISION auto goes on in %s, as the run began", name)
-    return bool(begun)
+    return begun
 
 
-def _found(cfg: CfgNode, folder: Path, *, resume: bool) -> tuple[Path, dict[str, Any]] | None:
+def _find_checkpoint(cfg: PretrainConfig, folder: Path, *, resume: bool) -> Found | None:
     """The checkpoint to go on from, read by the main process for all; None for a new run."""
-    if not collectives.is_main():
-        return _on_all(None)
+    found: Found | InputError | None = None
     try:
-        if not resume and checkpoints.in_folder(folder):
+        if collectives.is_main() and resume:
+            found = newest_whole(checkpoints.in_folder(folder), checkpoints.read)
+            if found is not None:
+                _check_same_config(cfg, found[1], found[0])
+        elif collectives.is_main() and checkpoints.in_folder(folder):
             raise InputError(
                 f"OUTPUT_DIR {folder} holds a run already: resume it (--resume) or name another"
             )
-        found = checkpoints.newest(folder) if resume else None
-        if found is not None:
-            _same_config(cfg, found[1], found[0])
     except InputError as error:
-        return _on_all(error)
-    return _on_all(found)
+        found = error
+    found = collectives.from_main(found)
+    if isinstance(found, InputError):  # on all processes
+        raise found
+    return found
 
 
-def _on_all(thing: Any) -> Any:
-    """The main process's `thing`, on all; an error is raised on all."""
-    thing = collectives.from_main(thing)
-    if isinstance(thing, InputError):
-        raise thing
-    return thing
-
-
-def _open_folder(cfg: CfgNode, folder: Path, *, upto: int) -> list[recording.Writer]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
-        return recording.open_writers(
-            folder,
-            upto=upto,
-            tensorboard=cfg.TENSORBOARD,
-            wandb=cfg.WANDB,
-            config=plain(cfg),
-        )
-    except OSError as error:
-        raise InputError(f"cannot write OUTPUT_DIR {folder}: {error.strerror}") from error
-
-
-def _announce(cfg: CfgNode, parts: Parts) -> None:
-    if not collectives.is_main():
-        return
-    method, images, batch = parts.method, parts.source.images, cfg.SOLVER.BATCH
-    world = collectives.world_size()
-    logger.info(
-        "pretrain: torch %s on %s, %d process%s, %s; %s %s, %d images, %d iterations of %d",
-        torch.__version__,
-        parts.device.type,
-        world,
-        "es" if world > 1 else "",
-        "bfloat16" if parts.bfloat16 else "float32",
-        method.name,
-        cfg.ENCODER.ARCH,
-        images,
-        parts.total,
-        batch,
-    )
-    if cfg.COMPILE:
-        how = "a CUDA graph" if parts.captured else "torch.compile over the encoders"
-        logger.info("COMPILE: %s", how)
-    for line in method.notes():
-        logger.info("%s", line)
-    for line in method.warnings(batch=batch, images=images):
-        logger.warning("%s", line)
-
-
-def _same_config(cfg: CfgNode, content: dict[str, Any], path: Path) -> None:
+def _check_same_config(cfg: PretrainConfig, content: dict[str, Any], path: Path) -> None:
     # an older version's run has none of the later keys, and goes on with their defaults
-    before = {**flat_keys(get_cfg()), **flat_keys(CfgNode(content["config"]))}
-    now = flat_keys(cfg)
+    keys = declared.declared_keys(PretrainConfig)
+    before = {name: declared.default_of(key) for name, key in keys.items()}
+    before |= flatten(content["config"])
+    now = flatten(cfg.plain())
     differ = [
         f"{key} ({before.get(key)} then, {now.get(key)} now)"
         for key in sorted(before.keys() | now.keys())
-        if key not in FREE_KEYS
-        and not key.startswith(FREE_ROOMS)
-        and before.get(key) != now.get(key)
+        if not key.startswith(FREE) and before.get(key) != now.get(key)
     ]
     if differ:
         raise InputError(f"{path} was made with another config: {', '.join(differ)}")
+
+
+def _announce(cfg: PretrainConfig, loop: Loop) -> None:
+    method, images, world = loop.method, loop.source.images, collectives.world_size()
+    logger.info(
+        f"pretrain: torch {torch.__version__} on {loop.device.type}, {world} "
+        f"process{'es' if world > 1 else ''}, {'bfloat16' if method.use_bfloat16 else 'float32'}; "
+        f"{method.name} {cfg.ENCODER.ARCH}, {images} images, {loop.total} iterations of "
+        f"{cfg.SOLVER.BATCH}"
+    )
+    if cfg.COMPILE:
+        how = "torch.compile over the encoders" if loop.rate is None else "a CUDA graph"
+        logger.info("COMPILE: %s", how)
+    for line in method.notes():
+        logger.info("%s", line)
+    for line in method.warnings(batch=cfg.SOLVER.BATCH, images=images):
+        logger.warning("%s", line)

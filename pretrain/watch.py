@@ -9,50 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-# A run here collapsed at K/batch * (1-m) = 0.32 within 200 steps; MoCo's own setting is 0.256.
-DRIFT_LIMIT = 0.3
-# Feature std relative to that of random directions; that collapsed run ended at 0.06.
+# Feature std relative to that of random directions; a run here that collapsed ended at 0.06.
 COLLAPSE_LIMIT = 0.1
 # Standard errors by which two votes on the same pictures must differ to be called different.
 KNN_ERRORS = 2.0
-# What made a run of at most a few thousand steps learn: a fast key encoder, a queue of few batches.
-SHORT_MOMENTUM, SHORT_QUEUE = 0.97, 4
-
-
-def drift(size: int, batch: int, momentum: float) -> float:
-    """How far the key encoder moves while a key is in the queue: K/batch * (1-m)."""
-    return size / batch * (1.0 - momentum)
-
-
-def queue_warnings(size: int, batch: int, momentum: float, images: int) -> list[str]:
-    """What to say before a run about a queue that is too long."""
-    found = []
-    moved = drift(size, batch, momentum)
-    if moved > DRIFT_LIMIT:
-        found.append(
-            f"K/batch x (1-m) = {size}/{batch} x {1 - momentum:.4g} = {moved:.2f} is above "
-            f"{DRIFT_LIMIT}: the oldest keys come from another encoder and the run may collapse; "
-            "lower MOCO.K or raise MOCO.M"
-        )
-    if size > images:
-        found.append(
-            f"MOCO.K {size} is more than the {images} images: each image has older keys of its own "
-            "among its negatives; lower MOCO.K"
-        )
-    return found
-
-
-def what_to_try(method: str, *, batch: int, size: int, momentum: float, splits: int) -> str:
-    """The ways out for a run that learned nothing, in order, without those it has taken."""
-    found = ["more steps first (SOLVER.MAX_ITER or SOLVER.EPOCHS)"]
-    if method == "moco" and (momentum > SHORT_MOMENTUM or size > SHORT_QUEUE * batch):
-        found.append(
-            f"for a short run MOCO.M {SHORT_MOMENTUM:g} and MOCO.K {SHORT_QUEUE * batch} "
-            f"({SHORT_QUEUE} batches)"
-        )
-    if method == "moco" and splits > 1:
-        found.append("ENCODER.BN_SPLITS 1")
-    return "; then ".join(found)
 
 
 @dataclass(frozen=True)
@@ -70,6 +30,10 @@ class KnnGain:
     def points(self) -> float:
         """Above random weights."""
         return self.accuracy - self.random
+
+    def __str__(self) -> str:
+        chance = f"up to {self.margin:.1f} points are chance"
+        return f"kNN {self.accuracy:.1f} %, random weights {self.random:.1f} % ({chance})"
 
     def record(self) -> dict[str, float]:
         """For the metrics file; the report draws and judges by these names."""
@@ -129,30 +93,31 @@ class Watch:
                 f"against {gain.random:.1f} %, where up to {gain.margin:.1f} points either way are "
                 f"chance; try {self.ways_out}"
             )
-        if iteration < self.after or gain.points >= -gain.margin or last or "knn" in self.said:
-            return None
-        self.said.add("knn")
-        return (
-            f"kNN accuracy is {gain.accuracy:.1f} % and was {gain.random:.1f} % before the first "
-            "step: the features are worse than random ones"
-        )
+        worse = iteration >= self.after and gain.points < -gain.margin
+        if worse and self._not_yet_said("knn"):
+            return (
+                f"kNN accuracy is {gain.accuracy:.1f} % and was {gain.random:.1f} % before the "
+                "first step: the features are worse than random ones"
+            )
+        return None
 
     def look(self, record: Mapping[str, Any]) -> str | None:
         """A warning about this record, or None."""
         if record["iteration"] < self.after:
             return None
-        self.best = min(self.best, record["loss"])
-        if record["feature_std"] < COLLAPSE_LIMIT and "collapse" not in self.said:
-            self.said.add("collapse")
+        loss, std = record["loss"], record["feature_std"]
+        self.best = min(self.best, loss)
+        if std < COLLAPSE_LIMIT and self._not_yet_said("collapse"):
+            return f"feature std is {std:.3f} of that of random directions: they have collapsed"
+        climbed = self.best < self.chance_loss - 0.5 and loss > self.chance_loss - 0.1
+        if climbed and self._not_yet_said("drift"):
             return (
-                f"feature std is {record['feature_std']:.3f} of that of random directions: "
-                "the features have collapsed"
-            )
-        climbed = self.best < self.chance_loss - 0.5 and record["loss"] > self.chance_loss - 0.1
-        if climbed and "drift" not in self.said:
-            self.said.add("drift")
-            return (
-                f"the loss climbed from {self.best:.2f} back to {record['loss']:.2f}, "
+                f"the loss climbed from {self.best:.2f} back to {loss:.2f}, "
                 f"chance is {self.chance_loss:.2f}: the encoder is drifting"
             )
         return None
+
+    def _not_yet_said(self, kind: str) -> bool:
+        new = kind not in self.said
+        self.said.add(kind)
+        return new

@@ -44,30 +44,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if value is not None and not value > 0:
             raise InputError(f"--{name} {value:g}: it must be above 0")
     from pretrain.config import load_config
-    from pretrain.plan import make_plan, refuse_what_cannot_fit
+    from pretrain.plan import make_plan, measured_rate
 
     opts = list(args.opts)
     if args.config_file is None and not any(key.startswith("SOLVER.") for key in opts[::2]):
         opts += ["SOLVER.EPOCHS", "200"]
     cfg = load_config(args.config_file, opts)
-    rate = args.rate
-    if args.measure:
-        from pretrain.speed import measured_rate
-
-        rate = measured_rate(cfg)
     plan = make_plan(
         cfg,
         images=args.images,
         gpus=args.gpus,
-        rate=rate,
+        rate=measured_rate(cfg) if args.measure else args.rate,
         measured=args.measure,
         classes=args.classes,
     )
     print("\n".join(plan.lines()))
     sys.stdout.flush()
     memory = args.memory or default_memory(args.gpus)
-    refuse_what_cannot_fit(plan, memory=memory, host_memory=args.host_memory)
-    print(f"fits: {memory:g} GiB a process")
+    plan.refuse_what_cannot_fit(memory=memory, host_memory=args.host_memory)
+    print(f"fits: {memory:g} GiB per process")
     return 0
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moco_det.foundation.collectives import gather, own_share, world_size
 from pretrain.dictionaries import Bank
 from pretrain.encoders import Encoder
-from pretrain.methods.base import Batch, Method
+from pretrain.methods.base import Method
 
 
 class BankMethod(Method):
@@ -18,21 +17,29 @@ class BankMethod(Method):
     No shuffling BN: positives come from other mini-batches (MoCo paper, Section 3.3).
     """
 
-    views = 1
-
-    def __init__(
-        self, *, encoder: Encoder, bank: Bank, temperature: float, bfloat16: bool, name: str
-    ) -> None:
-        super().__init__()
-        self.name = name
-        self.encoder = encoder
+    def __init__(self, encoder: Encoder, bank: Bank, *, shared_negatives: bool) -> None:
+        super().__init__(encoder)
         self.bank = bank
-        self.temperature = temperature
-        self.use_bfloat16 = bfloat16
+        self.shared_negatives = shared_negatives
 
-    def embed(self, batch: Batch) -> Tensor:
-        """The normalised features [n, C] of the batch."""
-        return F.normalize(self.encoder(batch.views[0], bfloat16=self.use_bfloat16), dim=1)
+    def draw(self, indices: Tensor, count: int) -> Tensor:
+        """Uniform row numbers [n, count], with replacement, for the share's queries.
+
+        With shared negatives one draw serves all queries of a step, else each has its own. They
+        are the same on any number of processes, drawn on the device of `indices`.
+        """
+        n, device = len(indices), indices.device
+        if self.shared_negatives:
+            return torch.randint(self.bank.images, (1, count), device=device).expand(n, -1)
+        # Drawn for the whole global batch: processes whose generators agree get different rows.
+        drawn = torch.randint(self.bank.images, (n * world_size(), count), device=device)
+        return own_share(drawn)
+
+    def similarity(self, q: Tensor, rows: Tensor) -> Tensor:
+        """Similarity [n, K] of queries [n, C] to the rows [n, K] that were drawn for them."""
+        if self.shared_negatives:
+            return q @ self.bank.read(rows[0]).t()
+        return self.bank.similarity(q, rows)
 
     @torch.no_grad()
     def after_step(self, indices: Tensor, features: Tensor) -> None:
@@ -41,13 +48,11 @@ class BankMethod(Method):
 
     def notes(self) -> list[str]:
         bank, groups = self.bank, self.encoder.bn_splits * self.parts * world_size()
-        kept = (
-            f"rows keep {bank.momentum:g} of themselves" if bank.momentum else "rows are replaced"
-        )
+        kept = f"keep {bank.momentum:g} of themselves" if bank.momentum else "are replaced"
         dtype = str(bank.rows.dtype).removeprefix("torch.")
         return [
             f"bank: {bank.images} rows of {bank.rows.shape[1]} in {dtype}, "
-            f"{bank.mebibytes:.1f} MiB in each process; {kept}",
+            f"{bank.rows.nbytes / 2**20:.1f} MiB in each process; rows {kept}",
             *(["bank: the first epoch only fills it"] if bank.skip_unseen else []),
             f"batch norm over {groups} group{'s' if groups > 1 else ''}; shuffling BN: not needed, "
             "positives come from earlier steps",
@@ -55,31 +60,3 @@ class BankMethod(Method):
 
     def gauges(self) -> dict[str, float]:
         return {"bank_fill": self.bank.fill}
-
-
-class Draw:
-    """Uniform draws of bank rows, with replacement, the same on any number of processes.
-
-    `shared`: one draw of `count` rows serves all queries of a step; else each query has its own.
-    """
-
-    def __init__(self, bank: Bank, *, count: int, shared: bool) -> None:
-        self.bank = bank
-        self.count = count
-        self.shared = shared
-
-    def rows(self, indices: Tensor) -> Tensor:
-        """Row numbers [n, count] for the share's queries, drawn on the device of `indices`."""
-        n, device = len(indices), indices.device
-        if self.shared:
-            drawn = torch.randint(self.bank.images, (1, self.count), device=device)
-            return drawn.expand(n, -1)
-        # Drawn for the whole global batch: processes whose generators agree get different rows.
-        queries = n * world_size()
-        return own_share(torch.randint(self.bank.images, (queries, self.count), device=device))
-
-    def similarity(self, q: Tensor, rows: Tensor) -> Tensor:
-        """Similarity [n, count] of queries [n, C] to the rows that `rows` drew for them."""
-        if self.shared:
-            return q @ self.bank.read(rows[0]).t()
-        return self.bank.similarity(q, rows)

@@ -14,11 +14,12 @@ m momentum, T temperature.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.encoders import Encoder
@@ -41,26 +42,17 @@ class Batch:
         """All of them, in one order."""
         return [*self.views, self.indices, *([] if self.labels is None else [self.labels])]
 
-    def clone(self) -> Batch:
-        """The same in memory of its own."""
-        labels = None if self.labels is None else self.labels.clone()
-        return Batch(tuple(view.clone() for view in self.views), self.indices.clone(), labels)
-
-    def copy_(self, other: Batch) -> None:
-        """Overwrite the tensors by those of another batch of the same shape."""
-        for own, new in zip(self.tensors(), other.tensors(), strict=True):
-            own.copy_(new)
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch of what `change` makes of every tensor."""
+        labels = None if self.labels is None else change(self.labels)
+        return Batch(tuple(change(view) for view in self.views), change(self.indices), labels)
 
     def part(self, start: int, stop: int) -> Batch:
         """Images start..stop-1."""
-        return Batch(
-            tuple(view[start:stop] for view in self.views),
-            self.indices[start:stop],
-            None if self.labels is None else self.labels[start:stop],
-        )
+        return self.each(lambda tensor: tensor[start:stop])
 
 
-class Outcome(NamedTuple):
+class MethodOutput(NamedTuple):
     """What `Method.forward` returns."""
 
     loss: Tensor  # scalar, the mean over the images, with its graph
@@ -71,10 +63,20 @@ class Outcome(NamedTuple):
 class Method(nn.Module):
     """What the training loop asks of a method; `encoder` is the one that is kept."""
 
-    name: str
-    views: int  # views of each image that a batch must have
-    encoder: Encoder
-    parts: int = 1  # that a process's share is computed in
+    views = 1  # of each image, that a batch must have
+    name = ""
+    use_bfloat16 = False  # whether the trunks compute in it
+    parts = 1  # that a process's share is computed in
+    chance_loss: float  # of an encoder that knows nothing
+    dictionary_size: int | None = None  # the negatives of a query, None where there are none
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def embed(self, view: Tensor, encoder: Encoder | None = None) -> Tensor:
+        """The L2-normalised features [n, C] of a view."""
+        return F.normalize((encoder or self.encoder)(view, bfloat16=self.use_bfloat16), dim=1)
 
     def accumulate(self, parts: int) -> None:
         """Prepare for a share that comes to `forward` in `parts` equal parts; called once.
@@ -93,7 +95,7 @@ class Method(nn.Module):
         """
         return None
 
-    def forward(self, batch: Batch, keys: Tensor | None) -> Outcome:
+    def forward(self, batch: Batch, keys: Tensor | None) -> MethodOutput:
         """The loss of a batch, or of a part of it with the same part of `prepare`'s tensor."""
         raise NotImplementedError
 
@@ -102,19 +104,9 @@ class Method(nn.Module):
         """What follows the optimizer's step, with the share's indices [n] and features [n, C]."""
 
     @property
-    def chance_loss(self) -> float:
-        """The loss of an encoder that knows nothing."""
-        raise NotImplementedError
-
-    @property
     def settled(self) -> bool:
         """Whether every later step makes the same calls, whatever the numbers are."""
         return True
-
-    @property
-    def dictionary_size(self) -> int | None:
-        """K, the negatives of a query, or None where there are none."""
-        return None
 
     def notes(self) -> list[str]:
         """Lines for the log before the first step."""
@@ -124,16 +116,13 @@ class Method(nn.Module):
         """What speaks against these settings for a global batch and a number of images."""
         return []
 
+    def ways_out(self, *, batch: int) -> list[str]:
+        """What to try where a run learned nothing, in order, without what it has taken."""
+        return []
+
     def gauges(self) -> dict[str, float]:
         """Numbers for the record of a logged step."""
         return {}
-
-    def encoder_state(self) -> OrderedDict[str, Tensor]:
-        """The kept trunk in torchvision's names, without `fc`: contiguous tensors on the CPU."""
-        return OrderedDict(
-            (name, value.detach().cpu().contiguous())
-            for name, value in self.encoder.trunk.state_dict().items()
-        )
 
 
 @torch.no_grad()
@@ -168,6 +157,13 @@ def metrics_of_all(q: Tensor, similarity: Tensor, own: Tensor) -> Metrics:
         "negative_similarity": (similarity.sum() - positive.sum()) / max(1, others),
         "feature_std": feature_std(q),
     }
+
+
+@torch.no_grad()
+def class_metrics(scores: Tensor, labels: Tensor, features: Tensor) -> Metrics:
+    """Scalars to watch of a classifier with `scores` [n, classes] of features [n, C]."""
+    right = scores.argmax(dim=1) == labels
+    return {"accuracy": 100.0 * right.float().mean(), "feature_std": feature_std(features)}
 
 
 def feature_std(features: Tensor) -> Tensor:

@@ -4,77 +4,65 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moco_det.foundation.collectives import gather_with_grad, rank
+from moco_det.foundation.declared import at_least
 from pretrain.encoders import Encoder
 from pretrain.losses import softmax_over_all
 from pretrain.methods import shuffling
-from pretrain.methods.base import Batch, Method, Outcome, metrics_of_all
+from pretrain.methods.base import Batch, Method, MethodOutput, metrics_of_all
+
+
+@dataclass(frozen=True)
+class EndToEndArgs:
+    """END_TO_END.*"""
+
+    T: float = at_least(1e-6, 0.07)  # temperature
+    SHUFFLE: bool = True  # shuffle the keys across the groups of batch norm
+    SHARED: bool = False  # one encoder for queries and keys instead of two
 
 
 class EndToEnd(Method):
     """The dictionary is the batch (MoCo paper, Section 3.2 and Figure 2a).
 
-    A query's negatives are the keys of the other images of the global batch, so that K is
-    `batch` - 1. The encoder of the keys is a second one, trained by its own gradient, or with
-    `shared` the one of the queries. Keys are under shuffling BN as MoCo's are (Section 3.3).
+    A query's negatives are the keys of the other images of the global batch of N, so that K is
+    N - 1. The encoder of the keys is a second one, trained by its own gradient, or with SHARED the
+    one of the queries. Keys are under shuffling BN as MoCo's are (Section 3.3).
     """
 
     views = 2
 
-    def __init__(
-        self,
-        *,
-        encoder: Encoder,
-        batch: int,
-        temperature: float,
-        shuffle: bool = True,
-        shared: bool = False,
-        bfloat16: bool = False,
-        name: str = "end_to_end",
-    ) -> None:
-        super().__init__()
-        self.name = name
-        self.encoder = encoder  # f_q
-        self.key_encoder = None if shared else copy.deepcopy(encoder)  # f_k
-        self.batch = batch
-        self.temperature = temperature
-        self.shuffle = shuffle
-        self.use_bfloat16 = bfloat16
+    def __init__(self, encoder: Encoder, args: EndToEndArgs, *, batch: int) -> None:
+        super().__init__(encoder)  # f_q
+        self.key_encoder = None if args.SHARED else copy.deepcopy(encoder)  # f_k
+        self.args = args
+        self.dictionary_size = batch - 1
+        self.chance_loss = math.log(batch)
 
-    def forward(self, batch: Batch, keys: Tensor | None) -> Outcome:
+    def forward(self, batch: Batch, keys: Tensor | None) -> MethodOutput:
         view_q, view_k = batch.views
-        q = F.normalize(self.encoder(view_q, bfloat16=self.use_bfloat16), dim=1)  # n x C
+        q = self.embed(view_q)  # n x C
         k = self.encode_keys(view_k)  # N x C
         similarity = q @ k.t()  # n x N
         own = rank() * len(q) + torch.arange(len(q), device=q.device)
-        loss = softmax_over_all(similarity, own, self.temperature)
-        return Outcome(loss, metrics_of_all(q, similarity, own), q.detach())
+        loss = softmax_over_all(similarity, own, self.args.T)
+        return MethodOutput(loss, metrics_of_all(q, similarity, own), q.detach())
 
     def encode_keys(self, view: Tensor) -> Tensor:
         """The normalised keys [N, C] of all processes, with their gradient, as the images lie."""
-        encoder = self.encoder if self.key_encoder is None else self.key_encoder
-        if not self.shuffle or shuffling.groups(self.encoder.bn_splits) == 1:
-            return gather_with_grad(F.normalize(encoder(view, bfloat16=self.use_bfloat16), dim=1))
+        if not self.args.SHUFFLE or shuffling.groups(self.encoder.bn_splits) == 1:
+            return gather_with_grad(self.embed(view, self.key_encoder))
         shuffled, order = shuffling.shuffle(view)
-        keys = F.normalize(encoder(shuffled, bfloat16=self.use_bfloat16), dim=1)
-        return shuffling.put_back(gather_with_grad(keys), order)
-
-    @property
-    def chance_loss(self) -> float:
-        return math.log(self.batch)
-
-    @property
-    def dictionary_size(self) -> int:
-        return self.batch - 1
+        keys = gather_with_grad(self.embed(shuffled, self.key_encoder))
+        return shuffling.put_back(keys, order)
 
     def notes(self) -> list[str]:
         encoders = "one encoder" if self.key_encoder is None else "two encoders"
         return [
             f"end-to-end: {encoders}, {self.dictionary_size} negatives of the same batch",
-            shuffling.note(self.encoder.bn_splits, asked=self.shuffle),
+            shuffling.note(self.encoder.bn_splits, asked=self.args.SHUFFLE),
         ]

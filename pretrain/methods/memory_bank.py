@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from moco_det.foundation.declared import at_least
 from pretrain.dictionaries import Bank
 from pretrain.encoders import Encoder
 from pretrain.losses import info_nce
-from pretrain.methods.bank import BankMethod, Draw
-from pretrain.methods.base import Batch, Outcome, contrastive_metrics
+from pretrain.methods.bank import BankMethod
+from pretrain.methods.base import Batch, MethodOutput, contrastive_metrics
+
+
+@dataclass(frozen=True)
+class MemoryBankArgs:
+    """MEMORY_BANK.*"""
+
+    K: int = at_least(1, 65536)  # negatives of a query
+    T: float = at_least(1e-6, 0.07)  # temperature
+    # One draw of K rows serves all queries of a step; False draws K rows for each query.
+    SHARED_NEGATIVES: bool = True
 
 
 class MemoryBank(BankMethod):
@@ -22,60 +34,37 @@ class MemoryBank(BankMethod):
     negatives, and such a query has fewer than K.
     """
 
-    def __init__(
-        self,
-        *,
-        encoder: Encoder,
-        bank: Bank,
-        negatives: int,
-        temperature: float,
-        shared_negatives: bool = True,
-        bfloat16: bool = False,
-        name: str = "memory_bank",
-    ) -> None:
-        super().__init__(
-            encoder=encoder, bank=bank, temperature=temperature, bfloat16=bfloat16, name=name
-        )
-        self.draw = Draw(bank, count=negatives, shared=shared_negatives)
+    def __init__(self, encoder: Encoder, bank: Bank, args: MemoryBankArgs) -> None:
+        super().__init__(encoder, bank, shared_negatives=args.SHARED_NEGATIVES)
+        self.args = args
+        self.dictionary_size = args.K
+        self.chance_loss = math.log(args.K + 1)
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> Tensor:
         """The rows [n, K] that are the share's negatives."""
-        return self.draw.rows(batch.indices)
+        return self.draw(batch.indices, self.args.K)
 
-    def forward(self, batch: Batch, keys: Tensor | None) -> Outcome:
+    def forward(self, batch: Batch, keys: Tensor | None) -> MethodOutput:
         assert keys is not None
-        q = self.embed(batch)  # n x C
+        q = self.embed(batch.views[0])  # n x C
         positive = (q * self.bank.read(batch.indices)).sum(dim=1)  # n
-        negative = self.draw.similarity(q, keys)  # n x K
+        negative = self.similarity(q, keys)  # n x K
         out = keys == batch.indices[:, None]  # n x K: the query's own image
-        unseen = self.bank.left_out(keys)
-        if unseen is not None:
-            out = out | unseen
-        loss = info_nce(
-            positive,
-            negative.masked_fill(out, -math.inf),
-            self.temperature,
-            weight=self.bank.weight(batch.indices),
-        )
-        return Outcome(loss, contrastive_metrics(q, positive, negative, out), q.detach())
-
-    @property
-    def chance_loss(self) -> float:
-        return math.log(self.draw.count + 1)
-
-    @property
-    def dictionary_size(self) -> int:
-        return self.draw.count
+        if self.bank.skip_unseen:
+            out = out | ~self.bank.seen[keys]
+        masked, weight = negative.masked_fill(out, -math.inf), self.bank.weight(batch.indices)
+        loss = info_nce(positive, masked, self.args.T, weight=weight)
+        return MethodOutput(loss, contrastive_metrics(q, positive, negative, out), q.detach())
 
     def notes(self) -> list[str]:
-        whose = "one draw for all queries" if self.draw.shared else "a draw for each query"
-        return [*super().notes(), f"negatives: {self.draw.count} rows a step, {whose}"]
+        whose = "one draw for all queries" if self.shared_negatives else "a draw for each query"
+        return [*super().notes(), f"negatives: {self.args.K} rows per step, {whose}"]
 
     def warnings(self, *, batch: int, images: int) -> list[str]:
-        if self.draw.count < images:
+        if images > self.args.K:
             return []
         return [
-            f"MEMORY_BANK.K {self.draw.count} is not less than the {images} images: rows are drawn "
+            f"MEMORY_BANK.K {self.args.K} is not less than the {images} images: rows are drawn "
             "more than once; lower MEMORY_BANK.K"
         ]

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moco_det.foundation.collectives import gather, own_share
+from moco_det.foundation.declared import at_least, within
 from pretrain.dictionaries import Queue
 from pretrain.encoders import Encoder
 from pretrain.losses import info_nce, similarities
 from pretrain.methods import shuffling
-from pretrain.methods.base import Batch, Method, Outcome, contrastive_metrics
-from pretrain.watch import queue_warnings
+from pretrain.methods.base import Batch, Method, MethodOutput, contrastive_metrics
+
+# A run here collapsed at K/batch * (1-m) = 0.32 within 200 steps; MoCo's own setting is 0.256.
+DRIFT_LIMIT = 0.3
+# What made a run of at most a few thousand steps learn: a fast key encoder, a queue of few batches.
+SHORT_MOMENTUM, SHORT_QUEUE = 0.97, 4
+
+
+@dataclass(frozen=True)
+class MoCoArgs:
+    """MOCO.*"""
+
+    K: int = at_least(1, 65536)  # keys in the queue
+    M: float = within(0, 1, 0.999)  # momentum of the key encoder
+    T: float = at_least(1e-6, 0.07)  # temperature
+    SHUFFLE: bool = True  # shuffle the keys across the groups of batch norm
 
 
 class MoCo(Method):
@@ -23,26 +38,13 @@ class MoCo(Method):
 
     views = 2
 
-    def __init__(
-        self,
-        *,
-        encoder: Encoder,
-        dictionary: Queue,
-        momentum: float,
-        temperature: float,
-        shuffle: bool = True,
-        bfloat16: bool = False,
-        name: str = "moco",
-    ) -> None:
-        super().__init__()
-        self.name = name
-        self.encoder = encoder  # f_q
+    def __init__(self, encoder: Encoder, args: MoCoArgs) -> None:
+        super().__init__(encoder)  # f_q
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)  # f_k
-        self.dictionary = dictionary
-        self.momentum = momentum
-        self.temperature = temperature
-        self.shuffle = shuffle
-        self.use_bfloat16 = bfloat16
+        self.dictionary = Queue(encoder.dim, args.K)
+        self.args = args
+        self.dictionary_size = args.K
+        self.chance_loss = math.log(args.K + 1)
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> Tensor:
@@ -54,12 +56,12 @@ class MoCo(Method):
         self.update_key_encoder()
         return self.encode_keys(batch.views[1])
 
-    def forward(self, batch: Batch, keys: Tensor | None) -> Outcome:
+    def forward(self, batch: Batch, keys: Tensor | None) -> MethodOutput:
         assert keys is not None
-        q = F.normalize(self.encoder(batch.views[0], bfloat16=self.use_bfloat16), dim=1)  # n x C
+        q = self.embed(batch.views[0])  # n x C
         positive, negative = similarities(q, keys, self.dictionary.read())
-        loss = info_nce(positive, negative, self.temperature)
-        return Outcome(loss, contrastive_metrics(q, positive, negative), keys)
+        loss = info_nce(positive, negative, self.args.T)
+        return MethodOutput(loss, contrastive_metrics(q, positive, negative), keys)
 
     @torch.no_grad()
     def after_step(self, indices: Tensor, features: Tensor) -> None:
@@ -71,30 +73,48 @@ class MoCo(Method):
         """f_k <- m f_k + (1-m) f_q (Eqn. 2); batch norm's statistics are each encoder's own."""
         keys = [p.detach() for p in self.key_encoder.parameters()]
         queries = [p.detach() for p in self.encoder.parameters()]
-        torch._foreach_lerp_(keys, queries, 1.0 - self.momentum)
+        torch._foreach_lerp_(keys, queries, 1.0 - self.args.M)
 
     @torch.no_grad()
     def encode_keys(self, view: Tensor) -> Tensor:
         """Normalised keys [n, C] in the order of `view`, under shuffling BN where it is active."""
-        if not self.shuffle or shuffling.groups(self.key_encoder.bn_splits) == 1:
-            return F.normalize(self.key_encoder(view, bfloat16=self.use_bfloat16), dim=1)
+        if not self.args.SHUFFLE or shuffling.groups(self.key_encoder.bn_splits) == 1:
+            return self.embed(view, self.key_encoder)
         shuffled, order = shuffling.shuffle(view)
-        keys = F.normalize(self.key_encoder(shuffled, bfloat16=self.use_bfloat16), dim=1)
+        keys = self.embed(shuffled, self.key_encoder)
         return own_share(shuffling.put_back(gather(keys), order))
 
-    @property
-    def chance_loss(self) -> float:
-        return math.log(self.dictionary.size + 1)
-
-    @property
-    def dictionary_size(self) -> int:
-        return self.dictionary.size
-
     def notes(self) -> list[str]:
-        return [shuffling.note(self.key_encoder.bn_splits, asked=self.shuffle)]
+        return [shuffling.note(self.key_encoder.bn_splits, asked=self.args.SHUFFLE)]
 
     def warnings(self, *, batch: int, images: int) -> list[str]:
-        return queue_warnings(self.dictionary.size, batch, self.momentum, images)
+        found = []
+        size, still = self.args.K, 1 - self.args.M
+        # how far the key encoder moves while a key is in the queue
+        moved = size / batch * still
+        if moved > DRIFT_LIMIT:
+            found.append(
+                f"K/batch x (1-m) = {size}/{batch} x {still:.4g} = {moved:.2f} is above "
+                f"{DRIFT_LIMIT}: the oldest keys come from another encoder and the run may "
+                "collapse; lower MOCO.K or raise MOCO.M"
+            )
+        if size > images:
+            found.append(
+                f"MOCO.K {size} is more than the {images} images: each image has older keys of its "
+                "own among its negatives; lower MOCO.K"
+            )
+        return found
+
+    def ways_out(self, *, batch: int) -> list[str]:
+        found, size = [], SHORT_QUEUE * batch
+        if self.args.M > SHORT_MOMENTUM or size < self.args.K:
+            found.append(
+                f"for a short run MOCO.M {SHORT_MOMENTUM:g} and MOCO.K {size} "
+                f"({SHORT_QUEUE} batches)"
+            )
+        if self.encoder.bn_splits * self.parts > 1:
+            found.append("ENCODER.BN_SPLITS 1")
+        return found
 
     def gauges(self) -> dict[str, float]:
         return {"queue_fill": self.dictionary.fill}

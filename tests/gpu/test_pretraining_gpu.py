@@ -14,7 +14,7 @@ from torch import Tensor
 from pretrain import augment, capture, data, loop, train
 from pretrain.config import load_config
 from pretrain.data import resident
-from pretrain.methods import Batch
+from pretrain.methods.base import Batch
 from tests.pretrain.test_resume import EVERY, QUICK, stop_at
 
 pytestmark = pytest.mark.gpu

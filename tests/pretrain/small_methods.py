@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from pretrain.dictionaries import Queue
 from pretrain.encoders import Encoder
-from pretrain.methods import Batch, EndToEnd, Method, MoCo, Outcome
+from pretrain.methods.base import Batch, Method, MethodOutput
+from pretrain.methods.end_to_end import EndToEnd, EndToEndArgs
+from pretrain.methods.moco import MoCo, MoCoArgs
 
 
 def moco(*, splits: int = 2, shuffle: bool = True, momentum: float = 0.9, size: int = 12) -> MoCo:
     torch.manual_seed(0)
-    return MoCo(
-        encoder=Encoder("resnet18", head="mlp", dim=8, bn_splits=splits),
-        dictionary=Queue(8, size),
-        momentum=momentum,
-        temperature=0.1,
-        shuffle=shuffle,
-    ).train()
+    encoder = Encoder("resnet18", head="mlp", dim=8, bn_splits=splits)
+    return MoCo(encoder, MoCoArgs(K=size, M=momentum, T=0.1, SHUFFLE=shuffle)).train()
 
 
 def end_to_end(*, splits: int = 1, shuffle: bool = True, shared: bool = False) -> EndToEnd:
     torch.manual_seed(0)
     encoder = Encoder("resnet18", head="fc", dim=8, bn_splits=splits)
-    return EndToEnd(
-        encoder=encoder, batch=8, temperature=0.1, shuffle=shuffle, shared=shared
-    ).train()
+    return EndToEnd(encoder, EndToEndArgs(T=0.1, SHUFFLE=shuffle, SHARED=shared), batch=8).train()
 
 
 def batch(n: int = 8, *, views: int = 2) -> Batch:
@@ -34,5 +28,5 @@ def batch(n: int = 8, *, views: int = 2) -> Batch:
     return Batch(images, torch.arange(n), torch.arange(n) % 3)
 
 
-def forward(method: Method, data: Batch) -> Outcome:
+def forward(method: Method, data: Batch) -> MethodOutput:
     return method(data, method.prepare(data))

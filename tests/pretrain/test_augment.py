@@ -17,7 +17,6 @@ from torchvision.models import ResNet50_Weights
 
 from pretrain import augment, colour
 from pretrain.augment import Recipe
-from pretrain.config import CHOICES
 from pretrain.images import Image
 from tests.pretrain import pictures
 
@@ -49,10 +48,6 @@ def our_views(image: Image, recipe: Recipe, *, size: int, count: int) -> Image:
             for epoch in range(count)
         ]
     )
-
-
-def test_choices_of_the_config_are_what_exists() -> None:
-    assert set(CHOICES["AUGMENT.RECIPE"]) == set(augment.RECIPES)
 
 
 def test_views_depend_on_seed_pass_and_index_alone() -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain import capture, loop, train
-from pretrain.config import CfgNode, load_config
+from pretrain import capture, train
+from pretrain.config import PretrainConfig, load_config
+from pretrain.loop import Loop
 from tests.pretrain.test_resume import EVERY, QUICK, assert_same_run, stop_at
 
 Results = dict[str, Tensor]
@@ -33,17 +34,19 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[None]:
         return replay, results
 
     monkeypatch.setattr(capture, "record", record)
-    build = train.build_parts
+    build = train.build_loop
 
-    def build_captured(cfg: CfgNode, *arguments: Any) -> loop.Parts:
-        parts = build(cfg, *arguments)
-        return loop.Parts(**{**vars(parts), "captured": Path(cfg.OUTPUT_DIR).name != "plain"})
+    def build_captured(cfg: PretrainConfig, device: torch.device, *, bfloat16: bool) -> Loop:
+        loop = build(cfg, device, bfloat16=bfloat16)
+        if Path(cfg.OUTPUT_DIR).name != "plain":
+            loop.capture()
+        return loop
 
-    monkeypatch.setattr(train, "build_parts", build_captured)
+    monkeypatch.setattr(train, "build_loop", build_captured)
     return replays
 
 
-def run_of(tiny: list[str], pairs: list[str], output: Path) -> CfgNode:
+def run_of(tiny: list[str], pairs: list[str], output: Path) -> PretrainConfig:
     every = ["LOG_EVERY", "3", "CHECKPOINT_EVERY", "2", "SOLVER.MAX_ITER", "6"]
     return load_config(QUICK, [*tiny, *every, *pairs, "OUTPUT_DIR", str(output)])
 

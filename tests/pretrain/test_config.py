@@ -146,7 +146,7 @@ def test_the_quick_arms_differ_in_the_method_alone() -> None:
         for name in ("moco_v2_r18", "supervised_r18")
     )
     for key in ("ENCODER", "AUGMENT", "SOLVER", "DATA", "SEED", "PRECISION"):
-        assert moco[key] == supervised[key]
+        assert moco.plain()[key] == supervised.plain()[key]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_bad_file_is_one_error_naming_the_key(text: str, message: str, tmp_pat
         (["MOCO.M", "1.5"], "MOCO.M is 1.5: it must be from 0 to 1"),
         (["MOCO.K", "0"], "MOCO.K is 0: it must be at least 1 and finite"),
         (["SOLVER.EPOCHS", "2"], "SOLVER.EPOCHS is 2 and SOLVER.MAX_ITER is 9"),
-        (["SOLVER.SCHEDULE", "step"], "milestones"),
+        (["SOLVER.SCHEDULE", "step"], "MILESTONES belongs to the step schedule"),
         (["ENCODER.BN_SPLITS", "200"], "ENCODER.BN_SPLITS 200"),
     ],
 )

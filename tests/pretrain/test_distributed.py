@@ -14,9 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
+from pretrain.build import build_method
 from pretrain.config import load_config
 from pretrain.encoders import ARCHITECTURES
-from pretrain.methods import Batch, Method, build_method
+from pretrain.methods.base import Batch, Method
 from tests.pretrain.small_trunk import SmallTrunk
 from tests.pretrain.test_methods import EVERY
 

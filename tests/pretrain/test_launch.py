@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
 from pretrain import train
+from pretrain.build import bn_splits_per_process
 from pretrain.config import load_config
 from pretrain.encoders import ARCHITECTURES, Encoder
 from tests.pretrain.small_trunk import SmallTrunk
@@ -87,12 +87,9 @@ def test_parts_that_would_change_the_groups_of_batch_norm_are_refused(tiny: list
         train.train(load_config(QUICK, [*tiny, *pairs]))
 
 
-def test_a_batch_that_two_processes_cannot_share_is_refused(
-    tiny: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(collectives, "world_size", lambda: 3)
+def test_a_batch_that_the_processes_cannot_share_is_refused(tiny: list[str]) -> None:
     with pytest.raises(InputError, match="SOLVER.BATCH 8 cannot be shared equally by 3"):
-        train.check_shares(load_config(QUICK, tiny))
+        bn_splits_per_process(load_config(QUICK, tiny), 3)
 
 
 @pytest.mark.parametrize(

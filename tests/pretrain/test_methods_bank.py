@@ -9,19 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.build import build_method
 from pretrain.config import load_config
-from pretrain.dictionaries import Bank
+from pretrain.dictionaries import Bank, BankArgs
 from pretrain.encoders import ARCHITECTURES, Encoder
-from pretrain.methods import (
-    Batch,
+from pretrain.methods.base import Batch, Method, MethodOutput
+from pretrain.methods.inst_disc import (
+    InstDiscArgs,
     InstDiscNCE,
     InstDiscParametric,
     InstDiscSoftmax,
-    MemoryBank,
-    Method,
-    Outcome,
-    build_method,
 )
+from pretrain.methods.memory_bank import MemoryBank, MemoryBankArgs
 from tests.pretrain.small_trunk import SmallTrunk
 
 IMAGES = 20
@@ -33,21 +32,18 @@ def small_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARCHITECTURES, "resnet18", SmallTrunk)
 
 
-def parts(*, momentum: float = 0.5) -> dict:
+def parts(*, momentum: float = 0.5) -> tuple[Encoder, Bank]:
     torch.manual_seed(0)
-    return {
-        "encoder": Encoder("resnet18", head="fc", dim=8),
-        "bank": Bank(IMAGES, 8, momentum=momentum),
-        "temperature": 0.2,
-    }
+    return Encoder("resnet18", head="fc", dim=8), Bank(IMAGES, 8, BankArgs(MOMENTUM=momentum))
 
 
 def memory_bank(*, negatives: int = 12, shared: bool = True) -> MemoryBank:
-    return MemoryBank(**parts(), negatives=negatives, shared_negatives=shared).train()
+    args = MemoryBankArgs(K=negatives, T=0.2, SHARED_NEGATIVES=shared)
+    return MemoryBank(*parts(), args).train()
 
 
-def nce(*, momentum: float = 0.5, samples: int = 7, **settings: float) -> InstDiscNCE:
-    return InstDiscNCE(**parts(momentum=momentum), samples=samples, **settings).train()
+def nce(**keys: float) -> InstDiscNCE:
+    return InstDiscNCE(*parts(), InstDiscArgs(**{"K": 7, "T": 0.2, **keys})).train()
 
 
 def batch(seed: int = 1) -> Batch:
@@ -59,7 +55,7 @@ def features_of(method: Method, data: Batch) -> Tensor:
     return F.normalize(method.encoder(data.views[0]), dim=1)
 
 
-def step(method: Method, data: Batch) -> Outcome:
+def step(method: Method, data: Batch) -> MethodOutput:
     out = method(data, method.prepare(data))
     out.loss.backward()
     method.after_step(data.indices, out.features)
@@ -127,7 +123,7 @@ def test_rows_are_written_after_the_step_and_are_not_trained() -> None:
 
 def test_notes_and_warnings_of_a_memory_bank() -> None:
     notes = "\n".join(memory_bank().notes())
-    for words in ("20 rows of 8 in float32", "not needed", "12 rows a step, one draw for all"):
+    for words in ("20 rows of 8 in float32", "not needed", "12 rows per step, one draw for all"):
         assert words in notes
     assert memory_bank(negatives=12).warnings(batch=6, images=IMAGES) == []
     assert "MEMORY_BANK.K 20" in memory_bank(negatives=20).warnings(batch=6, images=IMAGES)[0]
@@ -139,7 +135,7 @@ def test_notes_and_warnings_of_a_memory_bank() -> None:
 @pytest.mark.parametrize("shared", [False, True])
 def test_nce_is_the_papers_objective_over_the_drawn_rows(shared: bool) -> None:
     """Wu et al. 2018, Eq. 10 in float64, a term at a time, with lambda 3 and a given Z."""
-    method = nce(z=300.0, proximal_weight=3.0, shared_negatives=shared)
+    method = nce(Z=300.0, PROXIMAL=3.0, SHARED_NEGATIVES=shared)
     data = batch()
     keys = method.prepare(data)
     out = method(data, keys)
@@ -158,7 +154,7 @@ def test_nce_is_the_papers_objective_over_the_drawn_rows(shared: bool) -> None:
 
 
 def test_noise_may_hit_the_own_image_as_the_uniform_distribution_says() -> None:
-    keys = nce(samples=500).prepare(batch())
+    keys = nce(K=500).prepare(batch())
     assert all(INDICES[i] in keys[i] for i in range(6))
 
 
@@ -193,9 +189,9 @@ def test_a_resumed_run_keeps_its_z() -> None:
 
 @pytest.mark.parametrize("z_momentum", [0.0, 0.9])
 def test_z_moves_by_its_momentum_after_the_step(z_momentum: float) -> None:
-    method, data = nce(z=50.0, z_momentum=z_momentum), batch()
+    method, data = nce(Z=50.0, Z_MOMENTUM=z_momentum), batch()
     keys = method.prepare(data)
-    similarity = method.draw.similarity(features_of(method, data).detach(), keys)
+    similarity = method.similarity(features_of(method, data).detach(), keys)
     estimate = IMAGES * float((similarity.double() / 0.2).exp().mean())
     out = method(data, keys)
     out.loss.backward()
@@ -209,14 +205,14 @@ def test_the_chance_loss_of_nce_has_its_closed_form() -> None:
     # h = 1/(1+m) for data and noise; unrelated unit vectors are sqrt(2) apart
     expected = math.log(8) + 7 * math.log(8 / 7)
     assert nce().chance_loss == pytest.approx(expected)
-    assert nce(proximal_weight=3.0).chance_loss == pytest.approx(expected + 6.0)
+    assert nce(PROXIMAL=3.0).chance_loss == pytest.approx(expected + 6.0)
     assert nce().dictionary_size == 7
 
 
 def test_the_proximal_term_is_lambda_times_the_squared_distance_to_the_own_row() -> None:
     losses, distance = [], torch.zeros(())
     for weight in (0.0, 3.0):
-        method = nce(z=300.0, proximal_weight=weight)
+        method = nce(Z=300.0, PROXIMAL=weight)
         torch.manual_seed(1)
         out = method(batch(), method.prepare(batch()))
         losses.append(out.loss.item())
@@ -255,7 +251,7 @@ def test_paper_and_released_code_differ_by_keys() -> None:
 
 
 def test_the_full_softmax_is_over_every_row() -> None:
-    method = InstDiscSoftmax(**parts()).train()
+    method = InstDiscSoftmax(*parts(), InstDiscArgs(T=0.2)).train()
     data = batch()
     out = method(data, method.prepare(data))
     q, expected = features_of(method, data).detach(), 0.0
@@ -270,7 +266,7 @@ def test_the_full_softmax_is_over_every_row() -> None:
 def test_the_parametric_softmax_is_a_linear_classifier_of_images_without_bias() -> None:
     torch.manual_seed(0)
     encoder = Encoder("resnet18", head="fc", dim=8)
-    method = InstDiscParametric(encoder=encoder, images=IMAGES, dim=8).train()
+    method = InstDiscParametric(encoder, images=IMAGES).train()
     data = batch()
     out = method(data, None)
     v = method.encoder(data.views[0])
@@ -285,7 +281,7 @@ def test_the_parametric_softmax_is_a_linear_classifier_of_images_without_bias() 
 
 
 def test_instance_discrimination_learns_to_tell_a_few_images_apart() -> None:
-    method = InstDiscSoftmax(**parts(momentum=0.0)).train()
+    method = InstDiscSoftmax(*parts(momentum=0.0), InstDiscArgs(T=0.2)).train()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     losses = []
     for _ in range(30):

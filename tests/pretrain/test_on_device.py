@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pretrain import augment, device_views
+from pretrain.build import build_method
 from pretrain.config import load_config
-from pretrain.methods import Batch, build_method
+from pretrain.methods.base import Batch
 from tests.pretrain.test_resume import EVERY, QUICK
 
 # Tensors of the meta device hold no numbers: reading one raises.

@@ -8,11 +8,10 @@ import torch
 
 from moco_det.foundation.errors import InputError
 from moco_det_tools import plan as tool
+from pretrain.build import build_method
 from pretrain.config import load_config
 from pretrain.encoders import ARCHITECTURES, Encoder
-from pretrain.methods import build_method
-from pretrain.plan import Plan, make_plan, refuse_what_cannot_fit, saved_bytes
-from pretrain.speed import measured_rate
+from pretrain.plan import PretrainPlan, make_plan, measured_rate, saved_bytes
 from tests.pretrain.small_trunk import SmallTrunk
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "pretrain"
@@ -25,7 +24,7 @@ def small(*pairs: object) -> Any:
     return load_config(None, [*SMALL.split(), *map(str, pairs)])
 
 
-def plan(*pairs: object, images: int = 100, gpus: int = 0, **named: Any) -> Plan:
+def plan(*pairs: object, images: int = 100, gpus: int = 0, **named: Any) -> PretrainPlan:
     return make_plan(small(*pairs), images=images, gpus=gpus, **named)
 
 
@@ -47,26 +46,26 @@ def test_counted_state_is_the_state_of_the_real_method(method: str, small_trunk:
     real = build_method(small(*pairs), images=100, classes=10, bfloat16=False)
     made = plan(*pairs, classes=10)
     tensors = [*real.parameters(), *real.buffers()]
-    assert made.encoders + made.dictionary == sum(t.nbytes for t in tensors)
+    assert made.parts["encoders"] + made.parts["dictionary"] == sum(t.nbytes for t in tensors)
     trained = sum(p.nbytes for p in real.parameters() if p.requires_grad)
-    assert made.training == 2 * trained  # gradients and momentum
+    assert made.parts["training"] == 2 * trained  # gradients and momentum
 
 
 def test_the_queue_does_not_grow_with_the_images_and_the_bank_grows_by_a_row(
     small_trunk: None,
 ) -> None:
-    queue = [plan("MOCO.K", 64, images=n).dictionary for n in (100, BILLION)]
+    queue = [plan("MOCO.K", 64, images=n).parts["dictionary"] for n in (100, BILLION)]
     assert queue[0] == queue[1]
     for dtype, width in [("float32", 4), ("float16", 2)]:
         pairs = ["METHOD", "memory_bank", "MEMORY_BANK.K", 10, "BANK.DTYPE", dtype]
-        bank = [plan(*pairs, images=n).dictionary for n in (100, BILLION)]
+        bank = [plan(*pairs, images=n).parts["dictionary"] for n in (100, BILLION)]
         assert bank[1] - bank[0] == (BILLION - 100) * (8 * width + 1)  # a row and its mark
 
 
 def test_memory_is_shared_out_and_several_processes_send_buckets(small_trunk: None) -> None:
     one, four = plan(gpus=1), plan(gpus=4)
-    assert four.activations * 4 == one.activations
-    assert four.training * 2 == one.training * 3
+    assert four.parts["activations"] * 4 == one.parts["activations"]
+    assert four.parts["training"] * 2 == one.parts["training"] * 3
     assert four.images_per_second == 4 * one.images_per_second
 
 
@@ -92,13 +91,13 @@ def test_a_planned_step_needs_no_more_activations_than_planned(small_trunk: None
     with torch.profiler.profile(profile_memory=True) as profile:
         held = encoder(pixels)
     grown = sum(e.self_cpu_memory_usage for e in profile.key_averages())
-    assert held.requires_grad and 0.5 * grown < made.activations < 3 * grown
+    assert held.requires_grad and 0.5 * grown < made.parts["activations"] < 3 * grown
 
 
 @pytest.mark.parametrize(
     ("pairs", "memory", "match"),
     [
-        (["METHOD", "memory_bank"], 16, "the dictionary: METHOD moco has a queue"),
+        (["METHOD", "memory_bank"], 16, "the dictionary: use METHOD moco"),
         (["METHOD", "inst_disc", "INST_DISC.LOSS", "softmax"], 10**6, None),
     ],
 )
@@ -107,10 +106,10 @@ def test_a_bank_of_a_billion_rows_does_not_fit_a_gpu(
 ) -> None:
     made = plan(*pairs, images=BILLION, gpus=1)
     if match is None:
-        refuse_what_cannot_fit(made, memory=memory, host_memory=None)
+        made.refuse_what_cannot_fit(memory=memory, host_memory=None)
         return
     with pytest.raises(InputError, match=match):
-        refuse_what_cannot_fit(made, memory=memory, host_memory=None)
+        made.refuse_what_cannot_fit(memory=memory, host_memory=None)
 
 
 def test_images_on_the_device_are_planned_and_refused_where_they_are_too_many(
@@ -118,18 +117,18 @@ def test_images_on_the_device_are_planned_and_refused_where_they_are_too_many(
 ) -> None:
     pairs = ["DATA.ON_DEVICE", True, "DATA.SHORTER_SIDE", 128]
     made = plan(*pairs, images=IN_1M, gpus=1)
-    assert made.resident == IN_1M * 128 * 128 * 3
-    assert made.device == plan(images=IN_1M, gpus=1).device + made.resident
-    with pytest.raises(InputError, match="the images: set DATA.ON_DEVICE False"):
-        refuse_what_cannot_fit(made, memory=16, host_memory=None)
+    assert made.parts["images"] == IN_1M * 128 * 128 * 3
+    assert made.device == plan(images=IN_1M, gpus=1).device + made.parts["images"]
+    with pytest.raises(InputError, match="is the images: set DATA.ON_DEVICE False"):
+        made.refuse_what_cannot_fit(memory=16, host_memory=None)
 
 
 def test_a_list_of_a_billion_files_does_not_fit_a_host_and_shards_do(small_trunk: None) -> None:
     listed = plan("DATA.PATH", "images", images=BILLION, gpus=1)
     with pytest.raises(InputError, match="use WebDataset shards"):
-        refuse_what_cannot_fit(listed, memory=16, host_memory=30)
+        listed.refuse_what_cannot_fit(memory=16, host_memory=30)
     shards = plan("DATA.PATH", "s-{000..999}.tar", images=BILLION, gpus=1)
-    refuse_what_cannot_fit(shards, memory=16, host_memory=30)
+    shards.refuse_what_cannot_fit(memory=16, host_memory=30)
 
 
 def test_what_speaks_against_the_settings_is_said(small_trunk: None) -> None:
@@ -147,7 +146,7 @@ def test_a_number_of_gpus_that_does_not_divide_is_refused(small_trunk: None) -> 
 def test_the_rate_is_measured_on_the_method(
     small_trunk: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pretrain.speed.SECONDS", 0.0)
+    monkeypatch.setattr("pretrain.plan.SECONDS", 0.0)
     assert measured_rate(small("MOCO.K", 16)) > 0
 
 
@@ -158,7 +157,7 @@ def test_a_run_on_the_cpu_takes_no_time_from_the_rate_of_gpus(
     assert unknown.hours is None and "time: not known" in unknown.lines()
     assert "no rate of a CPU is published; --measure takes one here" in "\n".join(unknown.lines())
     assert plan(gpus=1).hours is not None
-    monkeypatch.setattr("pretrain.speed.measured_rate", lambda cfg: 2.5)
+    monkeypatch.setattr("pretrain.plan.measured_rate", lambda cfg: 2.5)
     assert tool.main(["--images", "100", "--gpus", "0", "--measure", *SMALL.split()]) == 0
     assert "2.5 images/s as measured here" in capsys.readouterr().out
 
@@ -170,7 +169,7 @@ def test_the_tool_prints_the_plan_and_refuses(
     assert tool.main([*args, *SMALL.split()]) == 0
     said = capsys.readouterr().out
     assert "1,000,000,000 images" in said and "100 images/s as given" in said
-    assert said.endswith("fits: 16 GiB a process\n")
+    assert said.endswith("fits: 16 GiB per process\n")
     with pytest.raises(InputError, match="does not fit"):
         tool.main([*args, *SMALL.split(), "METHOD", "memory_bank"])
     for option in ("--rate", "--memory", "--host-memory"):
@@ -178,5 +177,5 @@ def test_the_tool_prints_the_plan_and_refuses(
             tool.main(["--images", "5", "--gpus", "1", option, "-1"])
     with pytest.raises(InputError, match="--gpus -1"):
         tool.main(["--images", "5", "--gpus", "-1"])
-    with pytest.raises(InputError, match="--images 0"):
+    with pytest.raises(InputError, match="--images: the set has 0 images"):
         tool.main(["--images", "0", "--gpus", "1"])

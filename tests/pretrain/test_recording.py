@@ -3,27 +3,42 @@ from __future__ import annotations
 import json
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moco_det.foundation.errors import InputError
-from pretrain.recording import MetricsFile, TensorBoard, open_writers
+from pretrain.recording import Writer, open_writers
 
 
-def test_a_continued_metrics_file_drops_what_comes_after_and_what_is_torn(tmp_path: Path) -> None:
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def writers(folder: Path, stack: ExitStack, **given: Any) -> list[Writer]:
+    defaults = {"upto": 0, "tensorboard": False, "wandb": "", "config": {"SEED": 0}}
+    return open_writers(folder, stack, **{**defaults, **given})
+
+
+def test_a_continued_metrics_file_drops_what_comes_after_and_what_is_torn(
+    tmp_path: Path, stack: ExitStack
+) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"iteration": 2, "loss": 1}\n{"iteration": 4, "loss": 2}\n{"iterat')
-    file = MetricsFile(path, upto=2)
-    file.write({"iteration": 3, "loss": 5.0})
+    (write,) = writers(tmp_path, stack, upto=2)
+    write({"iteration": 3, "loss": 5.0})
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert rows == [{"iteration": 2, "loss": 1}, {"iteration": 3, "loss": 5.0}]
 
 
-def test_a_new_run_starts_an_empty_metrics_file(tmp_path: Path) -> None:
+def test_a_new_run_starts_an_empty_metrics_file(tmp_path: Path, stack: ExitStack) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 2}\n')
-    MetricsFile(tmp_path / "metrics.jsonl", upto=0)
+    writers(tmp_path, stack)
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
@@ -33,13 +48,13 @@ def test_tensorboard_has_the_numbers_and_a_continued_run_replaces_what_it_repeat
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    first = TensorBoard(tmp_path, upto=0)
-    for iteration, loss in [(1, 5.0), (2, 4.0), (3, 3.0)]:
-        first.write({"iteration": iteration, "loss": loss, "warning": "words stay out"})
-    first.close()
-    second = TensorBoard(tmp_path, upto=1)
-    second.write({"iteration": 2, "loss": 1.0})
-    second.close()
+    with ExitStack() as first:
+        _, write = writers(tmp_path, first, tensorboard=True)
+        for iteration, loss in [(1, 5.0), (2, 4.0), (3, 3.0)]:
+            write({"iteration": iteration, "loss": loss, "warning": "words stay out"})
+    with ExitStack() as second:
+        _, write = writers(tmp_path, second, tensorboard=True, upto=1)
+        write({"iteration": 2, "loss": 1.0})
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert events.Tags()["scalars"] == ["pretrain/loss"]
@@ -47,21 +62,23 @@ def test_tensorboard_has_the_numbers_and_a_continued_run_replaces_what_it_repeat
 
 
 def test_without_tensorboard_the_log_says_so_and_the_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    stack: ExitStack,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     caplog.set_level("INFO")
-    writers = open_writers(tmp_path, upto=0, tensorboard=True, wandb="", config={})
-    assert [type(writer) for writer in writers] == [MetricsFile]
+    assert len(writers(tmp_path, stack, tensorboard=True)) == 1
     assert "pip install tensorboard" in caplog.text
 
 
 def test_wandb_is_named_where_it_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match="WANDB is mine and wandb is not installed"):
-        open_writers(tmp_path, upto=0, tensorboard=False, wandb="mine", config={})
+        writers(tmp_path, stack, wandb="mine")
 
 
 def test_wandb_gets_the_config_and_the_numbers_of_each_iteration(
@@ -85,8 +102,7 @@ def test_wandb_gets_the_config_and_the_numbers_of_each_iteration(
     monkeypatch.setitem(sys.modules, "wandb", stub)
     folder = tmp_path / "run7"
     folder.mkdir()
-    writers = open_writers(folder, upto=0, tensorboard=False, wandb="mine", config={"SEED": 0})
-    for writer in writers:
-        writer.write({"iteration": 5, "loss": 2.0, "warning": "words"})
-        writer.close()
+    with ExitStack() as stack:
+        for write in writers(folder, stack, wandb="mine"):
+            write({"iteration": 5, "loss": 2.0, "warning": "words"})
     assert seen == [("mine", "run7", "allow", {"SEED": 0}), (5, {"loss": 2.0}), "finished"]

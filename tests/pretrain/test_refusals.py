@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from moco_det.foundation import atomic
 from moco_det.foundation.errors import InputError
 from pretrain import checkpoints, train
 from pretrain.config import load_config
@@ -118,13 +119,13 @@ def test_a_run_that_no_memory_holds_is_one_line(
     "content", [b"", b"bad\n", b"# text\n", b"\x80\x02", b"PK\x03\x04", b"\0" * 64]
 )
 def test_a_file_of_any_bytes_is_no_checkpoint_and_no_traceback(
-    content: bytes, tmp_path: Path
+    content: bytes, tiny: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "checkpoint.pth").write_bytes(content)
     with pytest.raises(InputError, match="is not a whole checkpoint: .+"):
         checkpoints.read(tmp_path / "checkpoint.pth")
-    with pytest.raises(InputError, match="no checkpoint in .* can be read"):
-        checkpoints.newest(tmp_path)
+    with pytest.raises(InputError, match="none of the 1 checkpoints in .* is whole"):
+        train.train(config(tiny, "OUTPUT_DIR", tmp_path), resume=True)
 
 
 class FullDisk(io.BytesIO):
@@ -142,7 +143,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(
     path = tmp_path / "checkpoint.pth"
     checkpoints.save({"step": 1}, path)
     before = path.read_bytes()
-    monkeypatch.setattr(checkpoints, "open", lambda *_: FullDisk(), raising=False)
+    monkeypatch.setattr(atomic, "open", lambda *_: FullDisk(), raising=False)
     content = {str(i): torch.zeros(20_000) for i in range(10)}
     with pytest.raises(InputError, match=r"cannot write .*checkpoint\.pth: No space left"):
         checkpoints.save(content, path)

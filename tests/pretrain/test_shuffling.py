@@ -7,8 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from moco_det.foundation.errors import InputError
+from pretrain.build import bn_splits_per_process
+from pretrain.config import PretrainConfig, load_config
 from pretrain.encoders import ARCHITECTURES, Encoder, SplitBatchNorm2d
-from pretrain.methods import Batch, EndToEnd, MoCo, bn_splits_per_process
+from pretrain.methods.base import Batch
+from pretrain.methods.end_to_end import EndToEnd
+from pretrain.methods.moco import MoCo
 from tests.pretrain.small_methods import batch, end_to_end, forward, moco
 from tests.pretrain.small_trunk import SmallTrunk
 
@@ -99,6 +103,12 @@ def test_notes_say_whether_shuffling_is_active(splits: int, shuffle: bool, words
     assert words in "\n".join(end_to_end(splits=splits, shuffle=shuffle).notes())
 
 
+def config(splits: int, parts: int = 1, *, batch: int = 256) -> PretrainConfig:
+    pairs = {"ENCODER.BN_SPLITS": splits, "SOLVER.ACCUMULATE": parts, "SOLVER.BATCH": batch}
+    words = [str(word) for pair in pairs.items() for word in pair]
+    return load_config(None, ["SOLVER.MAX_ITER", "1", *words])
+
+
 @pytest.mark.parametrize(
     ("splits", "processes", "parts", "each"),
     [(0, 1, 1, 1), (0, 4, 1, 1), (8, 1, 1, 8), (8, 2, 1, 4), (8, 8, 1, 1), (8, 2, 4, 4)],
@@ -106,11 +116,11 @@ def test_notes_say_whether_shuffling_is_active(splits: int, shuffle: bool, words
 def test_groups_of_batch_norm_are_shared_by_the_processes(
     splits: int, processes: int, parts: int, each: int
 ) -> None:
-    assert bn_splits_per_process(splits, processes=processes, parts=parts) == each
+    assert bn_splits_per_process(config(splits, parts), processes) == each
 
 
 def test_groups_of_batch_norm_that_cannot_be_shared_are_refused() -> None:
     with pytest.raises(InputError, match="BN_SPLITS 8 over 3 processes"):
-        bn_splits_per_process(8, processes=3)
+        bn_splits_per_process(config(8, batch=240), 3)
     with pytest.raises(InputError, match="BN_SPLITS 8 over 4 processes.*ACCUMULATE 4.*of 16"):
-        bn_splits_per_process(8, processes=4, parts=4)
+        bn_splits_per_process(config(8, parts=4), 4)

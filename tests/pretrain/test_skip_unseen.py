@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.dictionaries import Bank
+from pretrain.dictionaries import Bank, BankArgs
 from pretrain.encoders import ARCHITECTURES, Encoder
-from pretrain.methods.base import Batch, Method, Outcome
-from pretrain.methods.inst_disc import InstDiscNCE, InstDiscSoftmax
-from pretrain.methods.memory_bank import MemoryBank
+from pretrain.methods.base import Batch, Method, MethodOutput
+from pretrain.methods.inst_disc import InstDiscArgs, InstDiscNCE, InstDiscSoftmax
+from pretrain.methods.memory_bank import MemoryBank, MemoryBankArgs
 from tests.pretrain.small_trunk import SmallTrunk
 
 IMAGES = 12
@@ -25,13 +25,10 @@ def small_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARCHITECTURES, "resnet18", SmallTrunk)
 
 
-def parts(*, skip: bool = True) -> dict:
+def parts(*, skip: bool = True) -> tuple[Encoder, Bank]:
     torch.manual_seed(0)
-    return {
-        "encoder": Encoder("resnet18", head="fc", dim=8),
-        "bank": Bank(IMAGES, 8, momentum=0.5, skip_unseen=skip),
-        "temperature": 0.2,
-    }
+    encoder = Encoder("resnet18", head="fc", dim=8)
+    return encoder, Bank(IMAGES, 8, BankArgs(SKIP_UNSEEN=skip))
 
 
 def batch(indices: Tensor, seed: int = 1) -> Batch:
@@ -43,18 +40,19 @@ def features_of(method: Method, data: Batch) -> Tensor:
     return F.normalize(method.encoder(data.views[0]), dim=1)
 
 
-def step(method: Method, data: Batch) -> Outcome:
+def step(method: Method, data: Batch) -> MethodOutput:
     out = method(data, method.prepare(data))
     out.loss.backward()
     method.after_step(data.indices, out.features)
     return out
 
 
-def methods(*, skip: bool = True) -> list[Method]:
+def methods(*, skip: bool = True, proximal: float = 1.0) -> list[Method]:
+    args = InstDiscArgs(K=9, T=0.2, PROXIMAL=proximal)
     made = [
-        MemoryBank(**parts(skip=skip), negatives=9),
-        InstDiscNCE(**parts(skip=skip), samples=9, proximal_weight=1.0),
-        InstDiscSoftmax(**parts(skip=skip), proximal_weight=1.0),
+        MemoryBank(*parts(skip=skip), MemoryBankArgs(K=9, T=0.2)),
+        InstDiscNCE(*parts(skip=skip), args),
+        InstDiscSoftmax(*parts(skip=skip), args),
     ]
     return [method.train() for method in made]
 
@@ -85,8 +83,7 @@ def test_unseen_rows_are_no_negatives_of_the_memory_bank_and_their_queries_count
 
 
 def test_unseen_rows_are_no_classes_of_the_softmax() -> None:
-    method = methods()[2]
-    method.proximal_weight = 0.0
+    method = methods(proximal=0.0)[2]
     step(method, batch(HALF))
     data = batch(torch.tensor([2, 9]), seed=2)
     q, rows = features_of(method, data).detach(), method.bank.rows
@@ -114,7 +111,7 @@ def test_a_bank_says_that_its_first_epoch_only_fills_it() -> None:
 
 
 def test_the_first_feature_of_an_image_replaces_the_random_start() -> None:
-    bank = parts()["bank"]
+    _, bank = parts()
     first = F.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(3)), dim=1)
     bank.write(first, HALF)
     assert torch.allclose(bank.rows[HALF], first, atol=1e-6)

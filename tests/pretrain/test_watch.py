@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.watch import KnnGain, Watch, drift, knn_gain, queue_warnings, what_to_try
+from pretrain.encoders import ARCHITECTURES
+from pretrain.watch import KnnGain, Watch, knn_gain
+from tests.pretrain.small_methods import moco
+from tests.pretrain.small_trunk import SmallTrunk
+
+
+@pytest.fixture(autouse=True)
+def small_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "resnet18", SmallTrunk)
 
 
 def watch_of(chance_loss: float = 6.93) -> Watch:
@@ -15,11 +23,13 @@ def record(iteration: int, loss: float, std: float) -> dict[str, float]:
 
 
 def test_drift_warning_separates_the_run_that_collapsed_from_the_papers() -> None:
-    assert drift(4096, 128, 0.99) == pytest.approx(0.32)
-    assert queue_warnings(4096, 128, 0.99, images=10_000)
-    assert not queue_warnings(1024, 128, 0.99, images=10_000)
-    assert not queue_warnings(65536, 256, 0.999, images=1_281_167)
-    assert "more than the 88 images" in queue_warnings(1024, 128, 0.99, images=88)[0]
+    def warnings(size: int, batch: int, momentum: float, images: int) -> list[str]:
+        return moco(size=size, momentum=momentum).warnings(batch=batch, images=images)
+
+    assert "4096/128 x 0.01 = 0.32 is above" in warnings(4096, 128, 0.99, images=10_000)[0]
+    assert not warnings(1024, 128, 0.99, images=10_000)
+    assert not warnings(65536, 256, 0.999, images=1_281_167)
+    assert "more than the 88 images" in warnings(1024, 128, 0.99, images=88)[0]
 
 
 def test_the_watch_speaks_once_of_collapse_and_of_a_climbing_loss() -> None:
@@ -75,14 +85,12 @@ def test_the_margin_holds_nineteen_in_twenty_of_equal_encoders() -> None:
 
 
 def test_what_to_try_leaves_out_what_was_tried() -> None:
-    more = "more steps first (SOLVER.MAX_ITER or SOLVER.EPOCHS)"
-    usual = what_to_try("moco", batch=128, size=65536, momentum=0.999, splits=8)
-    assert usual == (
-        f"{more}; then for a short run MOCO.M 0.97 and MOCO.K 512 (4 batches); "
-        "then ENCODER.BN_SPLITS 1"
-    )
-    assert what_to_try("moco", batch=128, size=512, momentum=0.97, splits=1) == more
-    assert what_to_try("inst_disc", batch=128, size=65536, momentum=0.999, splits=8) == more
+    usual = moco(size=65536, momentum=0.999, splits=8).ways_out(batch=128)
+    assert usual == [
+        "for a short run MOCO.M 0.97 and MOCO.K 512 (4 batches)",
+        "ENCODER.BN_SPLITS 1",
+    ]
+    assert moco(size=512, momentum=0.97, splits=1).ways_out(batch=128) == []
 
 
 def test_a_restored_watch_says_what_the_first_one_would_have_said() -> None:

@@ -1,0 +1,178 @@
+"""From the config to the parts of a run: what the config describes is made here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from moco_det.foundation import collectives
+from moco_det.foundation.errors import InputError
+from pretrain import augment, data
+from pretrain.config import VIEWS, PretrainConfig
+from pretrain.dictionaries import Bank
+from pretrain.encoders import Encoder
+from pretrain.loop import Loop
+from pretrain.methods.base import Method
+from pretrain.methods.end_to_end import EndToEnd
+from pretrain.methods.inst_disc import InstDiscNCE, InstDiscParametric, InstDiscSoftmax
+from pretrain.methods.memory_bank import MemoryBank
+from pretrain.methods.moco import MoCo
+from pretrain.methods.supervised import Supervised
+from pretrain.probe.knn import KnnMonitor
+from pretrain.schedule import make_schedule
+from pretrain.watch import Watch
+
+MOCO_VERSIONS = {("fc", "moco_v1"): "moco_v1", ("mlp", "moco_v2"): "moco_v2"}
+
+
+def build_loop(cfg: PretrainConfig, device: torch.device, *, bfloat16: bool) -> Loop:
+    """Data, method, optimizer and neighbours of a run, on their device."""
+    torch.manual_seed(cfg.SEED)
+    source = data.open_data(
+        cfg.DATA.PATH,
+        recipe=augment.recipe(cfg.AUGMENT.RECIPE, min_scale=cfg.AUGMENT.MIN_SCALE),
+        size=cfg.AUGMENT.SIZE,
+        views=VIEWS[cfg.METHOD],
+        seed=cfg.SEED,
+        batch=cfg.SOLVER.BATCH,
+        shorter_side=cfg.DATA.SHORTER_SIDE,
+        cache_mb=cfg.DATA.CACHE_MB,
+        images=cfg.DATA.IMAGES,
+        shuffle_buffer=cfg.DATA.SHUFFLE_BUFFER,
+        max_corrupt=cfg.DATA.MAX_CORRUPT,
+        strict=cfg.DATA.STRICT,
+        on_device=device if cfg.DATA.ON_DEVICE else None,
+    )
+    bn_splits_per_process(cfg, collectives.world_size())
+    knn = None
+    if cfg.KNN.TRAIN and collectives.is_main():
+        knn = KnnMonitor(
+            cfg.KNN.TRAIN,
+            cfg.KNN.TEST,
+            size=cfg.KNN.SIZE or cfg.AUGMENT.SIZE,
+            k=cfg.KNN.K,
+            temperature=cfg.KNN.T,
+            features=cfg.KNN.FEATURES,
+            bfloat16=bfloat16,
+        )
+    images = source.images if source.numbered else None
+    method = build_method(cfg, images=images, classes=source.classes, bfloat16=bfloat16)
+    optimizer = place(method, cfg, device)
+    captured = cfg.COMPILE and device.type == "cuda" and collectives.world_size() == 1
+    if cfg.COMPILE and not captured:
+        for child in method.children():
+            if isinstance(child, Encoder):
+                child.trunk.compile()
+    steps = data.steps_per_epoch(source.images, cfg.SOLVER.BATCH)
+    total = cfg.SOLVER.MAX_ITER or cfg.SOLVER.EPOCHS * steps
+    ways_out = ["more steps first (SOLVER.MAX_ITER or SOLVER.EPOCHS)"]
+    ways_out += method.ways_out(batch=cfg.SOLVER.BATCH)
+    # While a queue still holds its random start, the loss is low for the wrong reason.
+    filled = 2 * (method.dictionary_size or 0) // cfg.SOLVER.BATCH
+    loop = Loop(
+        method=method,
+        source=source,
+        optimizer=optimizer,
+        rate_of=make_schedule(cfg.SOLVER, total=total, steps=steps),
+        watch=Watch(method.chance_loss, after=max(100, filled), ways_out="; then ".join(ways_out)),
+        knn=knn,
+        device=device,
+        batch=cfg.SOLVER.BATCH,
+        workers=cfg.DATA.WORKERS,
+        steps_per_epoch=steps,
+        total=total,
+        log_every=cfg.LOG_EVERY,
+        save_every=cfg.CHECKPOINT_EVERY,
+        knn_every=max(1, round(cfg.KNN.EVERY * steps)) if cfg.KNN.EVERY else 0,
+        knn_goal=cfg.KNN.GOAL,
+    )
+    if captured:
+        loop.capture()
+    return loop
+
+
+def place(method: Method, cfg: PretrainConfig, device: torch.device) -> torch.optim.Optimizer:
+    """Make a method ready to be trained on a device, by the optimizer that is returned."""
+    method.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method.train()
+    return torch.optim.SGD(
+        [p for p in method.parameters() if p.requires_grad],
+        lr=cfg.SOLVER.LR,
+        momentum=cfg.SOLVER.MOMENTUM,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        fused=True,
+    )
+
+
+def build_method(
+    cfg: PretrainConfig, *, images: int | None, classes: int | None, bfloat16: bool
+) -> Method:
+    """The method that `cfg` describes, with fresh weights from torch's global generator.
+
+    `images` is None for a stream whose images have no numbers, `classes` where there are no
+    labels; InputError where the method needs them.
+    """
+    kind = cfg.INST_DISC.LOSS if cfg.METHOD == "inst_disc" else cfg.METHOD
+    head, dim = cfg.ENCODER.HEAD, cfg.ENCODER.DIM
+    if kind == "supervised":
+        if classes is None or classes < 2:
+            raise InputError(
+                f"METHOD supervised needs labels of two classes or more, and DATA.PATH "
+                f"{cfg.DATA.PATH} has {classes or 'none'}: give a folder with one sub-folder per "
+                "class, or a list whose lines are path<TAB>class"
+            )
+        head, dim = "fc", classes
+    if images is None and cfg.METHOD in ("memory_bank", "inst_disc"):
+        raise InputError(
+            f"METHOD {cfg.METHOD} keeps a row for each image and the images of DATA.PATH "
+            f"{cfg.DATA.PATH} have no numbers: give a folder or a list of images, or use METHOD "
+            "moco or end_to_end"
+        )
+    rows = images or 0
+    splits = bn_splits_per_process(cfg, collectives.world_size())
+    encoder = Encoder(cfg.ENCODER.ARCH, head=head, dim=dim, bn_splits=splits)
+
+    methods: dict[str, Callable[[], Method]] = {
+        "moco": lambda: MoCo(encoder, cfg.MOCO),
+        "end_to_end": lambda: EndToEnd(encoder, cfg.END_TO_END, batch=cfg.SOLVER.BATCH),
+        "memory_bank": lambda: MemoryBank(encoder, Bank(rows, dim, cfg.BANK), cfg.MEMORY_BANK),
+        "nce": lambda: InstDiscNCE(encoder, Bank(rows, dim, cfg.BANK), cfg.INST_DISC),
+        "softmax": lambda: InstDiscSoftmax(encoder, Bank(rows, dim, cfg.BANK), cfg.INST_DISC),
+        "parametric": lambda: InstDiscParametric(encoder, images=rows),
+        "supervised": lambda: Supervised(encoder),
+    }
+    method = methods[kind]()
+    method.name, method.use_bfloat16 = method_name(cfg), bfloat16
+    method.accumulate(cfg.SOLVER.ACCUMULATE)
+    return method
+
+
+def method_name(cfg: PretrainConfig) -> str:
+    """The method's name in checkpoints: moco_v1 and moco_v2 are MoCo by head and augmentation."""
+    if cfg.METHOD != "moco":
+        return cfg.METHOD
+    return MOCO_VERSIONS.get((cfg.ENCODER.HEAD, cfg.AUGMENT.RECIPE), "moco")
+
+
+def bn_splits_per_process(cfg: PretrainConfig, processes: int) -> int:
+    """Sub-batches of batch norm in each process for ENCODER.BN_SPLITS over all; 0 is one each.
+
+    The sub-batches of a process are dealt out over its SOLVER.ACCUMULATE parts. Raises InputError
+    where the numbers do not divide.
+    """
+    splits, parts = cfg.ENCODER.BN_SPLITS, cfg.SOLVER.ACCUMULATE
+    share = data.share_of(cfg.SOLVER.BATCH, processes)
+    if splits % (processes * parts):
+        raise InputError(
+            f"ENCODER.BN_SPLITS {splits} over {processes} processes and SOLVER.ACCUMULATE {parts}: "
+            f"make it a multiple of {processes * parts}, or 0 for one group per process"
+        )
+    each = max(1, splits // processes)
+    if parts > 1 and share % each:
+        raise InputError(
+            f"SOLVER.ACCUMULATE {parts}: the {share} images of a process do not divide into its "
+            f"{each} sub-batches of batch norm, so the parts would have other ones; choose "
+            "SOLVER.BATCH as a multiple of ENCODER.BN_SPLITS"
+        )
+    return each
