@@ -19,7 +19,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from moco_det.weights.architectures import GEOMETRIES, backbone_tensors
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.weights.architectures import backbone_tensors
 from moco_det.weights.formats import BY_NAME
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the golden lists lie in tests/
@@ -77,7 +78,7 @@ def saving(make: Callable[[], Any]) -> Callable[[Path], None]:
 
 
 def torchvision_cases() -> Iterator[Case]:
-    for name in GEOMETRIES:
+    for name in ARCHITECTURES:
         if name in torchvision.models.list_models():
             yield Case(
                 version("torchvision"),
@@ -93,7 +94,7 @@ def timm_cases() -> Iterator[Case]:
     import timm
     from safetensors.torch import save_file
 
-    for name in GEOMETRIES:
+    for name in ARCHITECTURES:
         if name in timm.list_models():
             yield Case(
                 version("timm"),
@@ -177,7 +178,7 @@ def detectron2_cases() -> Iterator[Case]:
         model = build_model(cfg)
         arrays = random_arrays("resnet50")
         state = model.state_dict()
-        for tensor in backbone_tensors(GEOMETRIES["resnet50"]):
+        for tensor in backbone_tensors(ARCHITECTURES["resnet50"]):
             for prefix in ("backbone.bottom_up.", "backbone.", "roi_heads."):
                 if prefix + tensor.detectron2 in state:
                     state[prefix + tensor.detectron2].copy_(

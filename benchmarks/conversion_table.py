@@ -25,9 +25,10 @@ from conversion_cases import Case, all_cases
 from tqdm import tqdm
 
 from moco_det.foundation.errors import InputError
-from moco_det.resnet import ARCHITECTURES, ResNet
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.resnet.network import ResNet
 from moco_det.weights import FORMATS, SourceCheckpoint, convert, load_backbone, read_checkpoint
-from moco_det.weights.architectures import GEOMETRIES, STAGES, backbone_tensors
+from moco_det.weights.architectures import STAGES, backbone_tensors
 from moco_det.weights.proof import source_features
 from moco_det_tools.entry import run
 
@@ -129,7 +130,8 @@ def in_detectron2(pkl: Path, arrays: dict[str, np.ndarray], source: SourceCheckp
     assert source.input is not None
     in_1x1 = bool(source.input["stride_in_1x1"])
     cfg = get_cfg()
-    cfg.merge_from_list([x for pair in GEOMETRIES[source.architecture].keys.items() for x in pair])
+    keys = ARCHITECTURES[source.architecture].keys
+    cfg.merge_from_list([x for pair in keys.items() for x in pair])
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = in_1x1
     cfg.MODEL.RESNETS.OUT_FEATURES = list(STAGES)
     network = build_backbone(any_width(cfg)).eval()
@@ -145,7 +147,7 @@ def in_standalone(pkl: Path, arrays: dict[str, np.ndarray], source: SourceCheckp
     """The file in moco_det.resnet with frozen norms, as the standalone engine runs it."""
     assert source.input is not None
     in_1x1 = bool(source.input["stride_in_1x1"])
-    network = ResNet.from_architecture(
+    network = ResNet(
         ARCHITECTURES[source.architecture], norm="FrozenBN", stride_in_1x1=in_1x1
     ).eval()
     model = {name: torch.from_numpy(array) for name, array in load_backbone(pkl).model.items()}
@@ -162,8 +164,8 @@ def largest(
 ) -> str:
     """The largest difference of any stage's features from the source's."""
     images = torch.randn(1, 3, 96, 64, generator=torch.Generator().manual_seed(0))
-    geometry = GEOMETRIES[source.architecture]
-    expected = source_features(arrays, geometry, images, stride_in_1x1=in_1x1)
+    shape = ARCHITECTURES[source.architecture]
+    expected = source_features(arrays, shape, images, stride_in_1x1=in_1x1)
     found = network(images)
     return figure(max(float((found[s] - expected[s]).abs().max()) for s in STAGES))
 
@@ -197,7 +199,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def parameters(case: Case) -> int:
     """The size of its backbone: small ones first."""
-    tensors = backbone_tensors(GEOMETRIES[case.architecture])
+    tensors = backbone_tensors(ARCHITECTURES[case.architecture])
     return sum(int(np.prod(tensor.shape)) for tensor in tensors)
 
 

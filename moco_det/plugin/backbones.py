@@ -12,9 +12,9 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor
 from torch.nn import functional as F
 
-from moco_det.weights.architectures import GEOMETRIES
+from moco_det.resnet.architectures import BLOCKS
 
-BASIC_BLOCKS = {depth: GEOMETRIES[f"resnet{depth}"].blocks for depth in (18, 34)}
+BASIC_BLOCKS = {depth: BLOCKS[depth] for depth in (18, 34)}
 # detectron2's builder -> the one that takes its place for a narrow ResNet-18 or -34
 ANY_WIDTH = {
     "build_resnet_backbone": "build_basic_resnet_backbone",

@@ -95,9 +95,6 @@ NORMS: dict[str, Callable[[int], nn.Module] | None] = {
 
 def make_norm(name: str, channels: int) -> nn.Module | None:
     """A norm layer by detectron2's name; ``""`` is none."""
-    if name not in NORMS:
-        known = ", ".join(repr(k) for k in NORMS)
-        raise ValueError(f"unknown norm {name!r}; known: {known}")
     maker = NORMS[name]
     return None if maker is None else maker(channels)
 
@@ -119,16 +116,9 @@ class Conv2d(nn.Conv2d):
         bias: bool | None = None,
         relu: bool = False,
     ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            bias=(norm == "") if bias is None else bias,
-        )
+        bias = norm == "" if bias is None else bias
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        super().__init__(*sizes, bias=bias)
         layer = make_norm(norm, out_channels)
         if layer is not None:
             self.norm = layer

@@ -8,67 +8,15 @@ bottleneck sits in its 3x3 convolution, as in torchvision and in every encoder t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moco_det.resnet.architectures import Architecture
 from moco_det.resnet.layers import Conv2d, FrozenBatchNorm2d, msra_fill
 
-BLOCKS = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
 STAGES = ("res2", "res3", "res4", "res5")
 FEATURES = ("stem", *STAGES)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The numbers that fix every tensor's shape in a ResNet."""
-
-    depth: int
-    num_groups: int = 1
-    width_per_group: int = 64
-    stem_out_channels: int = 64
-    res2_out_channels: int = 256
-
-    @property
-    def is_basic(self) -> bool:
-        """Two 3x3 convolutions a block (18, 34) instead of a bottleneck."""
-        return self.depth in (18, 34)
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "resnet18": Architecture(18, res2_out_channels=64),
-    "resnet34": Architecture(34, res2_out_channels=64),
-    "resnet50": Architecture(50),
-    "resnet101": Architecture(101),
-    "resnet152": Architecture(152),
-    "resnext50_32x4d": Architecture(50, num_groups=32, width_per_group=4),
-    "resnext50_32x8d": Architecture(50, num_groups=32, width_per_group=8),
-    "resnext101_32x4d": Architecture(101, num_groups=32, width_per_group=4),
-    "resnext101_32x8d": Architecture(101, num_groups=32, width_per_group=8),
-    "resnext101_64x4d": Architecture(101, num_groups=64, width_per_group=4),
-    "wide_resnet50_2": Architecture(50, width_per_group=128),
-    "wide_resnet101_2": Architecture(101, width_per_group=128),
-    # every layer half and a quarter as wide
-    "resnet18_w0.5x": Architecture(18, stem_out_channels=32, res2_out_channels=32),
-    "resnet18_w0.25x": Architecture(18, stem_out_channels=16, res2_out_channels=16),
-    "resnet34_w0.5x": Architecture(34, stem_out_channels=32, res2_out_channels=32),
-    "resnet34_w0.25x": Architecture(34, stem_out_channels=16, res2_out_channels=16),
-    # 2x and 4x as wide (MoCo paper, Table 1)
-    "resnet50_w2x": Architecture(
-        50, width_per_group=128, stem_out_channels=128, res2_out_channels=512
-    ),
-    "resnet50_w4x": Architecture(
-        50, width_per_group=256, stem_out_channels=256, res2_out_channels=1024
-    ),
-}
 
 
 class Stem(nn.Module):
@@ -83,29 +31,45 @@ class Stem(nn.Module):
         return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
+class ResidualBlock(nn.Module):
+    """Convolutions beside a shortcut, which is itself a convolution where the channels change."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: str) -> None:
         super().__init__()
         self.shortcut: Conv2d | None = None
         if in_channels != out_channels:
             self.shortcut = Conv2d(in_channels, out_channels, 1, stride=stride, norm=norm)
-        self.conv1 = Conv2d(
-            in_channels, out_channels, 3, stride=stride, padding=1, norm=norm, relu=True
-        )
-        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1, norm=norm)
+
+    def initialise(self) -> None:
         for layer in self.children():
             if isinstance(layer, nn.Conv2d):
                 msra_fill(layer)
 
+    def convolutions(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv2(self.conv1(x))
+        out = self.convolutions(x)
         shortcut = x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out + shortcut)
 
 
-class BottleneckBlock(nn.Module):
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, norm: str) -> None:
+        super().__init__(in_channels, out_channels, stride=stride, norm=norm)
+        self.conv1 = Conv2d(
+            in_channels, out_channels, 3, stride=stride, padding=1, norm=norm, relu=True
+        )
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1, norm=norm)
+        self.initialise()
+
+    def convolutions(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x))
+
+
+class BottleneckBlock(ResidualBlock):
     """1x1, 3x3, 1x1 convolutions and a shortcut (ResNet-50 and deeper, ResNeXt, wide)."""
 
     def __init__(
@@ -120,17 +84,13 @@ class BottleneckBlock(nn.Module):
         stride_in_1x1: bool,
         dilation: int,
     ) -> None:
-        super().__init__()
-        self.shortcut: Conv2d | None = None
-        if in_channels != out_channels:
-            self.shortcut = Conv2d(in_channels, out_channels, 1, stride=stride, norm=norm)
+        super().__init__(in_channels, out_channels, stride=stride, norm=norm)
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
-        self.conv1 = Conv2d(
-            in_channels, bottleneck_channels, 1, stride=stride_1x1, norm=norm, relu=True
-        )
+        width = bottleneck_channels
+        self.conv1 = Conv2d(in_channels, width, 1, stride=stride_1x1, norm=norm, relu=True)
         self.conv2 = Conv2d(
-            bottleneck_channels,
-            bottleneck_channels,
+            width,
+            width,
             3,
             stride=stride_3x3,
             padding=dilation,
@@ -139,15 +99,11 @@ class BottleneckBlock(nn.Module):
             norm=norm,
             relu=True,
         )
-        self.conv3 = Conv2d(bottleneck_channels, out_channels, 1, norm=norm)
-        for layer in self.children():
-            if isinstance(layer, nn.Conv2d):
-                msra_fill(layer)
+        self.conv3 = Conv2d(width, out_channels, 1, norm=norm)
+        self.initialise()
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.conv3(self.conv2(self.conv1(x)))
-        shortcut = x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(out + shortcut)
+    def convolutions(self, x: Tensor) -> Tensor:
+        return self.conv3(self.conv2(self.conv1(x)))
 
 
 def make_stage(
@@ -168,12 +124,12 @@ def make_stage(
     in_channels = architecture.stem_out_channels if index == 0 else out_channels // 2
     if first_stride is None:
         first_stride = 1 if index == 0 or dilation > 1 else 2
-    if architecture.is_basic and dilation != 1:
+    if not architecture.bottleneck and dilation != 1:
         raise ValueError("a dilated res5 needs bottleneck blocks: ResNet-50 or deeper")
     blocks: list[nn.Module] = []
-    for block in range(BLOCKS[architecture.depth][index]):
+    for block in range(architecture.blocks[index]):
         stride = first_stride if block == 0 else 1
-        if architecture.is_basic:
+        if not architecture.bottleneck:
             blocks.append(BasicBlock(in_channels, out_channels, stride=stride, norm=norm))
         else:
             width = architecture.num_groups * architecture.width_per_group * 2**index
@@ -206,8 +162,8 @@ class ResNet(nn.Module):
         self,
         architecture: Architecture,
         *,
-        norm: str,
-        out_features: Sequence[str],
+        norm: str = "BN",
+        out_features: Sequence[str] = FEATURES,
         stride_in_1x1: bool = False,
         res5_dilation: int = 1,
         freeze_at: int = 0,
@@ -233,18 +189,6 @@ class ResNet(nn.Module):
             before = self.strides[FEATURES[index]]
             self.strides[name] = before * (1 if index == 0 or dilation > 1 else 2)
         self.freeze(freeze_at)
-
-    @classmethod
-    def from_architecture(
-        cls,
-        architecture: Architecture,
-        *,
-        norm: str = "BN",
-        stride_in_1x1: bool = False,
-        out_features: Sequence[str] = FEATURES,
-    ) -> ResNet:
-        """A whole network with every stage's output, as the conversion's proof needs it."""
-        return cls(architecture, norm=norm, stride_in_1x1=stride_in_1x1, out_features=out_features)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) normalised images to {name: (N, C, H / stride, W / stride)}."""
@@ -273,7 +217,5 @@ def freeze_module(module: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
                 frozen = FrozenBatchNorm2d(child.num_features, child.eps)
-                with torch.no_grad():
-                    for key in ("weight", "bias", "running_mean", "running_var"):
-                        frozen.get_buffer(key).copy_(child.state_dict()[key])
+                frozen.load_state_dict(child.state_dict(), strict=False)  # but for the counter
                 parent.add_module(name, frozen)

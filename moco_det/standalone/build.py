@@ -8,7 +8,8 @@ import torch
 from fvcore.common.config import CfgNode
 
 from moco_det.foundation.errors import InputError
-from moco_det.resnet import Architecture, ResNet, make_stage
+from moco_det.resnet.architectures import BLOCKS, Architecture
+from moco_det.resnet.network import ResNet, make_stage
 from moco_det.standalone.anchors import AnchorGenerator
 from moco_det.standalone.boxes import BoxCoder, Matcher
 from moco_det.standalone.detector import Backbone, GeneralizedRCNN
@@ -59,7 +60,8 @@ def build_resnet(cfg: CfgNode) -> ResNet:
 def architecture(cfg: CfgNode) -> Architecture:
     resnets = cfg.MODEL.RESNETS
     return Architecture(
-        resnets.DEPTH,
+        BLOCKS[resnets.DEPTH],
+        resnets.DEPTH >= 50,
         num_groups=resnets.NUM_GROUPS,
         width_per_group=resnets.WIDTH_PER_GROUP,
         stem_out_channels=resnets.STEM_OUT_CHANNELS,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from moco_det.resnet import ResNet
+from moco_det.resnet.network import ResNet
 from moco_det.standalone.captured import CapturedTrunk, Trunk
 from moco_det.standalone.dilated_c5 import DilatedC5
 from moco_det.standalone.fpn import FPN

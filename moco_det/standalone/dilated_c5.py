@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from moco_det.resnet import Conv2d, ResNet, msra_fill
+from moco_det.resnet.layers import Conv2d, msra_fill
+from moco_det.resnet.network import ResNet
 
 
 class DilatedC5(nn.Module):

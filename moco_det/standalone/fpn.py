@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moco_det.resnet import Conv2d, ResNet, xavier_fill
+from moco_det.resnet.layers import Conv2d, xavier_fill
+from moco_det.resnet.network import ResNet
 
 
 class FPN(nn.Module):

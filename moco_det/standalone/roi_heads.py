@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moco_det.resnet import Conv2d, make_norm
+from moco_det.resnet.layers import Conv2d, make_norm
 from moco_det.resnet.network import BottleneckBlock
 from moco_det.standalone.boxes import Matcher, overlaps
 from moco_det.standalone.fixed_size import is_fixed, subsample, take, to_device

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from moco_det.foundation.precision import at_least_float32
-from moco_det.resnet import Conv2d, msra_fill, xavier_fill
+from moco_det.resnet.layers import Conv2d, msra_fill, xavier_fill
 from moco_det.standalone.boxes import BoxCoder, area, clip, smooth_l1_sum
 from moco_det.standalone.fixed_size import (
     constant,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.ops import nms as torchvision_nms
 
 from moco_det.foundation.precision import at_least_float32
-from moco_det.resnet import Conv2d
+from moco_det.resnet.layers import Conv2d
 from moco_det.standalone.anchors import AnchorGenerator
 from moco_det.standalone.boxes import BoxCoder, Matcher, clip, nonempty, overlaps, smooth_l1_sum
 from moco_det.standalone.fixed_size import is_fixed, nms, pad, present, subsample, take

@@ -9,69 +9,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from moco_det.resnet.architectures import ARCHITECTURES, Architecture
+
 Shape = tuple[int, ...]
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The numbers of He et al. 2016 (blocks), Xie et al. 2017 (groups) and the wide variants.
-
-    `width_per_group` is the 3x3 convolution's of the first stage (128 in torchvision's wide
-    ResNets); `factor` scales every layer, the stem's too (MoCo paper, Table 1, R50w2x and w4x).
-    """
-
-    bottleneck: bool
-    blocks: tuple[int, int, int, int]
-    groups: int = 1
-    width_per_group: int = 64
-    factor: float = 1
-
-    def __str__(self) -> str:
-        block = "bottleneck" if self.bottleneck else "basic"
-        blocks = "-".join(map(str, self.blocks))
-        wide = f", all channels {self.factor:g}x" if self.factor != 1 else ""
-        groups = "1 group" if self.groups == 1 else f"{self.groups} groups"
-        return f"{block} blocks {blocks}, {groups} of width {self.width_per_group}{wide}"
-
-    @property
-    def keys(self) -> dict[str, int]:
-        """The config keys that make a detector's ResNet this one."""
-        stem = int(64 * self.factor)
-        # the key is of bottlenecks alone: basic blocks leave it at its default
-        width = int(self.width_per_group * self.factor) if self.bottleneck else 64
-        layers = 2 + sum(self.blocks) * (3 if self.bottleneck else 2)
-        return {
-            "MODEL.RESNETS.DEPTH": layers,
-            "MODEL.RESNETS.NUM_GROUPS": self.groups,
-            "MODEL.RESNETS.WIDTH_PER_GROUP": width,
-            "MODEL.RESNETS.STEM_OUT_CHANNELS": stem,
-            "MODEL.RESNETS.RES2_OUT_CHANNELS": stem * (4 if self.bottleneck else 1),
-        }
-
-
-GEOMETRIES: dict[str, Geometry] = {
-    "resnet18": Geometry(False, (2, 2, 2, 2)),
-    "resnet34": Geometry(False, (3, 4, 6, 3)),
-    "resnet50": Geometry(True, (3, 4, 6, 3)),
-    "resnet101": Geometry(True, (3, 4, 23, 3)),
-    "resnet152": Geometry(True, (3, 8, 36, 3)),
-    "resnext50_32x4d": Geometry(True, (3, 4, 6, 3), 32, 4),
-    "resnext50_32x8d": Geometry(True, (3, 4, 6, 3), 32, 8),
-    "resnext101_32x4d": Geometry(True, (3, 4, 23, 3), 32, 4),
-    "resnext101_32x8d": Geometry(True, (3, 4, 23, 3), 32, 8),
-    "resnext101_64x4d": Geometry(True, (3, 4, 23, 3), 64, 4),
-    "wide_resnet50_2": Geometry(True, (3, 4, 6, 3), 1, 128),
-    "wide_resnet101_2": Geometry(True, (3, 4, 23, 3), 1, 128),
-    "resnet18_w0.5x": Geometry(False, (2, 2, 2, 2), factor=0.5),
-    "resnet18_w0.25x": Geometry(False, (2, 2, 2, 2), factor=0.25),
-    "resnet34_w0.5x": Geometry(False, (3, 4, 6, 3), factor=0.5),
-    "resnet34_w0.25x": Geometry(False, (3, 4, 6, 3), factor=0.25),
-    "resnet50_w2x": Geometry(True, (3, 4, 6, 3), factor=2),
-    "resnet50_w4x": Geometry(True, (3, 4, 6, 3), factor=4),
-}
 
 
 @dataclass(frozen=True)
@@ -83,42 +26,44 @@ class BackboneTensor:
     shape: Shape
 
 
-def backbone_tensors(geometry: Geometry) -> tuple[BackboneTensor, ...]:
+def backbone_tensors(architecture: Architecture) -> list[BackboneTensor]:
     """Every tensor but the batch counters, in the order of the forward pass."""
-    return tuple(_tensors(geometry))
+    return [
+        tensor
+        for conv, norm, target, shape in _convolutions(architecture)
+        for tensor in (
+            BackboneTensor(f"{conv}.weight", f"{target}.weight", shape),
+            *(
+                BackboneTensor(f"{norm}.{part}", f"{target}.norm.{part}", shape[:1])
+                for part in NORM_PARTS
+            ),
+        )
+    ]
 
 
-def _tensors(geometry: Geometry) -> Iterator[BackboneTensor]:
-    inputs = int(64 * geometry.factor)
-    yield from _conv("conv1", "bn1", "stem.conv1", (inputs, 3, 7, 7))
-    for stage in range(1, 5):
-        planes = int(64 * geometry.factor) * 2 ** (stage - 1)
-        outputs = planes * 4 if geometry.bottleneck else planes
-        width = planes * geometry.width_per_group // 64 * geometry.groups
-        for block in range(geometry.blocks[stage - 1]):
-            old, new = f"layer{stage}.{block}.", f"res{stage + 1}.{block}."
-            if geometry.bottleneck:
-                shapes: tuple[Shape, ...] = (
+def _convolutions(shape: Architecture) -> Iterator[tuple[str, str, str, Shape]]:
+    """torchvision's names of each convolution and its norm, detectron2's name, the shape."""
+    inputs, groups = shape.stem_out_channels, shape.num_groups
+    yield "conv1", "bn1", "stem.conv1", (inputs, 3, 7, 7)
+    for index, blocks in enumerate(shape.blocks):
+        outputs = shape.res2_out_channels * 2**index
+        width = groups * shape.width_per_group * 2**index
+        for block in range(blocks):
+            old, new = f"layer{index + 1}.{block}", f"res{index + 2}.{block}"
+            if shape.bottleneck:
+                sizes: list[Shape] = [
                     (width, inputs, 1, 1),
-                    (width, width // geometry.groups, 3, 3),
+                    (width, width // groups, 3, 3),
                     (outputs, width, 1, 1),
-                )
+                ]
             else:
-                shapes = ((planes, inputs, 3, 3), (planes, planes, 3, 3))
-            for index, shape in enumerate(shapes, start=1):
-                yield from _conv(f"{old}conv{index}", f"{old}bn{index}", f"{new}conv{index}", shape)
+                sizes = [(outputs, inputs, 3, 3), (outputs, outputs, 3, 3)]
+            for n, size in enumerate(sizes, start=1):
+                yield f"{old}.conv{n}", f"{old}.bn{n}", f"{new}.conv{n}", size
             if inputs != outputs:
-                shape = (outputs, inputs, 1, 1)
-                yield from _conv(
-                    f"{old}downsample.0", f"{old}downsample.1", f"{new}shortcut", shape
-                )
+                names = (f"{old}.downsample.0", f"{old}.downsample.1", f"{new}.shortcut")
+                yield *names, (outputs, inputs, 1, 1)
             inputs = outputs
-
-
-def _conv(conv: str, norm: str, target: str, shape: Shape) -> Iterator[BackboneTensor]:
-    yield BackboneTensor(f"{conv}.weight", f"{target}.weight", shape)
-    for part in NORM_PARTS:
-        yield BackboneTensor(f"{norm}.{part}", f"{target}.norm.{part}", shape[:1])
 
 
 INCOMPLETE = ": save the whole network, or fetch the file again"
@@ -128,32 +73,18 @@ class UnknownArchitecture(ValueError):
     """The tensors are no ResNet of the table; the message says why."""
 
 
-# Networks that are ResNets to their owners and others to a detector: (names, why), on names
-# without prefix. timm's flags and those of other projects are meant alike.
-_VARIANTS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (
-        re.compile(r"conv1\.0\.weight|stem\.0\.weight"),
-        "a deep stem of three 3x3 convolutions (ResNet-C, -D, -S, -T)",
-    ),
-    (
-        re.compile(r"layer[1-4]\.\d+\.(se|se_module|attn|eca)\..*"),
-        "channel attention in its blocks (SE, ECA)",
-    ),
-    (re.compile(r"layer1\.0\.conv[12]\.(conv|paths)\..*"), "selective or split kernels"),
-    (
-        re.compile(r"(.*\.)?filt"),
-        "antialiased pooling (BlurPool)",
-    ),
-    (
-        re.compile(r"layer[12]\.0\.downsample\.2\..*"),
-        "an average-pooled shortcut (ResNet-D)",
-    ),
-    (re.compile(r"stem\.conv1\.conv\.weight"), "a stem of several convolutions"),
-    (
-        re.compile(r"encoder[12]\.conv1\.weight"),
-        "two half networks for parts of the colour space (CMC)",
-    ),
-)
+# Networks that are ResNets to their owners and others to a detector: what their names (without
+# prefix) match, and why. timm's flags and those of other projects are meant alike.
+_VARIANTS = {
+    r"conv1\.0\.weight|stem\.0\.weight": "a deep stem of three 3x3 convolutions "
+    "(ResNet-C, -D, -S, -T)",
+    r"layer[1-4]\.\d+\.(se|se_module|attn|eca)\..*": "channel attention in its blocks (SE, ECA)",
+    r"layer1\.0\.conv[12]\.(conv|paths)\..*": "selective or split kernels",
+    r"(.*\.)?filt": "antialiased pooling (BlurPool)",
+    r"layer[12]\.0\.downsample\.2\..*": "an average-pooled shortcut (ResNet-D)",
+    r"stem\.conv1\.conv\.weight": "a stem of several convolutions",
+    r"encoder[12]\.conv1\.weight": "two half networks for parts of the colour space (CMC)",
+}
 
 
 def variant(names: Iterable[str]) -> str | None:
@@ -162,8 +93,8 @@ def variant(names: Iterable[str]) -> str | None:
     A prefix before `conv1`, `layer1` and the like does not matter.
     """
     bare = {re.sub(r"^.*?(?=(conv1|stem|layer[1-4]|encoder[12])\.)", "", name) for name in names}
-    for pattern, why in _VARIANTS:
-        if any(pattern.fullmatch(name) for name in bare):
+    for pattern, why in _VARIANTS.items():
+        if any(re.fullmatch(pattern, name) for name in bare):
             return f"{why}, which the detectors' ResNets do not have"
     return None
 
@@ -189,33 +120,28 @@ def deduce(shapes: Mapping[str, Shape]) -> str:
     second = shapes["layer1.0.conv2.weight"]
     if len(second) != 4 or second[1] == 0 or second[0] % second[1]:
         raise UnknownArchitecture(f"layer1.0.conv2.weight is {_text(second)}, no 3x3 convolution")
-    factor = stem[0] / 64
-    geometry = Geometry(
-        bottleneck="layer1.0.conv3.weight" in shapes,
-        blocks=(blocks[0], blocks[1], blocks[2], blocks[3]),
-        groups=second[0] // second[1],
-        width_per_group=int(second[1] / factor),
-        factor=factor,
-    )
-    for name, known in GEOMETRIES.items():
-        if known == geometry:
+    bottleneck = "layer1.0.conv3.weight" in shapes
+    groups, width = second[0] // second[1], second[1] if bottleneck else 64
+    res2 = stem[0] * 4 if bottleneck else stem[0]
+    found = Architecture(tuple(blocks), bottleneck, groups, width, stem[0], res2)
+    for name, known in ARCHITECTURES.items():
+        if known == found:
             check_shapes(name, shapes)
             return name
-    raise UnknownArchitecture(f"{geometry}; known are {', '.join(GEOMETRIES)}")
+    raise UnknownArchitecture(f"{found}; known are {', '.join(ARCHITECTURES)}")
 
 
 def check_shapes(architecture: str, shapes: Mapping[str, Shape]) -> None:
     """Raise UnknownArchitecture unless these are exactly the backbone's tensors."""
-    expected = {t.torchvision: t.shape for t in backbone_tensors(GEOMETRIES[architecture])}
+    expected = {t.torchvision: t.shape for t in backbone_tensors(ARCHITECTURES[architecture])}
     missing = [name for name in expected if name not in shapes]
     extra = [name for name in shapes if name not in expected]
     if missing:
         norms = {name for name in expected if name.endswith((".running_mean", ".running_var"))}
-        why = " (no batch norm but GroupNorm?)" if set(missing) == norms else ""
+        why = " (no batch norm but GroupNorm?)" if set(missing) == norms else INCOMPLETE
         raise UnknownArchitecture(
             f"{architecture} lacks {len(missing)} of {len(expected)} backbone tensors: "
-            + ", ".join(missing[:3])
-            + (why or INCOMPLETE)
+            f"{', '.join(missing[:3])}{why}"
         )
     if extra:
         raise UnknownArchitecture(f"{architecture} has no {', '.join(extra[:3])}")

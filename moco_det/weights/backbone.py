@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from moco_det.foundation.errors import InputError
-from moco_det.weights.architectures import GEOMETRIES, backbone_tensors
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.weights.architectures import backbone_tensors
 from moco_det.weights.proof import check_numbers
 from moco_det.weights.reading import read_checkpoint
 
@@ -50,7 +51,7 @@ def load_backbone(path: str | Path) -> Backbone:
             f"`python tools/convert_weights.py {path} {path.with_suffix('.pkl').name}`"
         )
     model: dict[str, np.ndarray] = {}
-    for tensor in backbone_tensors(GEOMETRIES[source.architecture]):
+    for tensor in backbone_tensors(ARCHITECTURES[source.architecture]):
         array = source.array(tensor.torchvision)
         # The reader's arrays may be views of the file's bytes; an engine may train on these.
         model[tensor.detectron2] = np.array(array, dtype=np.float32)

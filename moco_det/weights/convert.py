@@ -11,7 +11,8 @@ from typing import BinaryIO
 import numpy as np
 
 from moco_det.foundation.errors import InputError
-from moco_det.weights.architectures import GEOMETRIES, STAGES, backbone_tensors
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.weights.architectures import STAGES, backbone_tensors
 from moco_det.weights.files import digest_of
 from moco_det.weights.inspection import read_arrays, summary_lines, unstated_input
 from moco_det.weights.proof import check_numbers, forward_difference, untrained
@@ -109,7 +110,7 @@ def convert(
         )
     arrays = read_arrays(source)
     check_numbers(arrays, path=source.path)
-    tensors = backbone_tensors(GEOMETRIES[source.architecture])
+    tensors = backbone_tensors(ARCHITECTURES[source.architecture])
     renamed = {t.detectron2: arrays[t.torchvision] for t in tensors}
     if len(renamed) != len(tensors):
         raise RuntimeError("two tensors of the architecture table share one name")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from moco_det.foundation.errors import InputError
-from moco_det.weights.architectures import GEOMETRIES, STAGES, backbone_tensors
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.weights.architectures import STAGES, backbone_tensors
 from moco_det.weights.files import Contents, naming, read_contents
 from moco_det.weights.proof import check_numbers, kaiming_ratio, untrained
 from moco_det.weights.reading import SourceCheckpoint, check_choices, recognise, shown
@@ -38,7 +39,7 @@ def summary_lines(source: SourceCheckpoint) -> list[str]:
     return [
         f"input         {shown(source.path)} ({source.kind}), sha256 {source.sha256}",
         f"format        {source.format} ({how})",
-        f"architecture  {source.architecture} ({GEOMETRIES[source.architecture]})",
+        f"architecture  {source.architecture} ({ARCHITECTURES[source.architecture]})",
         f"encoder       {encoder}",
         f"pixels        {_pixels(source.input)}",
     ]
@@ -56,7 +57,7 @@ def _pixels(stated: Mapping[str, Any] | None) -> str:
 
 def read_arrays(source: SourceCheckpoint) -> dict[str, np.ndarray]:
     """The backbone's numbers under torchvision's names, in the order of the forward pass."""
-    order = backbone_tensors(GEOMETRIES[source.architecture])
+    order = backbone_tensors(ARCHITECTURES[source.architecture])
     for tensor in order:
         kind = source.tensors[tensor.torchvision].dtype
         if kind not in FLOATING:
@@ -170,7 +171,7 @@ def describe(source: SourceCheckpoint, arrays: Mapping[str, np.ndarray]) -> dict
 
 def _stages(arrays: Mapping[str, np.ndarray], architecture: str) -> dict[str, dict[str, Any]]:
     """Counts and ranges of each stage; a value that is not finite is None."""
-    tensors = backbone_tensors(GEOMETRIES[architecture])
+    tensors = backbone_tensors(ARCHITECTURES[architecture])
     stages: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
         members = [t for t in tensors if t.detectron2.startswith(f"{stage}.")]

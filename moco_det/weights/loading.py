@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import flatten
+from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.results.matched import INPUT_KEYS, check_input
 from moco_det.weights import Backbone, load_backbone
-from moco_det.weights.architectures import GEOMETRIES, UnknownArchitecture, deduce
+from moco_det.weights.architectures import UnknownArchitecture, deduce
 from moco_det.weights.files import naming, read_contents
 from moco_det.weights.formats import from_detectron2
 from moco_det.weights.tensors import tensors_of
@@ -171,8 +172,8 @@ def _other_resnet(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -
     own, found = _architecture(expected), _architecture(given)
     if found is None or found == own:
         return None
-    has = {} if own is None else GEOMETRIES[own].keys
-    keys = (f"{key} {n}" for key, n in GEOMETRIES[found].keys.items() if has.get(key) != n)
+    has = {} if own is None else ARCHITECTURES[own].keys
+    keys = (f"{key} {n}" for key, n in ARCHITECTURES[found].keys.items() if has.get(key) != n)
     return f"its ResNet is a {found}: set {' '.join(keys)}"
 
 

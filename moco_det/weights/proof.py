@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from moco_det.foundation.errors import InputError
-from moco_det.weights.architectures import GEOMETRIES, STAGES, Geometry
+from moco_det.resnet.architectures import ARCHITECTURES, Architecture
+from moco_det.weights.architectures import STAGES
 
 # Relative to the stage's largest value. Both networks run the same float32 operations, so the
 # difference is 0; should a processor sum in another order it is 1e-6; a wrong stride or a swapped
@@ -124,7 +125,7 @@ def forward_difference(
     # and the stored difference, with it the file's bytes, is the same on every processor.
     with torch.enable_grad(), _one_thread():
         expected = source_features(
-            source, GEOMETRIES[architecture], images, stride_in_1x1=stride_in_1x1
+            source, ARCHITECTURES[architecture], images, stride_in_1x1=stride_in_1x1
         )
         features = ours(images)
     difference: dict[str, float] = {}
@@ -172,7 +173,7 @@ def _converted_network(
     from torch.nn import init
     from torch.overrides import TorchFunctionMode
 
-    from moco_det.resnet import ARCHITECTURES, ResNet
+    from moco_det.resnet.network import ResNet
 
     drawing = {
         *(Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_),
@@ -192,9 +193,7 @@ def _converted_network(
             return function(*args, **named)
 
     with torch.device("meta"), Undrawn():
-        network = ResNet.from_architecture(
-            ARCHITECTURES[architecture], norm="BN", stride_in_1x1=stride_in_1x1
-        )
+        network = ResNet(ARCHITECTURES[architecture], norm="BN", stride_in_1x1=stride_in_1x1)
     # counters, which no layer uses in evaluation, are zero
     state = {name: torch.zeros((), dtype=torch.long) for name in network.state_dict()}
     state = {name: tensor for name, tensor in state.items() if name.endswith("batches_tracked")}
@@ -211,7 +210,11 @@ def _tensor(array: np.ndarray) -> Any:
 
 
 def source_features(
-    arrays: Mapping[str, np.ndarray], geometry: Geometry, images: Any, *, stride_in_1x1: bool
+    arrays: Mapping[str, np.ndarray],
+    architecture: Architecture,
+    images: Any,
+    *,
+    stride_in_1x1: bool,
 ) -> dict[str, Any]:
     """Each stage's features of torchvision's ResNet in evaluation, from arrays in its names.
 
@@ -231,10 +234,10 @@ def source_features(
         return F.batch_norm(x, mean, var, scale, shift)
 
     def block(x: Any, name: str, stride: int) -> Any:
-        if geometry.bottleneck:
+        if architecture.bottleneck:
             first, second = (stride, 1) if stride_in_1x1 else (1, stride)
             y = F.relu(layer(x, f"{name}.conv1", f"{name}.bn1", first))
-            y = F.relu(layer(y, f"{name}.conv2", f"{name}.bn2", second, geometry.groups))
+            y = F.relu(layer(y, f"{name}.conv2", f"{name}.bn2", second, architecture.num_groups))
             y = layer(y, f"{name}.conv3", f"{name}.bn3")
         else:
             y = F.relu(layer(x, f"{name}.conv1", f"{name}.bn1", stride))
@@ -245,7 +248,7 @@ def source_features(
 
     x = F.max_pool2d(F.relu(layer(images, "conv1", "bn1", 2)), 3, 2, 1)
     features = {STAGES[0]: x}
-    for stage, blocks in enumerate(geometry.blocks, start=1):
+    for stage, blocks in enumerate(architecture.blocks, start=1):
         for index in range(blocks):
             x = block(x, f"layer{stage}.{index}", 2 if stage > 1 and index == 0 else 1)
         features[STAGES[stage]] = x

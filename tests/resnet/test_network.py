@@ -7,8 +7,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from moco_det.resnet import ARCHITECTURES, FEATURES, Architecture, FrozenBatchNorm2d, ResNet
-from moco_det.resnet.network import make_stage
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.resnet.layers import FrozenBatchNorm2d
+from moco_det.resnet.network import FEATURES, ResNet, make_stage
 from tests.golden.filling import fill
 
 SCALED = {
@@ -33,7 +34,7 @@ def torchvision_name(name: str) -> str:
 @pytest.mark.parametrize("name", SMALL)
 def test_it_computes_what_torchvisions_does(name: str) -> None:
     with torch.device("meta"):  # no time for random weights
-        ours = ResNet.from_architecture(ARCHITECTURES[name]).eval()
+        ours = ResNet(ARCHITECTURES[name]).eval()
         theirs = torchvision.models.get_model(name).eval()
     ours.to_empty(device="cpu")
     fill(ours)
@@ -76,7 +77,7 @@ def torchvisions(name: str) -> torchvision.models.ResNet:
 @pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n not in SCALED])
 def test_it_has_torchvisions_tensors(name: str) -> None:
     with torch.device("meta"):
-        ours = ResNet.from_architecture(ARCHITECTURES[name])
+        ours = ResNet(ARCHITECTURES[name])
         theirs = torchvisions(name)
     shapes = {torchvision_name(n): t.shape for n, t in ours.state_dict().items()}
     expected = {n: t.shape for n, t in theirs.state_dict().items() if not n.startswith("fc.")}
@@ -88,8 +89,8 @@ def test_every_layer_of_a_narrow_or_wide_network_is_scaled(name: str) -> None:
     """MoCo paper, Table 1: the stem too; the image keeps its 3 channels."""
     depth, factor = SCALED[name]
     with torch.device("meta"):
-        scaled = ResNet.from_architecture(ARCHITECTURES[name]).state_dict()
-        plain = ResNet.from_architecture(ARCHITECTURES[depth]).state_dict()
+        scaled = ResNet(ARCHITECTURES[name]).state_dict()
+        plain = ResNet(ARCHITECTURES[depth]).state_dict()
     assert scaled.keys() == plain.keys()
     for key, tensor in plain.items():
         channels = [size if size == 3 else size * factor for size in tensor.shape[:2]]
@@ -98,7 +99,7 @@ def test_every_layer_of_a_narrow_or_wide_network_is_scaled(name: str) -> None:
 
 def test_channels_and_strides() -> None:
     with torch.device("meta"):
-        net = ResNet.from_architecture(ARCHITECTURES["resnet50"])
+        net = ResNet(ARCHITECTURES["resnet50"])
         found = net(torch.zeros(1, 3, 64, 96))
     assert {n: tuple(t.shape) for n, t in found.items()} == {
         "stem": (1, 64, 16, 24),
@@ -137,7 +138,7 @@ def test_a_dilated_last_stage_keeps_its_resolution_and_its_tensors() -> None:
 @pytest.mark.parametrize("in_1x1", [False, True])
 def test_the_stride_of_a_bottleneck_sits_where_it_is_put(in_1x1: bool) -> None:
     with torch.device("meta"):
-        net = ResNet.from_architecture(ARCHITECTURES["resnet50"], stride_in_1x1=in_1x1)
+        net = ResNet(ARCHITECTURES["resnet50"], stride_in_1x1=in_1x1)
     strides = [net.get_submodule(f"res3.0.conv{i}").stride for i in (1, 2, 3)]
     assert strides == ([(2, 2), (1, 1), (1, 1)] if in_1x1 else [(1, 1), (2, 2), (1, 1)])
     assert net.get_submodule("res3.0.shortcut").stride == (2, 2)
@@ -147,7 +148,7 @@ def test_the_stride_of_a_bottleneck_sits_where_it_is_put(in_1x1: bool) -> None:
 @pytest.mark.parametrize("freeze_at", [0, 1, 2, 3, 5])
 def test_freezing_counts_the_stem_as_one(freeze_at: int) -> None:
     net = ResNet(
-        Architecture(18, res2_out_channels=64),
+        ARCHITECTURES["resnet18"],
         norm="BN",
         out_features=["res5"],
         freeze_at=freeze_at,

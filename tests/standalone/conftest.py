@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from moco_det.data.scenes import ScenesPaths
-from moco_det.resnet import ARCHITECTURES, ResNet
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.resnet.network import ResNet
 from tests.golden.filling import values_of
 from tests.standalone.tiny import scenes
 
@@ -24,7 +25,7 @@ INPUT = {
 
 def backbone_arrays(architecture: str = "resnet18") -> dict[str, np.ndarray]:
     """A ResNet under detectron2's bare names, every tensor fixed by its name."""
-    state = ResNet.from_architecture(ARCHITECTURES[architecture]).state_dict()
+    state = ResNet(ARCHITECTURES[architecture]).state_dict()
     return {
         name: values_of(name, tuple(tensor.shape)).numpy()
         for name, tensor in state.items()

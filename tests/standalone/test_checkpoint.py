@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from moco_det.foundation.errors import InputError
+from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.standalone.build import build_detector
 from moco_det.standalone.checkpoint import last_checkpoint, write
 from moco_det.standalone.detector import GeneralizedRCNN
-from moco_det.weights.architectures import GEOMETRIES
 from moco_det.weights.loading import load_initial_weights
 from tests.golden.filling import fill
 from tests.standalone.conftest import backbone_arrays, write_backbone
@@ -177,7 +177,7 @@ def test_weights_of_another_width_are_refused_with_the_keys_that_fit_them(
     weights: str, changes: dict[str, str], said: str, whole: bool, tmp_path: Path
 ) -> None:
     if whole:  # the checkpoint of a run
-        keys = {key: str(value) for key, value in GEOMETRIES[weights].keys.items()}
+        keys = {key: str(value) for key, value in ARCHITECTURES[weights].keys.items()}
         path = tmp_path / "model_final.pth"
         torch.save({"model": make_model(changes=keys).state_dict()}, path)
     else:

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from moco_det.foundation.errors import InputError
-from moco_det.resnet import ARCHITECTURES, Conv2d, ResNet
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.resnet.layers import Conv2d
+from moco_det.resnet.network import ResNet
 from moco_det.standalone.build import build_detector
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.fpn import FPN
@@ -29,7 +31,7 @@ def make_detector(changes: dict[str, str] | None = None) -> GeneralizedRCNN:
 
 
 def make_fpn(fuse_type: str = "sum") -> FPN:
-    bottom_up = ResNet.from_architecture(ARCHITECTURES["resnet18"])
+    bottom_up = ResNet(ARCHITECTURES["resnet18"])
     return FPN(
         bottom_up,
         in_features=["res2", "res3", "res4", "res5"],
@@ -93,7 +95,7 @@ def test_a_norm_in_the_pyramid_takes_the_bias_away() -> None:
 
 
 def test_gaps_between_pyramid_levels_are_refused() -> None:
-    bottom_up = ResNet.from_architecture(ARCHITECTURES["resnet18"])
+    bottom_up = ResNet(ARCHITECTURES["resnet18"])
     with pytest.raises(ValueError, match="contiguous"):
         FPN(bottom_up, in_features=["res2", "res4"], out_channels=8, norm="", fuse_type="sum")
     with pytest.raises(InputError, match="contiguous"):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from moco_det.resnet import ARCHITECTURES, make_stage
-from moco_det.resnet.network import BottleneckBlock
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.resnet.network import BottleneckBlock, make_stage
 from moco_det.standalone import roi_align as rois_on_cpu
 from moco_det.standalone.roi_align import axes_of, pool
 from moco_det.standalone.roi_heads import block_of_regions

@@ -12,7 +12,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from moco_det.weights.architectures import GEOMETRIES, backbone_tensors
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.weights.architectures import backbone_tensors
 
 PIXELS = {
     "format": "RGB",
@@ -26,7 +27,7 @@ def random_arrays(architecture: str, seed: int = 5) -> dict[str, np.ndarray]:
     """Trained-looking arrays under torchvision's names."""
     generator = np.random.default_rng(seed)
     arrays = {}
-    for tensor in backbone_tensors(GEOMETRIES[architecture]):
+    for tensor in backbone_tensors(ARCHITECTURES[architecture]):
         noise = generator.standard_normal(tensor.shape, dtype=np.float32)
         if tensor.torchvision.endswith("running_var"):
             noise = np.abs(noise) + np.float32(0.5)
@@ -40,7 +41,7 @@ def random_arrays(architecture: str, seed: int = 5) -> dict[str, np.ndarray]:
 
 
 def in_detectron2_names(arrays: dict[str, np.ndarray], architecture: str) -> dict[str, np.ndarray]:
-    tensors = backbone_tensors(GEOMETRIES[architecture])
+    tensors = backbone_tensors(ARCHITECTURES[architecture])
     return {t.detectron2: arrays[t.torchvision] for t in tensors}
 
 

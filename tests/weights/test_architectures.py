@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import pytest
 import torch
 import torchvision
 
-from moco_det.resnet import ARCHITECTURES, ResNet
-from moco_det.weights.architectures import (
-    GEOMETRIES,
-    Geometry,
-    UnknownArchitecture,
-    backbone_tensors,
-    deduce,
-)
+from moco_det.resnet.architectures import ARCHITECTURES, BLOCKS, Architecture
+from moco_det.resnet.network import ResNet
+from moco_det.weights.architectures import UnknownArchitecture, backbone_tensors, deduce
 from moco_det.weights.formats import from_detectron2
 
 
@@ -27,35 +20,31 @@ def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     }
 
 
-def test_the_table_names_what_the_proof_can_build() -> None:
-    assert set(GEOMETRIES) == set(ARCHITECTURES)
-    assert len(GEOMETRIES) == 18
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_config_keys_are_those_of_the_network_that_is_built(name: str) -> None:
+    keys = {key.rpartition(".")[2].lower(): n for key, n in ARCHITECTURES[name].keys.items()}
+    depth = keys.pop("depth")
+    assert Architecture(BLOCKS[depth], depth >= 50, **keys) == ARCHITECTURES[name]
+    assert len(ARCHITECTURES) == 18 and f"{depth}" in name
 
 
-@pytest.mark.parametrize("architecture", GEOMETRIES)
-def test_config_keys_are_those_of_the_network_that_is_built(architecture: str) -> None:
-    numbers = asdict(ARCHITECTURES[architecture])
-    expected = {f"MODEL.RESNETS.{name.upper()}": value for name, value in numbers.items()}
-    assert GEOMETRIES[architecture].keys == expected
-
-
-@pytest.mark.parametrize("architecture", GEOMETRIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_names_and_shapes_are_those_of_the_resnet_in_detectron2s_names(architecture: str) -> None:
     with torch.device("meta"):
-        model = ResNet.from_architecture(ARCHITECTURES[architecture], norm="BN")
-    expected = {t.detectron2: t.shape for t in backbone_tensors(GEOMETRIES[architecture])}
+        model = ResNet(ARCHITECTURES[architecture], norm="BN")
+    expected = {t.detectron2: t.shape for t in backbone_tensors(ARCHITECTURES[architecture])}
     assert shapes_of(model) == expected
 
 
-NAMED = [name for name in GEOMETRIES if name in torchvision.models.list_models()]
-UNNAMED = [name for name in GEOMETRIES if name not in NAMED]
+NAMED = [name for name in ARCHITECTURES if name in torchvision.models.list_models()]
+UNNAMED = [name for name in ARCHITECTURES if name not in NAMED]
 
 
 @pytest.mark.parametrize("architecture", NAMED)
 def test_true_torchvision_shapes_are_recognised(architecture: str) -> None:
     with torch.device("meta"):
         shapes = shapes_of(torchvision.models.get_model(architecture))
-    tensors = backbone_tensors(GEOMETRIES[architecture])
+    tensors = backbone_tensors(ARCHITECTURES[architecture])
     assert shapes == {t.torchvision: t.shape for t in tensors}
     assert deduce(shapes) == architecture
 
@@ -70,7 +59,7 @@ def test_networks_that_torchvision_has_no_name_for_are_few() -> None:
 
 @pytest.mark.parametrize("architecture", UNNAMED)
 def test_networks_that_torchvision_has_no_name_for_are_recognised(architecture: str) -> None:
-    tensors = backbone_tensors(GEOMETRIES[architecture])
+    tensors = backbone_tensors(ARCHITECTURES[architecture])
     assert deduce({t.torchvision: t.shape for t in tensors}) == architecture
 
 
@@ -84,14 +73,14 @@ def test_the_encoders_of_pretraining_are_recognised() -> None:
         assert deduce(shapes) == architecture
 
 
-@pytest.mark.parametrize("architecture", GEOMETRIES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_renaming_there_and_back_is_the_identity(architecture: str) -> None:
-    for tensor in backbone_tensors(GEOMETRIES[architecture]):
+    for tensor in backbone_tensors(ARCHITECTURES[architecture]):
         assert from_detectron2(tensor.detectron2) == tensor.torchvision
 
 
 def resnet18_shapes() -> dict[str, tuple[int, ...]]:
-    return {t.torchvision: t.shape for t in backbone_tensors(GEOMETRIES["resnet18"])}
+    return {t.torchvision: t.shape for t in backbone_tensors(ARCHITECTURES["resnet18"])}
 
 
 def test_a_small_image_stem_is_refused_by_name() -> None:
@@ -102,7 +91,8 @@ def test_a_small_image_stem_is_refused_by_name() -> None:
 
 def test_another_width_is_refused_with_what_was_found() -> None:
     shapes = {
-        t.torchvision: t.shape for t in backbone_tensors(Geometry(False, (2, 2, 2, 2), factor=0.75))
+        t.torchvision: t.shape
+        for t in backbone_tensors(Architecture((2, 2, 2, 2), False, 1, 64, 48, 48))
     }
     with pytest.raises(UnknownArchitecture, match=r"basic blocks 2-2-2-2.*channels 0\.75x; known"):
         deduce(shapes)
@@ -110,7 +100,7 @@ def test_another_width_is_refused_with_what_was_found() -> None:
 
 @pytest.mark.parametrize("name", ["layer1.0.conv1.weight", "layer4.1.conv2.weight"])
 def test_one_layer_of_another_width_is_named(name: str) -> None:
-    shapes = {t.torchvision: t.shape for t in backbone_tensors(GEOMETRIES["resnet18_w0.5x"])}
+    shapes = {t.torchvision: t.shape for t in backbone_tensors(ARCHITECTURES["resnet18_w0.5x"])}
     wide = resnet18_shapes()[name]
     with pytest.raises(
         UnknownArchitecture, match=rf"{name} is {'x'.join(map(str, wide))}, resnet18_w0.5x"

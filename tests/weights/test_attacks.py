@@ -18,6 +18,8 @@ import pytest
 import torch
 
 from moco_det.foundation.errors import InputError
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.weights.architectures import backbone_tensors
 from moco_det.weights.files import MAX_DIRECTORY, read_contents
 from moco_det.weights.reading import read_checkpoint
 from tests.weights.watch import nothing_runs
@@ -272,9 +274,7 @@ def test_bytes_in_a_pickle_stay_in_the_file(tmp_path: Path) -> None:
 
 def test_one_memory_under_many_names_is_no_network(tmp_path: Path) -> None:
     """3 MB that claim to be the 500 MB of a wide ResNet-101."""
-    from moco_det.weights.architectures import GEOMETRIES, backbone_tensors
-
-    tensors = backbone_tensors(GEOMETRIES["wide_resnet101_2"])
+    tensors = backbone_tensors(ARCHITECTURES["wide_resnet101_2"])
     memory = torch.zeros(max(int(np.prod(t.shape)) for t in tensors))
     state = {
         t.torchvision: memory[: int(np.prod(t.shape))].view(t.shape) for t in tensors if t.shape

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from moco_det.foundation.errors import InputError
+from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights import convert, load_backbone
-from moco_det.weights.architectures import GEOMETRIES, backbone_tensors
+from moco_det.weights.architectures import backbone_tensors
 
 
 def arrays(query: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    tensors = backbone_tensors(GEOMETRIES["resnet18"])
+    tensors = backbone_tensors(ARCHITECTURES["resnet18"])
     return {t.detectron2: query[t.torchvision].numpy() for t in tensors}
 
 

@@ -18,9 +18,10 @@ import torch
 import torchvision
 from torch import Tensor
 
-from moco_det.resnet import ARCHITECTURES, ResNet
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.resnet.network import ResNet
 from moco_det.weights import convert, load_backbone, read_checkpoint
-from moco_det.weights.architectures import GEOMETRIES, STAGES, backbone_tensors
+from moco_det.weights.architectures import STAGES, backbone_tensors
 from tests.weights.checkpoints import PIXELS
 
 
@@ -47,7 +48,7 @@ def test_the_backbone_pickle_is_the_contracts(backbone_file: Path, moco_file: Pa
     verified = content["verified"]
     assert list(verified["per_stage"]) == list(STAGES)
     assert verified["max_abs_difference"] == max(verified["per_stage"].values()) < 1e-4
-    expected = {t.detectron2: t.shape for t in backbone_tensors(GEOMETRIES["resnet18"])}
+    expected = {t.detectron2: t.shape for t in backbone_tensors(ARCHITECTURES["resnet18"])}
     assert {name: array.shape for name, array in content["model"].items()} == expected
     assert {array.dtype for array in content["model"].values()} == {np.dtype("float32")}
 
@@ -55,7 +56,7 @@ def test_the_backbone_pickle_is_the_contracts(backbone_file: Path, moco_file: Pa
 def test_the_pickle_loads_strictly_and_gives_the_sources_features(
     backbone_file: Path, query: OrderedDict[str, Tensor]
 ) -> None:
-    model = ResNet.from_architecture(ARCHITECTURES["resnet18"], norm="BN").eval()
+    model = ResNet(ARCHITECTURES["resnet18"], norm="BN").eval()
     with open(backbone_file, "rb") as file:
         arrays = pickle.load(file)["model"]
     incompatible = model.load_state_dict(
@@ -156,7 +157,7 @@ def test_detectron2_loads_the_file_and_computes_the_same(
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
     model = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
     DetectionCheckpointer(model).load(str(backbone_file))
-    ours = ResNet.from_architecture(ARCHITECTURES["resnet18"], norm="BN").eval()
+    ours = ResNet(ARCHITECTURES["resnet18"], norm="BN").eval()
     arrays = load_backbone(backbone_file).model
     ours.load_state_dict({n: torch.from_numpy(a) for n, a in arrays.items()}, strict=False)
     images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))

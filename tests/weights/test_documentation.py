@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from moco_det.weights.architectures import GEOMETRIES
+from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights.formats import ENCODERS, FORMATS
 from moco_det.weights.inspection import OF_A_FORMAT
 from moco_det_tools.convert_weights import parser
@@ -59,4 +59,4 @@ def test_every_option_and_key_is_explained() -> None:
     assert [o for o in options - {"-h", "--help"} if f"`{o}" not in TEXT] == []
     assert [key for key in OF_A_FORMAT if f"`{key}`" not in TEXT] == []
     assert [word for word in ENCODERS if f"`{word}`" not in TEXT] == []
-    assert len(GEOMETRIES) == 18 and "`resnet50_w4x`" in TEXT
+    assert len(ARCHITECTURES) == 18 and "`resnet50_w4x`" in TEXT

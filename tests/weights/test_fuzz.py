@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moco_det.foundation.errors import InputError
+from moco_det.resnet.architectures import ARCHITECTURES, Architecture
 from moco_det.weights import convert, load_backbone
-from moco_det.weights.architectures import GEOMETRIES, Geometry, backbone_tensors
+from moco_det.weights.architectures import backbone_tensors
 from moco_det.weights.files import naming, read_contents
 from moco_det.weights.reading import read_checkpoint
 from moco_det.weights.tensors import tensors_of
@@ -33,6 +34,7 @@ MANY = settings(
     max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 SOME = settings(MANY, max_examples=60)
+SMALL = Architecture((1, 1, 1, 1), False, res2_out_channels=64)
 FEW = settings(MANY, max_examples=8)
 
 
@@ -99,8 +101,7 @@ def networks(
 ) -> dict[str, Path]:
     """The same small network in each container; the numbers are most of each file."""
     folder = tmp_path_factory.mktemp("networks")
-    small = Geometry(bottleneck=False, blocks=(1, 1, 1, 1))
-    tensors = backbone_tensors(small)
+    tensors = backbone_tensors(SMALL)
     q, k = ({t.torchvision: s[t.torchvision] for t in tensors} for s in (query, key))
     arrays = {t.detectron2: q[t.torchvision].numpy() for t in tensors}
     pixels = {"format": "RGB", "mean": [1.0] * 3, "std": [1.0] * 3, "stride_in_1x1": False}
@@ -136,7 +137,7 @@ def words_of(data: bytes) -> list[int]:
 def test_a_flipped_byte_near_a_word_of_a_network_is_one_line_or_no_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, networks: dict[str, Path], kind: str
 ) -> None:
-    monkeypatch.setitem(GEOMETRIES, "small", Geometry(bottleneck=False, blocks=(1, 1, 1, 1)))
+    monkeypatch.setitem(ARCHITECTURES, "small", SMALL)
     original = networks[kind].read_bytes()
     assert read_checkpoint(networks[kind]).architecture == "small"
     places = words_of(original)
@@ -160,7 +161,7 @@ def test_a_flipped_byte_near_a_word_of_a_network_is_one_line_or_no_loss(
             else:  # what was hit is no part of the network, or one of its numbers
                 assert source.architecture == "small"
                 assert set(source.tensors) == {
-                    t.torchvision for t in backbone_tensors(GEOMETRIES["small"])
+                    t.torchvision for t in backbone_tensors(ARCHITECTURES["small"])
                 }
 
     flip()

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from moco_det.resnet.architectures import ARCHITECTURES, Architecture
 from moco_det.weights import convert, load_backbone, read_checkpoint
-from moco_det.weights.architectures import GEOMETRIES, Geometry, backbone_tensors
+from moco_det.weights.architectures import backbone_tensors
 from moco_det.weights.formats import BY_NAME
 from tests.weights.checkpoints import random_arrays
 from tests.weights.golden_lists import LISTS, caffe_arrays, filled
@@ -24,7 +25,7 @@ from tests.weights.golden_lists import LISTS, caffe_arrays, filled
 PLAIN = [name for name, expected in LISTS.items() if not BY_NAME[expected.format].affine]
 
 
-TINY = Geometry(bottleneck=False, blocks=(1, 1, 1, 1))
+TINY = Architecture((1, 1, 1, 1), False, res2_out_channels=64)
 
 
 def tiny(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -40,7 +41,7 @@ def test_each_encoder_is_read_bit_for_bit(
     query: dict[str, Tensor],
     key: dict[str, Tensor],
 ) -> None:
-    monkeypatch.setitem(GEOMETRIES, "tiny", TINY)
+    monkeypatch.setitem(ARCHITECTURES, "tiny", TINY)
     expected = LISTS[name]
     states = dict(zip(expected.encoders, (tiny(query), tiny(key)), strict=False))
     torch.save(filled(name, states), tmp_path / "x.pth")
@@ -64,7 +65,7 @@ def test_an_msra_file_keeps_its_numbers_and_takes_the_bias_into_the_mean(tmp_pat
     backbone = load_backbone(tmp_path / "b.pkl")
     assert backbone.input is not None
     assert backbone.input["format"] == "BGR" and backbone.input["stride_in_1x1"] is True
-    for tensor in backbone_tensors(GEOMETRIES["resnet50"]):
+    for tensor in backbone_tensors(ARCHITECTURES["resnet50"]):
         expected = arrays[tensor.torchvision]
         if tensor.torchvision == "bn1.running_mean":
             expected = expected - np.float32(0.25)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from moco_det.foundation.errors import InputError
-from moco_det.resnet import ARCHITECTURES, ResNet
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.resnet.network import ResNet
 from moco_det.weights import convert, load_backbone
 from moco_det.weights.proof import forward_difference
 from tests.weights.checkpoints import PIXELS, in_detectron2_names, random_arrays
@@ -49,5 +50,5 @@ def test_the_stride_of_the_proof_matters() -> None:
     other = forward_difference(arrays, target, stride_in_1x1=True, **kinds)
     assert max(other.values()) < 1e-3
     with torch.device("meta"):
-        bottleneck = ResNet.from_architecture(ARCHITECTURES["resnet50"], stride_in_1x1=True)
+        bottleneck = ResNet(ARCHITECTURES["resnet50"], stride_in_1x1=True)
     assert bottleneck.get_submodule("res3.0.conv1").stride == (2, 2)

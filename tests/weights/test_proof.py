@@ -12,8 +12,9 @@ import torchvision
 from torch import Tensor
 
 from moco_det.foundation.errors import InputError
+from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights import convert
-from moco_det.weights.architectures import GEOMETRIES, STAGES
+from moco_det.weights.architectures import STAGES
 from moco_det.weights.proof import check_numbers, forward_difference, source_features, untrained
 from tests.weights.checkpoints import in_detectron2_names, nothing_but, random_arrays
 
@@ -72,7 +73,7 @@ def test_the_sources_features_are_torchvisions_bit_for_bit(architecture: str) ->
     images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         network(images)
-        ours = source_features(arrays, GEOMETRIES[architecture], images, stride_in_1x1=False)
+        ours = source_features(arrays, ARCHITECTURES[architecture], images, stride_in_1x1=False)
     assert list(ours) == list(STAGES)
     assert all(torch.equal(ours[stage], theirs[stage]) for stage in STAGES)
 

@@ -13,8 +13,9 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights import convert, load_backbone, read_checkpoint
-from moco_det.weights.architectures import GEOMETRIES, backbone_tensors
+from moco_det.weights.architectures import backbone_tensors
 from tests.weights.checkpoints import trained_state
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
@@ -42,7 +43,7 @@ def train_a_little(module: nn.Module, seed: int) -> None:
 def holds(path: Path, state: dict[str, Tensor], prefix: str = "") -> None:
     """The backbone file has exactly these numbers, looked up under torchvision's names."""
     backbone = load_backbone(path)
-    for tensor in backbone_tensors(GEOMETRIES[backbone.architecture]):
+    for tensor in backbone_tensors(ARCHITECTURES[backbone.architecture]):
         numbers = state[prefix + tensor.torchvision].detach().numpy()
         assert np.array_equal(backbone.model[tensor.detectron2], numbers), tensor.torchvision
 
@@ -200,7 +201,7 @@ def test_lightlys_modules_are_read_and_their_heads_named(tmp_path: Path, method:
     assert source.encoder == ("teacher" if method == "dino" else "query")
     assert len(source.encoders) == (1 if method == "simclr" else 2)
     assert all("head" in name for name in source.head) and source.head
-    for tensor in backbone_tensors(GEOMETRIES["resnet18"]):
+    for tensor in backbone_tensors(ARCHITECTURES["resnet18"]):
         numbers = expected[tensor.torchvision].numpy()
         assert np.array_equal(source.array(tensor.torchvision), numbers), tensor
 

@@ -19,7 +19,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.results.matched import INPUT_KEYS
 from moco_det.runs.suites.suite import Setting
 from moco_det.weights import load_backbone
-from moco_det.weights.architectures import GEOMETRIES
+from moco_det.resnet.architectures import ARCHITECTURES
 
 SUPERVISED = ("supervised", "sup")
 RANDOM = "random"
@@ -132,11 +132,11 @@ def read_arms(
 
 def check_architectures(settings: Sequence[Setting], arms: Sequence[Arm]) -> None:
     """InputError, before the first run, for weights of another ResNet than a setting's."""
-    defaults = GEOMETRIES["resnet50"].keys  # detectron2's
+    defaults = ARCHITECTURES["resnet50"].keys  # detectron2's
     for arm in arms:
         if arm.architecture is None:
             continue
-        needed = GEOMETRIES[arm.architecture].keys
+        needed = ARCHITECTURES[arm.architecture].keys
         for setting in settings:
             has = {key: setting.keys.get(key, value) for key, value in defaults.items()}
             wrong = [key for key in needed if has[key] != needed[key]]

@@ -17,7 +17,7 @@ from moco_det.runs.quickstart import Budget, Plan, encoders, own_data, remember
 from moco_det.runs.quickstart.data_sets import painted_data, write_first_images
 from moco_det.runs.quickstart.detectors import build_runs, jobs_without_encoder
 from moco_det.weights import load_backbone
-from moco_det.weights.architectures import GEOMETRIES
+from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det_tools.quickstart import main
 from pretrain.config import load_config
 
@@ -164,7 +164,7 @@ def test_the_encoders_that_ship_convert_with_proof_and_are_small(tmp_path: Path)
     weights = encoders.convert_encoders(checkpoints, tmp_path)
     architectures = {load_backbone(file).architecture for file in weights.values()}
     keys = {"DEPTH": 18, "STEM_OUT_CHANNELS": 32, "RES2_OUT_CHANNELS": 32}
-    found = [GEOMETRIES[name].keys for name in architectures if name]
+    found = [ARCHITECTURES[name].keys for name in architectures if name]
     assert len(found) == 1
     assert {f"MODEL.RESNETS.{key}": value for key, value in keys.items()}.items() <= found[
         0

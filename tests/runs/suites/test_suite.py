@@ -19,7 +19,7 @@ from moco_det.runs.suites import (
     read_arms,
     read_suite,
 )
-from moco_det.weights.architectures import GEOMETRIES
+from moco_det.resnet.architectures import ARCHITECTURES
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -141,8 +141,8 @@ def test_bad_weights_are_refused_before_the_first_run(words: list[str], said: st
 
 
 def test_weights_of_another_resnet_are_refused_before_the_first_run() -> None:
-    narrow = Setting("narrow", dict(GEOMETRIES["resnet18_w0.5x"].keys))
-    settings = [Setting("s", dict(GEOMETRIES["resnet18"].keys)), Setting("default", {})]
+    narrow = Setting("narrow", dict(ARCHITECTURES["resnet18_w0.5x"].keys))
+    settings = [Setting("s", dict(ARCHITECTURES["resnet18"].keys)), Setting("default", {})]
     arm = Arm("moco", Path("moco.pkl"), "a" * 64, {}, "resnet18")
     check_architectures(settings[:1], [arm, Arm("random", None, None, {})])
     with pytest.raises(InputError, match=r"moco\.pkl .* resnet18, .* default .*DEPTH 50"):
