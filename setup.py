@@ -89,6 +89,7 @@ setup(
         "moco_det.runs.quickstart": ["checkpoints/*.pth"],
         "moco_det.results": ["data/*.yaml"],
         "moco_det.settings": ["*.yaml"],
+        "moco_det.weights": ["formats.yaml"],
         "moco_det.report": ["templates/*", "templates/**/*"],
         "pretrain": ["py.typed"],
         "moco_det_configs": ["*.yaml", "**/*.yaml"],

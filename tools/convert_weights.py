@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from moco_det.foundation.errors import InputError
-from moco_det.weights import FORMATS, convert, inspect, table_lines
+from moco_det.weights import FORMATS, conversion_lines, convert, inspect, table_lines
 from moco_det.weights.formats import ENCODERS
 from moco_det_tools.entry import run
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         encoder=arguments.encoder,
         overwrite=arguments.overwrite,
     )
-    print("\n".join(conversion.lines()))
+    print("\n".join(conversion_lines(conversion)))
     return 0
 
 

@@ -47,7 +47,8 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             raise
         raise InputError(f"cannot write {path}: {cause.strerror or cause}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # none was made, as where the name is too long
+            partial.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -84,8 +84,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 
-NORMS: dict[str, Callable[[int], nn.Module] | None] = {
-    "": None,
+NORMS: dict[str, Callable[[int], nn.Module | None]] = {
+    "": lambda channels: None,
     "BN": nn.BatchNorm2d,
     "SyncBN": SyncBatchNorm2d,
     "FrozenBN": FrozenBatchNorm2d,
@@ -95,8 +95,7 @@ NORMS: dict[str, Callable[[int], nn.Module] | None] = {
 
 def make_norm(name: str, channels: int) -> nn.Module | None:
     """A norm layer by detectron2's name; ``""`` is none."""
-    maker = NORMS[name]
-    return None if maker is None else maker(channels)
+    return NORMS[name](channels)
 
 
 class Conv2d(nn.Conv2d):

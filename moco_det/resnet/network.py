@@ -113,22 +113,16 @@ def make_stage(
     norm: str,
     stride_in_1x1: bool,
     dilation: int = 1,
-    first_stride: int | None = None,
 ) -> nn.Sequential:
-    """One of ``res2`` .. ``res5`` as a sequence of blocks.
-
-    ``first_stride`` defaults to 1 for ``res2`` and for a dilated stage, 2 otherwise.
-    """
+    """One of ``res2`` .. ``res5`` as blocks; ``res2`` and a dilated stage keep the resolution."""
     index = STAGES.index(stage)
     out_channels = architecture.res2_out_channels * 2**index
     in_channels = architecture.stem_out_channels if index == 0 else out_channels // 2
-    if first_stride is None:
-        first_stride = 1 if index == 0 or dilation > 1 else 2
+    stride = 1 if index == 0 or dilation > 1 else 2
     if not architecture.bottleneck and dilation != 1:
         raise ValueError("a dilated res5 needs bottleneck blocks: ResNet-50 or deeper")
     blocks: list[nn.Module] = []
-    for block in range(architecture.blocks[index]):
-        stride = first_stride if block == 0 else 1
+    for _ in range(architecture.blocks[index]):
         if not architecture.bottleneck:
             blocks.append(BasicBlock(in_channels, out_channels, stride=stride, norm=norm))
         else:
@@ -145,7 +139,7 @@ def make_stage(
                     dilation=dilation,
                 )
             )
-        in_channels = out_channels
+        in_channels, stride = out_channels, 1
     return nn.Sequential(*blocks)
 
 
@@ -173,13 +167,12 @@ class ResNet(nn.Module):
         if unknown or not out_features:
             raise ValueError(f"out_features {list(out_features)}: choose from {list(FEATURES)}")
         last = max(FEATURES.index(name) for name in out_features)
-        self.architecture = architecture
         self.out_features = tuple(out_features)
         self.channels = {"stem": architecture.stem_out_channels}
         self.strides = {"stem": 4}
         self.stem = Stem(architecture.stem_out_channels, norm)
-        self.stage_names = STAGES[:last]
-        for index, name in enumerate(self.stage_names):
+        self.parts = FEATURES[: last + 1]
+        for index, name in enumerate(self.parts[1:]):
             dilation = res5_dilation if name == "res5" else 1
             stage = make_stage(
                 name, architecture, norm=norm, stride_in_1x1=stride_in_1x1, dilation=dilation
@@ -193,10 +186,7 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) normalised images to {name: (N, C, H / stride, W / stride)}."""
         outputs: dict[str, Tensor] = {}
-        x = self.stem(x)
-        if "stem" in self.out_features:
-            outputs["stem"] = x
-        for name in self.stage_names:
+        for name in self.parts:
             x = self.get_submodule(name)(x)
             if name in self.out_features:
                 outputs[name] = x
@@ -204,9 +194,8 @@ class ResNet(nn.Module):
 
     def freeze(self, freeze_at: int) -> None:
         """Make the first ``freeze_at`` parts constants; their BN becomes FrozenBN."""
-        for name in FEATURES[:freeze_at]:
-            if name == "stem" or name in self.stage_names:
-                freeze_module(self.get_submodule(name))
+        for name in self.parts[:freeze_at]:
+            freeze_module(self.get_submodule(name))
 
 
 def freeze_module(module: nn.Module) -> None:

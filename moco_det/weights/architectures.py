@@ -1,6 +1,6 @@
 """Which ResNet a set of shapes is, and every tensor it must have in both vocabularies.
 
-Only numbers, no torch: the same table is held against moco_det.resnet by a test.
+Only numbers, no torch: tests hold them against moco_det.resnet's networks and torchvision's.
 """
 
 from __future__ import annotations
@@ -28,17 +28,12 @@ class BackboneTensor:
 
 def backbone_tensors(architecture: Architecture) -> list[BackboneTensor]:
     """Every tensor but the batch counters, in the order of the forward pass."""
-    return [
-        tensor
-        for conv, norm, target, shape in _convolutions(architecture)
-        for tensor in (
-            BackboneTensor(f"{conv}.weight", f"{target}.weight", shape),
-            *(
-                BackboneTensor(f"{norm}.{part}", f"{target}.norm.{part}", shape[:1])
-                for part in NORM_PARTS
-            ),
-        )
-    ]
+    tensors = []
+    for conv, norm, target, shape in _convolutions(architecture):
+        tensors.append(BackboneTensor(f"{conv}.weight", f"{target}.weight", shape))
+        for part in NORM_PARTS:
+            tensors.append(BackboneTensor(f"{norm}.{part}", f"{target}.norm.{part}", shape[:1]))
+    return tensors
 
 
 def _convolutions(shape: Architecture) -> Iterator[tuple[str, str, str, Shape]]:

@@ -11,7 +11,7 @@ import numpy as np
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights.architectures import backbone_tensors
-from moco_det.weights.proof import check_numbers
+from moco_det.weights.number_checks import check_numbers
 from moco_det.weights.reading import read_checkpoint
 
 
@@ -39,22 +39,17 @@ def load_backbone(path: str | Path) -> Backbone:
     damaged file, for a checkpoint that was not converted yet, and for incomplete backbones.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(
-            f"weights file {path} does not exist: make it with "
-            f"`python tools/convert_weights.py CHECKPOINT {path}`"
-        )
+    check_exists(path)
     source = read_checkpoint(path)
     if source.format != "detectron2":
         raise InputError(
             f"{path} is a {source.format} checkpoint, not a backbone file: convert it with "
             f"`python tools/convert_weights.py {path} {path.with_suffix('.pkl').name}`"
         )
-    model: dict[str, np.ndarray] = {}
-    for tensor in backbone_tensors(ARCHITECTURES[source.architecture]):
-        array = source.array(tensor.torchvision)
-        # The reader's arrays may be views of the file's bytes; an engine may train on these.
-        model[tensor.detectron2] = np.array(array, dtype=np.float32)
+    arrays = source.arrays()
+    names = backbone_tensors(ARCHITECTURES[source.architecture])
+    # The reader's arrays may be views of the file's bytes; an engine may train on these.
+    model = {t.detectron2: np.array(arrays.pop(t.torchvision)) for t in names}
     check_numbers(model, path=path)
     return Backbone(
         path=path,
@@ -65,3 +60,12 @@ def load_backbone(path: str | Path) -> Backbone:
         verified=source.proven,
         sha256=source.sha256,
     )
+
+
+def check_exists(path: Path) -> None:
+    """Raise InputError, with the command that makes it, where a weights file is not there."""
+    if not path.exists():
+        raise InputError(
+            f"weights file {path} does not exist: check its name, or make it with "
+            f"`python tools/convert_weights.py CHECKPOINT {path.with_suffix('.pkl')}`"
+        )

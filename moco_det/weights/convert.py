@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from moco_det.foundation.atomic import make_folder, replacing
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
-from moco_det.weights.architectures import STAGES, backbone_tensors
-from moco_det.weights.files import digest_of
-from moco_det.weights.inspection import read_arrays, summary_lines, unstated_input
-from moco_det.weights.proof import check_numbers, forward_difference, untrained
-from moco_det.weights.reading import SourceCheckpoint, read_checkpoint, shown
-from moco_det.weights.writing import (
-    metadata_text,
-    replace_whole,
-    write_pickle,
-    write_safetensors,
-    write_torch,
-)
+from moco_det.weights.architectures import backbone_tensors
+from moco_det.weights.number_checks import check_numbers, untrained
+from moco_det.weights.reading import SourceCheckpoint, read_checkpoint
+from moco_det.weights.writing import write_pickle, write_safetensors, write_torch
 
 # Target format -> the suffixes it may have; the first format that lists a suffix is its default.
 TARGETS: dict[str, tuple[str, ...]] = {
@@ -49,34 +44,6 @@ class Conversion:
     def max_abs_difference(self) -> float:
         return max(self.per_stage.values())
 
-    def lines(self) -> list[str]:
-        """The report a person reads after a conversion."""
-        source = self.source
-        stages = "  ".join(f"{stage} {self.per_stage[stage]:.1e}" for stage in STAGES)
-        lines = [
-            *summary_lines(source),
-            f"tensors       {self.tensors} of {self.tensors} backbone tensors",
-            f"left out      {_left_out(source)}",
-            f"difference    {stages}  (largest, torchvision's network against the converted one)",
-            *(f"warning: {warning}" for warning in self.warnings),
-            f"written       {shown(self.output)} as {self.target_format}, sha256 {self.sha256}",
-        ]
-        return lines
-
-
-def _left_out(source: SourceCheckpoint) -> str:
-    parts = []
-    if source.other_encoder:
-        parts.append(f"{source.other_encoder} of the other encoder")
-    if source.head:
-        more = f" and {len(source.head) - 3} more" if len(source.head) > 3 else ""
-        parts.append(f"{len(source.head)} named as head: {', '.join(source.head[:3])}{more}")
-    if source.counters:
-        parts.append(f"{len(source.counters)} batch counters")
-    if source.foreign:
-        parts.append(f"foreign objects, not opened: {', '.join(source.foreign[:4])}")
-    return "; ".join(parts) or "nothing"
-
 
 def convert(
     input_path: str | Path,
@@ -96,76 +63,52 @@ def convert(
     """
     output = Path(output_path)
     target = _target(output, target_format)
-    if _is_same(output, Path(input_path)):
-        raise InputError(f"{output} is the input itself: name another output file")
+    with suppress(OSError):  # one of the two is not there
+        if os.path.samefile(output, input_path):
+            raise InputError(f"{output} is the input itself: name another output file")
     source = read_checkpoint(input_path, source_format=source_format, encoder=encoder)
-    if source.input is None:
-        raise InputError(unstated_input(source.path))
-    pixels, stride_in_1x1 = source.input["format"], source.input["stride_in_1x1"]
-    if target != "detectron2" and (pixels != "RGB" or stride_in_1x1):
+    pixels = source.known_input()
+    in_1x1 = pixels["stride_in_1x1"]
+    if target != "detectron2" and (pixels["format"] != "RGB" or in_1x1):
         raise InputError(
-            f"{source.path} is a network for {pixels} images"
-            f"{' with the stride in 1x1' if stride_in_1x1 else ''}, which {target} has no "
+            f"{source.path} is a network for {pixels['format']} images"
+            f"{' with the stride in 1x1' if in_1x1 else ''}, which {target} has no "
             "words for: convert it to a .pkl"
         )
-    arrays = read_arrays(source)
+    arrays = source.arrays()
     check_numbers(arrays, path=source.path)
     tensors = backbone_tensors(ARCHITECTURES[source.architecture])
     renamed = {t.detectron2: arrays[t.torchvision] for t in tensors}
-    if len(renamed) != len(tensors):
-        raise RuntimeError("two tensors of the architecture table share one name")
-    per_stage = forward_difference(
-        arrays,
-        renamed,
-        architecture=source.architecture,
-        stride_in_1x1=stride_in_1x1,
-        path=source.path,
-    )
-    warnings = [line for line in (untrained(arrays),) if line is not None]
+    from moco_det.weights.proof import forward_difference  # imports torch
+
+    shape = ARCHITECTURES[source.architecture]
+    per_stage = forward_difference(arrays, renamed, shape, stride_in_1x1=in_1x1, path=source.path)
+    warning = untrained(arrays)
     records = {
-        "input": source.input,
+        "input": pixels,
         "source": source.source(),
         "verified": {"max_abs_difference": max(per_stage.values()), "per_stage": per_stage},
     }
     written = renamed if target == "detectron2" else _with_counters(arrays, source)
-
-    def write(file: BinaryIO) -> None:
-        if output.suffix == ".pkl":
-            head = {"model": written, "__author__": "moco_det", "matching_heuristics": True}
-            write_pickle(file, {**head, **records})
-        elif output.suffix == ".safetensors":
-            write_safetensors(file, written, metadata_text(records))
-        else:
-            write_torch(file, written)
-
-    digests: list[str] = []
-
-    def check(partial: Path) -> None:
-        digests.append(_read_back(partial, arrays))
+    with _new_output(output) as file:
+        _write(file, output.suffix, written, records)
+        file.flush()
+        digest = _read_back(Path(file.name), arrays)
         source.confirm()
-        if not overwrite and output.exists() and digest_of(output) != digests[0]:
+        if not overwrite and output.exists() and not filecmp.cmp(output, file.name, shallow=False):
             raise InputError(
                 f"{output} is there already and is another file: name another output, or replace "
                 "it with --overwrite"
             )
-
-    replace_whole(output, write, check)
     return Conversion(
         source=source,
         output=output,
         target_format=target,
         tensors=len(tensors),
         per_stage=per_stage,
-        warnings=tuple(warnings),
-        sha256=digests[0],
+        warnings=() if warning is None else (warning,),
+        sha256=digest,
     )
-
-
-def _is_same(output: Path, source: Path) -> bool:
-    try:
-        return os.path.samefile(output, source)
-    except OSError:  # one of them is not there, which is told later
-        return False
 
 
 def _target(output: Path, target_format: str | None) -> str:
@@ -178,6 +121,39 @@ def _target(output: Path, target_format: str | None) -> str:
     raise InputError(
         f"{output}: a {target_format or 'backbone'} file ends with {' or '.join(wanted)}"
     )
+
+
+@contextmanager
+def _new_output(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` at the end of the block, in folders that are made.
+
+    On any failure nothing is left behind, no new folder either.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a directory: name the output file in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a regular file: name another output")
+    made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    try:
+        make_folder(path.parent)
+        with replacing(path) as file:
+            yield file
+    finally:
+        for folder in made:
+            with suppress(OSError):  # the file is in it
+                folder.rmdir()
+
+
+def _write(
+    file: BinaryIO, suffix: str, arrays: Mapping[str, np.ndarray], records: Mapping[str, Any]
+) -> None:
+    if suffix == ".pkl":
+        head = {"model": arrays, "__author__": "moco_det", "matching_heuristics": True}
+        write_pickle(file, {**head, **records})
+    elif suffix == ".safetensors":
+        write_safetensors(file, arrays, records)
+    else:
+        write_torch(file, arrays)
 
 
 def _with_counters(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import io
 import os
 import stat
 import zlib
@@ -27,14 +26,13 @@ class FileState:
     inode: int
 
     @classmethod
-    def of(cls, path: Path, status: os.stat_result | None = None) -> FileState:
-        status = status or os.stat(path)
+    def of(cls, path: Path, status: os.stat_result) -> FileState:
         return cls(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
     def check(self) -> None:
         """Raise InputError when the file is not the one that was opened."""
         try:
-            same = FileState.of(self.path) == self
+            same = FileState.of(self.path, os.stat(self.path)) == self
         except OSError:
             same = False
         if not same:
@@ -56,19 +54,13 @@ def open_regular(path: Path) -> tuple[BinaryIO, FileState]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path} cannot be read: {reason}") from None
-    file = os.fdopen(descriptor, "rb") if not _is_directory(descriptor) else None
-    if file is None:
-        os.close(descriptor)
-        raise InputError(f"{path} is a directory: name the checkpoint file in it")
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        file.close()
+        os.close(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{path} is a directory: name the checkpoint file in it")
         raise InputError(f"{path} is not a regular file: name a checkpoint file")
-    return file, FileState.of(path, status)
-
-
-def _is_directory(descriptor: int) -> bool:
-    return stat.S_ISDIR(os.fstat(descriptor).st_mode)
+    return os.fdopen(descriptor, "rb"), FileState.of(path, status)
 
 
 @dataclass(slots=True)
@@ -85,38 +77,34 @@ class FileSlice:
         """All bytes, or `length` of them from `start`; writable, so that torch can keep them."""
         length = self.length - start if length is None else length
         self.state.check()
+        if length != self.length:
+            self.check()
         data = bytearray(length)
+        view = memoryview(data)
         with open(self.state.path, "rb", buffering=0) as file:
-            whole = length == self.length
-            if not whole and self.crc is not None and not self.checked:
-                self._match(self._checksum(file))
             file.seek(self.offset + start)
-            complete = _fill(file, memoryview(data))
+            while count := file.readinto(view):
+                view = view[count:]
         self.state.check()
-        if not complete:
+        if len(view):
             raise self.damaged()
-        if whole and self.crc is not None and not self.checked:
-            self._match(zlib.crc32(data))
+        if length == self.length and self.crc is not None and not self.checked:
+            self._compare(zlib.crc32(data))
         return data
 
     def check(self) -> None:
         """Compare the checksum without keeping the bytes."""
-        if self.crc is not None and not self.checked:
-            with open(self.state.path, "rb", buffering=0) as file:
-                self._match(self._checksum(file))
-
-    def _checksum(self, file: io.FileIO) -> int:
-        file.seek(self.offset)
+        if self.crc is None or self.checked:
+            return
         left, checksum = self.length, 0
-        while left:
-            block = file.read(min(left, BLOCK))
-            if not block:
-                raise self.damaged()
-            left -= len(block)
-            checksum = zlib.crc32(block, checksum)
-        return checksum
+        with open(self.state.path, "rb", buffering=0) as file:
+            file.seek(self.offset)
+            while block := file.read(min(left, BLOCK)):
+                left -= len(block)
+                checksum = zlib.crc32(block, checksum)
+        self._compare(checksum)
 
-    def _match(self, checksum: int) -> None:
+    def _compare(self, checksum: int) -> None:
         if checksum != self.crc:
             raise self.damaged()
         self.checked = True
@@ -125,18 +113,8 @@ class FileSlice:
         return InputError(f"{self.state.path} is damaged (checksum): fetch or save it again")
 
 
-def _fill(file: io.FileIO, view: memoryview) -> bool:
-    """Read until the view is full; False when the file ends first."""
-    while len(view):
-        count = file.readinto(view)
-        if not count:
-            return False
-        view = view[count:]
-    return True
-
-
 @dataclass(frozen=True, slots=True)
-class LateText:
+class TextSlice:
     """Text too long for a name, left in the file: how old protocols spell an array's bytes.
 
     `codec` is one of Python's, or "quoted" for the backslashes between protocol 0's quotes.
@@ -145,7 +123,7 @@ class LateText:
     place: FileSlice
     codec: str
 
-    def encoded(self) -> bytes:
+    def read(self) -> bytes:
         """The text's characters as bytes (latin-1). Raises InputError where they are none."""
         data = self.place.read()
         try:

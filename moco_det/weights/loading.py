@@ -1,7 +1,7 @@
 """Weights into a detector of either engine, with a statement of what stays random.
 
-Both engines name their tensors alike, so the law that nothing is initialised in silence is
-written once: the set of tensors that a file must fill is computed from the model, and any other
+Both engines name their tensors alike, so the rule that nothing is initialised in silence
+is written once: the set of tensors that a file must fill is computed from the model, and any other
 missing, unexpected or differently shaped tensor is an error that leaves the model as it was.
 """
 
@@ -21,11 +21,13 @@ from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import flatten
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.results.matched import INPUT_KEYS, check_input
-from moco_det.weights import Backbone, load_backbone
 from moco_det.weights.architectures import UnknownArchitecture, deduce
-from moco_det.weights.files import naming, read_contents
-from moco_det.weights.formats import from_detectron2
+from moco_det.weights.backbone import Backbone, check_exists, load_backbone
+from moco_det.weights.containers import input_errors, lookalike, read_contents
+from moco_det.weights.file_slices import open_regular
 from moco_det.weights.tensors import tensors_of
+from moco_det.weights.vocabularies import from_detectron2
+from moco_det.weights.writing import as_tensor
 
 # Where a detector keeps its ResNet, and what of the name stays: below an FPN; or (C4, DC5) as the
 # backbone itself, with res5 in the heads where there is one. The extra norm after res5
@@ -47,7 +49,6 @@ class Loaded:
 
     def line(self) -> str:
         """One sentence for the log."""
-        names = ", ".join(self.new_layers)
         if self.path is None:
             return (
                 f"MODEL.WEIGHTS is empty: all {self.of} backbone tensors and "
@@ -57,14 +58,13 @@ class Loaded:
             return f"{self.tensors} of {self.of} tensors of the whole detector loaded"
         return (
             f"{self.tensors} of {self.of} backbone tensors loaded from {self.path}, "
-            f"{len(self.new_layers)} new layers initialised: {names}"
+            f"{len(self.new_layers)} new layers initialised: {', '.join(self.new_layers)}"
         )
 
 
 def load_weights(cfg: CfgNode, model: nn.Module) -> Loaded:
     """MODEL.WEIGHTS into a detector of either engine, whose keys are the same."""
-    flat = flatten(cfg)
-    fed = {key: flat[key] for key in INPUT_KEYS}
+    fed = {key: value for key, value in flatten(cfg).items() if key in INPUT_KEYS}
     return load_initial_weights(model, cfg.MODEL.WEIGHTS, fed=fed)
 
 
@@ -99,14 +99,11 @@ def load_initial_weights(
             f"it, then python tools/convert_weights.py {name} weights/{Path(name).stem}.pkl"
         )
     file = Path(path)
-    if file.suffix in (".pth", ".pt"):
-        state = read_checkpoint(file)
-        load_model_state(model, state["model"], file)
-        of = len(floats(model.state_dict()))
-        return Loaded(of, of, (), file, None)
-    detector = pickled_detector(file)
-    if detector is not None and fits(model, detector):
-        load_model_state(model, detector, file)
+    check_exists(file)
+    is_run = file.suffix in (".pth", ".pt")
+    state = read_checkpoint(file)["model"] if is_run else pickled_detector(file)
+    if state is not None and (is_run or fits(model, state)):
+        load_model_state(model, state, file)
         of = len(floats(model.state_dict()))
         return Loaded(of, of, (), file, None)
     backbone = load_backbone(file)
@@ -127,7 +124,7 @@ def backbone_names(model: nn.Module) -> dict[str, Tensor]:
 
 
 def new_layers(model: nn.Module) -> tuple[str, ...]:
-    """Names of the layers outside the ResNet: those that every arm starts anew."""
+    """Names of the layers outside the ResNet: those that every arm starts from random numbers."""
     state = floats(model.state_dict())
     inside = _bare_names(state)
     return tuple(dict.fromkeys(name.rsplit(".", 1)[0] for name in state if name not in inside))
@@ -152,8 +149,8 @@ def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: P
     unexpected = sorted(given.keys() - expected.keys())
     if missing or unexpected:
         raise InputError(
-            f"{path} does not fit this model: {len(missing)} tensors missing {some(missing)}, "
-            f"{len(unexpected)} unexpected {some(unexpected)}; "
+            f"{path} does not fit this model: {len(missing)} tensors missing {first_few(missing)}, "
+            f"{len(unexpected)} unexpected {first_few(unexpected)}; "
             + (_other_resnet(expected, given) or "is it a detector with other heads?")
         )
     for name, tensor in expected.items():
@@ -193,7 +190,7 @@ def not_finite(model: nn.Module) -> str | None:
     return next(wrong, None)
 
 
-def some(names: list[str], limit: int = 4) -> str:
+def first_few(names: list[str], limit: int = 4) -> str:
     """The first few names in brackets."""
     more = ", ..." if len(names) > limit else ""
     return "(" + ", ".join(names[:limit]) + more + ")"
@@ -204,15 +201,11 @@ def pickled_detector(path: Path) -> dict[str, Tensor] | None:
 
     Nothing in the file is run.
     """
-    if path.suffix != ".pkl" or not path.is_file():
-        return None
-    root = read_contents(path).root
-    model = root.get("model") if isinstance(root, dict) else None
+    model = read_contents(path).entries.get("model") if path.suffix == ".pkl" else None
     if not isinstance(model, dict) or not any(str(n).startswith("roi_heads.") for n in model):
         return None
-    with naming(path):
-        # numbers of their own: the reader's arrays may be views of the file's bytes
-        return {n: torch.from_numpy(ref.read().copy()) for n, ref in tensors_of(model).items()}
+    with input_errors(path):
+        return {name: as_tensor(ref.read()) for name, ref in tensors_of(model).items()}
 
 
 def fits(model: nn.Module, state: Mapping[str, Tensor]) -> bool:
@@ -239,32 +232,19 @@ def given_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: t for n, t in floats(state).items() if not any(word in n for word in extra)}
 
 
-def damage(path: Path) -> str:
-    """What is plainly wrong with a checkpoint file, or nothing."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(256).lstrip().lower()
-    except OSError as error:
-        return str(error.strerror)
-    if not start:
-        return "it is empty"
-    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "it is a web page: the download failed"
-    return "it is a git-lfs pointer" if start.startswith(b"version https://git-lfs") else ""
-
-
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A run's checkpoint, tensors on the CPU; InputError if it is none."""
+    file, _ = open_regular(path)
+    with file:
+        start = file.read(512)
+    other = lookalike(start)
+    if other is not None:
+        raise InputError(f"{path} {other}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(
-            f"checkpoint {path} does not exist: check MODEL.WEIGHTS; a backbone to start from is "
-            f"made by `python tools/convert_weights.py CHECKPOINT {path.with_suffix('.pkl')}`"
-        ) from None
     except Exception as error:
         # torch's own words advise to switch weights_only off, which would run what is in the file
-        reason = damage(path) or f"{type(error).__name__}, nothing in it was run"
+        reason = f"{type(error).__name__}, nothing in it was run" if start else "it is empty"
         raise InputError(
             f"{path} is no whole checkpoint ({reason}): fetch or save it again"
         ) from None

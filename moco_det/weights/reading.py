@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,36 +11,29 @@ from typing import Any
 import numpy as np
 
 from moco_det.foundation.errors import InputError
-from moco_det.weights.architectures import STAGES, deduce
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.weights.architectures import STAGES, backbone_tensors, deduce
+from moco_det.weights.containers import Contents, input_errors, read_contents, sha256_of
 from moco_det.weights.file_slices import FileState
-from moco_det.weights.files import Contents, naming, read_contents, sha256_of
-from moco_det.weights.formats import (
-    BY_NAME,
-    ENCODERS,
-    FORMATS,
-    RGB_IMAGENET,
-    Match,
+from moco_det.weights.formats import BY_NAME, ENCODERS, FORMATS, RGB_IMAGENET, Table
+from moco_det.weights.pickled_names import Stub
+from moco_det.weights.recognition import (
+    FormatMatch,
+    classify_keys,
     encoders_in,
     first_keys,
-    matches,
-    nearly,
-    sort_keys,
+    matching_formats,
+    nearest_format,
 )
-from moco_det.weights.stubs import Stub
-from moco_det.weights.tensors import TensorRef
+from moco_det.weights.tensors import FLOATING
 
-# Who writes detectron2 files whose input is known though the file does not say it.
-KNOWN_AUTHORS: dict[str, Mapping[str, Any]] = {
-    "MOCO": RGB_IMAGENET,  # facebookresearch/moco's converter
-    "torchvision": RGB_IMAGENET,  # detectron2's own converter
-    # converters of other projects; the configs beside each say RGB, these numbers, stride in 3x3
-    "OpenSelfSup": RGB_IMAGENET,  # DenseCL's too
-    "MMSelfSup": RGB_IMAGENET,
-    "PixPro": RGB_IMAGENET,
-    "Yonglong": RGB_IMAGENET,  # PyContrast
-    "solo-learn": RGB_IMAGENET,
-}
-KNOWN = ", ".join(row.name for row in FORMATS)
+# Who writes detectron2 files whose input is known though the file does not say it: the converters
+# of facebookresearch/moco (MOCO), detectron2 (torchvision), DenseCL (OpenSelfSup), PyContrast
+# (Yonglong) and the like. The configs beside each say RGB, these numbers, stride in the 3x3.
+RGB_AUTHORS = (
+    *("MOCO", "torchvision", "OpenSelfSup", "MMSelfSup", "PixPro", "Yonglong", "solo-learn"),
+)
+KNOWN = ", ".join(BY_NAME)
 
 
 @dataclass(frozen=True)
@@ -64,12 +56,11 @@ class SourceCheckpoint:
     method: str | None
     input: dict[str, Any] | None
     sha256: str
-    size: int
     other_encoder: int
     head: tuple[str, ...]
     foreign: tuple[str, ...]
-    tensors: Mapping[str, TensorRef] = field(repr=False)
-    counters: Mapping[str, TensorRef] = field(repr=False)
+    tensors: Table = field(repr=False)
+    counters: Table = field(repr=False)
     state: FileState = field(repr=False)
     origin: dict[str, Any] | None = None
     proven: dict[str, Any] | None = None
@@ -83,34 +74,55 @@ class SourceCheckpoint:
             "method": self.method,
             "arch": self.architecture,
             "sha256": self.sha256,
-            "file": shown(self.path.name),
+            "file": printable(self.path.name),
         }
 
     def array(self, name: str) -> np.ndarray:
         """A backbone tensor's numbers by its torchvision name. Raises InputError, which names the
         file, where they turn out damaged."""
-        with naming(self.path):
+        with input_errors(self.path):
             return self.tensors[name].read()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The backbone's numbers under torchvision's names, in the order of the forward pass."""
+        names = [t.torchvision for t in backbone_tensors(ARCHITECTURES[self.architecture])]
+        for name in names:
+            kind = self.tensors[name].dtype
+            if kind not in FLOATING:
+                raise InputError(
+                    f"{self.path}: {name} holds {kind}, no network's weights: "
+                    "save the weights as float32"
+                )
+        return {name: self.array(name) for name in names}
+
+    def known_input(self) -> dict[str, Any]:
+        """`input`; raises InputError, with what to do, where the file does not state it."""
+        if self.input is None:
+            raise InputError(
+                f"{self.path} does not say in which channel order its network was trained: name it "
+                "with --from detectron2-rgb or --from detectron2-msra (BGR, std 1, stride in 1x1)"
+            )
+        return self.input
 
     def counter(self, name: str) -> int:
         """How many batches a norm has seen, by the counter's torchvision name; 0 where unknown."""
         reference = self.counters.get(name)
         if reference is None or reference.shape != () or reference.dtype != "int64":
             return 0
-        with naming(self.path):
+        with input_errors(self.path):
             return int(reference.read().reshape(()))
 
     def confirm(self) -> None:
         """Raise InputError unless the file is still the one that was read, byte for byte."""
         self.state.check()
-        with naming(self.path), open(self.path, "rb") as file:
+        with input_errors(self.path), open(self.path, "rb") as file:
             same = sha256_of(file) == self.sha256
         self.state.check()
         if not same:  # within the resolution of the file system's clock
             raise InputError(f"{self.path} changed while it was read: try again")
 
 
-def shown(name: object) -> str:
+def printable(name: object) -> str:
     """A path as text that can be printed and stored, whatever bytes its name has."""
     return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -140,85 +152,81 @@ def recognise(
     contents: Contents, *, source_format: str | None = None, encoder: str | None = None
 ) -> SourceCheckpoint:
     """What the contents of a file are; arguments and errors of `read_checkpoint`."""
-    with naming(contents.path):
-        return _recognise(contents, source_format, encoder)
-
-
-def _recognise(
-    contents: Contents, source_format: str | None, encoder: str | None
-) -> SourceCheckpoint:
     path = contents.path
-    match = _only_match(contents, source_format)
-    row = match.format
-    choices = encoders_in(row, match.table)
-    if encoder is not None and encoder not in choices and len(choices) > 1:
-        raise InputError(
-            f"{path}: a {row.name} file has the encoders {' and '.join(choices)}, not {encoder}"
+    with input_errors(path):
+        match = _only_match(contents, source_format)
+        row = match.format
+        choices = encoders_in(row, match.table)
+        chosen = _chosen(path, row.name, choices, encoder)
+        keys = classify_keys(row, chosen, match.table)
+        if keys.twice:
+            raise InputError(f"{path}: {keys.twice[0]} names a tensor that another key names too")
+        if keys.unclaimed:
+            raise InputError(
+                f"{path}: {len(keys.unclaimed)} tensors that {row.name} does not have: "
+                f"{', '.join(keys.unclaimed[:5])}; if this is another format, name it with --from"
+            )
+        architecture = deduce({name: tensor.shape for name, tensor in keys.tensors.items()})
+        claimed = sum(tensor.nbytes for tensor in keys.tensors.values())
+        if claimed > contents.state.size:
+            raise InputError(
+                f"{path} has {contents.state.size} bytes, but its tensors would be {claimed}: "
+                "several names share one memory, which no trained network's do"
+            )
+        return SourceCheckpoint(
+            path=path,
+            kind=contents.kind,
+            format=row.name,
+            forced=source_format is not None,
+            encoder=chosen,
+            encoders=choices,
+            encoder_named=encoder is not None,
+            architecture=architecture,
+            method=_text(contents.entries.get("method")),
+            input=_input(contents, match),
+            sha256=contents.sha256,
+            other_encoder=keys.other_encoder,
+            head=keys.head,
+            foreign=contents.foreign,
+            tensors=keys.tensors,
+            counters=keys.counters,
+            state=contents.state,
+            origin=_origin(contents),
+            proven=_proven(contents),
         )
-    if encoder is not None and encoder not in choices:
-        raise InputError(
-            f"{path}: this {row.name} file holds the {choices[0]} encoder only, not a {encoder} "
-            "encoder beside it: leave --encoder out"
-        )
-    chosen = encoder or choices[0]
-    parts = sort_keys(row, chosen, match.table)
-    if parts.twice:
-        raise InputError(f"{path}: {parts.twice[0]} names a tensor that another key names too")
-    if parts.unclaimed:
-        raise InputError(
-            f"{path}: {len(parts.unclaimed)} tensors that {row.name} does not have: "
-            f"{', '.join(parts.unclaimed[:5])}; if this is another format, name it with --from"
-        )
-    architecture = deduce({name: tensor.shape for name, tensor in parts.tensors.items()})
-    claimed = sum(tensor.nbytes for tensor in parts.tensors.values())
-    if claimed > contents.size:
-        raise InputError(
-            f"{path} has {contents.size} bytes, but its tensors would be {claimed}: several names "
-            "share one memory, which no trained network's do"
-        )
-    root = contents.root if isinstance(contents.root, dict) else {}
-    return SourceCheckpoint(
-        path=path,
-        kind=contents.kind,
-        format=row.name,
-        forced=source_format is not None,
-        encoder=chosen,
-        encoders=choices,
-        encoder_named=encoder is not None,
-        architecture=architecture,
-        method=_text(root.get("method")),
-        input=_input(contents, match),
-        sha256=contents.sha256,
-        size=contents.size,
-        other_encoder=parts.other_encoder,
-        head=parts.head,
-        foreign=contents.foreign,
-        tensors=parts.tensors,
-        counters=parts.counters,
-        state=contents.state,
-        origin=_origin(contents),
-        proven=_proven(contents),
+
+
+def _chosen(path: Path, name: str, choices: tuple[str, ...], encoder: str | None) -> str:
+    """The encoder that was asked for, by default the first of those in the file."""
+    if encoder is None or encoder in choices:
+        return encoder or choices[0]
+    several = len(choices) > 1
+    there = f"encoders {' and '.join(choices)}" if several else f"{choices[0]} encoder only"
+    raise InputError(
+        f"{path}: this {name} file holds the {there}, not a {encoder} encoder: leave --encoder out"
     )
 
 
-def _only_match(contents: Contents, source_format: str | None) -> Match:
+def _only_match(contents: Contents, source_format: str | None) -> FormatMatch:
     path, root = contents.path, contents.root
-    seen = first_keys(root)
-    seen = seen if seen.isprintable() else ascii(seen)
-    rows = [BY_NAME[source_format]] if source_format else [f for f in FORMATS if f.recognised]
-    found = matches(root, rows)
+    rows = [BY_NAME[source_format]] if source_format else [f for f in FORMATS if not f.by_name_only]
+    found = matching_formats(root, rows)
     if len(found) == 1:
         return found[0]
+    seen = first_keys(root)
+    seen = seen if seen.isprintable() else ascii(seen)
     if found:
         names = sorted({match.format.name for match in found})
         raise InputError(
             f"{path} holds more than one encoder that could be meant (as {', '.join(names)}; "
             f"first keys {seen}): name one with --from, or save only that one"
         )
-    stamp = root.get("format") if isinstance(root, dict) else None
+    stamp = contents.entries.get("format")
     if isinstance(stamp, str) and stamp.startswith("moco-det/") and stamp != "moco-det/1":
         raise InputError(f"{path} is {stamp[:40]}, which a newer version wrote: update moco-det")
-    whole = next((value for value in _likely(root) if isinstance(value, Stub)), None)
+    places = ("model", "net", "network", "encoder", "state_dict")
+    likely = [root, *(contents.entries.get(key) for key in places)]
+    whole = next((value for value in likely if isinstance(value, Stub)), None)
     if whole is not None:
         raise InputError(
             f"{path} holds a whole {whole.origin} object, which is not opened: "
@@ -234,20 +242,24 @@ def _only_match(contents: Contents, source_format: str | None) -> Match:
             f"{path} is not a {source_format} checkpoint: found {seen}; "
             "leave --from out to have the format recognised"
         )
-    near = nearly(root, rows)
+    near = nearest_format(root, rows)
     raise InputError(
         f"{path} is of no known format: found {seen}; {near + '; ' if near else ''}known are "
         f"{KNOWN} (see docs/weights.md; --from names one)"
     )
 
 
-def _likely(root: Any) -> list[Any]:
-    """The places where a network lies in a checkpoint."""
-    if not isinstance(root, dict):
-        return [root]
-    return [
-        root[key] for key in ("model", "net", "network", "encoder", "state_dict") if key in root
-    ]
+# What a file says beside its weights ------------------------------------------------------------
+
+
+def _beside(contents: Contents, key: str) -> Any:
+    """The entry of a file's root or of a safetensors header; "damaged" where that is no json."""
+    if key in contents.metadata:
+        try:
+            return json.loads(contents.metadata[key])
+        except (ValueError, RecursionError):
+            return "damaged"
+    return contents.entries.get(key)
 
 
 def _text(value: Any) -> str | None:
@@ -256,29 +268,23 @@ def _text(value: Any) -> str | None:
     return value if fine else None
 
 
-def _record(contents: Contents, key: str) -> dict[str, Any]:
+def _own_record(contents: Contents, key: str) -> dict[str, Any]:
     """A dict that this project stores beside the weights; empty if it is not there."""
-    value: Any = None
-    if key in contents.metadata:
-        try:
-            value = json.loads(contents.metadata[key])
-        except (ValueError, TypeError, RecursionError):
-            value = None
-    elif isinstance(contents.root, dict) and contents.root.get("__author__") == "moco_det":
-        value = contents.root.get(key)
+    ours = key in contents.metadata or contents.entries.get("__author__") == "moco_det"
+    value = _beside(contents, key) if ours else None
     return value if isinstance(value, dict) else {}
 
 
 def _origin(contents: Contents) -> dict[str, Any] | None:
     """The `source` record; only what this project writes, because it is written again."""
-    record = _record(contents, "source")
+    record = _own_record(contents, "source")
     texts = {key: _text(record.get(key)) for key in ("format", "method", "arch", "sha256", "file")}
     return texts if texts["format"] and texts["arch"] and texts["sha256"] else None
 
 
 def _proven(contents: Contents) -> dict[str, Any] | None:
     """The `verified` record, if it is there and whole."""
-    record = _record(contents, "verified")
+    record = _own_record(contents, "verified")
     stages = record.get("per_stage")
     if not isinstance(stages, dict) or list(stages) != list(STAGES):
         return None
@@ -288,49 +294,36 @@ def _proven(contents: Contents) -> dict[str, Any] | None:
     return {"max_abs_difference": numbers[0], "per_stage": dict(stages)}
 
 
-def _input(contents: Contents, match: Match) -> dict[str, Any] | None:
-    """Channel order, mean and std (0..255) and stride placement, as stated or as the row says."""
-    root = contents.root
-    stated: Any = None
-    if "input" in contents.metadata:
-        try:
-            stated = json.loads(contents.metadata["input"])
-        except (ValueError, TypeError, RecursionError):
-            stated = "damaged"
-    elif isinstance(root, dict) and match.format.input is None:
-        stated = root.get("input")
-    if match.format.input is not None and (stated is None or not match.format.recognised):
-        return dict(match.format.input)
+def _input(contents: Contents, match: FormatMatch) -> dict[str, Any] | None:
+    """Channel order, mean and std (0..255) and stride placement, as the file or its format says."""
+    row = match.format
+    if row.input is not None and (row.by_name_only or "input" not in contents.metadata):
+        return dict(row.input)
+    stated = _beside(contents, "input")
     if stated is not None:
-        checked = _checked_input(stated, scale=255.0 if match.format.name == "moco-det/1" else 1.0)
+        checked = _checked_input(stated, scale=255.0 if row.name == "moco-det/1" else 1.0)
         if checked is None:
             raise InputError(
                 f"{contents.path}: its input record is damaged: save or convert it again"
             )
         return checked
-    author = root.get("__author__") if isinstance(root, dict) else None
-    known = KNOWN_AUTHORS.get(author) if isinstance(author, str) else None
-    if match.format.name == "moco-det/1":
+    if row.name == "moco-det/1":
         raise InputError(f"{contents.path} does not say what its encoder was fed: save it again")
-    return dict(known) if known is not None else None
+    return dict(RGB_IMAGENET) if contents.entries.get("__author__") in RGB_AUTHORS else None
 
 
 def _checked_input(stated: Any, *, scale: float) -> dict[str, Any] | None:
     if not isinstance(stated, dict) or stated.get("format") not in ("RGB", "BGR"):
         return None
-    numbers = []
+    numbers: dict[str, list[float]] = {}
     for key in ("mean", "std"):
         values = stated.get(key)
         if not isinstance(values, (list, tuple)) or len(values) != 3:
             return None
         if any(not isinstance(v, (int, float)) or not abs(v) < 1e9 for v in values):
             return None
-        numbers.append([round(float(v) * scale, 6) for v in values])
-    if any(value <= 0 for value in numbers[1]):
+        numbers[key] = [round(float(v) * scale, 6) for v in values]
+    if min(numbers["std"]) <= 0:
         return None
-    return {
-        "format": stated["format"],
-        "mean": numbers[0],
-        "std": numbers[1],
-        "stride_in_1x1": bool(stated.get("stride_in_1x1", False)),
-    }
+    in_1x1 = bool(stated.get("stride_in_1x1", False))
+    return {"format": stated["format"], **numbers, "stride_in_1x1": in_1x1}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moco_det.weights.formats import BY_NAME, backbone_name
+from moco_det.weights.formats import BY_NAME
 from moco_det.weights.tensors import TensorRef
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -156,7 +156,7 @@ def filled(name: str, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, A
     row = BY_NAME[expected.format]
     table: dict[str, Tensor] = {}
     for key, tensor in golden(name).items():
-        names = {encoder: backbone_name(row, encoder, key) for encoder in expected.encoders}
+        names = {encoder: row.backbone_name(encoder, key) for encoder in expected.encoders}
         here = [(encoder, tv) for encoder, tv in names.items() if tv is not None]
         assert len(here) <= 1, "a key of two encoders"
         if not here:
@@ -171,7 +171,7 @@ def caffe_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.nd
     row = BY_NAME[LISTS[name].format]
     blobs = {}
     for blob, tensor in golden(name).items():
-        tv = backbone_name(row, "query", blob)
+        tv = row.backbone_name("query", blob)
         if tv in arrays:
             blobs[blob] = arrays[tv]
         else:  # biases of convolutions, the classifier

@@ -9,7 +9,7 @@ import torchvision
 from moco_det.resnet.architectures import ARCHITECTURES, BLOCKS, Architecture
 from moco_det.resnet.network import ResNet
 from moco_det.weights.architectures import UnknownArchitecture, backbone_tensors, deduce
-from moco_det.weights.formats import from_detectron2
+from moco_det.weights.vocabularies import from_detectron2
 
 
 def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:

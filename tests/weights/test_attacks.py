@@ -20,7 +20,7 @@ import torch
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights.architectures import backbone_tensors
-from moco_det.weights.files import MAX_DIRECTORY, read_contents
+from moco_det.weights.containers import MAX_DIRECTORY, read_contents
 from moco_det.weights.reading import read_checkpoint
 from tests.weights.watch import nothing_runs
 

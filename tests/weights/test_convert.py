@@ -20,7 +20,7 @@ from torch import Tensor
 
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.resnet.network import ResNet
-from moco_det.weights import convert, load_backbone, read_checkpoint
+from moco_det.weights import conversion_lines, convert, load_backbone, read_checkpoint
 from moco_det.weights.architectures import STAGES, backbone_tensors
 from tests.weights.checkpoints import PIXELS
 
@@ -104,12 +104,12 @@ def test_the_query_encoder_is_the_default_and_the_key_encoder_a_choice(
         assert np.array_equal(
             model["res4.1.conv2.norm.bias"], expected["layer3.1.bn2.bias"].numpy()
         )
-        lines = "\n".join(conversion.lines())
+        lines = "\n".join(conversion_lines(conversion))
         assert f"encoder       {encoder or 'query (the default; also there: key)'}" in lines
 
 
 def test_the_report_names_what_a_reader_asks_for(moco_file: Path, tmp_path: Path) -> None:
-    lines = convert(moco_file, tmp_path / "b.pkl").lines()
+    lines = conversion_lines(convert(moco_file, tmp_path / "b.pkl"))
     text = "\n".join(lines)
     for part in (
         "facebookresearch/moco (recognised from its keys)",
@@ -133,7 +133,7 @@ def test_the_same_input_gives_the_same_bytes(moco_file: Path, tmp_path: Path, su
     assert filecmp.cmp(tmp_path / f"a{suffix}", second.output, shallow=False)
 
 
-def test_importing_the_room_does_not_import_torch() -> None:
+def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, moco_det.weights; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -37,7 +37,7 @@ def test_formats_that_are_only_taken_by_name_say_so() -> None:
         for name in re.findall(r"`([^`]+)`", cells[0])
         if cells[1].startswith("only by `--from")
     }
-    assert by_name == {row.name for row in FORMATS if not row.recognised}
+    assert by_name == {row.name for row in FORMATS if row.by_name_only}
 
 
 def test_every_config_that_a_published_checkpoint_belongs_to_is_there_and_names_the_file() -> None:

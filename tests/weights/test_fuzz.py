@@ -23,7 +23,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES, Architecture
 from moco_det.weights import convert, load_backbone
 from moco_det.weights.architectures import backbone_tensors
-from moco_det.weights.files import naming, read_contents
+from moco_det.weights.containers import input_errors, read_contents
 from moco_det.weights.reading import read_checkpoint
 from moco_det.weights.tensors import tensors_of
 from moco_det.weights.writing import write_pickle, write_safetensors
@@ -76,7 +76,7 @@ def test_damaged_files_end_in_one_line_or_are_read(tmp_path: Path, data: st.Data
     with nothing_runs():
         try:
             contents = read_contents(path)
-            with naming(path):
+            with input_errors(path):
                 read_all(contents.root)
             read_checkpoint(path)
         except InputError as error:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from moco_det.foundation.errors import InputError
+from moco_det.weights.pickled_names import HOSTILE
 from moco_det.weights.reading import read_checkpoint
-from moco_det.weights.stubs import HOSTILE
 from tests.weights.watch import nothing_runs
 
 
@@ -53,7 +53,17 @@ def programs(marker: Path) -> dict[str, bytes]:
         def __reduce__(self) -> Any:
             return eval, ("list",), None, iter([1]), iter([(1, 2)])
 
+    quoted = b"S'" + shell.encode() + b"'\n"
+    length = bytes([len(shell)])
     return {
+        "inst": b"(" + quoted + b"ios\nsystem\n.",
+        "obj": b"(cposix\nsystem\n" + quoted + b"o.",
+        "list of arguments": b"csubprocess\nPopen\n(S'touch'\nS'" + path.encode() + b"'\nltR.",
+        "names on the stack": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c"
+        + length
+        + shell.encode()
+        + b"\x85R.",
+        "protocol 0": pickle.dumps({"model": ByState()}, protocol=0),
         "reduce_ex": pickle.dumps({"model": Extended()}),
         "items of a call": pickle.dumps(ByState()),
         "subprocess": b"\x80\x02" + call("subprocess", "check_call", ["touch", path]) + b".",

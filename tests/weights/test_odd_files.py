@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from moco_det.foundation.errors import InputError
+from moco_det.weights.pickled_names import Stub
 from moco_det.weights.reading import read_checkpoint
-from moco_det.weights.stubs import Stub
 
 
 def refused(path: Path | str, message: str) -> None:

@@ -44,9 +44,9 @@ def test_no_folder_is_left_behind_where_the_file_cannot_be_written(
     moco_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="cannot be written: Not a directory; name another"):
+    with pytest.raises(InputError, match="cannot make the folder .*Not a directory.*name another"):
         convert(moco_file, tmp_path / "file" / "weights" / "b.pkl")
-    with pytest.raises(InputError, match="cannot be written: File name too long"):
+    with pytest.raises(InputError, match="cannot write .*: File name too long"):
         convert(moco_file, tmp_path / "new" / "weights" / f"{'a' * 250}.pkl")
     assert nothing_but(tmp_path, "file")
 
@@ -70,7 +70,7 @@ def test_a_place_where_nothing_can_be_made_or_removed_is_one_clear_line(
     torchvision_file: Path, tmp_path: Path
 ) -> None:
     """A name that only the partial file's makes too long; a read-only disk answers alike."""
-    with pytest.raises(InputError, match="cannot be written: File name too long; name another"):
+    with pytest.raises(InputError, match="cannot write .*: File name too long"):
         convert(torchvision_file, tmp_path / f"{'a' * 250}.pkl")
     assert nothing_but(tmp_path)
 
@@ -106,8 +106,8 @@ def test_a_write_that_breaks_leaves_the_old_file(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("moco_det.weights.writing.os.fsync", full)
-    with pytest.raises(InputError, match="b.pkl cannot be written: No space left"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match="cannot write .*b.pkl: No space left"):
         convert(torchvision_file, tmp_path / "b.pkl", overwrite=True)
     assert (tmp_path / "b.pkl").read_bytes() == b"old" and nothing_but(tmp_path, "b.pkl")
 
@@ -115,7 +115,6 @@ def test_a_write_that_breaks_leaves_the_old_file(
 def test_a_file_that_reads_back_otherwise_never_gets_its_name(
     torchvision_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from moco_det.weights import convert as room
     from moco_det.weights.writing import write_pickle
 
     def wrong(file: Any, content: dict[str, Any]) -> None:
@@ -123,7 +122,7 @@ def test_a_file_that_reads_back_otherwise_never_gets_its_name(
         model["res3.1.conv1.norm.bias"] = model["res3.1.conv1.norm.bias"] + np.float32(1)
         write_pickle(file, {**content, "model": model})
 
-    monkeypatch.setattr(sys.modules[room.__module__], "write_pickle", wrong)
+    monkeypatch.setattr(sys.modules[convert.__module__], "write_pickle", wrong)
     with pytest.raises(InputError, match="layer2.1.bn1.bias was written wrongly"):
         convert(torchvision_file, tmp_path / "b.pkl")
     assert nothing_but(tmp_path)

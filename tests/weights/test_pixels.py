@@ -46,8 +46,8 @@ def test_an_msra_network_keeps_bgr_and_its_stride(tmp_path: Path) -> None:
 def test_the_stride_of_the_proof_matters() -> None:
     arrays = random_arrays("resnet50")
     target = in_detectron2_names(arrays, "resnet50")
-    kinds = {"architecture": "resnet50", "path": "x"}
-    other = forward_difference(arrays, target, stride_in_1x1=True, **kinds)
+    shape = ARCHITECTURES["resnet50"]
+    other = forward_difference(arrays, target, shape, stride_in_1x1=True, path="x")
     assert max(other.values()) < 1e-3
     with torch.device("meta"):
         bottleneck = ResNet(ARCHITECTURES["resnet50"], stride_in_1x1=True)

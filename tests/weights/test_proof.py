@@ -13,9 +13,10 @@ from torch import Tensor
 
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
-from moco_det.weights import convert
+from moco_det.weights import conversion_lines, convert
 from moco_det.weights.architectures import STAGES
-from moco_det.weights.proof import check_numbers, forward_difference, source_features, untrained
+from moco_det.weights.number_checks import check_numbers, untrained
+from moco_det.weights.proof import forward_difference, source_features
 from tests.weights.checkpoints import in_detectron2_names, nothing_but, random_arrays
 
 
@@ -93,7 +94,7 @@ def test_both_networks_agree_at_every_stage(architecture: str) -> None:
     arrays = random_arrays(architecture)
     target = in_detectron2_names(arrays, architecture)
     difference = forward_difference(
-        arrays, target, architecture=architecture, stride_in_1x1=False, path="x"
+        arrays, target, ARCHITECTURES[architecture], stride_in_1x1=False, path="x"
     )
     assert difference == dict.fromkeys(STAGES, 0.0)  # so that the stored figure is no machine's own
 
@@ -111,7 +112,7 @@ def test_two_swapped_tensors_of_one_shape_are_found(one: str, other: str, stage:
     target = in_detectron2_names(arrays, "resnet18")
     target[one], target[other] = target[other], target[one]
     with pytest.raises(InputError, match=f"differs from the source at {stage} by"):
-        forward_difference(arrays, target, architecture="resnet18", stride_in_1x1=False, path="x")
+        forward_difference(arrays, target, ARCHITECTURES["resnet18"], stride_in_1x1=False, path="x")
 
 
 def test_one_changed_number_is_found() -> None:
@@ -121,7 +122,7 @@ def test_one_changed_number_is_found() -> None:
     target[name] = target[name].copy()
     target[name][0] += 20.0
     with pytest.raises(InputError, match="differs from the source at res5"):
-        forward_difference(arrays, target, architecture="resnet18", stride_in_1x1=False, path="x")
+        forward_difference(arrays, target, ARCHITECTURES["resnet18"], stride_in_1x1=False, path="x")
 
 
 def test_positive_variances_pass_and_tiny_ones_too() -> None:
@@ -135,7 +136,7 @@ def test_an_untrained_network_is_called_out(tmp_path: Path) -> None:
     assert len(conversion.warnings) == 1
     assert "look like random weights" in conversion.warnings[0]
     assert "20 of 20 convolutions" in conversion.warnings[0]
-    assert any(line.startswith("warning: these look like") for line in conversion.lines())
+    assert any(line.startswith("warning: these look like") for line in conversion_lines(conversion))
 
 
 def test_trained_weights_are_not_called_out() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from moco_det.resnet.architectures import ARCHITECTURES
-from moco_det.weights import convert, load_backbone, read_checkpoint
+from moco_det.weights import conversion_lines, convert, load_backbone, read_checkpoint
 from moco_det.weights.architectures import backbone_tensors
 from tests.weights.checkpoints import trained_state
 
@@ -91,7 +91,7 @@ def test_torchvisions_reference_training_gives_its_average_by_default(tmp_path: 
     torch.save(file, tmp_path / "model_3.pth")
     conversion = convert(tmp_path / "model_3.pth", tmp_path / "b.pkl")
     assert conversion.source.format == "torchvision-training"
-    assert "encoder       ema (the default; also there: model)" in conversion.lines()
+    assert "encoder       ema (the default; also there: model)" in conversion_lines(conversion)
     holds(tmp_path / "b.pkl", average.module.state_dict())
     convert(tmp_path / "model_3.pth", tmp_path / "last.pkl", encoder="model")
     holds(tmp_path / "last.pkl", model.state_dict())

@@ -1,15 +1,17 @@
-"""What a pickle's foreign names become, and the errors of reading one."""
+"""What the names in a pickle become: references, stubs and plain containers, never imports."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moco_det.weights.file_slices import FileSlice, TextSlice
 
-class DamagedPickle(Exception):
-    """The stream is not a pickle, ends too early, or contradicts itself."""
+
+class DamagedFile(Exception):
+    """The file is of no known container, ends too early, or contradicts itself."""
 
 
 class HostilePickle(Exception):
@@ -17,14 +19,10 @@ class HostilePickle(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """A global that a pickle refers to; two strings, never an import."""
+class GlobalRef:
+    """A global that a pickle refers to: its dotted name, never an import."""
 
-    module: str
     name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,4 +60,42 @@ HOSTILE = re.compile(
     # sparse tensors name _get_layout, which only looks a word up
     r"torch\.(load|(hub|ops|serialization(?!\._get_layout$)|jit|utils\.cpp_extension)\..*)|"
     r"numpy\.(load|fromfile|memmap|(f2py|distutils|testing)\..*)"
+)
+
+
+def global_ref(module: Any, name: Any) -> GlobalRef:
+    """The reference to a global; raises HostilePickle for one that runs programs."""
+    # before anything is made of them: the text of a nested tuple can be endless
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise DamagedFile("a global without a name")
+    full = f"{module}.{name}"
+    if not full.isprintable() or len(full) > 500:
+        raise DamagedFile("a global without a sensible name")
+    if HOSTILE.fullmatch(full):
+        raise HostilePickle(full)
+    return GlobalRef(full)
+
+
+def _encode(text: Any, encoding: Any = "utf-8") -> bytes | TextSlice:
+    """_codecs.encode: how protocols 0 to 2 spell bytes."""
+    if encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
+        raise DamagedFile("bytes in an unknown encoding")
+    return text if isinstance(text, TextSlice) else str.encode(text, encoding)
+
+
+def _bytearray(data: Any = b"", *_: Any) -> Any:
+    return data if isinstance(data, (bytes, FileSlice, TextSlice)) else b""
+
+
+CONTAINERS: Mapping[str, Builder] = {
+    "collections.defaultdict": lambda *_: {},
+    "_codecs.encode": _encode,
+    "__builtin__.bytearray": _bytearray,
+    "builtins.bytearray": _bytearray,
+}
+# How Python spells "an instance of the class in the arguments".
+CONSTRUCTORS = frozenset(
+    f"{module}.{name}"
+    for module in ("copyreg", "copy_reg")
+    for name in ("_reconstructor", "__newobj__", "__newobj_ex__")
 )

@@ -1,31 +1,31 @@
-"""Which row a file's keys fit, and what every key is."""
+"""Whose checkpoint a file is, recognised from its keys, and what every key is.
+
+Nothing is guessed: a name that no format claims, or a file that two formats claim, is an error.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from moco_det.weights.architectures import UnknownArchitecture, variant
-from moco_det.weights.formats.row import Format
-from moco_det.weights.stubs import Stub
+from moco_det.weights.formats import Format, Table
 from moco_det.weights.tensors import TensorRef, tensors_of
 
-Table = dict[str, TensorRef]
 EPSILON = 1e-5  # of every batch norm in question
 START = ("conv1.weight", "layer1.0.conv1.weight")
 PLAINLY = 50  # backbone tensors that leave no doubt; a ResNet-18 has 100
 
 
 @dataclass(frozen=True)
-class Match:
-    """A row that fits, with the table it was found in.
+class FormatMatch:
+    """A format that fits, with the table it was found in.
 
-    Where a format keeps its encoders in several tables, their keys are joined as
-    `container:key`.
+    Where a format keeps its encoders in several tables, their keys are joined as `table:key`.
     """
 
     format: Format
@@ -33,7 +33,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Sorted:
+class ClassifiedKeys:
     """A table's keys by what they are; `tensors` and `counters` are under torchvision's names."""
 
     tensors: Table
@@ -44,55 +44,44 @@ class Sorted:
     twice: tuple[str, ...]
 
 
-def backbone_name(row: Format, encoder: str, key: str) -> str | None:
-    """The torchvision name of a key, or None if it is not this encoder's backbone."""
-    for prefix in row.encoders[encoder]:
-        match = re.match(prefix, key)
-        if match:
-            name = row.vocabulary(key[match.end() :])
-            if name is not None:
-                return name
-    return None
-
-
-def encoders_in(row: Format, table: Mapping[str, TensorRef]) -> tuple[str, ...]:
-    """The row's encoders of which the table has a tensor, the default first."""
+def encoders_in(row: Format, table: Table) -> tuple[str, ...]:
+    """The format's encoders of which the table has a tensor, the default first."""
     return tuple(
         choice
         for choice in row.encoders
-        if any(backbone_name(row, choice, key) is not None for key in table)
+        if any(row.backbone_name(choice, key) is not None for key in table)
     )
 
 
-def sort_keys(row: Format, encoder: str, table: Mapping[str, TensorRef]) -> Sorted:
+def classify_keys(row: Format, encoder: str, table: Table) -> ClassifiedKeys:
     """Every key of a table, claimed once: backbone, counter, other encoder, head, or nobody's."""
     tensors: Table = {}
     counters: Table = {}
     head, unclaimed, twice, other = [], [], [], 0
     others = [choice for choice in row.encoders if choice != encoder]
     for key, tensor in table.items():
-        name = backbone_name(row, encoder, key)
+        name = row.backbone_name(encoder, key)
         if name is not None:
             target = counters if name.endswith("num_batches_tracked") else tensors
             if name in target:
                 twice.append(key)
             target[name] = tensor
-        elif any(backbone_name(row, choice, key) for choice in others):
+        elif any(row.backbone_name(choice, key) for choice in others):
             other += 1
         elif any(re.fullmatch(pattern, key) for pattern in row.head):
             head.append(key)
         else:
             unclaimed.append(key)
     if row.affine:
-        tensors = _folded(_completed(tensors))
-    return Sorted(tensors, counters, other, tuple(head), tuple(unclaimed), tuple(twice))
+        tensors = _fold_biases(_add_statistics(tensors))
+    return ClassifiedKeys(tensors, counters, other, tuple(head), tuple(unclaimed), tuple(twice))
 
 
 # Norms without statistics, convolutions with a bias ---------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Filled(TensorRef):
+class AddedTensor(TensorRef):
     """A constant that the file leaves out; it takes no bytes there."""
 
     @property
@@ -100,7 +89,7 @@ class _Filled(TensorRef):
         return 0
 
 
-def _completed(tensors: Table) -> Table:
+def _add_statistics(tensors: Table) -> Table:
     """Norms that are a scale and a shift alone get the statistics that change nothing.
 
     The variance is 1 - epsilon and not 1, so that variance + epsilon is exactly 1 and the layer
@@ -109,21 +98,21 @@ def _completed(tensors: Table) -> Table:
     """
     if any("running_" in name for name in tensors):
         return tensors
-    filled = dict(tensors)
-    variance = np.float32(1) - np.float32(EPSILON)
+
+    def constant(shape: tuple[int, ...], value: np.float32) -> TensorRef:
+        return AddedTensor("float32", shape, lambda: np.full(shape, value, np.float32))
+
+    completed = dict(tensors)
     for name, tensor in tensors.items():
         norm = re.fullmatch(r"((?:.*\.)?(?:bn[123]|downsample\.1))\.weight", name)
         if norm:
-            for part, value in (("running_mean", np.float32(0)), ("running_var", variance)):
-                filled[f"{norm[1]}.{part}"] = _constant(tensor.shape, value)
-    return filled
+            completed[f"{norm[1]}.running_mean"] = constant(tensor.shape, np.float32(0))
+            variance = np.float32(1) - np.float32(EPSILON)
+            completed[f"{norm[1]}.running_var"] = constant(tensor.shape, variance)
+    return completed
 
 
-def _constant(shape: tuple[int, ...], value: np.float32) -> TensorRef:
-    return _Filled("float32", shape, lambda: np.full(shape, value, np.float32))
-
-
-def _folded(tensors: Table) -> Table:
+def _fold_biases(tensors: Table) -> Table:
     """A convolution's bias b goes into the mean of its norm: (x + b) - m = x - (m - b)."""
     folded = dict(tensors)
     for name, bias in tensors.items():
@@ -141,111 +130,88 @@ def _folded(tensors: Table) -> Table:
 def _difference(mean: TensorRef, bias: TensorRef) -> TensorRef:
     if bias.shape != mean.shape:
         raise UnknownArchitecture(f"a convolution's bias is {bias.shape}, its norm {mean.shape}")
-    kind = _Filled if isinstance(mean, _Filled) else TensorRef
-    return kind("float32", mean.shape, lambda: mean.read() - bias.read())
+    return type(mean)("float32", mean.shape, lambda: mean.read() - bias.read())
 
 
 # Recognition ------------------------------------------------------------------------------------
 
 
-def matches(root: Any, rows: Iterable[Format]) -> list[Match]:
-    """The rows that fit: marker and sign present, stem and first block in the named place.
+def matching_formats(root: Any, rows: Iterable[Format]) -> list[FormatMatch]:
+    """The formats that fit: marker and sign present, stem and first block in the named place.
 
-    A marker settles the matter; among several rows that fit, those that claim every key count.
+    A marker settles the matter; among several formats that fit, those that claim every key count.
     Raises UnknownArchitecture for a network that is plainly another kind of ResNet.
     """
     if not isinstance(root, dict):
         return []
-    tables: dict[tuple[str, ...], Table] = {}
-    found: list[Match] = []
-    for row in rows:
-        if not _is_marked(row, root):
-            continue
-        for container in row.containers:
-            if container not in tables:
-                tables[container] = _joined(root, container)
-            table = tables[container]
-            if (row.sign is None or row.sign(table)) and _has_start(row, table):
-                found.append(Match(row, table))
+    tables: list[Table] = []
+    found = []
+    for match in _candidates(root, rows):
+        tables.append(match.table)
+        if match.format.shows_in(match.table) and _names(match).issuperset(START):
+            found.append(match)
     found = [match for match in found if match.format.marker is not None] or found
     if len(found) > 1:
         found = [match for match in found if not _unclaimed(match)] or found
-    reason = _another_network(root, found, tables.values())
+    reason = _another_network(root, found, tables)
     if reason is not None:
         raise UnknownArchitecture(reason)
     return found
 
 
-def _is_marked(row: Format, root: Mapping[Any, Any]) -> bool:
-    if row.marker is None:
-        return True
-    key, texts = row.marker
-    if key not in root:
-        return False
-    value = root[key]
-    return texts is None or (isinstance(value, str) and value in texts)
+def nearest_format(root: Any, rows: Iterable[Format]) -> str | None:
+    """Which backbone is plainly there but for its first tensors, and which are missing."""
+    for match in _candidates(root, rows) if isinstance(root, dict) else ():
+        names = _names(match)
+        lacks = [name for name in START if name not in names]
+        if lacks and len(names) > PLAINLY and match.format.shows_in(match.table):
+            return f"as {match.format.name} it lacks a plain tensor for {' and '.join(lacks)}"
+    return None
 
 
-def _joined(root: Mapping[Any, Any], container: tuple[str, ...]) -> Table:
-    """The tensors of one place, or of several, each key then behind its place's last word."""
-    if len(container) == 1:
-        return _table(root, container[0])
-    return {
-        f"{path.rpartition('/')[2]}:{key}": tensor
-        for path in container
-        for key, tensor in _table(root, path).items()
-    }
+def _candidates(root: Mapping[Any, Any], rows: Iterable[Format]) -> Iterator[FormatMatch]:
+    """Every format whose marker is there, with each of its places."""
+    tables: dict[str, Table] = {}  # by path
+    for row in rows:
+        for paths in row.tables if row.is_marked(root) else ():
+            for path in paths:
+                if path not in tables:
+                    tables[path] = _table(root, path)
+            if len(paths) == 1:
+                yield FormatMatch(row, tables[paths[0]])
+            else:
+                parts = ((path.rpartition("/")[2], tables[path]) for path in paths)
+                joined = {f"{word}:{key}": t for word, table in parts for key, t in table.items()}
+                yield FormatMatch(row, joined)
 
 
 def _table(root: Any, path: str) -> Table:
-    """The tensors of the dict at a path of root keys ("a/b"; "" is the root)."""
+    """The tensors of the dict at a path of root keys ("a/b"; "" is the root).
+
+    Keys are as they are without torch.compile, which calls what it wraps `_orig_mod`; where both
+    forms of one name are there they stay: then nobody can say which is meant.
+    """
     inner = root
     for word in path.split("/") if path else ():
         inner = inner.get(word) if isinstance(inner, dict) else None
-    if not isinstance(inner, dict) or isinstance(inner, Stub):
-        return {}
-    return _uncompiled(tensors_of(inner))
-
-
-def _uncompiled(table: Table) -> Table:
-    """Keys as they are without torch.compile, which calls what it wraps `_orig_mod`.
-
-    Where both forms of one name are there the keys stay: then nobody can say which is meant.
-    """
+    table = tensors_of(inner) if isinstance(inner, dict) else {}
     plain = {re.sub(r"(?<![^.])_orig_mod\.", "", key): tensor for key, tensor in table.items()}
     return plain if len(plain) == len(table) else table
 
 
-def _has_start(row: Format, table: Table) -> bool:
-    """Whether the default encoder's stem and first block are there."""
-    default = next(iter(row.encoders))
-    wanted = set(START)
-    for key in table:
-        wanted.discard(backbone_name(row, default, key) or "")
-        if not wanted:
-            return True
-    return False
+def _names(match: FormatMatch) -> set[str | None]:
+    """The torchvision names that the default encoder's keys stand for."""
+    default = next(iter(match.format.encoders))
+    return {match.format.backbone_name(default, key) for key in match.table}
 
 
-def nearly(root: Any, rows: Iterable[Format]) -> str | None:
-    """Which row's backbone is plainly there but for its first tensors, and which are missing."""
-    for row in rows if isinstance(root, dict) else ():
-        for container in row.containers if _is_marked(row, root) else ():
-            table = _joined(root, container)
-            default = next(iter(row.encoders))
-            names = {backbone_name(row, default, key) for key in table}
-            lacks = [name for name in START if name not in names]
-            if lacks and len(names) > PLAINLY and (row.sign is None or row.sign(table)):
-                return f"as {row.name} it lacks a plain tensor for {' and '.join(lacks)}"
-    return None
-
-
-def _unclaimed(match: Match) -> tuple[str, ...]:
-    return sort_keys(match.format, next(iter(match.format.encoders)), match.table).unclaimed
+def _unclaimed(match: FormatMatch) -> tuple[str, ...]:
+    default = next(iter(match.format.encoders))
+    return classify_keys(match.format, default, match.table).unclaimed
 
 
 def _another_network(
-    root: Mapping[Any, Any], found: list[Match], tables: Iterable[Table]
+    root: Mapping[Any, Any], found: list[FormatMatch], tables: Iterable[Table]
 ) -> str | None:
     """Why this is no ResNet that a detector has, where names tell."""
     if len(found) > 1:
