@@ -27,9 +27,12 @@ from tqdm import tqdm
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.resnet.network import ResNet
-from moco_det.weights import FORMATS, SourceCheckpoint, convert, load_backbone, read_checkpoint
 from moco_det.weights.architectures import STAGES, backbone_tensors
+from moco_det.weights.backbone import load_backbone
+from moco_det.weights.convert import convert
+from moco_det.weights.formats import FORMATS
 from moco_det.weights.proof import source_features
+from moco_det.weights.reading import SourceCheckpoint, read_checkpoint
 from moco_det_tools.entry import run
 
 INTRODUCTION = """# Conversions

@@ -43,7 +43,7 @@ clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
 print(json.dumps([clock, cpu, peak() - memory]))
 """
 OURS = """
-from moco_det.weights import convert
+from moco_det.weights.convert import convert
 convert(sys.argv[1], sys.argv[2], overwrite=True)
 """
 LOOP = """

@@ -39,7 +39,7 @@ from moco_det.settings.engine import RunOptions
 from moco_det.standalone import StandaloneEngine, build_detector
 from moco_det.standalone.build import build_mapper
 from moco_det.standalone.evaluate import BATCH, predict
-from moco_det.weights import convert
+from moco_det.weights.convert import convert
 from moco_det.weights.loading import load_weights
 from moco_det_tools.entry import run
 

@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def load_file(path: Path) -> Start:
     """An encoder from a checkpoint of ours or anybody's; bad files are an input error."""
     from moco_det.runs.row import sha256_of
-    from moco_det.weights import read_checkpoint
+    from moco_det.weights.reading import read_checkpoint
     from pretrain import checkpoints
     from pretrain.probe.weights import array_start, packed_start
 

@@ -11,7 +11,7 @@ from moco_det.settings.config import dump
 from moco_det.foundation.errors import InputError
 from moco_det.results.matched import Matched, compare_configs
 from moco_det.runs.engines import load_config
-from moco_det.weights import load_backbone
+from moco_det.weights.backbone import load_backbone
 
 WHOLE_DETECTORS = (".pth", ".pt")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from moco_det.data import DetectionDataset
 from moco_det.results import SCHEMA
-from moco_det.weights import Backbone
+from moco_det.weights.backbone import Backbone
 
 def version_of(package: str) -> str:
     """Installed version of a package, or "absent"."""

@@ -14,7 +14,7 @@ from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights.architectures import STAGES, backbone_tensors
 from moco_det.weights.containers import Contents, input_errors, read_contents
 from moco_det.weights.number_checks import check_numbers, kaiming_ratio, untrained
-from moco_det.weights.reading import SourceCheckpoint, check_choices, printable, recognise
+from moco_det.weights.reading import SourceCheckpoint, check_format, printable, recognise
 from moco_det.weights.tensors import tensors_of
 
 SCHEMA = "moco-det/inspect/1"
@@ -35,7 +35,7 @@ def inspect(
     A file that cannot be converted is described as far as it is understood, with the reason under
     "problem". Raises InputError for what is no readable checkpoint at all.
     """
-    check_choices(source_format, encoder)
+    check_format(source_format)
     contents = read_contents(path)
     with input_errors(contents.path):
         facts = _facts_of_file(contents)

@@ -14,8 +14,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights.architectures import STAGES, backbone_tensors, deduce
 from moco_det.weights.containers import Contents, input_errors, read_contents, sha256_of
-from moco_det.weights.file_slices import FileState
-from moco_det.weights.formats import BY_NAME, ENCODERS, FORMATS, RGB_IMAGENET, Table
+from moco_det.weights.formats import BY_NAME, FORMATS, RGB_IMAGENET, Table
 from moco_det.weights.pickled_names import Stub
 from moco_det.weights.recognition import (
     FormatMatch,
@@ -46,7 +45,6 @@ class SourceCheckpoint:
     """
 
     path: Path
-    kind: str
     format: str
     forced: bool
     encoder: str
@@ -58,10 +56,9 @@ class SourceCheckpoint:
     sha256: str
     other_encoder: int
     head: tuple[str, ...]
-    foreign: tuple[str, ...]
     tensors: Table = field(repr=False)
     counters: Table = field(repr=False)
-    state: FileState = field(repr=False)
+    contents: Contents = field(repr=False)
     origin: dict[str, Any] | None = None
     proven: dict[str, Any] | None = None
 
@@ -114,10 +111,10 @@ class SourceCheckpoint:
 
     def confirm(self) -> None:
         """Raise InputError unless the file is still the one that was read, byte for byte."""
-        self.state.check()
+        self.contents.state.check()
         with input_errors(self.path), open(self.path, "rb") as file:
             same = sha256_of(file) == self.sha256
-        self.state.check()
+        self.contents.state.check()
         if not same:  # within the resolution of the file system's clock
             raise InputError(f"{self.path} changed while it was read: try again")
 
@@ -136,16 +133,14 @@ def read_checkpoint(
     by default its first.
     Raises InputError when the file is unreadable, unknown, ambiguous or of an unknown architecture.
     """
-    check_choices(source_format, encoder)
+    check_format(source_format)
     return recognise(read_contents(path), source_format=source_format, encoder=encoder)
 
 
-def check_choices(source_format: str | None, encoder: str | None) -> None:
-    """Raise InputError for a format or an encoder that does not exist."""
+def check_format(source_format: str | None) -> None:
+    """Raise InputError for a format that does not exist."""
     if source_format is not None and source_format not in BY_NAME:
         raise InputError(f"unknown format {source_format!r}: choose from {KNOWN}")
-    if encoder is not None and encoder not in ENCODERS:
-        raise InputError(f"unknown encoder {encoder!r}: choose from {', '.join(ENCODERS)}")
 
 
 def recognise(
@@ -175,7 +170,6 @@ def recognise(
             )
         return SourceCheckpoint(
             path=path,
-            kind=contents.kind,
             format=row.name,
             forced=source_format is not None,
             encoder=chosen,
@@ -187,10 +181,9 @@ def recognise(
             sha256=contents.sha256,
             other_encoder=keys.other_encoder,
             head=keys.head,
-            foreign=contents.foreign,
             tensors=keys.tensors,
             counters=keys.counters,
-            state=contents.state,
+            contents=contents,
             origin=_origin(contents),
             proven=_proven(contents),
         )

@@ -23,7 +23,7 @@ def conversion_lines(conversion: Conversion) -> list[str]:
         encoder = f"{source.encoder} (the default; also there: {', '.join(source.encoders[1:])})"
     stages = "  ".join(f"{stage} {conversion.per_stage[stage]:.1e}" for stage in STAGES)
     return [
-        f"input         {printable(source.path)} ({source.kind}), sha256 {source.sha256}",
+        f"input         {printable(source.path)} ({source.contents.kind}), sha256 {source.sha256}",
         f"format        {source.format} ({how})",
         f"architecture  {source.architecture} ({ARCHITECTURES[source.architecture]})",
         f"encoder       {encoder}",
@@ -45,8 +45,8 @@ def _left_out(source: SourceCheckpoint) -> str:
         parts.append(f"{len(source.head)} named as head: {_short(source.head, 3)}")
     if source.counters:
         parts.append(f"{len(source.counters)} batch counters")
-    if source.foreign:
-        parts.append(f"foreign objects, not opened: {', '.join(source.foreign[:4])}")
+    if source.contents.foreign:
+        parts.append(f"foreign objects, not opened: {', '.join(source.contents.foreign[:4])}")
     return "; ".join(parts) or "nothing"
 
 

@@ -10,7 +10,7 @@ import torch
 import torchvision
 
 from moco_det.data.scenes import ScenesPaths, write_scenes
-from moco_det.weights import convert
+from moco_det.weights.convert import convert
 from moco_det_tools.entry import run
 from moco_det_tools.train_net import main
 

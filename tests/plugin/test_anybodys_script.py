@@ -13,7 +13,8 @@ import torchvision
 
 from moco_det import zoo
 from moco_det.data.scenes import ScenesPaths
-from moco_det.weights import convert, load_backbone
+from moco_det.weights.backbone import load_backbone
+from moco_det.weights.convert import convert
 from moco_det.weights.loading import backbone_names
 
 pytest.importorskip("detectron2")

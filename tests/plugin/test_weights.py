@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from moco_det.foundation.errors import InputError
-from moco_det.weights import load_backbone
+from moco_det.weights.backbone import load_backbone
 from moco_det.weights.loading import backbone_names, new_layers
 
 pytest.importorskip("detectron2")

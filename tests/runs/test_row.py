@@ -17,7 +17,7 @@ from moco_det.runs.row import (
     sha256_of,
     version_of,
 )
-from moco_det.weights import Backbone
+from moco_det.weights.backbone import Backbone
 
 INPUT = {
     "format": "RGB",

@@ -67,7 +67,7 @@ def own_file(weights_dir: Path, query: OrderedDict[str, Tensor]) -> Path:
 
 @pytest.fixture(scope="session")
 def backbone_file(weights_dir: Path, moco_file: Path) -> Path:
-    from moco_det.weights import convert
+    from moco_det.weights.convert import convert
 
     path = weights_dir / "backbone.pkl"
     convert(moco_file, path)

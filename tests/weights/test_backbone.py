@@ -12,8 +12,9 @@ from torch import Tensor
 
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
-from moco_det.weights import convert, load_backbone
 from moco_det.weights.architectures import backbone_tensors
+from moco_det.weights.backbone import load_backbone
+from moco_det.weights.convert import convert
 
 
 def arrays(query: dict[str, Tensor]) -> dict[str, np.ndarray]:

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES, Architecture
-from moco_det.weights import convert, load_backbone
 from moco_det.weights.architectures import backbone_tensors
+from moco_det.weights.backbone import load_backbone
 from moco_det.weights.containers import input_errors, read_contents
+from moco_det.weights.convert import convert
 from moco_det.weights.reading import read_checkpoint
 from moco_det.weights.tensors import tensors_of
 from moco_det.weights.writing import write_pickle, write_safetensors

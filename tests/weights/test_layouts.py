@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from moco_det.resnet.architectures import ARCHITECTURES, Architecture
-from moco_det.weights import convert, load_backbone, read_checkpoint
 from moco_det.weights.architectures import backbone_tensors
+from moco_det.weights.backbone import load_backbone
+from moco_det.weights.convert import convert
 from moco_det.weights.formats import BY_NAME
+from moco_det.weights.reading import read_checkpoint
 from tests.weights.checkpoints import random_arrays
 from tests.weights.golden_lists import LISTS, caffe_arrays, filled
 

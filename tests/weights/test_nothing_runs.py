@@ -1,4 +1,4 @@
-"""Files made to run something: no road leads there."""
+"""Files made to run something: nothing in them runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def call(module: str, name: str, *arguments: Any) -> bytes:
 
 
 def programs(marker: Path) -> dict[str, bytes]:
-    """Pickles that would write `marker` in the usual unpickler, by many roads."""
+    """Pickles that would write `marker` in the usual unpickler, spelled in many ways."""
     path = str(marker)
     shell = f"touch {path}"
     code = f"open({path!r}, 'w')"
@@ -112,7 +112,7 @@ def as_file(folder: Path, program: bytes, container: str) -> Path:
 
 @pytest.mark.parametrize("container", ["pickle", "zip", "legacy"])
 @pytest.mark.parametrize("name", NAMES)
-def test_no_road_leads_to_running(tmp_path: Path, name: str, container: str) -> None:
+def test_no_way_of_spelling_it_runs_a_program(tmp_path: Path, name: str, container: str) -> None:
     marker = tmp_path / "ran"
     path = as_file(tmp_path, programs(marker)[name], container)
     expected = "not opened|known format|without torch.save" if name in HARMLESS else "would run"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from moco_det.foundation.errors import InputError
-from moco_det.weights import convert
+from moco_det.weights.convert import convert
 from tests.weights.checkpoints import nothing_but
 
 

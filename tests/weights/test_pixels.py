@@ -11,7 +11,8 @@ import torch
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.resnet.network import ResNet
-from moco_det.weights import convert, load_backbone
+from moco_det.weights.backbone import load_backbone
+from moco_det.weights.convert import convert
 from moco_det.weights.proof import forward_difference
 from tests.weights.checkpoints import PIXELS, in_detectron2_names, random_arrays
 

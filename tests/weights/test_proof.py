@@ -13,10 +13,11 @@ from torch import Tensor
 
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
-from moco_det.weights import conversion_lines, convert
 from moco_det.weights.architectures import STAGES
+from moco_det.weights.convert import convert
 from moco_det.weights.number_checks import check_numbers, untrained
 from moco_det.weights.proof import forward_difference, source_features
+from moco_det.weights.summaries import conversion_lines
 from tests.weights.checkpoints import in_detectron2_names, nothing_but, random_arrays
 
 

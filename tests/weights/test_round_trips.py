@@ -12,7 +12,9 @@ import torch
 import torchvision
 from torch import Tensor
 
-from moco_det.weights import convert, load_backbone, read_checkpoint
+from moco_det.weights.backbone import load_backbone
+from moco_det.weights.convert import convert
+from moco_det.weights.reading import read_checkpoint
 
 
 @pytest.mark.parametrize("middle", [".pkl", ".safetensors"])

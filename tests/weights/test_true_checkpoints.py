@@ -14,8 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from moco_det.resnet.architectures import ARCHITECTURES
-from moco_det.weights import conversion_lines, convert, load_backbone, read_checkpoint
 from moco_det.weights.architectures import backbone_tensors
+from moco_det.weights.backbone import load_backbone
+from moco_det.weights.convert import convert
+from moco_det.weights.reading import read_checkpoint
+from moco_det.weights.summaries import conversion_lines
 from tests.weights.checkpoints import trained_state
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))

@@ -11,7 +11,8 @@ from moco_det.foundation.atomic import make_folder
 from moco_det.data.crops import write_crops, write_image_list
 from moco_det.runs.quickstart.plan import ARMS, Plan
 from moco_det.runs.suites.side_by_side import Job
-from moco_det.weights import conversion_lines, convert
+from moco_det.weights.convert import convert
+from moco_det.weights.summaries import conversion_lines
 
 # Batch of all encoders; fewer images than that are a batch, so that none is in it twice.
 BATCH = 128

@@ -18,7 +18,7 @@ from typing import Any
 from moco_det.foundation.errors import InputError
 from moco_det.results.matched import INPUT_KEYS
 from moco_det.runs.suites.suite import Setting
-from moco_det.weights import load_backbone
+from moco_det.weights.backbone import load_backbone
 from moco_det.resnet.architectures import ARCHITECTURES
 
 SUPERVISED = ("supervised", "sup")

@@ -16,7 +16,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.runs.quickstart import Budget, Plan, encoders, own_data, remember
 from moco_det.runs.quickstart.data_sets import painted_data, write_first_images
 from moco_det.runs.quickstart.detectors import build_runs, jobs_without_encoder
-from moco_det.weights import load_backbone
+from moco_det.weights.backbone import load_backbone
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det_tools.quickstart import main
 from pretrain.config import load_config
