@@ -10,9 +10,9 @@ __version__ = "0.1.0"
 # public name -> where it is; imported on first use, so that `import moco_det` takes no time
 PUBLIC = {
     "Predictor": "moco_det.runs.predictor:Predictor",
-    "convert_weights": "moco_det.weights:convert",
+    "convert_weights": "moco_det.weights.convert:convert",
     "evaluate": "moco_det.runs.run:evaluate",
-    "load_backbone": "moco_det.weights:load_backbone",
+    "load_backbone": "moco_det.weights.backbone:load_backbone",
     "make_report": "moco_det.report:make_report",
     "train": "moco_det.runs.run:train",
     "zoo": "moco_det.settings.zoo",

@@ -45,7 +45,8 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        raise InputError(f"cannot write {path}: {cause.strerror or cause}") from error
+        reason = cause.strerror or cause
+        raise InputError(f"cannot write {path}: {reason}; name another output") from error
     finally:
         with contextlib.suppress(OSError):  # none was made, as where the name is too long
             partial.unlink()
