@@ -9,56 +9,32 @@ from collections.abc import Sequence
 from moco_det import __version__
 from moco_det_tools.entry import run
 
-# command -> (module whose main(argv) does the work, its line in --help)
-COMMANDS: dict[str, tuple[str, str]] = {
-    "doctor": (
-        "moco_det_tools.doctor",
-        "say what is installed, whether it works together, and the cures",
-    ),
-    "quickstart": (
-        "moco_det_tools.quickstart",
-        "the whole comparison on procedural scenes or on your own data",
-    ),
-    "make-shards": (
-        "moco_det_tools.make_shards",
-        "copy images into WebDataset shards, or count what shards hold",
-    ),
-    "plan": ("moco_det_tools.plan", "memory, steps and time of a pre-training run before it"),
-    "pretrain": ("moco_det_tools.pretrain", "learn an encoder from images, write checkpoint.pth"),
-    "probe": (
-        "moco_det_tools.probe",
-        "measure features: nearest neighbours, a linear classifier, fine-tuning",
-    ),
-    "convert-weights": (
-        "moco_det_tools.convert_weights",
-        "turn a checkpoint into a detector's backbone.pkl and prove it",
-    ),
-    "train-net": ("moco_det_tools.train_net", "fine-tune and evaluate a detector from a yaml"),
-    "benchmark": (
-        "moco_det_tools.benchmark",
-        "run initialisations x settings x seeds and keep their report up to date",
-    ),
-    "results": ("moco_det_tools.results", "list, show and export the rows of results.jsonl"),
-    "check-matched": (
-        "moco_det_tools.check_matched",
-        "prove that configs differ in their initialisation and in nothing else",
-    ),
-    "make-configs": (
-        "moco_det_tools.make_configs",
-        "write the matrix of detection configs into a folder",
-    ),
-    "predict": ("moco_det_tools.predict", "draw a trained detector's detections on images"),
-    "report": ("moco_det_tools.report", "make report.html, .md and .csv from results.jsonl"),
+# command, of the module of that name -> its line in --help
+COMMANDS = {
+    "doctor": "say what is installed, whether it works together, and the cures",
+    "quickstart": "the whole comparison on procedural scenes or on your own data",
+    "make-shards": "copy images into WebDataset shards, or count what shards hold",
+    "plan": "memory, steps and time of a pre-training run before it starts",
+    "pretrain": "learn an encoder from images, write checkpoint.pth",
+    "probe": "measure features: nearest neighbours, a linear classifier, fine-tuning",
+    "convert-weights": "turn a checkpoint into a detector's backbone.pkl and prove it",
+    "train-net": "fine-tune and evaluate a detector from a config",
+    "benchmark": "run initialisations x settings x seeds and keep their report up to date",
+    "results": "list, show and export the rows of results.jsonl",
+    "check-matched": "prove that configs differ in their initialisation and in nothing else",
+    "make-configs": "write the matrix of detection configs into a folder",
+    "predict": "draw a trained detector's detections on images",
+    "report": "make report.html, .md and .csv from results.jsonl",
 }
 
 
 def usage() -> str:
     """What `moco-det --help` prints."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {line}" for name, line in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: moco-det [--help] [--version] COMMAND ...",
+            "usage: moco-det [-h] [-V] COMMAND ...",
             "",
             "Does a pretrained ResNet transfer to detection better than supervised pre-training?",
             "",
@@ -78,19 +54,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print(usage())
         return 0
-    if name == "--version":
+    if name in ("-V", "--version"):
         print(f"moco-det {__version__}")
         return 0
     if name not in COMMANDS:
-        print(
-            f"error: unknown command {name!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr
-        )
+        known = ", ".join(COMMANDS)
+        print(f"error: unknown command {name!r}; choose from {known}", file=sys.stderr)
         return 2
 
     # Imported only now: `moco-det --help` and `moco-det report` must not wait for torch.
-    tool = importlib.import_module(COMMANDS[name][0])
+    tool = importlib.import_module(f"moco_det_tools.{name.replace('-', '_')}")
     before = sys.argv
-    # argparse takes a tool's name from here, and a run records its command from here.
+    # Messages and help take the command's name from here, and a run records its command from here.
     sys.argv = [f"moco-det {name}", *rest]
     try:
         return run(lambda: tool.main(rest))

@@ -1,24 +1,65 @@
-"""How every tool ends: bad input is one line and exit code 2, a bug keeps its traceback."""
+"""How every tool begins and ends: one form of help; bad input is one line and exit code 2."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable
 
+from moco_det import __version__
+from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
 
 # What newer torch remarks on and the oldest one allowed here does not know otherwise: torch.jit in
-# fvcore's losses, DDP's broadcast_buffers, the all_reduce that gradients pass through. And what it
-# says once a process of the two layouts that a 1x1 kernel's gradient can have, which are the same.
+# fvcore's losses, DDP's broadcast_buffers, the all_reduce that gradients pass through. And what a
+# process says once of the two layouts that a 1x1 kernel's gradient can have, which are the same.
 REMARKS: tuple[tuple[str, type[Warning]], ...] = (
     ("`torch.jit", FutureWarning),
     ("`broadcast_buffers`", FutureWarning),
     ("torch.distributed.nn.functional", FutureWarning),
     ("Grad strides do not match bucket view strides", UserWarning),
 )
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Appends an option's default where its help does not say it in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = "default" in (action.help or "") or action.default in (None, False, [], ())
+        return action.help if said else super()._get_help_string(action)
+
+
+def make_parser(
+    tool: str, description: str | None, *, example: str = "", allow_abbrev: bool = True
+) -> argparse.ArgumentParser:
+    """The parser of a tool, to be given its options; `example` is what follows its name."""
+    parser = argparse.ArgumentParser(
+        prog=command(tool),
+        description=description,
+        epilog=f"example: %(prog)s {example}" if example else None,
+        formatter_class=HelpFormatter,
+        allow_abbrev=allow_abbrev,
+    )
+    version = f"moco-det {__version__}"
+    parser.add_argument(
+        "-V", "--version", action="version", version=version, help="show the version and exit"
+    )
+    return parser
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """The option --engine, alike in all tools that have it."""
+    from moco_det.settings.engine import ENGINES
+
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="auto takes detectron2 where it can be imported, else standalone",
+    )
 
 
 def leave_out_torchs_remarks() -> None:

@@ -96,7 +96,19 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names as nested keys, what `flatten` is undone by."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *above, last = name.split(".")
+        node = tree
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return tree
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     """ ": did you mean X?" for a misspelt name; empty where no known one is near it."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f": did you mean {near[0]}?" if near else ""
+    near = difflib.get_close_matches(name, list(known), n=most)
+    return f": did you mean {' or '.join(near)}?" if near else ""

@@ -184,7 +184,7 @@ def test_data_of_the_tasks_for_detectron2_alone_is_found_too(tmp_path: Path) -> 
 def test_every_data_set_of_the_configs_is_looked_for() -> None:
     looked_for = {*storage.LISTED, *storage.BUILTIN_VOC, *storage.CITYSCAPES}
     named = set()
-    for name in zoo.names():
+    for name in (name for name in zoo.names() if "/" not in name):
         data = load_yaml(zoo.get_config_file(name))["DATASETS"]
         named |= {*data["TRAIN"], *data["TEST"]}
     assert len(named) == 11 and named <= looked_for

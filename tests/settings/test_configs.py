@@ -89,11 +89,18 @@ def test_every_stem_has_all_its_arms_and_the_folder_nothing_else() -> None:
 
 def test_the_files_are_what_the_matrix_makes() -> None:
     made = files()
-    assert len(made) == 84 + 12
+    assert len(made) == 84
     for name, text in made.items():
         assert (CONFIGS / name).read_text(encoding="utf-8") == text, (
-            f"{name}: run python tools/make_configs.py configs"
+            f"{name}: run moco-det make-configs configs"
         )
+
+
+def test_the_file_under_a_tables_arms_opens_with_what_it_is_and_its_note() -> None:
+    for name, stem in STEMS.items():
+        lines = (CONFIGS / "base" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        assert lines[0] == f"# {stem.what}: what every arm shares."
+        assert not stem.note or lines[1] == f"# Note: {stem.note}."
 
 
 def test_a_leaf_says_only_its_weights_their_input_and_its_folder() -> None:
@@ -242,7 +249,7 @@ def test_a_header_opens_with_what_number_cost_and_a_command_for_this_file(file: 
     what, published, cost, command, *_ = file.read_text(encoding="utf-8").splitlines()
     assert what.startswith("# ") and published == header(file, "Published")
     assert cost == header(file, "Cost") and command == header(file, "Command")
-    assert f"--config-file configs/{file.name} " in command
+    assert f"--config-file {file.stem} " in command
     assert "estimated" in cost and "not run by this project" in cost
     weights = flatten(load_yaml(file))[WEIGHTS_KEY]
     assert weights == "" or header(file, "Weights").endswith(f" {weights}")

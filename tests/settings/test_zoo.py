@@ -16,14 +16,54 @@ from moco_det.foundation.errors import InputError
 from moco_det.settings.config import load_yaml
 
 REPO = Path(__file__).resolve().parents[2]
+CONFIGS = REPO / "configs"
+
+
+def detection_names() -> list[str]:
+    return [name for name in zoo.names() if "/" not in name]
 
 
 def test_every_name_leads_to_a_file_that_is_a_config() -> None:
     names = zoo.names()
-    assert len(names) == len(set(names)) == 84
-    assert names == sorted(names)
-    for name in names:
+    assert len(names) == len(set(names)) and names == sorted(names)
+    assert len(detection_names()) == 84
+    for name in detection_names():
         assert load_yaml(zoo.get_config_file(name))["OUTPUT_DIR"] == f"runs/{name}"
+
+
+def test_every_config_of_quick_and_pretrain_has_a_name_too() -> None:
+    for kind, pattern in {"quick": "quick/*.yaml", "pretrain": "pretrain/**/*.yaml"}.items():
+        files = {file.relative_to(CONFIGS).as_posix() for file in CONFIGS.glob(pattern)}
+        assert files == {f"{name}.yaml" for name in zoo.names() if name.split("/")[0] == kind}
+        assert files
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_a_config_is_found_by_its_name_and_without_its_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for spelled in (name, name.rpartition("/")[2]):
+        assert zoo.find_config(spelled) == str(CONFIGS / f"{name}.yaml")
+
+
+def test_a_file_that_exists_wins_over_the_config_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("R18_FPN").touch()
+    assert zoo.find_config("R18_FPN") == "R18_FPN"
+    with pytest.raises(InputError, match=r"config file R18.FPN does not exist.*quick/R18_FPN"):
+        zoo.find_config("R18.FPN")
+
+
+def test_suites_are_found_by_name_too_and_are_no_configs(tmp_path: Path) -> None:
+    assert zoo.find_suite("quick") == CONFIGS / "suites" / "quick.yaml"
+    (tmp_path / "mine.yaml").touch()
+    assert zoo.find_suite(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
+    with pytest.raises(InputError, match=r"--suite vok: .* coco, quick, voc; did you mean"):
+        zoo.find_suite("vok")
+    assert not any("suites" in name for name in zoo.names())
 
 
 def test_a_name_may_end_in_yaml() -> None:
@@ -37,9 +77,9 @@ def test_a_name_may_end_in_yaml() -> None:
     [
         ("coco_R50_FPN_2x_mocov3", "coco_R50_FPN_2x_mocov2"),
         ("voc_R_50_C4_24k_moco", "voc_R50_C4_24k_moco"),
-        ("", "among the 84"),
-        ("../secret", "among the 84"),
-        ("base/RCNN_FPN", "among the 84"),
+        ("", "among the 131"),
+        ("../secret", "among the 131"),
+        ("base/RCNN_FPN", "among the 131"),
     ],
 )
 def test_a_name_that_is_none_is_an_error_with_the_nearest(wrong: str, near: str) -> None:
@@ -101,4 +141,4 @@ def test_the_configs_of_a_wheel_are_found_by_name_from_any_folder(
         env={**os.environ, "PYTHONPATH": str(installed)},
     )
     file = installed / "moco_det_configs" / "coco_R50_FPN_2x_moco.yaml"
-    assert done.stdout.splitlines() == [f"84 {file}", "24000"]
+    assert done.stdout.splitlines() == [f"{len(zoo.names())} {file}", "24000"]

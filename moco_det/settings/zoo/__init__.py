@@ -6,13 +6,16 @@ cfg.merge_from_file(zoo.get_config_file("coco_R50_FPN_2x_moco"))
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.strict_yaml import did_you_mean
 
-__all__ = ["folder", "get_config_file", "names"]
+__all__ = ["find_config", "find_suite", "folder", "get_config_file", "names"]
+
+CONFIGS = ("*.yaml", "quick/*.yaml", "pretrain/**/*.yaml")
 
 
 def folder() -> Path:
@@ -20,19 +23,47 @@ def folder() -> Path:
     return Path(str(resources.files("moco_det_configs")))
 
 
-def names() -> list[str]:
-    """{stem}_{arm} of every detection config, for example "voc_R50_C4_24k_moco", sorted."""
-    return sorted(file.stem for file in folder().glob("*.yaml"))
+def names(patterns: Sequence[str] = CONFIGS) -> list[str]:
+    """Every config by its path below the folder, without ".yaml", sorted.
+
+    "coco_R50_FPN_2x_moco" trains a detector, "quick/R18_FPN" one on a laptop, and
+    "pretrain/moco_v1_r50_in1m_200ep" an encoder.
+    """
+    files = [file for pattern in patterns for file in folder().glob(pattern)]
+    return sorted(file.relative_to(folder()).with_suffix("").as_posix() for file in files)
 
 
 def get_config_file(name: str) -> str:
-    """The path of a config's yaml file, with or without ".yaml" in the name; else InputError."""
+    """The path of a config's yaml file, with or without ".yaml" in the name; else InputError.
+
+    Folders may be left out: "R18_FPN" is "quick/R18_FPN".
+    """
     known = names()
+    return _look_up(
+        name, known, f"no config named {name!r} among the {len(known)} of moco_det.zoo.names()"
+    )
+
+
+def find_config(given: str) -> str:
+    """The path of the config that a command line names: a file that exists, else by its name."""
+    if Path(given).is_file():
+        return given
+    absent = f"config file {given} does not exist, and none of moco_det.zoo.names() is called so"
+    return _look_up(given, names(), absent)
+
+
+def find_suite(given: str) -> Path:
+    """The same for a suite of `moco-det benchmark`: a yaml file, or one of configs/suites."""
+    if Path(given).is_file():
+        return Path(given)
+    known = names(["suites/*.yaml"])
+    shown = ", ".join(name.removeprefix("suites/") for name in known)
+    return Path(_look_up(given, known, f"--suite {given}: no such file, and no suite of {shown}"))
+
+
+def _look_up(name: str, known: Sequence[str], absent: str) -> str:
+    spelled = {one.rpartition("/")[2]: one for one in known} | {one: one for one in known}
     stem = name.removesuffix(".yaml")
-    if stem not in known:
-        near = difflib.get_close_matches(stem, known, n=3, cutoff=0.4)
-        shown = f"; did you mean {', '.join(near)}?" if near else ""
-        raise InputError(
-            f"no config named {name!r} among the {len(known)} of moco_det.zoo.names(){shown}"
-        )
-    return str(folder() / f"{stem}.yaml")
+    if stem not in spelled:
+        raise InputError(absent + did_you_mean(stem, spelled, most=3))
+    return str(folder() / f"{spelled[stem]}.yaml")

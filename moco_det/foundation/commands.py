@@ -1,0 +1,18 @@
+"""Commands of this project as the user types them, for messages and help."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def command(tool: str) -> str:
+    """ "moco-det convert-weights"; "python tools/convert_weights.py" where such a script was run.
+
+    A wheel has no tools/ and a checkout may have no `moco-det` on the PATH, so a message names a
+    command the way this process was started.
+    """
+    script = Path(sys.argv[0] or "moco-det")
+    other = script.with_name(f"{tool.replace('-', '_')}.py")
+    is_tool = script.suffix == ".py" and script.resolve().parent.name == "tools"
+    return f"python {other}" if is_tool and other.is_file() else f"moco-det {tool}"
