@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import inspect
 import json
@@ -10,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 from moco_det.doctor.finding import FAULT, NOTE, OK, Finding
@@ -41,9 +41,9 @@ def check_detectron2() -> Iterator[Finding]:
     if choice.engine != "detectron2":
         yield Finding(FAULT, choice.reason, cure_of(choice.reason, spec.origin))
         return
-    folder = Path(str(spec.origin)).parent
-    yield Finding(OK, f"detectron2 {age_of(folder)}; our heads and backbones are registered in it")
-    yield from check_operators()
+    age = age_of(Path(str(spec.origin)).parent)
+    yield Finding(OK, f"detectron2 {age}; our heads and backbones are registered in it")
+    yield check_operators()
     if importlib.util.find_spec("pkg_resources") is None:
         yield Finding(
             NOTE,
@@ -54,24 +54,21 @@ def check_detectron2() -> Iterator[Finding]:
 
 
 def check_engine() -> Iterator[Finding]:
-    """What `--engine auto` takes, by the function that `train_net.py` asks."""
+    """What `--engine auto` takes."""
     choice = choose_engine("auto")
     yield Finding(OK, f"--engine auto takes {choice.engine}: {choice.reason}")
 
 
-def check_operators() -> Iterator[Finding]:
+def check_operators() -> Finding:
     """detectron2's own compiled operators."""
     if importlib.util.find_spec("detectron2._C") is None:
-        yield Finding(NOTE, "detectron2 has no compiled operators; the detectors here need none")
-        return
+        return Finding(NOTE, "detectron2 has no compiled operators; the detectors here need none")
     try:
         importlib.import_module("detectron2._C")
     except Exception as error:
-        yield Finding(
-            FAULT, f"detectron2._C: {first_line(error)}", cure_of("undefined symbol", None)
-        )
-    else:
-        yield Finding(OK, "detectron2's compiled operators load")
+        what = f"detectron2._C: {first_line(error)}"
+        return Finding(FAULT, what, cure_of("undefined symbol", None))
+    return Finding(OK, "detectron2's compiled operators load")
 
 
 def cure_of(message: str, origin: str | None) -> str:
@@ -102,18 +99,16 @@ def age_of(folder: Path) -> str:
 def installed_commit() -> str:
     """The commit that pip wrote down (PEP 610), or nothing."""
     try:
-        text = importlib.metadata.distribution("detectron2").read_text("direct_url.json")
-        commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id", "")
-    except (importlib.metadata.PackageNotFoundError, ValueError):
+        text = metadata.distribution("detectron2").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
         return ""
-    return str(commit)[:10]
+    return str(json.loads(text or "{}").get("vcs_info", {}).get("commit_id", ""))[:10]
 
 
 def checkout_commit(folder: Path) -> str:
     """Commit and date of a checkout, or nothing."""
-    git = shutil.which("git")
-    if git is None or not (folder.parent / ".git").exists():
+    if shutil.which("git") is None or not (folder.parent / ".git").exists():
         return ""
-    command = [git, "-C", str(folder.parent), "log", "-1", "--format=%h of %cs"]
+    command = ["git", "-C", str(folder.parent), "log", "-1", "--format=%h of %cs"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""

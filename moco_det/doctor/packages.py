@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 
 from moco_det.doctor.finding import FAULT, NOTE, OK, Finding
 
 PYTHONS = ((3, 10), (3, 13))
-# module -> what the package index calls it
-REQUIRED = {
-    "numpy": "numpy",
-    "fvcore": "fvcore",
-    "pycocotools.mask": "pycocotools",
-    "cv2": "opencv-python-headless",
-    "yaml": "pyyaml",
-    "PIL.Image": "pillow",
-    "scipy": "scipy",
-    "jinja2": "jinja2",
-    "safetensors": "safetensors",
-    "tqdm": "tqdm",
-    "webdataset": "webdataset",
+REQUIRED = (
+    *("numpy", "fvcore", "pycocotools", "opencv-python-headless", "pyyaml", "pillow", "scipy"),
+    *("jinja2", "safetensors", "tqdm", "webdataset"),
+)
+# package -> what is imported of it, where that is called otherwise
+MODULES = {
+    "pycocotools": "pycocotools.mask",
+    "opencv-python-headless": "cv2",
+    "pyyaml": "yaml",
+    "pillow": "PIL.Image",
 }
 AGAIN = "install moco-det again into this environment: pip install moco-det"
+ONE_PLACE = "install both from one place: pip install --force-reinstall torch torchvision"
 
 
 def check_python() -> Iterator[Finding]:
@@ -41,16 +39,20 @@ def check_python() -> Iterator[Finding]:
 
 
 def check_required() -> Iterator[Finding]:
-    """Everything but torch in one line, or a line for each that does not work."""
-    whole = []
-    for module, package in REQUIRED.items():
+    """Everything but torch in one line, and a line per package that does not work."""
+    working = []
+    for package in REQUIRED:
         try:
-            importlib.import_module(module)
+            module = importlib.import_module(MODULES.get(package, package))
         except Exception as error:  # a broken binary may raise anything
             yield Finding(FAULT, f"{package} cannot be imported: {first_line(error)}", AGAIN)
-        else:
-            whole.append(f"{package} {version_of(package)}")
-    yield Finding(OK, ", ".join(whole))
+            continue
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:  # opencv comes under several names
+            version = getattr(module, "__version__", "of unknown version")
+        working.append(f"{package} {version}")
+    yield Finding(OK, ", ".join(working))
 
 
 def check_torch(run_operators: Callable[[], None] | None = None) -> Iterator[Finding]:
@@ -59,22 +61,15 @@ def check_torch(run_operators: Callable[[], None] | None = None) -> Iterator[Fin
         import torch
         import torchvision
     except Exception as error:
-        yield Finding(
-            FAULT,
-            f"torch and torchvision cannot be imported: {first_line(error)}",
-            "install both from one place: pip install --force-reinstall torch torchvision",
-        )
+        what = f"torch and torchvision cannot be imported: {first_line(error)}"
+        yield Finding(FAULT, what, ONE_PLACE)
         return
     pair = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
     try:
         (run_operators or run_torchvision_operators)()
     except Exception as error:  # torch raises RuntimeError, NotImplementedError and others here
-        yield Finding(
-            FAULT,
-            f"{pair}: torchvision's operators do not run: {first_line(error)}",
-            "the two are of different builds; install both from one place: "
-            "pip install --force-reinstall torch torchvision",
-        )
+        what = f"{pair}: torchvision's operators do not run: {first_line(error)}"
+        yield Finding(FAULT, what, f"the two are of different builds; {ONE_PLACE}")
         return
     yield Finding(OK, f"{pair}: NMS and RoIAlign run on the CPU")
 
@@ -89,17 +84,6 @@ def run_torchvision_operators() -> None:
     pooled = roi_align(torch.ones(1, 1, 4, 4), [boxes[:1]], 2, aligned=True)
     if kept.tolist() != [1] or not bool((pooled == 1).all()):
         raise RuntimeError("they run and give wrong numbers")
-
-
-def version_of(package: str) -> str:
-    """Installed version of a package; opencv has several names."""
-    names = (package, "opencv-python") if package == "opencv-python-headless" else (package,)
-    for name in names:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "of unknown version"
 
 
 def first_line(error: BaseException) -> str:

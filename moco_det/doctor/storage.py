@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,32 +14,28 @@ from moco_det.data.catalog_names import BUILTIN_COCO, BUILTIN_VOC
 from moco_det.doctor.finding import FAULT, NOTE, OK, Finding
 
 # Images of the splits that the configs name, as their makers count them.
-EXPECTED = {
-    "coco_2017_train": 118287,
-    "coco_2017_val": 5000,
-    "voc_2007_trainval": 5011,
-    "voc_2007_test": 4952,
-    "voc_2012_trainval": 11540,
-    "keypoints_coco_2017_train": 118287,
-    "keypoints_coco_2017_val": 5000,
-    "cityscapes_fine_instance_seg_train": 2975,
-    "cityscapes_fine_instance_seg_val": 500,
-}
-COCO_2017 = ("coco/train2017", "coco/val2017")
+EXPECTED = dict(
+    coco_2017_train=118287,
+    coco_2017_val=5000,
+    voc_2007_trainval=5011,
+    voc_2007_test=4952,
+    voc_2012_trainval=11540,
+    keypoints_coco_2017_train=118287,
+    keypoints_coco_2017_val=5000,
+    cityscapes_fine_instance_seg_train=2975,
+    cityscapes_fine_instance_seg_val=500,
+)
 # name -> (json, folders that its images are in), below $DETECTRON2_DATASETS
-LISTED = {
-    **{name: (json_file, (images,)) for name, (json_file, images) in BUILTIN_COCO.items()},
-    "keypoints_coco_2017_train": (
-        "coco/annotations/person_keypoints_train2017.json",
-        ("coco/train2017",),
-    ),
-    "keypoints_coco_2017_val": (
-        "coco/annotations/person_keypoints_val2017.json",
-        ("coco/val2017",),
-    ),
-    "lvis_v0.5_train": ("lvis/lvis_v0.5_train.json", COCO_2017),
-    "lvis_v0.5_val": ("lvis/lvis_v0.5_val.json", COCO_2017),
-}
+LISTED = {name: (json_file, (images,)) for name, (json_file, images) in BUILTIN_COCO.items()}
+for _split in ("train", "val"):
+    LISTED[f"keypoints_coco_2017_{_split}"] = (
+        f"coco/annotations/person_keypoints_{_split}2017.json",
+        (f"coco/{_split}2017",),
+    )
+    LISTED[f"lvis_v0.5_{_split}"] = (
+        f"lvis/lvis_v0.5_{_split}.json",
+        ("coco/train2017", "coco/val2017"),
+    )
 CITYSCAPES = {f"cityscapes_fine_instance_seg_{split}": split for split in ("train", "val")}
 # A checkpoint of an R50 detector with its momentum is about 0.35 GB (44 million parameters of
 # 4 bytes, twice), and a 2x schedule leaves 36 of them.
@@ -46,7 +44,7 @@ SHARED_MEMORY_GB = 1.0
 
 
 def check_datasets(root: Path | None = None) -> Iterator[Finding]:
-    """A line for each data set that is there, whole or in part; those absent in one line."""
+    """A line per data set that is there, whole or in part; those absent in one line."""
     root = root or datasets_root()
     shown = root.absolute()
     if not root.is_dir():
@@ -56,57 +54,43 @@ def check_datasets(root: Path | None = None) -> Iterator[Finding]:
             "DETECTRON2_DATASETS, or name data by voc://DIR?split=S and coco://FILE?images=DIR",
         )
         return
-    absent = []
-    checks = {
-        **dict.fromkeys(LISTED, check_listed),
-        **dict.fromkeys(BUILTIN_VOC, check_voc),
-        **dict.fromkeys(CITYSCAPES, check_cityscapes),
+    found = {
+        **{name: check_listed(name, root) for name in LISTED},
+        **{name: check_voc(name, root) for name in BUILTIN_VOC},
+        **{name: check_cityscapes(name, root) for name in CITYSCAPES},
     }
-    for name, check in checks.items():
-        finding = check(name, root)
-        if finding is None:
-            absent.append(name)
-        else:
-            yield finding
+    yield from filter(None, found.values())
+    absent = [name for name, finding in found.items() if finding is None]
     if absent:
         yield Finding(NOTE, f"not under {shown}: {', '.join(absent)}")
 
 
 def check_listed(name: str, root: Path) -> Finding | None:
     """A json of COCO's form and as many images as it lists."""
-    json_file, folders = LISTED[name]
-    if not (root / json_file).is_file():
+    json_file, folders = root / LISTED[name][0], [root / folder for folder in LISTED[name][1]]
+    if not json_file.is_file():
         return None
-    listed = count_text(root / json_file, b'"file_name"')
-    found = sum(count_files(root / folder) for folder in folders)
-    if found < listed:
-        images = " and ".join(str(root / folder) for folder in folders)
-        return Finding(
-            FAULT,
-            f"{name}: {Path(json_file).name} lists {listed:,} images, {images} holds {found:,}",
-            "download the images again and unpack all of them",
-        )
-    return counted(name, listed)
+    listed = count_text(json_file, b'"file_name"')
+    found = sum(len(os.listdir(folder)) for folder in folders if folder.is_dir())
+    images = " and ".join(map(str, folders))
+    hole = f"{json_file.name} lists {listed:,} images, {images} holds {found:,}"
+    cure = "download the images again and unpack all of them"
+    return judge(name, listed, hole if found < listed else "", cure)
 
 
 def check_voc(name: str, root: Path) -> Finding | None:
     """The list of the split, with an image and an annotation for each of its lines."""
-    folder, split = BUILTIN_VOC[name]
-    listing = root / folder / "ImageSets" / "Main" / f"{split}.txt"
+    folder, split = root / BUILTIN_VOC[name][0], BUILTIN_VOC[name][1]
+    listing = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not listing.is_file():
         return None
     ids = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
-    images = stems(root / folder / "JPEGImages")
-    boxes = stems(root / folder / "Annotations")
-    missing = [one for one in ids if one not in images or one not in boxes]
-    if missing:
-        return Finding(
-            FAULT,
-            f"{name}: {len(missing):,} of {len(ids):,} images lack their JPEG or their XML, "
-            f"{missing[0]} first",
-            "unpack the archive of this year again",
-        )
-    return counted(name, len(ids))
+    images, boxes = (
+        {file.stem for file in (folder / part).glob("*")} for part in ("JPEGImages", "Annotations")
+    )
+    alone = [one for one in ids if one not in images or one not in boxes]
+    cure = "unpack the archive of this year again"
+    return judge(name, len(ids), lacking(alone, len(ids), "JPEG or their XML"), cure)
 
 
 def check_cityscapes(name: str, root: Path) -> Finding | None:
@@ -121,27 +105,34 @@ def check_cityscapes(name: str, root: Path) -> Finding | None:
     )
     if not images and not outlines:
         return None
-    alone = sorted(images ^ outlines)
-    if alone:
-        return Finding(
-            FAULT,
-            f"{name}: {len(alone):,} of {len(images | outlines):,} images lack their PNG or their "
-            f"outlines, {alone[0]} first",
-            "unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip again",
-        )
-    return counted(name, len(images))
+    hole = lacking(sorted(images ^ outlines), len(images | outlines), "PNG or their outlines")
+    cure = "unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip again"
+    return judge(name, len(images), hole, cure)
 
 
-def counted(name: str, number: int) -> Finding:
-    """OK, or a fault where the maker counts more images than there are listed."""
+def lacking(alone: list[str], total: int, what: str) -> str:
+    """What is said of images without one of their files; nothing where there are none."""
+    shown = f"{len(alone):,} of {total:,} images lack their {what}"
+    return f"{shown}, {alone[0]} first" if alone else ""
+
+
+def judge(name: str, number: int, hole: str, cure: str) -> Finding:
+    """A fault for a hole, or where the maker counts other than is listed; else OK."""
     expected = EXPECTED.get(name, number)
-    if number != expected:
-        return Finding(
-            FAULT,
-            f"{name}: {number:,} images, its maker counts {expected:,}",
-            "results of it are comparable with nothing published: fetch the whole split",
-        )
+    if not hole and number != expected:
+        hole = f"{number:,} images, its maker counts {expected:,}"
+        cure = "results of it are comparable with nothing published: fetch the whole split"
+    if hole:
+        return Finding(FAULT, f"{name}: {hole}", cure)
     return Finding(OK, f"{name}: {number:,} images")
+
+
+def count_text(path: Path, text: bytes) -> int:
+    """How often a text occurs in a file; COCO's annotations are half a gigabyte."""
+    if not path.stat().st_size:
+        return 0
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return sum(1 for _ in re.finditer(re.escape(text), content))
 
 
 def check_disk(output: Path | None = None, shared: Path = Path("/dev/shm")) -> Iterator[Finding]:
@@ -149,40 +140,12 @@ def check_disk(output: Path | None = None, shared: Path = Path("/dev/shm")) -> I
     folder = (output or Path.cwd()).absolute()
     free = shutil.disk_usage(folder).free / 1e9
     if free < ROOM_GB:
-        yield Finding(
-            FAULT,
-            f"{free:.1f} GB free at {folder}; the checkpoints of a 2x run take about 13",
-            "set OUTPUT_DIR to another disk, or SOLVER.CHECKPOINT_PERIOD higher",
-        )
+        what = f"{free:.1f} GB free at {folder}; the checkpoints of a 2x run take about 13"
+        cure = "set OUTPUT_DIR to another disk, or SOLVER.CHECKPOINT_PERIOD higher"
+        yield Finding(FAULT, what, cure)
     else:
         yield Finding(OK, f"{free:,.0f} GB free at {folder}")
-    if shared.is_dir():
-        room = shutil.disk_usage(shared).total / 1e9
-        if room < SHARED_MEMORY_GB:
-            yield Finding(
-                FAULT,
-                f"{shared} has {room:.2f} GB: loading processes hand batches over through it",
-                "docker run --shm-size 8g, or DATALOADER.NUM_WORKERS 0",
-            )
-
-
-def count_text(path: Path, text: bytes, block: int = 1 << 24) -> int:
-    """How often a text occurs in a file, read in blocks: COCO's annotations are half a gigabyte."""
-    total, tail = 0, b""
-    with open(path, "rb") as file:
-        while data := file.read(block):
-            data = tail + data
-            total += data.count(text)
-            tail = data[len(data) - len(text) + 1 :] if len(data) >= len(text) else data
-    return total
-
-
-def count_files(folder: Path) -> int:
-    return sum(1 for _ in os.scandir(folder)) if folder.is_dir() else 0
-
-
-def stems(folder: Path) -> set[str]:
-    """File names without their endings."""
-    if not folder.is_dir():
-        return set()
-    return {entry.name.rpartition(".")[0] for entry in os.scandir(folder)}
+    room = shutil.disk_usage(shared).total / 1e9 if shared.is_dir() else SHARED_MEMORY_GB
+    if room < SHARED_MEMORY_GB:
+        what = f"{shared} has {room:.2f} GB: loading processes hand batches over through it"
+        yield Finding(FAULT, what, "docker run --shm-size 8g, or DATALOADER.NUM_WORKERS 0")

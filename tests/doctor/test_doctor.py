@@ -191,9 +191,9 @@ def test_every_data_set_of_the_configs_is_looked_for() -> None:
 
 
 def test_a_split_shorter_than_its_maker_counts_is_a_fault() -> None:
-    assert storage.counted("coco_2017_val", 5000).level == OK
-    assert "its maker counts 5,000" in storage.counted("coco_2017_val", 4999).what
-    assert storage.counted("coco_2014_val", 7).level == OK
+    assert storage.judge("coco_2017_val", 5000, "", "").level == OK
+    assert "its maker counts 5,000" in storage.judge("coco_2017_val", 4999, "", "").what
+    assert storage.judge("coco_2014_val", 7, "", "").level == OK
 
 
 def test_a_missing_folder_of_data_sets_says_how_else_data_is_named(tmp_path: Path) -> None:
@@ -201,10 +201,13 @@ def test_a_missing_folder_of_data_sets_says_how_else_data_is_named(tmp_path: Pat
     assert finding.level == NOTE and "voc://" in finding.what
 
 
-@pytest.mark.parametrize("block", [3, 11, 12, 13, 1 << 20])
-def test_text_is_counted_across_the_edges_of_blocks(block: int, tmp_path: Path) -> None:
+def test_text_is_counted_in_a_file_and_an_empty_file_has_none(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'xx"file_name"yyy"file_name""file_name"' * 3)
-    assert storage.count_text(tmp_path / "a.json", b'"file_name"', block) == 9
+    (tmp_path / "empty.json").touch()
+    counts = [
+        storage.count_text(tmp_path / f"{one}.json", b'"file_name"') for one in ("a", "empty")
+    ]
+    assert counts == [9, 0]
 
 
 def test_a_full_disk_and_a_small_shared_memory_are_faults(
