@@ -9,19 +9,19 @@ what a converter needs of each checkpoint in half precision.
 from __future__ import annotations
 
 import argparse
-import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from moco_det.runs.quickstart import Budget, at_once, encoder_jobs, painted_data
-from moco_det.runs.quickstart.encoders import SHIPPED
+from moco_det.runs.quickstart.data_sets import painted_data
+from moco_det.runs.quickstart.detectors import at_once
+from moco_det.runs.quickstart.encoders import SHIPPED, encoder_jobs
+from moco_det.runs.quickstart.plan import Budget
 from moco_det.runs.suites.side_by_side import run_side_by_side
 from moco_det_tools.entry import run
 from pretrain import checkpoints
 
-CONFIGS = Path(str(importlib.resources.files("moco_det_configs")))
 BUDGET = Budget(
     arms=("supervised", "moco"), seed=11, seeds=1, pretrain_steps=2500, finetune_steps=1
 )
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = parser.parse_args(argv).output.resolve()
     plan = painted_data(output, BUDGET, labels=[], pretrain=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    jobs = encoder_jobs(plan, output, CONFIGS, device=device, strict=True)
+    jobs = encoder_jobs(plan, output, device=device, strict=True)
     run_side_by_side(jobs, at_once=at_once(device))
     for job in jobs:
         whole = checkpoints.read(job.folder / checkpoints.FINAL)

@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from typing import NoReturn
 
 from moco_det import __version__
 from moco_det.foundation.commands import command
@@ -28,18 +29,27 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Appends an option's default where its help does not say it in words."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        said = "default" in (action.help or "") or action.default in (None, False, [], ())
+        none = action.default is None or action.default is False or action.default == []
+        said = none or "default" in (action.help or "")
         return action.help if said else super()._get_help_string(action)
+
+
+class ToolParser(argparse.ArgumentParser):
+    """A parser whose refusals end as those of all bad input do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError in place of argparse's own exit."""
+        raise InputError(f"{message}; {self.prog} --help says more")
 
 
 def make_parser(
     tool: str, description: str | None, *, example: str = "", allow_abbrev: bool = True
 ) -> argparse.ArgumentParser:
     """The parser of a tool, to be given its options; `example` is what follows its name."""
-    parser = argparse.ArgumentParser(
+    parser = ToolParser(
         prog=command(tool),
         description=description,
-        epilog=f"example: %(prog)s {example}" if example else None,
+        epilog=f"example:\n  %(prog)s {example}" if example else None,
         formatter_class=HelpFormatter,
         allow_abbrev=allow_abbrev,
     )
@@ -48,6 +58,19 @@ def make_parser(
         "-V", "--version", action="version", version=version, help="show the version and exit"
     )
     return parser
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The `type` of an option that is a whole number and not below another."""
+
+    def read(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is below {least}")
+        return value
+
+    read.__name__ = "whole number"  # argparse: invalid ... value
+    return read
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from moco_det.settings.config import dump
 from moco_det.foundation.atomic import make_folder, write_text
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import flatten, load_mapping
+from moco_det.settings.config import dump
 
 CONFIG = "config.yaml"
 FINAL = "model_final.pth"

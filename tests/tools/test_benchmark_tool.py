@@ -1,21 +1,23 @@
-"""tools/benchmark.py: what it refuses, shows and writes before any run; the runs are in suites."""
+"""`moco-det benchmark`: what it refuses, shows and writes before any run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
 from moco_det.foundation.errors import InputError
-from moco_det_tools import benchmark
-from moco_det_tools.benchmark import main, own_command, parsed, read_seeds, read_slots
+from moco_det.runs.suites.slurm import task_command
+from moco_det.settings import zoo
+from moco_det_tools.benchmark import main
 
 RANDOM_ONLY = ["--no-supervised", "--engine", "standalone"]
 
 
 def suite(tmp_path: Path, extra: str = "") -> Path:
     path = tmp_path / "mine.yaml"
-    quick = benchmark.SUITES.parent / "quick" / "R18_FPN.yaml"
+    quick = zoo.get_config_file("R18_FPN")
     path.write_text(
         f"seeds: 2\nsettings:\n  - name: tiny\n    config: {quick}\n    set:\n"
         "      DATASETS: {TRAIN: ['voc://a?split=b'], TEST: ['voc://a?split=c']}\n"
@@ -34,7 +36,7 @@ def test_a_dry_run_shows_matrix_cost_and_commands_and_writes_nothing(
     said = capsys.readouterr().out
     assert "2 runs on standalone" in said and "14 of 14 iterations" in said
     assert "hours are known after the first run" in said
-    assert said.count("python tools/train_net.py --config-file") == 2
+    assert said.count("moco-det train-net --config-file") == 2
     assert not out.exists()
 
 
@@ -65,34 +67,18 @@ def test_a_key_that_the_engine_does_not_honour_is_refused_before_the_first_run(
 
 
 def test_an_unknown_suite_lists_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"--suite nothing: no such suite; there are .*quick"):
+    with pytest.raises(InputError, match="--suite nothing: no such file, and no .* coco, q"):
         main(["--suite", "nothing"])
-
-
-def test_seeds_and_gpus_are_read_or_refused() -> None:
-    assert read_seeds(None, 3) == [0, 1, 2] and read_seeds("2", 3) == [0, 1]
-    assert read_seeds("0,7", 3) == [0, 7]
-    for bad in ("0", "a", "1,1", "-1,2"):
-        with pytest.raises(InputError, match="--seeds"):
-            read_seeds(bad, 3)
-    assert read_slots(None, 1, 1) == [()] and read_slots("0,1", 1, 1) == [("0",), ("1",)]
-    assert read_slots("0,1,2,3", 2, 1) == [("0", "1"), ("2", "3")]
-    assert read_slots(None, 1, 2) == [(), ()] and read_slots("0", 1, 2) == [("0",), ("0",)]
-    with pytest.raises(InputError, match="--at-once 0: at least 1"):
-        read_slots(None, 1, 0)
-    for gpus, per_run in (("0,0", 1), ("0,1,2", 2), ("", 1), ("0", 0)):
-        with pytest.raises(InputError, match="gpus"):
-            read_slots(gpus, per_run, 1)
 
 
 def test_a_task_is_not_given_what_the_batch_system_decides() -> None:
     words = ["--suite", "quick", "--slurm", "--sbatch", "--time=1", "--sbatch=-p x", "-o", "d"]
-    me = ["-m", "moco_det_tools.benchmark", "--suite", "quick", "-o", "d"]
+    me = ["--suite", "quick", "-o", "d"]
     cpu, engine = ["--set", "MODEL.DEVICE", "cpu"], ["--engine", "standalone"]
-    assert own_command(words, engine="standalone") == [*me, *cpu, *engine]
+    assert task_command(words, engine="standalone") == [*me, *cpu, *engine]
     # the GPUs' numbers are those of the machine that runs the task
     words += ["--gpus", "6,7", "--at-once", "3", "--gpus-per-run=2", "--engine=auto"]
-    assert own_command(words, engine="standalone") == [*me, "--gpus-per-run=2", *engine]
+    assert task_command(words, engine="standalone") == [*me, "--gpus-per-run=2", *engine]
 
 
 def test_a_job_array_s_runs_are_the_same_on_a_machine_with_other_devices(
@@ -102,26 +88,27 @@ def test_a_job_array_s_runs_are_the_same_on_a_machine_with_other_devices(
     for gpus in ([], ["--gpus", "6"]):
         names = []
         for cuda in (False, True):
-            monkeypatch.setattr(benchmark, "has_cuda", lambda cuda=cuda: cuda)
+            monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
             assert main([*words, *gpus, "--slurm"]) == 0
             names.append((tmp_path / "out" / "runs.txt").read_text(encoding="utf-8"))
-            task = own_command([*words, *gpus, "--slurm"], engine="standalone")[2:]
+            task = task_command([*words, *gpus, "--slurm"], engine="standalone")
             task += ["--gpus", "0"] if gpus else []
             for there in (False, True):
-                monkeypatch.setattr(benchmark, "has_cuda", lambda there=there: there)
+                monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
                 assert main([*task, "--only", names[-1].split()[0], "--dry-run"]) == 0
         assert names[0] == names[1]
     assert "on the CPU; --gpus asks for GPUs" in capsys.readouterr().out
 
 
-def test_an_option_s_beginning_is_no_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+def test_an_option_s_beginning_is_no_option() -> None:
+    with pytest.raises(InputError, match=r"unrecognized arguments: --slur; moco-det benchmark"):
         main(["--suite", "quick", "--slur"])
-    assert "--slur" in capsys.readouterr().err
 
 
-def test_a_value_that_python_cannot_make_is_text() -> None:
-    assert parsed("{[]: 1}") == "{[]: 1}" and parsed("(1, 2)") == [1, 2] and parsed("x") == "x"
+def test_a_count_below_one_is_refused_by_its_option() -> None:
+    for option in ("--at-once", "--gpus-per-run"):
+        with pytest.raises(InputError, match=f"argument {option}: 0 is below 1"):
+            main(["--suite", "quick", option, "0"])
 
 
 def test_a_suite_without_data_is_told_of_the_option(tmp_path: Path) -> None:

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moco_det.data import check_images, coco_uri, load_dataset, voc_uri
-from moco_det.foundation.atomic import write_text
 from moco_det.data.scenes import write_scenes
+from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
-from moco_det.runs.quickstart.plan import Budget, Plan
+from moco_det.runs.quickstart.plan import Budget, QuickstartPlan
 
 PAINTED = ("striped_disk", "checked_square", "dotted_triangle", "ringed_star")
 CLOSE_UPS, LABELLED = 10_000, 100
 
 
-def painted_data(output: Path, budget: Budget, *, labels: Sequence[int], pretrain: bool) -> Plan:
+def painted_data(
+    output: Path, budget: Budget, *, labels: Sequence[int], pretrain: bool
+) -> QuickstartPlan:
     """Labelled scenes of textured shapes, a test set and close-ups without labels to pre-train on.
 
     `labels` are numbers of labelled scenes to fine-tune on, all of them where it is empty. Without
@@ -35,8 +37,8 @@ def painted_data(output: Path, budget: Budget, *, labels: Sequence[int], pretrai
         classes=PAINTED,
         objects=(1, 4),
     )
-    detector = "quick/demo_R18_FPN.yaml"
-    setting = Path(detector).stem
+    detector = "quick/demo_R18_FPN"
+    setting = Path(detector).name
     train = {}
     for number in sorted(labels) or [LABELLED]:
         if number == LABELLED:
@@ -45,7 +47,7 @@ def painted_data(output: Path, budget: Budget, *, labels: Sequence[int], pretrai
             part = output / "labels" / f"train_{number}.json"
             write_first_images(paths.train_json, part, number)
             train[f"{setting}_{number}_images"] = coco_uri(part, paths.train_images)
-    return Plan(
+    return QuickstartPlan(
         train=train,
         test=paths.test,
         unlabelled=str(paths.unlabelled) if pretrain else "",
@@ -66,7 +68,9 @@ def write_first_images(annotations: Path, part: Path, number: int) -> None:
     write_text(part, json.dumps(content) + "\n")
 
 
-def own_data(train: str, test: str, output: Path, budget: Budget, *, strict: bool) -> Plan:
+def own_data(
+    output: Path, budget: Budget, *, train: str, test: str, strict: bool
+) -> QuickstartPlan:
     """A data set of one's own, checked; its training images without labels are pre-trained on.
 
     Nothing is written yet: the folder may hold the results of other settings.
@@ -88,14 +92,13 @@ def own_data(train: str, test: str, output: Path, budget: Budget, *, strict: boo
     train_set = check_images(train_set, strict=strict)
     test_set = check_images(test_set, strict=strict)
     for part in (train_set, test_set):
-        print(
-            f"{part.name}: {len(part)} images, {part.objects} objects, {len(part.classes)} classes"
-        )
+        counts = f"{len(part)} images, {part.objects} objects, {len(part.classes)} classes"
+        print(f"{part.name}: {counts}")
         for line in part.skipped:
             print(f"  warning: {line}")
-    detector = "quick/own_R18_w0.5x_FPN.yaml"
-    return Plan(
-        train={Path(detector).stem: train},
+    detector = "quick/own_R18_w0.5x_FPN"
+    return QuickstartPlan(
+        train={Path(detector).name: train},
         test=test,
         unlabelled=str(output / "unlabelled.txt"),
         classes=len(train_set.classes),
@@ -122,8 +125,5 @@ def voc_uris(root: Path, train: str | None, test: str | None) -> tuple[str, str]
 
 def coco_uris(files: Sequence[Path], images: Sequence[Path]) -> tuple[str, str]:
     """The training and the test file, each with its folder of images."""
-    train, test = (
-        coco_uri(file.resolve(), folder.resolve())
-        for file, folder in zip(files, images, strict=True)
-    )
+    train, test = map(coco_uri, (f.resolve() for f in files), (i.resolve() for i in images))
     return train, test

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from moco_det import __version__
-from moco_det.settings.config import flatten, load_yaml
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
 from moco_det.runs.quickstart.encoders import encoder_name
-from moco_det.runs.quickstart.plan import Plan
-from moco_det.runs.suites import Run, Setting, build_matrix, read_arms, read_state, run_matrix
-from moco_det.runs.suites.live import LiveTable
-from moco_det.runs.suites.side_by_side import Job, cores
+from moco_det.runs.quickstart.plan import QuickstartPlan
+from moco_det.runs.suites.matrix import Run, build_matrix, read_arms
+from moco_det.runs.suites.processes import Job, Slot, cores
+from moco_det.runs.suites.runner import TRAIN
+from moco_det.runs.suites.shown import run_shown
+from moco_det.runs.suites.state import read_state
+from moco_det.runs.suites.suite import SuiteSetting
+from moco_det.settings import zoo
+from moco_det.settings.config import flatten, load_yaml
 
 # Processes of this size that one GPU is given at once.
 PER_GPU = 3
-TRAIN = [sys.executable, "-m", "moco_det_tools.train_net"]
 
 
 def at_once(device: str) -> int:
@@ -26,41 +27,26 @@ def at_once(device: str) -> int:
     return PER_GPU if device == "cuda" else cores()
 
 
-def jobs_without_encoder(plan: Plan, output: Path, configs: Path, *, device: str) -> list[Job]:
+def jobs_without_encoder(plan: QuickstartPlan, output: Path, *, device: str) -> list[Job]:
     """The runs from random weights that have no row yet, for cores that no encoder needs."""
     if "random" not in plan.budget.arms:
         return []
     random = replace(plan, budget=replace(plan.budget, arms=("random",)))
-    runs = build_runs(random, {}, configs, device=device)
-    left = read_state(output / "results.jsonl", runs).left(runs)
-    for run in left:
+    runs = build_runs(random, {}, device=device)
+    jobs = []
+    for run in read_state(output / "results.jsonl", runs).left(runs):
         write_text(run.config_file(output), run.setting.text)
-    return [
-        Job(
-            f"{run.arm.name}_seed{run.seed}",
-            [*TRAIN, *run.options(output)],
-            run.folder(output),
-            run.setting.iterations,
-        )
-        for run in left
-    ]
+        command = [*TRAIN, *run.options(output)]
+        name = f"{run.arm.name}_seed{run.seed}"
+        jobs.append(Job(name, command, run.folder(output), run.setting.iterations))
+    return jobs
 
 
-def fine_tune(
-    plan: Plan, weights: dict[str, Path], output: Path, configs: Path, *, device: str
-) -> Path:
+def fine_tune(plan: QuickstartPlan, weights: dict[str, Path], output: Path, *, device: str) -> Path:
     """Run what has no row yet; returns the file of results. InputError where a run failed."""
-    runs = build_runs(plan, weights, configs, device=device)
-    slots: list[tuple[str, ...]] = [()] * min(len(runs), at_once(device))
-    table = LiveTable(runs, output, at_once=len(slots))
-    outcome = run_matrix(
-        runs,
-        output,
-        train_command=TRAIN,
-        slots=slots,
-        watch=table.watch,
-    )
-    table.draw((), outcome)
+    runs = build_runs(plan, weights, device=device)
+    slots: list[Slot] = [()] * min(len(runs), at_once(device))
+    outcome = run_shown(runs, output, slots)
     if outcome.stopped:
         raise KeyboardInterrupt
     results = output / "results.jsonl"
@@ -71,11 +57,11 @@ def fine_tune(
     return results
 
 
-def build_runs(plan: Plan, weights: dict[str, Path], configs: Path, *, device: str) -> list[Run]:
+def build_runs(plan: QuickstartPlan, weights: dict[str, Path], *, device: str) -> list[Run]:
     """The matrix, seed by seed within a setting; all runs of a setting differ in weights alone."""
     steps = plan.budget.finetune_steps
     base = {
-        **flatten(load_yaml(configs / plan.detector)),
+        **flatten(load_yaml(zoo.get_config_file(plan.detector))),
         "DATASETS.TEST": [plan.test],
         "MODEL.DEVICE": device,
         "MODEL.MASK_ON": plan.masks,
@@ -86,18 +72,15 @@ def build_runs(plan: Plan, weights: dict[str, Path], configs: Path, *, device: s
     }
     runs: list[Run] = []
     for name, train in plan.train.items():
-        files = {
-            arm: weights[encoder_name(plan, arm, name)]
-            for arm in plan.budget.arms
-            if arm != "random"
-        }
         arms = read_arms(
-            [f"{arm}={file}" for arm, file in files.items()],
+            [
+                f"{arm}={weights[encoder_name(plan, arm, name)]}"
+                for arm in plan.budget.arms
+                if arm != "random"
+            ],
             random="random" in plan.budget.arms,
             supervised=False,
         )
-        setting = Setting(name, {**base, "DATASETS.TRAIN": [train]})
-        runs += build_matrix(
-            [setting], arms, plan.detector_seeds, engine="standalone", version=__version__
-        )
+        setting = SuiteSetting(name, {**base, "DATASETS.TRAIN": [train]})
+        runs += build_matrix([setting], arms, plan.detector_seeds, engine="standalone")
     return runs

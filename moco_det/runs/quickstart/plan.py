@@ -12,9 +12,9 @@ from moco_det.foundation.errors import InputError
 # The arms with the pre-training config of each; random weights need none.
 ARMS: dict[str, str | None] = {
     "random": None,
-    "supervised": "pretrain/quick/demo_supervised_r18.yaml",
-    "moco": "pretrain/quick/demo_moco_r18.yaml",
-    "instdisc": "pretrain/quick/demo_inst_disc_r18.yaml",
+    "supervised": "pretrain/quick/demo_supervised_r18",
+    "moco": "pretrain/quick/demo_moco_r18",
+    "instdisc": "pretrain/quick/demo_inst_disc_r18",
 }
 
 
@@ -30,7 +30,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuickstartPlan:
     """What is pre-trained on, fine-tuned on and tested on, and the budget of it."""
 
     train: dict[str, str]  # data set by setting
@@ -38,13 +38,13 @@ class Plan:
     unlabelled: str  # a folder of images or a list of them; empty: encoders that are there already
     classes: int
     masks: bool
-    detector: str  # the config of the runs, without data
+    detector: str  # the config of the runs by its name; it says nothing of data
     budget: Budget
 
     @property
     def setting(self) -> str:
         """The name of the setting with all labelled images; others are called after it."""
-        return Path(self.detector).stem
+        return Path(self.detector).name
 
     @property
     def detector_seeds(self) -> range:
@@ -57,7 +57,7 @@ class Plan:
 _GROWS = ("seeds", "arms", "train")
 
 
-def remember(plan: Plan, output: Path) -> None:
+def remember(plan: QuickstartPlan, output: Path) -> None:
     """Note the plan in its folder; a folder with another plan's results is refused."""
     file = output / "quickstart.json"
     now = json.loads(json.dumps({**asdict(plan), **asdict(plan.budget)}))

@@ -6,22 +6,22 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from moco_det.report.formats import duration, mean_std
+from moco_det.report.formats import mean_std
 from moco_det.report.statistics import summarise
 from moco_det.runs.suites.matrix import Run
-from moco_det.runs.suites.runner import Going, Outcome
-from moco_det.runs.suites.side_by_side import last_iteration
-from moco_det.runs.suites.state import State, cost_of, read_state
+from moco_det.runs.suites.processes import Job, RunningJob
+from moco_det.runs.suites.runner import MatrixOutcome
+from moco_det.runs.suites.state import MatrixState, read_state, time_left_line
 
 DRAW_SECONDS = 2.0
 
 
 class LiveTable:
-    """Shows a matrix; `watch` fits `run_matrix`. Where there is no terminal, one line an event."""
+    """Shows a matrix; `watch` fits `run_matrix`. Prints a line per event where no terminal is."""
 
     def __init__(
         self, runs: Sequence[Run], output: Path, *, at_once: int, stream: TextIO | None = None
@@ -33,50 +33,43 @@ class LiveTable:
         self._next = 0.0
         self._said: set[str] = set()
 
-    def watch(self, going: Sequence[Going], outcome: Outcome) -> None:
+    def watch(self, running: Sequence[RunningJob], outcome: MatrixOutcome) -> None:
         """Draw the table again, at most every two seconds, or say what is new."""
         if not self.terminal:
-            self._say(going, outcome)
-            return
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + DRAW_SECONDS
-        self.draw(going, outcome)
+            self._say(running, outcome)
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + DRAW_SECONDS
+            self.draw(running, outcome)
 
-    def draw(self, going: Sequence[Going], outcome: Outcome) -> None:
+    def draw(self, running: Sequence[RunningJob], outcome: MatrixOutcome) -> None:
         """The whole table, over the one before."""
         state = read_state(self.output / "results.jsonl", self.runs)
         lines = table_lines(
-            self.runs, state, {one.run.name: progress(one, self.output) for one in going}, outcome
+            self.runs, state, {one.job.name: share(one) for one in running}, outcome
         )
         lines.append(time_left_line(self.runs, state, at_once=self.at_once))
         if self.terminal:
             lines = fitted(lines, shutil.get_terminal_size())
-        if self.terminal and self._drawn:
-            self.stream.write(f"\x1b[{self._drawn}A\x1b[J")
-        self.stream.write("\n".join(lines) + "\n")
-        self.stream.flush()
+        over = f"\x1b[{self._drawn}A\x1b[J" if self.terminal and self._drawn else ""
+        self._write(over, lines)
         self._drawn = len(lines)
 
-    def _say(self, going: Sequence[Going], outcome: Outcome) -> None:
-        for one in going:
-            self._once(f"started   {one.run.setting.name} {one.run.name}")
-        named = {run.name: run for run in self.runs}
-        for name in outcome.finished:
-            self._once(f"finished  {named[name].setting.name} {name}", left=True)
-        for name, why in outcome.failed.items():
-            self._once(f"failed    {named[name].setting.name} {name}: {why}", left=True)
-        for name in outcome.elsewhere:
-            self._once(f"elsewhere {named[name].setting.name} {name}: another process runs it")
-
-    def _once(self, line: str, *, left: bool = False) -> None:
-        if line in self._said:
-            return
-        self._said.add(line)
-        self.stream.write(line + "\n")
-        if left:
+    def _say(self, running: Sequence[RunningJob], outcome: MatrixOutcome) -> None:
+        full = {run.name: f"{run.setting.name} {run.name}" for run in self.runs}
+        ended = [f"finished  {full[name]}" for name in outcome.finished]
+        ended += [f"failed    {full[name]}: {why}" for name, why in outcome.failed.items()]
+        lines = [f"started   {full[one.job.name]}" for one in running] + ended
+        lines += [f"elsewhere {full[one]}: another process runs it" for one in outcome.elsewhere]
+        new = [line for line in lines if line not in self._said]
+        if set(new) & set(ended):
             state = read_state(self.output / "results.jsonl", self.runs)
-            self.stream.write(time_left_line(self.runs, state, at_once=self.at_once) + "\n")
+            new.append(time_left_line(self.runs, state, at_once=self.at_once))
+        self._said.update(lines)
+        if new:
+            self._write("", new)
+
+    def _write(self, before: str, lines: Sequence[str]) -> None:
+        self.stream.write(before + "\n".join(lines) + "\n")
         self.stream.flush()
 
 
@@ -86,17 +79,19 @@ def fitted(lines: Sequence[str], size: os.terminal_size) -> list[str]:
     Too wide lines are cut; of too many the last stay, under a line that counts the others.
     """
     room = max(2, size.lines - 1)  # the cursor stands in the line below
-    kept = list(lines)
-    if len(kept) > room:
-        hidden = len(kept) - room + 1
-        kept = [f"({hidden} lines above are not shown)", *kept[hidden:]]
+    hidden = len(lines) - room + 1
+    kept = [f"({hidden} lines above are not shown)", *lines[hidden:]] if hidden > 1 else lines
     return [line if len(line) < size.columns else line[: size.columns - 2] + "…" for line in kept]
 
 
 def table_lines(
-    runs: Sequence[Run], state: State, going: Mapping[str, float | None], outcome: Outcome
+    runs: Sequence[Run], state: MatrixState, running: Sequence[RunningJob], outcome: MatrixOutcome
 ) -> list[str]:
-    """Settings and arms as lines: box AP so far, and a mark a seed."""
+    """Settings and arms as lines: box AP so far, and one mark per seed."""
+    marks = dict.fromkeys(outcome.elsewhere, "~")
+    marks |= dict.fromkeys([*outcome.failed, *state.failed], "x")
+    marks |= {one.job.name: share(one.job) for one in running}
+    marks |= dict.fromkeys(state.finished, "+")
     seeds = sorted({run.seed for run in runs})
     lines: list[str] = []
     width = max((len(run.arm.name) for run in runs), default=0) + 2
@@ -104,50 +99,21 @@ def table_lines(
         members = [run for run in runs if run.setting.name == setting]
         lines.append(f"{setting}  ({members[0].setting.iterations:,} iterations)")
         for arm in dict.fromkeys(run.arm.name for run in members):
-            cells = {run.seed: run for run in members if run.arm.name == arm}
-            done = [state.finished.get(cells[seed].name) for seed in seeds if seed in cells]
-            rows = [row for row in done if row is not None]
+            cells = {run.seed: run.name for run in members if run.arm.name == arm}
+            rows = [state.finished[name] for name in cells.values() if name in state.finished]
             summary = summarise(row.metric("bbox", "AP") for row in rows)
-            marks = " ".join(_mark(cells.get(seed), state, going, outcome) for seed in seeds)
             value = mean_std(summary) if summary.n else "-"
-            lines.append(f"  {arm:<{width}}{value:>14}  n={len(rows)}/{len(cells)}  {marks}")
-    lines.append("  box AP, mean ± deviation; a mark a seed: + done, . waiting, x failed, % going")
+            shown = [marks.get(cells[seed], ".") if seed in cells else "  " for seed in seeds]
+            lines.append(
+                f"  {arm:<{width}}{value:>14}  n={len(rows)}/{len(cells)}  {' '.join(shown)}"
+            )
+    lines.append("  box AP, mean ± deviation; per seed: + done, . waiting, x failed, % running")
     if outcome.elsewhere:
         lines.append("  ~ is run by another process; give the same command again when it has ended")
     return lines
 
 
-def _mark(
-    run: Run | None, state: State, going: Mapping[str, float | None], outcome: Outcome
-) -> str:
-    if run is None:
-        return "  "
-    if run.name in state.finished:
-        return "+"
-    if run.name in going:
-        share = going[run.name]
-        return "..%" if share is None else f"{100 * share:.0f}%"
-    if run.name in outcome.failed or run.name in state.failed:
-        return "x"
-    return "~" if run.name in outcome.elsewhere else "."
-
-
-def progress(one: Going, output: Path) -> float | None:
-    """The share of its iterations that a run has logged, None before it has logged any."""
-    done = last_iteration(one.run.folder(output))
-    return None if done is None else min(1.0, done / one.run.setting.iterations)
-
-
-def time_left_line(runs: Sequence[Run], state: State, *, at_once: int) -> str:
-    """ "5 of 12 runs left, 800 of 1,920 iterations; about 7 min 30 s"."""
-    cost = cost_of(runs, state, at_once=at_once)
-    counts = (
-        f"{cost.left} of {cost.runs} runs left, {cost.iterations_left:,} of "
-        f"{cost.iterations:,} iterations"
-    )
-    if not cost.left:
-        return f"all {cost.runs} runs are finished"
-    if cost.seconds_left is None:
-        return f"{counts}; hours are known after the first run"
-    scaled = f" (scaled by images for {', '.join(cost.unmeasured)})" if cost.unmeasured else ""
-    return f"{counts}; about {duration(cost.seconds_left)}{scaled}"
+def share(job: Job) -> str:
+    """The share of its iterations that a run has logged, "..%" before it has logged any."""
+    done = job.iteration()
+    return "..%" if done is None else f"{min(100, 100 * done / job.iterations):.0f}%"

@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moco_det import __version__
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.strict_yaml import nest
 from moco_det.results.matched import INPUT_KEYS
-from moco_det.runs.suites.suite import Setting
+from moco_det.runs.row import version_of
+from moco_det.runs.suites.suite import NAME, SuiteSetting
+from moco_det.settings.config import check, get_cfg, merge
 from moco_det.weights.backbone import load_backbone
 from moco_det.resnet.architectures import ARCHITECTURES
 
@@ -26,7 +30,7 @@ RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class Arm:
+class SuiteArm:
     """One initialisation; `input` is what its weights say of colours, scale and stride."""
 
     name: str
@@ -45,8 +49,8 @@ class Arm:
 class Run:
     """One cell of the matrix; `name` is its folder's and its row's."""
 
-    setting: Setting
-    arm: Arm
+    setting: SuiteSetting
+    arm: SuiteArm
     seed: int
     engine: str
     version: str
@@ -72,7 +76,7 @@ class Run:
         return output / "configs" / f"{self.setting.name}.yaml"
 
     def options(self, output: Path) -> list[str]:
-        """What tools/train_net.py is told beside --num-gpus."""
+        """What `moco-det train-net` is told beside --num-gpus."""
         keys: dict[str, Any] = {
             "MODEL.WEIGHTS": str(self.arm.weights.resolve()) if self.arm.weights else "",
             **self.arm.keys(),
@@ -93,7 +97,7 @@ def read_arms(
     random: bool = True,
     supervised: bool = True,
     default_supervised: Path | None = None,
-) -> list[Arm]:
+) -> list[SuiteArm]:
     """The arms of "NAME=FILE" words, with the random and the supervised one unless refused.
 
     Every weights file is opened and checked here, before the first run. Raises InputError for a
@@ -101,8 +105,8 @@ def read_arms(
     """
     files: dict[str, Path] = {}
     for word in given:
-        name, equals, path = word.partition("=")
-        if not equals or not path or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+        name, _, path = word.partition("=")
+        if not path or not re.fullmatch(NAME, name):
             raise InputError(
                 f"--weights {word}: write NAME=FILE, the name of letters, digits and . _ + -"
             )
@@ -119,48 +123,87 @@ def read_arms(
                 "or refuse it with --no-supervised"
             )
         files["supervised"] = default_supervised
-    arms = [Arm(RANDOM, None, None, {})] if random else []
+    arms = [SuiteArm(RANDOM, None, None, {})] if random else []
     for name, file in sorted(files.items(), key=lambda item: item[0] not in SUPERVISED):
-        backbone = load_backbone(file)
+        weights = load_backbone(file)
         arms.append(
-            Arm(name, file, backbone.sha256, dict(backbone.input or {}), backbone.architecture)
+            SuiteArm(name, file, weights.sha256, dict(weights.input or {}), weights.architecture)
         )
     if not arms:
         raise InputError("nothing to run: give --weights NAME=FILE, or leave out --no-random")
     return arms
 
 
-def check_architectures(settings: Sequence[Setting], arms: Sequence[Arm]) -> None:
-    """InputError, before the first run, for weights of another ResNet than a setting's."""
+def check_settings(
+    settings: Sequence[SuiteSetting], arms: Sequence[SuiteArm], *, engine: str
+) -> None:
+    """InputError, before the first run, for a setting without data or that an engine refuses.
+
+    And for weights of another ResNet than a setting's.
+    """
+    for setting in settings:
+        if not all(setting.keys.get(f"DATASETS.{part}") for part in ("TRAIN", "TEST")):
+            raise InputError(f"the setting {setting.name} names no data: give --data TRAIN TEST")
+        for arm in arms:
+            check_architecture(setting, arm)
+        if engine == "standalone":
+            cfg = get_cfg()
+            merge(cfg, nest(setting.keys), source=f"the suite's setting {setting.name}")
+            check(cfg)
+
+
+def check_architecture(setting: SuiteSetting, arm: SuiteArm) -> None:
+    """InputError for weights of another ResNet than the setting's."""
+    needed = ARCHITECTURES[arm.architecture].keys if arm.architecture else {}
     defaults = ARCHITECTURES["resnet50"].keys  # detectron2's
-    for arm in arms:
-        if arm.architecture is None:
-            continue
-        needed = ARCHITECTURES[arm.architecture].keys
-        for setting in settings:
-            has = {key: setting.keys.get(key, value) for key, value in defaults.items()}
-            wrong = [key for key in needed if has[key] != needed[key]]
-            if wrong:
-                raise InputError(
-                    f"{arm.weights} of the arm {arm.name} is a {arm.architecture}, but the setting "
-                    f"{setting.name} has {', '.join(f'{key} {has[key]}' for key in wrong)}: add "
-                    f"{' '.join(f'--set {key} {needed[key]}' for key in wrong)}, or give weights "
-                    "of the setting's ResNet"
-                )
+    has = {key: setting.keys.get(key, defaults[key]) for key in needed}
+    wrong = [key for key in needed if has[key] != needed[key]]
+    if wrong:
+        raise InputError(
+            f"{arm.weights} of the arm {arm.name} is a {arm.architecture}, but the setting "
+            f"{setting.name} has {', '.join(f'{key} {has[key]}' for key in wrong)}: add "
+            f"{' '.join(f'--set {key} {needed[key]}' for key in wrong)}, or give weights "
+            "of the setting's ResNet"
+        )
 
 
 def build_matrix(
-    settings: Sequence[Setting],
-    arms: Sequence[Arm],
+    settings: Sequence[SuiteSetting],
+    arms: Sequence[SuiteArm],
     seeds: Sequence[int],
     *,
     engine: str,
-    version: str,
+    only: str | None = None,
 ) -> list[Run]:
-    """Every run, seed by seed: a matrix that is stopped early has equal trials in every arm."""
-    return [
+    """Every run, seed by seed: a matrix that is stopped early has equal trials in every arm.
+
+    Of detectron2 what its installation says keys the runs. `only` names a single run.
+    """
+    version = __version__ if engine == "standalone" else version_of("detectron2")
+    runs = [
         Run(setting, arm, seed, engine, version)
         for seed in seeds
         for setting in settings
         for arm in arms
     ]
+    found = [run for run in runs if only in (None, run.name)]
+    if not found:
+        raise InputError(
+            f"--only {only}: no such run in this matrix; its weights, config or engine have "
+            "changed since the list was written"
+        )
+    return found
+
+
+def read_seeds(given: str | None, default: int) -> list[int]:
+    """ "5" is the seeds 0 to 4, "0,3,7" are these."""
+    text = str(default) if given is None else given
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if len(seeds) == 1 and "," not in text:
+        seeds = list(range(seeds[0]))
+    if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
+        raise InputError(f"--seeds {text!r}: write how many, 5, or which, 0,3,7, none twice")
+    return seeds

@@ -1,4 +1,4 @@
-"""A matrix as a job array: one task a run, on whatever the batch system gives."""
+"""A matrix as a job array: one task per run, on whatever the batch system gives."""
 
 from __future__ import annotations
 
@@ -10,6 +10,30 @@ from pathlib import Path
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
 from moco_det.runs.suites.matrix import Run
+
+# Options that a task of a job array is not given, with the number of words that follow them.
+NOT_A_TASKS = {"--slurm": 0, "--sbatch": 1, "--gpus": 1, "--at-once": 1, "--engine": 1}
+
+
+def task_command(given: Sequence[str], *, engine: str) -> list[str]:
+    """The arguments of a benchmark for a task of its job array, without the batch system's part.
+
+    The engine is the one found here. A task without GPUs is told so, since a machine with GPUs
+    would make another config of it, and so another run.
+    """
+    words: list[str] = []
+    skip = 0
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if skip:
+            skip -= 1
+        elif name in NOT_A_TASKS:
+            skip = 0 if equals else NOT_A_TASKS[name]
+        else:
+            words.append(word)
+    gpus = any(word.split("=")[0] == "--gpus" for word in given)
+    device = [] if gpus or "MODEL.DEVICE" in words else ["--set", "MODEL.DEVICE", "cpu"]
+    return [*words, *device, "--engine", engine]
 
 
 def write_job_array(
@@ -34,8 +58,7 @@ def write_job_array(
             raise InputError(f"--sbatch {directive!r}: write an option of sbatch, --time=08:00:00")
     numbers = ",".join(map(str, range(gpus)))
     given = f' --gpus "${{CUDA_VISIBLE_DEVICES:-{numbers}}}"' if gpus else ""
-    names = output / "runs.txt"
-    script = output / "array.sbatch"
+    names, script = output / "runs.txt", output / "array.sbatch"
     lines = [
         "#!/bin/bash",
         "# Submit with sbatch; a task whose run is finished already ends at once.",
@@ -43,7 +66,7 @@ def write_job_array(
         "#SBATCH --job-name=moco-det",
         f"#SBATCH --output={output.resolve()}/slurm-%A_%a.txt",
         *([f"#SBATCH --gpus-per-node={gpus}"] if gpus else []),
-        # SIGTERM a little before the end: the run stops at a checkpoint and may be requeued
+        # SIGTERM a minute before the end; requeued, the run goes on from its newest checkpoint
         "#SBATCH --signal=B:TERM@60",
         *(f"#SBATCH {directive}" for directive in directives),
         "set -eu",

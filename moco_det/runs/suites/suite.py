@@ -12,30 +12,41 @@ Paths are relative to the file.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from moco_det.settings.config import flatten, load_yaml
+from moco_det.data import load_datasets
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.strict_yaml import flatten, nest
+from moco_det.settings.config import dump, load_yaml
 
+# of arms and settings, which become folders
+NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 DEFAULT_SEEDS = 5
-# detectron2's own default, for a config that does not say how long it trains
-DEFAULT_ITERATIONS = 40000
-DEFAULT_BATCH = 16
-
-_KEYS = {"seeds", "supervised", "settings"}
-_SETTING_KEYS = {"name", "config", "set"}
+# detectron2's own, for a config that does not say how long it trains
+DEFAULT_ITERATIONS, DEFAULT_BATCH = 40000, 16
 # What tells one run of the matrix from another; a suite must leave it alone.
 RUN_KEYS = ("MODEL.WEIGHTS", "OUTPUT_DIR", "SEED")
+# key -> the type of its value and how that is called
+Kinds = Mapping[str, tuple[type, str]]
+SUITE: Kinds = {
+    "seeds": (int, "a number of seeds above 0"),
+    "supervised": (str, "the path of a file"),
+    "settings": (list, "a list of at least one setting"),
+}
+SETTING: Kinds = {
+    "name": (str, "letters, digits and . _ + -, as of a folder"),
+    "config": (str, "the path of a yaml file"),
+    "set": (dict, "config keys with their values"),
+}
 
 
 @dataclass(frozen=True)
-class Setting:
+class SuiteSetting:
     """One config of a suite as a whole: `keys` are dotted names with their values."""
 
     name: str
@@ -48,25 +59,18 @@ class Setting:
 
     @property
     def batch(self) -> int:
-        """Images of a step."""
+        """Images per step."""
         return int(self.keys.get("SOLVER.IMS_PER_BATCH", DEFAULT_BATCH))
 
     @property
-    def tree(self) -> dict[str, Any]:
-        """The keys as nested dictionaries."""
-        tree: dict[str, Any] = {}
-        for name, value in self.keys.items():
-            *above, last = name.split(".")
-            node = tree
-            for part in above:
-                node = node.setdefault(part, {})
-            node[last] = value
-        return tree
+    def images(self) -> int:
+        """Images that a run sees."""
+        return self.iterations * self.batch
 
     @property
     def text(self) -> str:
         """The config as yaml, keys sorted: what the runs are told, and what keys them."""
-        return yaml.safe_dump(_plain(self.tree), sort_keys=True, default_flow_style=None, width=100)
+        return dump(nest(self.keys))
 
 
 @dataclass(frozen=True)
@@ -76,89 +80,84 @@ class Suite:
     name: str
     seeds: int
     supervised: Path | None
-    settings: tuple[Setting, ...]
+    settings: tuple[SuiteSetting, ...]
 
 
-def read_suite(path: str | Path, changes: Mapping[str, Any] | None = None) -> Suite:
+def read_suite(path: Path, changes: Mapping[str, Any] | None = None) -> Suite:
     """Read a suite; `changes` are config keys that every setting takes last.
 
     Raises InputError naming the file and the key for whatever it does not understand.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"suite {path} does not exist: check --suite")
-    tree = load_yaml(path)
-    _only(tree, _KEYS, f"{path}")
-    entries = tree.get("settings")
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: 'settings' must list at least one setting")
-    settings = tuple(_setting(entry, path, changes or {}) for entry in entries)
-    names = [setting.name for setting in settings]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{path}: two settings are called {name!r}; give each a 'name'")
-    seen: dict[str, str] = {}
-    for setting in settings:
-        twin = seen.setdefault(setting.text, setting.name)
-        if twin != setting.name:
-            raise InputError(
-                f"{path}: the settings {twin} and {setting.name} are the same config; keep one"
-            )
-    seeds = tree.get("seeds", DEFAULT_SEEDS)
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise InputError(f"{path}: 'seeds' is {seeds!r}, wanted a number of seeds above 0")
-    supervised = tree.get("supervised")
-    if supervised is not None and not isinstance(supervised, str):
-        raise InputError(f"{path}: 'supervised' is {supervised!r}, wanted the path of a file")
-    return Suite(
-        name=path.stem,
-        seeds=seeds,
-        supervised=path.parent / supervised if supervised else None,
-        settings=settings,
-    )
+    tree = check_kinds(load_yaml(path), SUITE, str(path))
+    seeds, supervised = tree.get("seeds", DEFAULT_SEEDS), tree.get("supervised")
+    for key, value in {"seeds": seeds, "settings": len(tree.get("settings", []))}.items():
+        if value < 1:
+            raise InputError(f"{path}: {key!r} is {value}, wanted {SUITE[key][1]}")
+    settings: dict[str, SuiteSetting] = {}
+    for entry in tree["settings"]:
+        setting = read_setting(entry, path, changes or {})
+        for other in settings.values():
+            if setting.name == other.name:
+                raise InputError(
+                    f"{path}: two settings are called {other.name!r}; give each a 'name'"
+                )
+            if setting.text == other.text:
+                names = f"{other.name} and {setting.name}"
+                raise InputError(f"{path}: the settings {names} are the same config; keep one")
+        settings[setting.name] = setting
+    weights = path.parent / supervised if supervised else None
+    return Suite(path.stem, seeds, weights, tuple(settings.values()))
 
 
-def _setting(entry: Any, path: Path, changes: Mapping[str, Any]) -> Setting:
-    if not isinstance(entry, dict):
-        raise InputError(f"{path}: a setting is {entry!r}, wanted keys and values")
-    _only(entry, _SETTING_KEYS, f"{path}: a setting")
-    config = entry.get("config")
-    if not isinstance(config, str):
-        raise InputError(f"{path}: a setting has no 'config' that names a yaml file")
-    file = path.parent / config
-    if not file.is_file():
-        raise InputError(
-            f"{path}: the 'config' {config} of a setting is not there: looked for {file}"
-        )
-    name = str(entry.get("name", Path(config).stem))
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
-        raise InputError(
-            f"{path}: the name {name!r} is no folder's name: use letters, digits and . _ + -"
-        )
-    over = entry.get("set") or {}
-    if not isinstance(over, dict):
-        raise InputError(f"{path}: 'set' of {name} is {over!r}, wanted keys and values")
-    keys = {**flatten(load_yaml(file)), **flatten(over), **changes}
+def read_setting(entry: Any, path: Path, changes: Mapping[str, Any]) -> SuiteSetting:
+    """One entry of a suite's settings: its config, its own keys over it, then the changes."""
+    where = f"{path}: a setting"
+    entry = check_kinds(entry, SETTING, where)
+    if "config" not in entry:
+        raise InputError(f"{where} has no 'config', {SETTING['config'][1]}")
+    name = entry.get("name", Path(entry["config"]).stem)
+    if not re.fullmatch(NAME, name):
+        raise InputError(f"{where} has the 'name' {name!r}, wanted {SETTING['name'][1]}")
+    over = {**flatten(entry.get("set", {})), **changes}
     for key in RUN_KEYS:
-        keys.pop(key, None)
-        if key in flatten(over) or key in changes:
+        if key in over:
             raise InputError(f"{path}: {key} of {name} is set by the matrix, not by the suite")
-    return Setting(name, keys)
+    keys = {**flatten(load_yaml(path.parent / entry["config"])), **over}
+    return SuiteSetting(name, {key: keys[key] for key in keys if key not in RUN_KEYS})
 
 
-def _only(tree: Mapping[str, Any], known: set[str], where: str) -> None:
-    for key in tree:
-        if key not in known:
-            raise InputError(f"{where} has the unknown key {key!r}; known are {_listed(known)}")
+def check_kinds(tree: Any, kinds: Kinds, where: str) -> dict[str, Any]:
+    """The tree without empty values; InputError unless it has known keys with their kinds."""
+    known = ", ".join(kinds)
+    if not isinstance(tree, dict):
+        raise InputError(f"{where} is {tree!r}, wanted the keys {known}")
+    for key, value in tree.items():
+        if key not in kinds:
+            raise InputError(f"{where} has the unknown key {key!r}; known are {known}")
+        if value is not None and type(value) is not kinds[key][0]:
+            raise InputError(f"{where}: {key!r} is {value!r}, wanted {kinds[key][1]}")
+    return {key: value for key, value in tree.items() if value is not None}
 
 
-def _listed(names: set[str] | Sequence[str]) -> str:
-    return ", ".join(sorted(names))
+def run_changes(
+    data: Sequence[str] | None, pairs: Sequence[Sequence[str]], *, on_gpu: bool
+) -> dict[str, Any]:
+    """The config keys that a command line gives every run: its data, then KEY VALUE pairs."""
+    found: dict[str, Any] = {} if on_gpu else {"MODEL.DEVICE": "cpu"}
+    if data:
+        train, test = data
+        dataset = load_datasets([train])
+        found |= {"DATASETS.TRAIN": [train], "DATASETS.TEST": [test]}
+        found["MODEL.ROI_HEADS.NUM_CLASSES"] = len(dataset.classes)
+        if not dataset.has_masks:
+            found["MODEL.MASK_ON"] = False
+    return found | {key: parse_value(text) for key, text in pairs}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return value
+def parse_value(text: str) -> Any:
+    """A value as config files read it: a literal, else the text itself."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+    return list(value) if isinstance(value, tuple) else value

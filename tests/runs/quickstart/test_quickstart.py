@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import shutil
 from dataclasses import replace
@@ -13,15 +12,15 @@ import pytest
 from moco_det.data import coco_uri, load_dataset
 from moco_det.data.scenes import ScenesPaths, write_scenes
 from moco_det.foundation.errors import InputError
-from moco_det.runs.quickstart import Budget, Plan, encoders, own_data, remember
-from moco_det.runs.quickstart.data_sets import painted_data, write_first_images
+from moco_det.runs.quickstart import encoders
+from moco_det.runs.quickstart.data_sets import own_data, painted_data, write_first_images
 from moco_det.runs.quickstart.detectors import build_runs, jobs_without_encoder
+from moco_det.runs.quickstart.plan import Budget, QuickstartPlan, remember
 from moco_det.weights.backbone import load_backbone
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det_tools.quickstart import main
 from pretrain.config import load_config
 
-CONFIGS = Path(str(importlib.resources.files("moco_det_configs")))
 BUDGET = Budget(
     arms=("random", "supervised", "moco"), seed=3, seeds=2, pretrain_steps=40, finetune_steps=20
 )
@@ -34,15 +33,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> ScenesPaths:
 
 
 @pytest.fixture
-def plan(scenes: ScenesPaths, tmp_path: Path) -> Plan:
+def plan(scenes: ScenesPaths, tmp_path: Path) -> QuickstartPlan:
     """All twelve images, and the first five of them."""
-    made = Plan(
+    made = QuickstartPlan(
         train={},
         test=scenes.test,
         unlabelled=str(scenes.unlabelled),
         classes=len(scenes.classes),
         masks=True,
-        detector="quick/demo_R18_FPN.yaml",
+        detector="quick/demo_R18_FPN",
         budget=BUDGET,
     )
     part = tmp_path / "labels" / "train_5.json"
@@ -52,15 +51,17 @@ def plan(scenes: ScenesPaths, tmp_path: Path) -> Plan:
     return made
 
 
-def test_the_first_images_keep_their_objects_and_no_others(plan: Plan, scenes: ScenesPaths) -> None:
+def test_the_first_images_keep_their_objects_and_no_others(
+    plan: QuickstartPlan, scenes: ScenesPaths
+) -> None:
     whole = load_dataset(scenes.train)
     part = load_dataset(plan.train["demo_R18_FPN_5_images"])
     assert part.classes == whole.classes
     assert [r.annotations for r in part.records] == [r.annotations for r in whole.records[:5]]
 
 
-def test_encoders_differ_in_what_they_see_alone(plan: Plan, tmp_path: Path) -> None:
-    jobs = encoders.encoder_jobs(plan, tmp_path, CONFIGS, device="cpu", strict=False)
+def test_encoders_differ_in_what_they_see_alone(plan: QuickstartPlan, tmp_path: Path) -> None:
+    jobs = encoders.encoder_jobs(plan, tmp_path, device="cpu", strict=False)
     assert [job.name for job in jobs] == ["supervised", "supervised_5_images", "moco"]
     configs = {}
     for job in jobs:
@@ -80,9 +81,9 @@ def test_encoders_differ_in_what_they_see_alone(plan: Plan, tmp_path: Path) -> N
     assert moco.KNN.TRAIN == supervised.DATA.PATH and not supervised.KNN.TRAIN
 
 
-def test_runs_of_a_setting_differ_in_weights_and_seeds_alone(plan: Plan) -> None:
+def test_runs_of_a_setting_differ_in_weights_and_seeds_alone(plan: QuickstartPlan) -> None:
     plan = replace(plan, budget=replace(BUDGET, arms=("random",)))
-    runs = build_runs(plan, {}, CONFIGS, device="cpu")
+    runs = build_runs(plan, {}, device="cpu")
     assert [(run.setting.name, run.seed) for run in runs] == [
         ("demo_R18_FPN", 300),
         ("demo_R18_FPN", 301),
@@ -94,19 +95,21 @@ def test_runs_of_a_setting_differ_in_weights_and_seeds_alone(plan: Plan) -> None
     assert first["SOLVER.MAX_ITER"] == 20 and first["MODEL.MASK_ON"] is True
 
 
-def test_runs_without_encoder_are_those_of_the_matrix(plan: Plan, tmp_path: Path) -> None:
-    jobs = jobs_without_encoder(plan, tmp_path, CONFIGS, device="cpu")
+def test_runs_without_encoder_are_those_of_the_matrix(plan: QuickstartPlan, tmp_path: Path) -> None:
+    jobs = jobs_without_encoder(plan, tmp_path, device="cpu")
     alone = replace(plan, budget=replace(BUDGET, arms=("random",)))
-    runs = build_runs(alone, {}, CONFIGS, device="cpu")
+    runs = build_runs(alone, {}, device="cpu")
     assert [job.folder for job in jobs] == [run.folder(tmp_path) for run in runs]
     for job, run in zip(jobs, runs, strict=True):
         assert job.command[3:] == run.options(tmp_path)
         assert run.config_file(tmp_path).read_text() == run.setting.text
     nobody = replace(plan, budget=replace(BUDGET, arms=("moco",)))
-    assert jobs_without_encoder(nobody, tmp_path, CONFIGS, device="cpu") == []
+    assert jobs_without_encoder(nobody, tmp_path, device="cpu") == []
 
 
-def test_a_folder_takes_more_runs_and_no_other_settings(plan: Plan, tmp_path: Path) -> None:
+def test_a_folder_takes_more_runs_and_no_other_settings(
+    plan: QuickstartPlan, tmp_path: Path
+) -> None:
     remember(plan, tmp_path)
     remember(replace(plan, budget=replace(BUDGET, seeds=5, arms=("random", "moco"))), tmp_path)
     with pytest.raises(InputError, match=r"\(seed differ\)"):
@@ -134,10 +137,10 @@ def test_one_class_is_refused_for_the_supervised_arm_with_the_way_out(
     train = coco_uri(tmp_path / "train.json", scenes.train_images)
     test = coco_uri(tmp_path / "test.json", scenes.test_images)
     with pytest.raises(InputError, match="leave it out with --arms random moco"):
-        own_data(train, test, tmp_path / "out", BUDGET, strict=False)
+        own_data(tmp_path / "out", BUDGET, train=train, test=test, strict=False)
     assert not (tmp_path / "out").exists()
     alone = replace(BUDGET, arms=("random", "moco"))
-    assert own_data(train, test, tmp_path / "out", alone, strict=False).classes == 1
+    assert own_data(tmp_path / "out", alone, train=train, test=test, strict=False).classes == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -148,8 +151,8 @@ def test_a_broken_image_of_ones_own_is_left_out_of_both_encoders(
     shutil.copytree(scenes.train_images, images)
     (images / "000003.jpg").write_bytes(b"no image")
     train, output = coco_uri(scenes.train_json, images), tmp_path / "out"
-    plan = own_data(train, scenes.test, output, BUDGET, strict=False)
-    encoders.encoder_jobs(plan, output, CONFIGS, device="cpu", strict=False)
+    plan = own_data(output, BUDGET, train=train, test=scenes.test, strict=False)
+    encoders.encoder_jobs(plan, output, device="cpu", strict=False)
     listed = Path(plan.unlabelled).read_text().split()
     assert len(listed) == 11 and not any(line.endswith("000003.jpg") for line in listed)
     cut = [file.name for file in (output / "crops").rglob("*.jpg")]
@@ -170,7 +173,7 @@ def test_the_encoders_that_ship_convert_with_proof_and_are_small(tmp_path: Path)
         0
     ].items()
     # what fine_tune runs has the same ResNet
-    for run in build_runs(plan, weights, CONFIGS, device="cpu"):
+    for run in build_runs(plan, weights, device="cpu"):
         assert all(run.setting.keys[key] == found[0][key] for key in found[0] if "CHANNELS" in key)
 
 

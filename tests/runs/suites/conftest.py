@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from moco_det.runs.suites import Arm, Run, Setting, build_matrix
+from moco_det.runs.suites.matrix import Run, SuiteArm, build_matrix
+from moco_det.runs.suites.suite import SuiteSetting
 
 # Writes a finished row, or fails as the arm's name says; its pid lies in the run's folder.
 TRAINER = """
@@ -72,10 +73,19 @@ def make_runs() -> MakeRuns:
 
     def make(*names: str, seeds: int = 1, settings: tuple[str, ...] = ("tiny",)) -> list[Run]:
         made = [
-            Setting(name, {"SOLVER.MAX_ITER": 10, "SOLVER.IMS_PER_BATCH": 2, "X": name})
+            SuiteSetting(
+                name,
+                {
+                    "SOLVER.MAX_ITER": 10,
+                    "SOLVER.IMS_PER_BATCH": 2,
+                    "DATASETS.TRAIN": ["a"],
+                    "DATASETS.TEST": ["b"],
+                    "X": name,
+                },
+            )
             for name in settings
         ]
-        arms = [Arm(name, None, None, {}) for name in names]
-        return build_matrix(made, arms, range(seeds), engine="standalone", version="1")
+        arms = [SuiteArm(name, None, None, {}) for name in names]
+        return build_matrix(made, arms, range(seeds), engine="standalone")
 
     return make

@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 
+from moco_det.foundation.errors import InputError
 from moco_det.results import append_row, read_rows
-from moco_det.runs.suites import Outcome, cost_of, read_state, run_matrix, write_job_array
-from moco_det.runs.suites.failures import last_words
-from moco_det.runs.suites.live import LiveTable, table_lines, time_left_line
+from moco_det.runs.suites.live import LiveTable, table_lines
+from moco_det.runs.suites.processes import last_words
+from moco_det.runs.suites.runner import MatrixOutcome, read_slots, run_matrix
+from moco_det.runs.suites.slurm import write_job_array
+from moco_det.runs.suites.state import read_state, seconds_left, time_left_line
 
 
 def starts(folder: Path) -> list[str]:
@@ -33,7 +36,7 @@ def test_a_finished_run_is_never_run_again(make_runs: Any, trainer: Any, tmp_pat
     second = run_matrix(runs, tmp_path, train_command=trainer)
     assert (len(first.finished), len(second.finished)) == (3, 1)
     assert [len(starts(run.folder(tmp_path))) for run in runs] == [1, 1, 1, 1]
-    assert run_matrix(runs, tmp_path, train_command=trainer) == Outcome()
+    assert run_matrix(runs, tmp_path, train_command=trainer) == MatrixOutcome()
 
 
 def test_a_failed_run_is_isolated_and_its_row_says_why(
@@ -67,6 +70,15 @@ def test_runs_share_the_gpus_and_see_only_their_own(
     run_matrix(runs, tmp_path, train_command=trainer, slots=[("0", "1"), ("2", "3")])
     seen = {starts(run.folder(tmp_path))[0] for run in runs}
     assert seen <= {"0,1", "2,3"} and len(seen) == 2
+
+
+def test_gpus_are_read_as_groups_or_refused() -> None:
+    assert read_slots(None, 1, 1) == [()] and read_slots("0,1", 1, 1) == [("0",), ("1",)]
+    assert read_slots("0,1,2,3", 2, 1) == [("0", "1"), ("2", "3")]
+    assert read_slots(None, 1, 2) == [(), ()] and read_slots("0", 1, 2) == [("0",), ("0",)]
+    for gpus, per_run in (("0,0", 1), ("0,1,2", 2), ("", 1)):
+        with pytest.raises(InputError, match="--gpus"):
+            read_slots(gpus, per_run, 1)
 
 
 def test_a_retry_that_dies_silently_is_not_given_the_words_of_the_try_before(
@@ -145,8 +157,10 @@ def test_a_run_of_another_process_is_left_to_it(
 
 def test_cost_is_unknown_until_a_run_was_measured_then_scaled_by_images(make_runs: Any) -> None:
     runs = make_runs("a", seeds=3, settings=("one", "two"))
-    nothing = cost_of(runs, read_state(Path("absent.jsonl"), runs))
-    assert (nothing.left, nothing.iterations, nothing.seconds_left) == (6, 60, None)
+    state = read_state(Path("absent.jsonl"), runs)
+    assert seconds_left(runs, state, at_once=1) == (None, [])
+    line = time_left_line(runs, state, at_once=1)
+    assert line == "6 of 6 runs left, 60 of 60 iterations; hours are known after the first run"
 
 
 def test_cost_counts_what_is_left_at_the_measured_speed(
@@ -155,15 +169,14 @@ def test_cost_counts_what_is_left_at_the_measured_speed(
     runs = make_runs("a", seeds=3, settings=("one", "two"))
     run_matrix(runs[:1], tmp_path, train_command=trainer)
     state = read_state(tmp_path / "results.jsonl", runs)
-    cost = cost_of(runs, state, at_once=1)
     # the trainer's row says 20 s for each of 6 runs, 5 are left
-    assert (cost.left, cost.iterations_left, cost.seconds_left) == (5, 50, 100.0)
-    assert cost.unmeasured == ("two",)
-    assert cost_of(runs, state, at_once=2).seconds_left == 50.0
-    assert "about 1 min 40 s (scaled by images for two)" in time_left_line(runs, state, at_once=1)
+    assert seconds_left(runs, state, at_once=1) == (100.0, ["two"])
+    assert seconds_left(runs, state, at_once=2) == (50.0, ["two"])
+    line = time_left_line(runs, state, at_once=1)
+    assert line.startswith("5 of 6 runs left, 50 of 60 iterations; about 1 min 40 s (scaled by")
 
 
-def test_the_table_shows_means_and_a_mark_a_seed(
+def test_the_table_shows_means_and_one_mark_per_seed(
     make_runs: Any, trainer: Any, tmp_path: Path, capsys: Any
 ) -> None:
     runs = make_runs("broken", "fine", seeds=2)
@@ -171,7 +184,7 @@ def test_the_table_shows_means_and_a_mark_a_seed(
     outcome = run_matrix(runs, tmp_path, train_command=trainer, watch=table.watch)
     said = capsys.readouterr().out
     assert said.count("finished") == 2 and said.count("failed") == 2
-    lines = table_lines(runs, read_state(tmp_path / "results.jsonl", runs), {}, outcome)
+    lines = table_lines(runs, read_state(tmp_path / "results.jsonl", runs), (), outcome)
     assert lines[1].split() == ["broken", "-", "n=0/2", "x", "x"]
     assert lines[2].split() == ["fine", "10.5", "±", "0.7", "n=2/2", "+", "+"]
 
@@ -189,22 +202,22 @@ def test_a_table_larger_than_the_terminal_is_drawn_over_itself(
     runs = make_runs("a" * 40, *"bcdefgh", seeds=2)
     screen = Terminal()
     table = LiveTable(runs, tmp_path, at_once=1, stream=screen)
-    table.draw((), Outcome())
+    table.draw((), MatrixOutcome())
     first = screen.getvalue().splitlines()
     # the cursor's own line is the sixth
     assert len(first) == 5 and max(map(len, first)) < 30
     assert first[0].startswith("(7 lines above")
     assert first[-1].startswith("16 of 16 runs left")
-    table.draw((), Outcome())
+    table.draw((), MatrixOutcome())
     assert screen.getvalue().count("\x1b[5A\x1b[J") == 1
 
 
 def test_the_mark_of_a_run_elsewhere_is_explained(make_runs: Any, tmp_path: Path) -> None:
     runs = make_runs("a")
     state = read_state(tmp_path / "absent.jsonl", runs)
-    lines = table_lines(runs, state, {}, Outcome(elsewhere=[runs[0].name]))
+    lines = table_lines(runs, state, (), MatrixOutcome(elsewhere=[runs[0].name]))
     assert lines[1].split()[-1] == "~" and lines[-1].startswith("  ~ is run by another process")
-    assert "~" not in "".join(table_lines(runs, state, {}, Outcome()))
+    assert "~" not in "".join(table_lines(runs, state, (), MatrixOutcome()))
 
 
 def test_a_row_of_a_failure_that_was_mended_counts_as_finished(
@@ -227,7 +240,7 @@ def test_last_words_take_the_error_line_before_later_noise(tmp_path: Path) -> No
     assert last_words(tmp_path / "absent", -9) == "ended by signal 9"
 
 
-def test_a_job_array_has_a_task_a_run(make_runs: Any, tmp_path: Path) -> None:
+def test_a_job_array_has_one_task_per_run(make_runs: Any, tmp_path: Path) -> None:
     runs = make_runs("a", "b", seeds=2)
     script = write_job_array(
         runs, tmp_path, command=["python", "-m", "x y"], gpus=2, directives=["--time=8:00:00"]

@@ -13,13 +13,8 @@ from pathlib import Path
 import pytest
 
 from moco_det.foundation.errors import InputError
-from moco_det.runs.suites.side_by_side import (
-    Job,
-    cores,
-    last_iteration,
-    run_side_by_side,
-    with_threads,
-)
+from moco_det.runs.suites.processes import Job, cores, with_threads
+from moco_det.runs.suites.side_by_side import run_side_by_side
 
 LOGS = """
 import json, os, pathlib, sys
@@ -68,15 +63,17 @@ def test_the_failure_of_one_is_its_last_words_and_stops_the_others(tmp_path: Pat
 
 
 def test_the_newest_iteration_is_read_past_a_line_that_is_half_written(tmp_path: Path) -> None:
-    assert last_iteration(tmp_path) is None
+    logging = Job("a", [], tmp_path, 5)
+    assert logging.iteration() is None
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 3}\n{"iteration": 4}\n{"itera')
-    assert last_iteration(tmp_path) == 4
+    assert logging.iteration() == 4
 
 
 def test_a_terminated_caller_leaves_no_process_behind(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; "
-        "from moco_det.runs.suites.side_by_side import Job, run_side_by_side; "
+        "from moco_det.runs.suites.processes import Job; "
+        "from moco_det.runs.suites.side_by_side import run_side_by_side; "
         f"waits = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'; "
         f"folder = Path({str(tmp_path)!r}); "
         "job = Job('waits', [sys.executable, '-c', waits], folder / 'waits', 5); "

@@ -10,15 +10,15 @@ import pytest
 import yaml
 
 from moco_det.foundation.errors import InputError
-from moco_det.runs.suites import (
-    Arm,
+from moco_det.runs.suites.matrix import (
     Run,
-    Setting,
+    SuiteArm,
     build_matrix,
-    check_architectures,
+    check_architecture,
     read_arms,
-    read_suite,
+    read_seeds,
 )
+from moco_det.runs.suites.suite import SuiteSetting, parse_value, read_suite
 from moco_det.resnet.architectures import ARCHITECTURES
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -61,9 +61,13 @@ def test_a_setting_is_its_config_with_its_own_and_the_callers_changes(suite_file
         ("settings: [{name: a}]", "no 'config'"),
         ("settings: [{config: base.yaml}, {config: base.yaml}]", "two settings are called 'base'"),
         ("settings: [{config: base.yaml}, {config: base.yaml, name: b}]", "are the same config"),
-        ("settings: [{config: gone.yaml}]", "'config' gone.yaml of a setting is not there"),
-        ("settings: [{config: base.yaml, name: a/b}]", "no folder's name"),
+        ("settings: [{config: gone.yaml}]", "gone.yaml does not exist"),
+        ("settings: [base.yaml]", "a setting is 'base.yaml', wanted the keys name, config, set"),
+        ("settings: [{config: base.yaml, set: 3}]", "'set' is 3, wanted config keys"),
+        ("settings: [{config: base.yaml, name: a/b}]", "as of a folder"),
         ("settings: [{config: base.yaml, set: {SEED: 1}}]", "SEED of base is set by the matrix"),
+        ("seeds: yes\nsettings: [{config: base.yaml}]", "'seeds' is True, wanted a number"),
+        ("supervised: 3\nsettings: [{config: base.yaml}]", "'supervised' is 3, wanted the path"),
         ("seeds: 0\nsettings: [{config: base.yaml}]", "'seeds' is 0"),
         ("seeds: 1\nseeds: 2\nsettings: [{config: base.yaml}]", "duplicate"),
     ],
@@ -73,11 +77,6 @@ def test_a_bad_suite_is_refused_by_name(suite_file: Path, text: str, said: str) 
     with pytest.raises(InputError) as caught:
         read_suite(suite_file)
     assert said in str(caught.value)
-
-
-def test_a_missing_suite_names_its_own_option(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"suite .*gone\.yaml does not exist: check --suite$"):
-        read_suite(tmp_path / "gone.yaml")
 
 
 def test_every_suite_of_the_project_reads_and_says_its_cost() -> None:
@@ -91,14 +90,16 @@ def test_every_suite_of_the_project_reads_and_says_its_cost() -> None:
 
 
 def one_run(**changes: Any) -> Run:
-    arm = Arm("moco", Path("moco.pkl"), "a" * 64, {"format": "RGB"})
-    return replace(Run(Setting("s", {"SOLVER.MAX_ITER": 1}), arm, 0, "standalone", "1"), **changes)
+    arm = SuiteArm("moco", Path("moco.pkl"), "a" * 64, {"format": "RGB"})
+    return replace(
+        Run(SuiteSetting("s", {"SOLVER.MAX_ITER": 1}), arm, 0, "standalone", "1"), **changes
+    )
 
 
 def test_config_weights_seed_and_engine_make_another_run_and_a_new_place_does_not() -> None:
     run = one_run()
     others = [
-        one_run(setting=Setting("s", {"SOLVER.MAX_ITER": 2})),
+        one_run(setting=SuiteSetting("s", {"SOLVER.MAX_ITER": 2})),
         one_run(arm=replace(run.arm, sha256="b" * 64)),
         one_run(arm=replace(run.arm, input={"format": "BGR"})),
         one_run(seed=1),
@@ -114,13 +115,13 @@ def test_the_weights_own_input_is_given_to_the_run(tmp_path: Path) -> None:
     words = one_run().options(tmp_path)
     assert words[words.index("INPUT.FORMAT") + 1] == "'RGB'"
     assert words[words.index("SEED") + 1] == "0" and "--resume" in words
-    random = one_run(arm=Arm("random", None, None, {})).options(tmp_path)
+    random = one_run(arm=SuiteArm("random", None, None, {})).options(tmp_path)
     assert random[random.index("MODEL.WEIGHTS") + 1] == "''" and "INPUT.FORMAT" not in random
 
 
 def test_seeds_come_first_so_that_a_stopped_matrix_is_balanced() -> None:
-    arms = [Arm(name, None, None, {}) for name in ("a", "b")]
-    runs = build_matrix([Setting("s", {})], arms, [0, 1], engine="e", version="1")
+    arms = [SuiteArm(name, None, None, {}) for name in ("a", "b")]
+    runs = build_matrix([SuiteSetting("s", {})], arms, [0, 1], engine="standalone")
     assert [(run.seed, run.arm.name) for run in runs] == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
 
 
@@ -141,15 +142,29 @@ def test_bad_weights_are_refused_before_the_first_run(words: list[str], said: st
 
 
 def test_weights_of_another_resnet_are_refused_before_the_first_run() -> None:
-    narrow = Setting("narrow", dict(ARCHITECTURES["resnet18_w0.5x"].keys))
-    settings = [Setting("s", dict(ARCHITECTURES["resnet18"].keys)), Setting("default", {})]
-    arm = Arm("moco", Path("moco.pkl"), "a" * 64, {}, "resnet18")
-    check_architectures(settings[:1], [arm, Arm("random", None, None, {})])
+    same = SuiteSetting("s", dict(ARCHITECTURES["resnet18"].keys))
+    narrow = SuiteSetting("narrow", dict(ARCHITECTURES["resnet18_w0.5x"].keys))
+    arm = SuiteArm("moco", Path("moco.pkl"), "a" * 64, {}, "resnet18")
+    check_architecture(same, arm)
+    check_architecture(same, SuiteArm("random", None, None, {}))
     with pytest.raises(InputError, match=r"moco\.pkl .* resnet18, .* default .*DEPTH 50"):
-        check_architectures(settings, [arm])
+        check_architecture(SuiteSetting("default", {}), arm)
     with pytest.raises(InputError, match=r"--set MODEL\.RESNETS\.STEM_OUT_CHANNELS 64 --set"):
-        check_architectures([narrow], [arm])
-    check_architectures([narrow], [replace(arm, architecture="resnet18_w0.5x")])
+        check_architecture(narrow, arm)
+    check_architecture(narrow, replace(arm, architecture="resnet18_w0.5x"))
+
+
+def test_seeds_are_read_or_refused() -> None:
+    assert read_seeds(None, 3) == [0, 1, 2] and read_seeds("2", 3) == [0, 1]
+    assert read_seeds("0,7", 3) == [0, 7]
+    for bad in ("0", "a", "1,1", "-1,2", "3,"):
+        with pytest.raises(InputError, match="--seeds"):
+            read_seeds(bad, 3)
+
+
+def test_a_value_that_python_cannot_make_is_text() -> None:
+    assert parse_value("{[]: 1}") == "{[]: 1}" and parse_value("x") == "x"
+    assert parse_value("(1, 2)") == [1, 2]
 
 
 def test_random_and_supervised_are_there_unless_refused(tmp_path: Path) -> None:
