@@ -49,12 +49,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="numbers of labelled scenes to fine-tune on, one after the other (default: 100)",
     )
-    add = p.add_argument_group("your own data").add_argument
-    add("--voc", type=Path, metavar="DIR", help="a folder in VOC layout (default: painted scenes)")
+    group = p.add_argument_group("your own data")
+    either, add = group.add_mutually_exclusive_group().add_argument, group.add_argument
+    either(
+        "--voc", type=Path, metavar="DIR", help="in PASCAL VOC layout (default: painted scenes)"
+    )
     split = "a list of ImageSets/Main (default: {} or else {})"
     add("--train-split", metavar="SPLIT", help=split.format("trainval", "train"))
     add("--test-split", metavar="SPLIT", help=split.format("test", "val"))
-    add(
+    either(
         "--coco",
         type=Path,
         nargs=2,
@@ -112,21 +115,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_together(args: argparse.Namespace) -> None:
     """Refuse options that do not go together, before anything is written."""
-    own = args.voc or args.coco
+    own, splits = args.voc or args.coco, args.train_split or args.test_split
+    without = not (own or args.pretrain)
     made = "needs encoders that are made for it: add --pretrain"
-    refused = {
-        "--voc and --coco name two data sets: give one of them": args.voc and args.coco,
-        "--coco TRAIN.json TEST.json goes with --images TRAIN_DIR TEST_DIR": bool(args.coco)
-        != bool(args.images),
-        "--train-split and --test-split are for --voc": (args.train_split or args.test_split)
-        and not args.voc,
-        "--labels is for the painted scenes: leave out --voc and --coco": args.labels and own,
-    }
-    if not (own or args.pretrain):
-        refused[f"--labels (a supervised encoder for each number) {made}"] = args.labels
-        refused[f"--arms instdisc {made}"] = "instdisc" in args.arms
-        refused[f"--pretrain-steps {made}"] = args.pretrain_steps
-    for message, found in refused.items():
+    for found, message in (
+        (bool(args.coco) != bool(args.images), "--coco TRAIN TEST goes with --images TRAIN TEST"),
+        (splits and not args.voc, "--train-split and --test-split are for --voc"),
+        (args.labels and own, "--labels is for the painted scenes: leave out --voc and --coco"),
+        (args.labels and without, f"--labels (a supervised encoder for each number) {made}"),
+        ("instdisc" in args.arms and without, f"--arms instdisc {made}"),
+        (args.pretrain_steps and without, f"--pretrain-steps {made}"),
+    ):
         if found:
             raise InputError(message)
 
