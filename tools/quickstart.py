@@ -51,9 +51,7 @@ def parser() -> argparse.ArgumentParser:
     )
     group = p.add_argument_group("your own data")
     either, add = group.add_mutually_exclusive_group().add_argument, group.add_argument
-    either(
-        "--voc", type=Path, metavar="DIR", help="in PASCAL VOC layout (default: painted scenes)"
-    )
+    either("--voc", type=Path, metavar="DIR", help="in PASCAL VOC layout (default: painted scenes)")
     split = "a list of ImageSets/Main (default: {} or else {})"
     add("--train-split", metavar="SPLIT", help=split.format("trainval", "train"))
     add("--test-split", metavar="SPLIT", help=split.format("test", "val"))

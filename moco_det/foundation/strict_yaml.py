@@ -64,7 +64,7 @@ def _load_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     try:
         content = load_mapping(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
-        raise InputError(f"config file {path} does not exist: check --config-file") from None
+        raise InputError(f"config file {path} does not exist: check its path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"config file {path} cannot be read: {error}") from None
     base = content.pop(BASE_KEY, None)

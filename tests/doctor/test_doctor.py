@@ -13,7 +13,7 @@ import pytest
 
 from moco_det import zoo
 from moco_det.doctor import FAULT, NOTE, OK, Finding, engines, examine, hardware, packages, storage
-from moco_det.settings.config import load_yaml
+from moco_det.foundation.strict_yaml import load_yaml
 from moco_det_tools.doctor import main
 from moco_det_tools.entry import run
 from tests.data.builders import write_voc

@@ -179,7 +179,7 @@ def test_bases_in_a_circle_are_bad_input(tmp_path: Path) -> None:
 
 
 def test_missing_empty_and_binary_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone\.yaml does not exist: check --config-file"):
+    with pytest.raises(InputError, match=r"gone\.yaml does not exist: check its path"):
         load_config(tmp_path / "gone.yaml")
     with pytest.raises(InputError, match="cannot be read"):
         load_config(tmp_path)

@@ -16,7 +16,7 @@ from moco_det.runs.suites.shown import run_shown
 from moco_det.runs.suites.state import read_state
 from moco_det.runs.suites.suite import SuiteSetting
 from moco_det.settings import zoo
-from moco_det.settings.config import flatten, load_yaml
+from moco_det.foundation.strict_yaml import flatten, load_yaml
 
 # Processes of this size that one GPU is given at once.
 PER_GPU = 3

@@ -21,8 +21,8 @@ from typing import Any
 
 from moco_det.data import load_datasets
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.strict_yaml import flatten, nest
-from moco_det.settings.config import dump, load_yaml
+from moco_det.foundation.strict_yaml import flatten, load_yaml, nest
+from moco_det.settings.config import dump
 
 # of arms and settings, which become folders
 NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"

@@ -11,9 +11,8 @@ from typing import Any
 import yaml
 
 from moco_det.foundation.atomic import write_text
-from moco_det.foundation.strict_yaml import nest
+from moco_det.foundation.strict_yaml import load_yaml, nest
 from moco_det.results.published import PublishedRow, PublishedTable, find_table
-from moco_det.settings.config import load_yaml
 from moco_det.settings.zoo import folder
 from moco_det.settings.zoo.arms import ARMS, Initialisation
 from moco_det.settings.zoo.stems import STEMS, ConfigStem
