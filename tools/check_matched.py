@@ -5,20 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from moco_det.results.matched import INPUT_KEYS
-from moco_det.runs.engines import choose_engine
-from moco_det.runs.matched_files import match_files
-from moco_det.settings.engine import ENGINES
-from moco_det_tools.entry import run
+from moco_det_tools.entry import add_engine, make_parser, run
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example: python tools/check_matched.py configs/coco_R50_FPN_2x_*.yaml",
+    """The command line of this tool."""
+    p = make_parser("check-matched", __doc__, example="coco_R50_FPN_2x_moco coco_R50_FPN_2x_random")
+    p.add_argument(
+        "files", nargs="+", metavar="FILE|NAME", help="one config per arm: a yaml or a zoo's name"
     )
-    p.add_argument("files", nargs="+", metavar="FILE.yaml", help="one config for each arm")
-    p.add_argument("--engine", choices=ENGINES, default="auto", help="whose defaults are under it")
+    add_engine(p)
     p.add_argument(
         "--without-weights",
         action="store_true",
@@ -30,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="KEY VALUE",
         dest="overrides",
-        help="config keys over every file, as train_net.py is given them",
+        help="config keys over every file, as train-net is given them (default: none)",
     )
     return p
 
@@ -38,8 +34,14 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the proof; 0 where the arms are matched, 1 where they are not."""
     args = parser().parse_args(argv)
+    # Imported here so that --help does not wait.
+    from moco_det.results.matched import INPUT_KEYS
+    from moco_det.runs.matched_files import match_files
+    from moco_det.runs.engines import choose_engine
+    from moco_det.settings.zoo import find_config
+
     matched = match_files(
-        args.files,
+        [find_config(file) for file in args.files],
         args.overrides,
         engine=choose_engine(args.engine).engine,
         read_weights=not args.without_weights,

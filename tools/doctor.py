@@ -7,15 +7,17 @@ import os
 from collections.abc import Sequence
 
 from moco_det.doctor import FAULT, examine
-from moco_det_tools.entry import run
+from moco_det_tools.entry import make_parser, run
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example: python tools/doctor.py --datasets /data",
+    """The command line of this tool."""
+    p = make_parser("doctor", __doc__, example="--datasets /data")
+    p.add_argument(
+        "--datasets",
+        metavar="DIR",
+        help="folder of the data sets (default: $DETECTRON2_DATASETS, or ./datasets)",
     )
-    p.add_argument("--datasets", metavar="DIR", help="instead of $DETECTRON2_DATASETS, ./datasets")
     return p
 
 

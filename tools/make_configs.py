@@ -1,4 +1,4 @@
-"""Write the matrix of detection configs into a folder: one yaml for each setting and arm."""
+"""Write the matrix of detection configs into a folder: one yaml per table and arm."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moco_det.settings.zoo.matrix import write
-from moco_det_tools.entry import run
+from moco_det_tools.entry import make_parser, run
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, epilog="example: python tools/make_configs.py configs"
-    )
-    p.add_argument("folder", type=Path, help="where to; a file there of the same name is replaced")
+    """The command line of this tool."""
+    p = make_parser("make-configs", __doc__, example="configs")
+    p.add_argument("folder", type=Path, help="a file there of the same name is replaced")
     return p
 
 

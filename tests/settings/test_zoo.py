@@ -53,7 +53,7 @@ def test_a_file_that_exists_wins_over_the_config_of_its_name(
     monkeypatch.chdir(tmp_path)
     Path("R18_FPN").touch()
     assert zoo.find_config("R18_FPN") == "R18_FPN"
-    with pytest.raises(InputError, match=r"config file R18.FPN does not exist.*did you mean R18_FPN"):
+    with pytest.raises(InputError, match="R18.FPN does not exist.*did you mean R18_FPN"):
         zoo.find_config("R18.FPN")
 
 
