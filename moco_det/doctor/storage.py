@@ -26,7 +26,9 @@ EXPECTED = dict(
     cityscapes_fine_instance_seg_val=500,
 )
 # name -> (json, folders that its images are in), below $DETECTRON2_DATASETS
-LISTED = {name: (json_file, (images,)) for name, (json_file, images) in BUILTIN_COCO.items()}
+LISTED: dict[str, tuple[str, tuple[str, ...]]] = {
+    name: (json_file, (images,)) for name, (json_file, images) in BUILTIN_COCO.items()
+}
 for _split in ("train", "val"):
     LISTED[f"keypoints_coco_2017_{_split}"] = (
         f"coco/annotations/person_keypoints_{_split}2017.json",

@@ -44,9 +44,7 @@ class LiveTable:
     def draw(self, running: Sequence[RunningJob], outcome: MatrixOutcome) -> None:
         """The whole table, over the one before."""
         state = read_state(self.output / "results.jsonl", self.runs)
-        lines = table_lines(
-            self.runs, state, {one.job.name: share(one) for one in running}, outcome
-        )
+        lines = table_lines(self.runs, state, running, outcome)
         lines.append(time_left_line(self.runs, state, at_once=self.at_once))
         if self.terminal:
             lines = fitted(lines, shutil.get_terminal_size())

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Run:
     engine: str
     version: str
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Ten hex digits of what makes the run."""
         parts = [self.setting.text, self.arm.keys(), self.arm.sha256, self.seed]

@@ -189,6 +189,25 @@ def test_the_table_shows_means_and_one_mark_per_seed(
     assert lines[2].split() == ["fine", "10.5", "±", "0.7", "n=2/2", "+", "+"]
 
 
+def test_a_running_run_is_shown_with_the_share_of_its_iterations(
+    make_runs: Any, trainer: Any, tmp_path: Path
+) -> None:
+    runs = make_runs("slow")
+    folder = runs[0].folder(tmp_path)
+    shown: list[str] = []
+
+    def watch(running: Any, outcome: MatrixOutcome) -> None:
+        state = read_state(tmp_path / "results.jsonl", runs)
+        shown.append(table_lines(runs, state, running, outcome)[1].split()[-1])
+        if len(shown) == 1:
+            (folder / "metrics.jsonl").write_text('{"iteration": 4}\n', encoding="utf-8")
+        elif waiting(folder):
+            raise KeyboardInterrupt
+
+    run_matrix(runs, tmp_path, train_command=trainer, watch=watch)
+    assert shown == ["..%", "40%"]
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
