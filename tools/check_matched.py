@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     # Imported here so that --help does not wait.
     from moco_det.results.matched import INPUT_KEYS
-    from moco_det.runs.matched_files import match_files
     from moco_det.runs.engines import choose_engine
+    from moco_det.runs.matched_files import match_files
     from moco_det.settings.zoo import find_config
 
     matched = match_files(
