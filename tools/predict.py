@@ -1,5 +1,4 @@
-"""Draw a trained detector's detections on images: predict.py --config-file runs/a/config.yaml
---input photos/ --output drawn/
+"""Draw a trained detector's detections on images.
 
 The weights are the model_final.pth beside the config, or those of --weights. Images that do not
 open are named and skipped; videos are not read. The output folder holds every image under its
@@ -18,8 +17,8 @@ from typing import Any, NoReturn
 from moco_det.foundation.errors import InputError
 from moco_det.runs.engines import choose_engine, load_config, load_engine
 from moco_det.runs.predict import FRAMES, class_names, find_images, predict_folder, whole_config
-from moco_det.settings.engine import ENGINES
-from moco_det_tools.entry import run
+from moco_det.settings.zoo import find_config
+from moco_det_tools.entry import add_engine, make_parser, run
 
 
 class NoVideo(argparse.Action):
@@ -32,22 +31,38 @@ class NoVideo(argparse.Action):
 
 def parser() -> argparse.ArgumentParser:
     """The options of detectron2's demo, and the engine's."""
-    p = argparse.ArgumentParser(
-        prog="predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    p = make_parser(
+        "predict", __doc__, example="--config-file runs/a/config.yaml --input photos/ -o drawn/"
     )
     add = p.add_argument
-    add("--config-file", required=True, metavar="FILE", help="config.yaml of a run, or another")
+    add("--config-file", required=True, metavar="FILE|NAME", help="a run's config.yaml, or another")
     add("--input", required=True, nargs="+", metavar="PATH", help="images and folders of images")
     for option, values in (("--video-input", "?"), ("--webcam", 0)):
         add(option, action=NoVideo, nargs=values, help=argparse.SUPPRESS)
     add("-o", "--output", required=True, type=Path, metavar="DIR", help="a folder to be made")
     add("--weights", metavar="FILE", help="checkpoint (default: model_final.pth beside the config)")
-    add("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="default 0.5")
-    add("--classes", nargs="+", default=(), metavar="NAME", help="names, where none are recorded")
-    add("--engine", choices=ENGINES, default="auto", help="auto: detectron2 if it is there")
+    add(
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="least score of what is drawn",
+    )
+    add(
+        "--classes",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="the classes' names (default: those of the run's data set)",
+    )
+    add_engine(p)
     add("--strict", action="store_true", help="one image that does not open is an error")
     add(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config overrides"
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys over the file's (default: none)",
     )
     return p
 
@@ -58,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     images = find_images(args.input)
     choice = choose_engine(args.engine)
-    overrides = whole_config(args.config_file, args.weights, args.opts)
-    cfg = load_config(choice.engine, args.config_file, overrides)
+    config_file = find_config(args.config_file)
+    overrides = whole_config(config_file, args.weights, args.opts)
+    cfg = load_config(choice.engine, config_file, overrides)
     detector = load_engine(choice.engine).open_detector(cfg)
     print(f"engine {choice.engine} ({choice.reason}), {detector.precision}")
     done = predict_folder(

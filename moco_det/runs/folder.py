@@ -6,8 +6,6 @@ Both engines use it: what is refused here is refused before anything of a run is
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from moco_det.foundation.atomic import make_folder, write_text
+from moco_det.foundation.atomic import make_folder, try_lock, write_text
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import flatten, load_mapping
 from moco_det.settings.config import dump
@@ -98,15 +96,11 @@ def claimed(output: Path) -> Iterator[None]:
     """
     make_folder(output)
     with open(output / "log.txt", "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise InputError(
-                    f"another run is writing into {output}: wait for its end, or choose another "
-                    "OUTPUT_DIR"
-                ) from None
-            # a file system without locks: as before there were any
+        if not try_lock(file):
+            raise InputError(
+                f"another run is writing into {output}: wait for its end, or choose another "
+                "OUTPUT_DIR"
+            )
         yield
 
 

@@ -17,6 +17,7 @@ from moco_det.data import DetectionDataset
 from moco_det.results import SCHEMA
 from moco_det.weights.backbone import Backbone
 
+
 def version_of(package: str) -> str:
     """Installed version of a package, or "absent"."""
     try:

@@ -154,9 +154,7 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
                 dataset=describe_data(prepared.train_set, prepared.test_set),
                 config_name=Path(options.config_file).stem,
                 config=dump(cfg),
-                init=describe_init(
-                    options.init_name, cfg.MODEL.WEIGHTS, prepared.loaded.backbone
-                ),
+                init=describe_init(options.init_name, cfg.MODEL.WEIGHTS, prepared.loaded.backbone),
                 engine=describe_engine(**engine.describe()),
                 precision=prepared.precision,
                 seed=prepared.cfg.SEED,

@@ -165,15 +165,7 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
     """Turn SIGTERM, by which batch systems end a job, into the safe stop of Ctrl-C."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread: signals are somebody else's
-        yield
-        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import socket
 import sys
@@ -13,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moco_det.foundation.atomic import make_folder, write_text
+from moco_det.foundation.atomic import make_folder, try_lock, write_text
 from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
 from moco_det.results import SCHEMA, append_row
@@ -70,12 +68,12 @@ def run_matrix(
 
     def start(run: Run, gpus: Slot) -> RunningJob | None:
         folder = make_folder(run.folder(output))
-        claim = claim_file(folder / ".claim")
-        if claim is None:
+        claim = os.open(folder / ".claim", os.O_RDWR | os.O_CREAT, 0o644)
+        mine = try_lock(claim)
+        if not mine:
             outcome.elsewhere.append(run.name)
-            return None
-        if run.name in read_state(results, [run]).finished:
-            # Another process finished it between our reading and our claim.
+        # Another process may have finished it between our reading and our claim.
+        if not mine or run.name in read_state(results, [run]).finished:
             os.close(claim)
             return None
         words = [*train_command, "--num-gpus", str(max(1, len(gpus)))]
@@ -165,16 +163,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def claim_file(path: Path) -> int | None:
-    """An open file that is locked, None where another process holds the lock."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            os.close(handle)
-            return None
-        # A file system without locks: one runner at a time is then the user's business.
-    return handle
