@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 from moco_det.doctor.finding import FAULT, NOTE, OK, Finding
 from moco_det.doctor.packages import first_line
-from moco_det.runs.engines import choose_engine
+from moco_det.runs.engines import choose_engine, load_engine
 
 INSTRUCTIONS = "https://detectron2.readthedocs.io/tutorials/install.html"
 # What an import of detectron2 says where it fails -> the cure.
@@ -86,23 +84,12 @@ def cure_of(message: str, origin: str | None) -> str:
 
 def age_of(folder: Path) -> str:
     """Version, commit and date as far as they are known: its version has been 0.6 since 2021."""
-    facts = [importlib.import_module("detectron2").__version__]
-    commit = installed_commit() or checkout_commit(folder)
-    if commit:
-        facts.append(f"commit {commit}")
+    names = load_engine("detectron2").describe()
+    commit = names.get("commit", "")[:10] or checkout_commit(folder)
     trainer = importlib.import_module("detectron2.engine").SimpleTrainer
     newer = "zero_grad_before_forward" in inspect.signature(trainer.__init__).parameters
-    facts.append("newer than the release 0.6 of 2021" if newer else "as old as release 0.6 of 2021")
-    return ", ".join(facts)
-
-
-def installed_commit() -> str:
-    """The commit that pip wrote down (PEP 610), or nothing."""
-    try:
-        text = metadata.distribution("detectron2").read_text("direct_url.json")
-    except metadata.PackageNotFoundError:
-        return ""
-    return str(json.loads(text or "{}").get("vcs_info", {}).get("commit_id", ""))[:10]
+    age = "newer than the release 0.6 of 2021" if newer else "as old as release 0.6 of 2021"
+    return ", ".join([names["version"], *([f"commit {commit}"] if commit else []), age])
 
 
 def checkout_commit(folder: Path) -> str:
