@@ -142,3 +142,18 @@ def test_the_configs_of_a_wheel_are_found_by_name_from_any_folder(
     )
     file = installed / "moco_det_configs" / "coco_R50_FPN_2x_moco.yaml"
     assert done.stdout.splitlines() == [f"{len(zoo.names())} {file}", "24000"]
+
+
+def test_the_commands_of_a_wheel_take_configs_by_name(installed: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "moco_det_tools.cli", "check-matched", "--without-weights"]
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+
+    def matched(*names: str) -> subprocess.CompletedProcess[str]:
+        words = [*command, "--engine", "standalone", *names]
+        return subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
+
+    done = matched("voc07_R50_C4_9k_moco", "voc07_R50_C4_9k_random")
+    assert done.returncode == 0 and done.stdout.startswith("matched: moco, random")
+    done = matched("voc07_R50_C4_9k_moco", "R18_FPM")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "R18_FPM does not exist" in done.stderr and "did you mean R18_FPN" in done.stderr

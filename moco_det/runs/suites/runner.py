@@ -124,16 +124,19 @@ def failed_row(run: Run, output: Path, why: str, seconds: float) -> dict[str, An
     """The row of a run that could not write one; what only the run could have learned is null."""
     keys, weights = run.setting.keys, run.arm.weights
     engine = describe_engine(run.engine, run.version)
-    data = ("train_fingerprint", "test_fingerprint", "train_images", "test_images", "classes")
+    sets = {part: keys[f"DATASETS.{part.upper()}"] for part in ("train", "test")}
+    unknown = ("train_fingerprint", "test_fingerprint", "train_images", "test_images", "classes")
     return {
         "schema": SCHEMA,
         "run": run.name,
         "status": "failed",
         "task": "box+mask" if keys.get("MODEL.MASK_ON") else "box",
         "dataset": {
-            "train": "+".join(map(str, keys["DATASETS.TRAIN"])),
-            "test": "+".join(map(str, keys["DATASETS.TEST"])),
-            **dict.fromkeys(data),
+            **{
+                part: name if isinstance(name, str) else "+".join(name)
+                for part, name in sets.items()
+            },
+            **dict.fromkeys(unknown),
         },
         "config_name": run.setting.name,
         "config": run.setting.text,

@@ -7,7 +7,7 @@
         config: ../base/RCNN_C4.yaml
         set: {SOLVER.MAX_ITER: 24000}
 
-Paths are relative to the file.
+Paths are relative to the file; `config` may also be a name of moco_det.zoo.names().
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from moco_det.data import load_datasets
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import flatten, load_yaml, nest
 from moco_det.settings.config import dump
+from moco_det.settings.zoo import find_config
 
 # of arms and settings, which become folders
 NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
@@ -40,7 +41,7 @@ SUITE: Kinds = {
 }
 SETTING: Kinds = {
     "name": (str, "letters, digits and . _ + -, as of a folder"),
-    "config": (str, "the path of a yaml file"),
+    "config": (str, "a yaml file or a name of moco_det.zoo"),
     "set": (dict, "config keys with their values"),
 }
 
@@ -122,7 +123,7 @@ def read_setting(entry: Any, path: Path, changes: Mapping[str, Any]) -> SuiteSet
     for key in RUN_KEYS:
         if key in over:
             raise InputError(f"{path}: {key} of {name} is set by the matrix, not by the suite")
-    keys = {**flatten(load_yaml(path.parent / entry["config"])), **over}
+    keys = {**flatten(load_yaml(find_config(entry["config"], path.parent))), **over}
     return SuiteSetting(name, {key: keys[key] for key in keys if key not in RUN_KEYS})
 
 

@@ -44,10 +44,10 @@ def get_config_file(name: str) -> str:
     )
 
 
-def find_config(given: str) -> str:
-    """The path of the config that a command line names: a file that exists, else by its name."""
-    if Path(given).is_file():
-        return given
+def find_config(given: str, beside: Path = Path()) -> str:
+    """The path of the config that a user names: a file, relative to `beside`, else by its name."""
+    if (beside / given).is_file():
+        return str(beside / given)
     absent = f"config file {given} does not exist, and none of moco_det.zoo.names() is called so"
     return _look_up(given, names(), absent)
 

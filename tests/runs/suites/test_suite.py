@@ -52,6 +52,13 @@ def test_a_setting_is_its_config_with_its_own_and_the_callers_changes(suite_file
     }
 
 
+def test_a_setting_may_name_a_config_of_the_zoo(suite_file: Path) -> None:
+    write(suite_file, "settings: [{config: quick/R18_FPN}, {config: base.yaml}]")
+    zoos, own = read_suite(suite_file).settings
+    assert (zoos.name, zoos.keys["MODEL.RESNETS.DEPTH"]) == ("R18_FPN", 18)
+    assert own.keys == {"SOLVER.MAX_ITER": 10, "SOLVER.BASE_LR": 0.1}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
