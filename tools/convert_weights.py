@@ -1,4 +1,7 @@
-"""Convert a checkpoint to a backbone file, with proof; or look into one."""
+"""Convert a ResNet checkpoint to a backbone file, with proof; or look into one.
+
+Nothing unproven is written. docs/weights.md has the layouts and the published files.
+"""
 
 from __future__ import annotations
 
@@ -7,60 +10,57 @@ import json
 from collections.abc import Sequence
 
 from moco_det.foundation.errors import InputError
-from moco_det.weights.convert import convert
-from moco_det.weights.formats import ENCODERS, FORMATS
-from moco_det.weights.inspection import inspect
-from moco_det.weights.summaries import conversion_lines, table_lines
-from moco_det_tools.entry import run
+from moco_det.weights import FORMATS, convert, inspect, table_lines
+from moco_det.weights.formats import ENCODERS
+from moco_det_tools.entry import make_parser, run
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line of convert_weights."""
-    names = ", ".join(row.name for row in FORMATS)
-    parse = argparse.ArgumentParser(
-        prog="convert_weights",
-        description="Convert a ResNet checkpoint to a backbone file; nothing unproven is written.",
-        epilog=f"Formats: {names}. The layouts and the published files are in docs/weights.md.",
+    """The command line of this tool."""
+    p = make_parser(
+        "convert-weights", __doc__, example="moco_v1_200ep_pretrain.pth.tar weights/moco.pkl"
     )
-    parse.add_argument("input", metavar="INPUT", help="the checkpoint")
-    parse.add_argument(
+    add = p.add_argument
+    add("input", metavar="INPUT", help="the checkpoint")
+    add(
         "output",
         metavar="OUTPUT",
         nargs="?",
         help=".pkl or .safetensors for detection, .pth for torchvision",
     )
-    parse.add_argument(
-        "--from", dest="source", metavar="FORMAT", help="take the input as this format"
+    names = ", ".join(row.name for row in FORMATS)
+    add(
+        "--from",
+        dest="source",
+        metavar="FORMAT",
+        help=f"take the input as this format, one of {names} (default: recognised from its keys)",
     )
-    parse.add_argument(
+    add(
         "--to",
         dest="target",
         metavar="FORMAT",
-        help="detectron2, torchvision or timm; by default what OUTPUT's suffix says",
+        help="detectron2, torchvision or timm (default: what OUTPUT's suffix says)",
     )
-    parse.add_argument(
+    add(
         "--encoder",
         choices=ENCODERS,
-        help="which encoder, where the file has two (each format's default is printed; "
-        "docs/weights.md)",
+        help="which encoder, where the file has two (default: its format's, which is printed)",
     )
-    parse.add_argument(
-        "--overwrite", action="store_true", help="replace OUTPUT if another file has its name"
-    )
-    parse.add_argument(
+    add("--overwrite", action="store_true", help="replace OUTPUT if another file has its name")
+    add(
         "--inspect",
         action="store_true",
         help="only say what INPUT is; exit code 2 if it cannot be converted",
     )
-    parse.add_argument("--json", action="store_true", help="with --inspect: as json")
-    return parse
+    add("--json", action="store_true", help="print what --inspect finds as json")
+    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert, or inspect. Returns 0; bad input raises InputError."""
     arguments = parser().parse_args(argv)
     if arguments.inspect:
-        return print_inspection(arguments)
+        return look(arguments)
     if arguments.json:
         raise InputError("--json belongs to --inspect")
     if arguments.output is None:
@@ -73,11 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         encoder=arguments.encoder,
         overwrite=arguments.overwrite,
     )
-    print("\n".join(conversion_lines(conversion)))
+    print("\n".join(conversion.lines()))
     return 0
 
 
-def print_inspection(arguments: argparse.Namespace) -> int:
+def look(arguments: argparse.Namespace) -> int:
     """Print what INPUT is; InputError after it where it cannot be converted."""
     if arguments.output is not None or arguments.target is not None or arguments.overwrite:
         raise InputError("--inspect writes nothing: leave OUTPUT, --to and --overwrite out")

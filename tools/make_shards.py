@@ -1,4 +1,7 @@
-"""Images to WebDataset shards: tools/make_shards.py IMAGES --output DIR | --index SHARDS"""
+"""Copy images into WebDataset shards for pre-training, in random order and with an index.
+
+Or write the index of shards that exist.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,13 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from moco_det_tools.entry import run
+from moco_det_tools.entry import at_least, make_parser, run
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    made = argparse.ArgumentParser(
-        prog="make_shards",
-        description="Copy images into WebDataset shards for pre-training, in random order and with "
-        "an index; or write the index of shards that exist.",
-    )
-    what = made.add_mutually_exclusive_group(required=True)
+    p = make_parser("make-shards", __doc__, example="images/ --output shards/")
+    what = p.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "images",
         nargs="?",
@@ -26,13 +25,15 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--index",
         metavar="SHARDS",
-        help="count the samples of DIR/name-{000000..000099}.tar and write DIR/shards.json",
+        help="count the samples of DIR/name-{000000..000099}.tar and write DIR/shards.json "
+        "(default: make shards of images)",
     )
-    made.add_argument("--output", metavar="DIR", help="the folder to make")
-    made.add_argument("--name", default="images", help="what the shards' names begin with")
-    made.add_argument("--shard-mb", type=int, default=256, metavar="MIB", help="size of a shard")
-    made.add_argument("--seed", type=int, default=0, help="of the images' order")
-    return made
+    add = p.add_argument
+    add("--output", metavar="DIR", help="the folder to make, needed with images (default: none)")
+    add("--name", default="images", help="what the shards' names begin with")
+    add("--shard-mb", type=at_least(1), default=256, metavar="MIB", help="size of a shard")
+    add("--seed", type=at_least(0), default=0, metavar="N", help="seed of the images' order")
+    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,8 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = command.parse_args(argv)
     if args.images and not args.output:
         command.error("--output DIR is needed")
-    if args.shard_mb < 1 or args.seed < 0:
-        command.error("--shard-mb must be at least 1 and --seed at least 0")
     # Imported here so that --help does not wait for torch.
     from pretrain.data.listing import list_images
     from pretrain.data.write_shards import write_index, write_shards

@@ -1,4 +1,7 @@
-"""Say what a pre-training run needs before it starts: tools/plan.py --images N --gpus G ..."""
+"""Say what memory, iterations, time and disk a pre-training run needs before it starts.
+
+Exit code 2 where it cannot fit.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,48 @@ import sys
 from collections.abc import Sequence
 
 from moco_det.foundation.errors import InputError
-from moco_det_tools.entry import run
+from moco_det.settings.zoo import find_config
+from moco_det_tools.entry import make_parser, run
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    p = argparse.ArgumentParser(
-        prog="plan",
-        description="Memory, iterations, time and disk of a pre-training run; exit code 2 where it "
-        "cannot fit.",
+    p = make_parser(
+        "plan", __doc__, example="--config-file moco_v2_r50_in1m_200ep --images 1281167 --gpus 8"
     )
-    p.add_argument("--config-file", metavar="FILE", help="configs/pretrain/*.yaml (or defaults)")
-    p.add_argument("--images", type=int, required=True, help="in the data set; 1e9 is no trouble")
-    p.add_argument("--gpus", type=int, required=True, help="one process each; 0 is one on the CPU")
-    p.add_argument("--memory", type=float, metavar="GIB", help="of a GPU (default: the one here, "
-                   "else 16, the papers' V100) or of the machine (--gpus 0)")  # fmt: skip
-    p.add_argument("--host-memory", type=float, metavar="GIB", help="for a process beside its GPU")
-    p.add_argument("--classes", type=int, default=1000, help="of the supervised arm (default 1000)")
+    add = p.add_argument
+    add(
+        "--config-file",
+        metavar="FILE|NAME",
+        help="a yaml file or a zoo's name (default: the keys' own defaults)",
+    )
+    add("--images", type=int, required=True, metavar="N", help="in the data set; 1e9 is no trouble")
+    add("--gpus", type=int, required=True, metavar="N", help="one process each; 0 is the CPU")
+    add(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="of a GPU (default: the one here, else 16, the papers' V100), or with --gpus 0 of the "
+        "machine (default: this one)",
+    )
+    add(
+        "--host-memory",
+        type=float,
+        metavar="GIB",
+        help="for a process beside its GPU (default: not checked)",
+    )
+    add("--classes", type=int, default=1000, metavar="N", help="of the supervised arm")
     timing = p.add_mutually_exclusive_group()
-    timing.add_argument("--rate", type=float, metavar="IMAGES_PER_SECOND", help="of one process")
+    timing.add_argument(
+        "--rate",
+        type=float,
+        metavar="IMAGES_PER_SECOND",
+        help="of one process (default: no time is planned)",
+    )
     timing.add_argument(
         "--measure", action="store_true", help="measure the rate here, on the device DEVICE picks"
     )
-    p.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys over the file's")
     return p
 
 
@@ -49,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     opts = list(args.opts)
     if args.config_file is None and not any(key.startswith("SOLVER.") for key in opts[::2]):
         opts += ["SOLVER.EPOCHS", "200"]
-    cfg = load_config(args.config_file, opts)
+    config_file = find_config(args.config_file) if args.config_file else None
+    cfg = load_config(config_file, opts)
     plan = make_plan(
         cfg,
         images=args.images,

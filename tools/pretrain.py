@@ -1,4 +1,4 @@
-"""Pre-train an encoder: tools/pretrain.py --config-file configs/pretrain/X.yaml [KEY VALUE ...]"""
+"""Pre-train an encoder on images and write its checkpoint.pth."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ import os
 import sys
 from collections.abc import Sequence
 
-from moco_det_tools.entry import run
+from moco_det.settings.zoo import find_config
+from moco_det_tools.entry import make_parser, run
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    made = argparse.ArgumentParser(prog="pretrain", description="Pre-train an encoder on images.")
-    made.add_argument(
-        "--config-file", required=True, metavar="FILE", help="configs/pretrain/*.yaml"
+    p = make_parser(
+        "pretrain",
+        __doc__,
+        example="--config-file pretrain/quick/moco_v2_r18 DATA.PATH images/ OUTPUT_DIR runs/a",
     )
-    made.add_argument(
+    p.add_argument(
+        "--config-file", required=True, metavar="FILE|NAME", help="a yaml file or a zoo's name"
+    )
+    p.add_argument(
         "--resume", action="store_true", help="continue from the newest checkpoint in OUTPUT_DIR"
     )
-    made.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="config keys to override, e.g. DATA.PATH images OUTPUT_DIR runs/a",
+    p.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys over the file's"
     )
-    return made
+    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pretrain.train import train
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    checkpoint = train(load_config(args.config_file, args.opts), resume=args.resume)
+    checkpoint = train(load_config(find_config(args.config_file), args.opts), resume=args.resume)
     if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
         print(checkpoint)
     return 0

@@ -1,9 +1,4 @@
-"""Lists, shows and exports the rows of results.jsonl.
-
-tools/results.py ls runs/quick
-tools/results.py show moco_seed0 runs/quick
-tools/results.py export runs/quick -o rows.csv
-"""
+"""List, show and export the rows of results.jsonl."""
 
 from __future__ import annotations
 
@@ -16,7 +11,7 @@ from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
 from moco_det.results import Row, read_rows
 from moco_det.results.listing import as_csv, as_json, find, in_full, table
-from moco_det_tools.entry import run
+from moco_det_tools.entry import make_parser, run
 
 FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {
     ".csv": as_csv,
@@ -27,23 +22,30 @@ FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    p = argparse.ArgumentParser(prog="results", description=(__doc__ or "").splitlines()[0])
-    commands = p.add_subparsers(dest="command", required=True)
-    ls = commands.add_parser("ls", help="one line per row")
-    show = commands.add_parser("show", help="everything that the rows of a run hold")
+    p = make_parser("results", __doc__, example="export runs/quick -o rows.csv")
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    format_help = {"formatter_class": p.formatter_class}
+    ls = commands.add_parser("ls", help="one line per row", **format_help)
+    show = commands.add_parser("show", help="everything that a run's rows hold", **format_help)
     show.add_argument("run", metavar="RUN", help="the run's name, or its beginning")
-    export = commands.add_parser("export", help="rows with flat columns")
+    export = commands.add_parser("export", help="rows with flat columns", **format_help)
     export.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help=", ".join(FORMATS)
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=f"a file that ends in {', '.join(FORMATS)}",
     )
     for command in (ls, show, export):
         command.add_argument(
             "results", nargs="+", metavar="RESULTS", help="results.jsonl files, or their folders"
         )
     for command in (ls, export):
-        command.add_argument("--arm", help="rows of this arm only")
-        command.add_argument("--config", help="rows of this config name only")
-        command.add_argument("--status", choices=("finished", "failed"), help="these rows only")
+        add = command.add_argument
+        add("--arm", help="rows of this arm only (default: of every arm)")
+        add("--config", metavar="NAME", help="rows of this config only (default: of every config)")
+        add("--status", choices=("finished", "failed"), help="these rows only (default: both)")
     return p
 
 

@@ -21,6 +21,7 @@ TOOLS = list(cli.COMMANDS)
 def parsers(tool: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[argparse.ArgumentParser]:
     """A tool's parser as `moco-det` makes it, and those of its subcommands."""
     monkeypatch.setattr(sys, "argv", [f"moco-det {tool}"])
+    monkeypatch.setenv("COLUMNS", "9999")  # one line per option
     module = importlib.import_module(f"moco_det_tools.{tool.replace('-', '_')}")
     whole = module.parser()
     yield whole

@@ -11,6 +11,7 @@ from moco_det.weights.inspection import OF_A_FORMAT
 from moco_det_tools.convert_weights import parser
 
 REPO = Path(__file__).resolve().parents[2]
+USUAL = {"-h", "--help", "-V", "--version"}  # of every tool
 TEXT = (REPO / "docs" / "weights.md").read_text(encoding="utf-8")
 
 
@@ -56,7 +57,7 @@ def test_every_config_that_a_published_checkpoint_belongs_to_is_there_and_names_
 
 def test_every_option_and_key_is_explained() -> None:
     options = {word for action in parser()._actions for word in action.option_strings}
-    assert [o for o in options - {"-h", "--help"} if f"`{o}" not in TEXT] == []
+    assert [o for o in options - USUAL if f"`{o}" not in TEXT] == []
     assert [key for key in OF_A_FORMAT if f"`{key}`" not in TEXT] == []
     assert [word for word in ENCODERS if f"`{word}`" not in TEXT] == []
     assert len(ARCHITECTURES) == 18 and "`resnet50_w4x`" in TEXT
