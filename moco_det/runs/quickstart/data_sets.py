@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moco_det.data import check_images, coco_uri, load_dataset, voc_uri
+from moco_det.data.pair import overlap_warnings
 from moco_det.data.scenes import write_scenes
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
@@ -77,12 +78,8 @@ def own_data(
     """
     train_set = load_dataset(train)
     test_set = load_dataset(test, classes=train_set.classes)
-    shared = {r.file_name for r in train_set.records} & {r.file_name for r in test_set.records}
-    if shared:
-        raise InputError(
-            f"{len(shared)} test images are training images too (such as {min(shared)}): "
-            "name disjoint splits with --train-split and --test-split"
-        )
+    for overlap in overlap_warnings(train_set, test_set):
+        raise InputError(f"{overlap}: name disjoint splits with --train-split and --test-split")
     if len(train_set.classes) < 2 and "supervised" in budget.arms:
         others = " ".join(arm for arm in budget.arms if arm != "supervised")
         raise InputError(
@@ -110,12 +107,9 @@ def own_data(
 
 def voc_uris(root: Path, train: str | None, test: str | None) -> tuple[str, str]:
     """The splits asked for, or the usual ones that exist."""
-    folder = root / "ImageSets" / "Main"
-    there = {file.stem for file in folder.glob("*.txt")}
-    if not root.is_dir():
-        raise InputError(f"--voc {root} is not a folder: name the one that holds ImageSets")
+    there = {file.stem for file in (root / "ImageSets" / "Main").glob("*.txt")}
     if not there:
-        raise InputError(f"{folder} has no split files: --voc wants a folder in VOC layout")
+        raise InputError(f"--voc {root} has no ImageSets/Main/*.txt: name a folder in VOC layout")
     # trainval holds val, so that the two cannot be trained and tested on
     wanted_test = test or ("test" if "test" in there else "val")
     usual = ("train",) if wanted_test == "val" and "train" in there else ("trainval", "train")

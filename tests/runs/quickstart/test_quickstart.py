@@ -13,7 +13,12 @@ from moco_det.data import coco_uri, load_dataset
 from moco_det.data.scenes import ScenesPaths, write_scenes
 from moco_det.foundation.errors import InputError
 from moco_det.runs.quickstart import encoders
-from moco_det.runs.quickstart.data_sets import own_data, painted_data, write_first_images
+from moco_det.runs.quickstart.data_sets import (
+    own_data,
+    painted_data,
+    voc_uris,
+    write_first_images,
+)
 from moco_det.runs.quickstart.detectors import build_runs, jobs_without_encoder
 from moco_det.runs.quickstart.plan import Budget, QuickstartPlan, remember
 from moco_det.weights.backbone import load_backbone
@@ -142,6 +147,36 @@ def test_one_class_is_refused_for_the_supervised_arm_with_the_way_out(
     alone = replace(BUDGET, arms=("random", "moco"))
     assert own_data(tmp_path / "out", alone, train=train, test=test, strict=False).classes == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_trained_and_tested_on_are_refused(
+    scenes: ScenesPaths, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="12 of 12 test images .* name disjoint splits"):
+        own_data(tmp_path, BUDGET, train=scenes.train, test=scenes.train, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("there", "train", "test"),
+    [
+        (["train", "trainval", "val", "test"], "trainval", "test"),
+        (["train", "trainval", "val"], "train", "val"),
+        (["trainval", "val"], "trainval", "val"),
+        (["train", "test"], "train", "test"),
+    ],
+)
+def test_the_usual_splits_of_a_voc_folder_are_taken_and_never_one_that_holds_the_other(
+    there: list[str], train: str, test: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="name a folder in VOC layout"):
+        voc_uris(tmp_path, None, None)
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for name in there:
+        (lists / f"{name}.txt").touch()
+    uris = voc_uris(tmp_path, None, None)
+    assert [uri.partition("?split=")[2] for uri in uris] == [train, test]
+    assert voc_uris(tmp_path, "mine", "yours")[1].endswith("?split=yours")
 
 
 def test_a_broken_image_of_ones_own_is_left_out_of_both_encoders(
