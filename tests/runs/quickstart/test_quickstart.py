@@ -161,11 +161,10 @@ def test_images_that_are_trained_and_tested_on_are_refused(
     [
         (["train", "trainval", "val", "test"], "trainval", "test"),
         (["train", "trainval", "val"], "train", "val"),
-        (["trainval", "val"], "trainval", "val"),
         (["train", "test"], "train", "test"),
     ],
 )
-def test_the_usual_splits_of_a_voc_folder_are_taken_and_never_one_that_holds_the_other(
+def test_the_usual_splits_of_a_voc_folder_are_taken_train_alone_where_val_is_tested_on(
     there: list[str], train: str, test: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="name a folder in VOC layout"):
