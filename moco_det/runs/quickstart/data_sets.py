@@ -38,8 +38,8 @@ def painted_data(
         classes=PAINTED,
         objects=(1, 4),
     )
-    detector = "quick/demo_R18_FPN"
-    setting = Path(detector).name
+    detector = "quick/demo_R18_FPN.yaml"
+    setting = Path(detector).stem
     train = {}
     for number in sorted(labels) or [LABELLED]:
         if number == LABELLED:
@@ -93,9 +93,9 @@ def own_data(
         print(f"{part.name}: {counts}")
         for line in part.skipped:
             print(f"  warning: {line}")
-    detector = "quick/own_R18_w0.5x_FPN"
+    detector = "quick/own_R18_w0.5x_FPN.yaml"
     return QuickstartPlan(
-        train={Path(detector).name: train},
+        train={Path(detector).stem: train},
         test=test,
         unlabelled=str(output / "unlabelled.txt"),
         classes=len(train_set.classes),

@@ -44,7 +44,7 @@ class QuickstartPlan:
     @property
     def setting(self) -> str:
         """The name of the setting with all labelled images; others are called after it."""
-        return Path(self.detector).name
+        return Path(self.detector).stem
 
     @property
     def detector_seeds(self) -> range:

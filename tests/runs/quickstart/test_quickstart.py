@@ -46,7 +46,7 @@ def plan(scenes: ScenesPaths, tmp_path: Path) -> QuickstartPlan:
         unlabelled=str(scenes.unlabelled),
         classes=len(scenes.classes),
         masks=True,
-        detector="quick/demo_R18_FPN",
+        detector="quick/demo_R18_FPN.yaml",
         budget=BUDGET,
     )
     part = tmp_path / "labels" / "train_5.json"
