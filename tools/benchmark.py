@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         __doc__,
         example="--suite quick --weights moco=moco.pkl supervised=sup.pkl --seeds 3 \\\n"
         '    --data "voc://DIR?split=train" "voc://DIR?split=test" -o runs/quick',
-        # --slurm takes its own options out of the command line, and must know their names
+        # the tasks of a job array repeat the command line, maybe after an option was added
         allow_abbrev=False,
     )
     add = p.add_argument
@@ -77,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="only show the matrix, its cost and its commands")
     add(
         "--slurm",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=False,
         help="write a job array and run nothing; its tasks run on the CPU without --gpus",
     )
     add(
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.slurm:
         gpus = args.gpus_per_run if args.gpus else 0
-        task = slurm.task_command(given, engine=choice.engine)
+        task = slurm.task_command(given, engine=choice.engine, gpus=gpus)
         script = slurm.write_job_array(
             now.left(runs),
             output,

@@ -10,7 +10,7 @@ import torch
 from moco_det.foundation.errors import InputError
 from moco_det.runs.suites.slurm import task_command
 from moco_det.settings import zoo
-from moco_det_tools.benchmark import main
+from moco_det_tools.benchmark import main, parser
 
 RANDOM_ONLY = ["--no-supervised", "--engine", "standalone"]
 
@@ -48,7 +48,7 @@ def test_a_job_array_calls_this_command_again_for_one_run(
     assert main([*words, "--sbatch=--time=1:00:00"]) == 0
     script = (out / "array.sbatch").read_text(encoding="utf-8")
     assert "--array=0-1" in script and "#SBATCH --time=1:00:00" in script
-    assert "moco_det_tools.benchmark --suite" in script and "--slurm" not in script.split("exec")[1]
+    assert "moco_det_tools.benchmark --suite" in script and " --no-slurm " in script
     first = (out / "runs.txt").read_text(encoding="utf-8").splitlines()[0]
     capsys.readouterr()
     assert main([*words[:-1], "--dry-run", "--only", first]) == 0
@@ -71,14 +71,19 @@ def test_an_unknown_suite_lists_those_there_are() -> None:
         main(["--suite", "nothing"])
 
 
-def test_a_task_is_not_given_what_the_batch_system_decides() -> None:
-    words = ["--suite", "quick", "--slurm", "--sbatch", "--time=1", "--sbatch=-p x", "-o", "d"]
-    me = ["--suite", "quick", "-o", "d"]
-    cpu, engine = ["--set", "MODEL.DEVICE", "cpu"], ["--engine", "standalone"]
-    assert task_command(words, engine="standalone") == [*me, *cpu, *engine]
+def test_a_task_is_told_what_the_batch_system_decides_and_not_what_it_decided_elsewhere() -> None:
+    given = ["--suite", "quick", "--slurm", "--sbatch=--time=1", "--sbatch=-p x", "-o", "d"]
+    task = parser().parse_args(task_command(given, engine="standalone", gpus=0))
+    assert (task.slurm, task.suite, str(task.output)) == (False, "quick", "d")
+    assert (task.engine, task.set) == ("standalone", [["MODEL.DEVICE", "cpu"]])
     # the GPUs' numbers are those of the machine that runs the task
-    words += ["--gpus", "6,7", "--at-once", "3", "--gpus-per-run=2", "--engine=auto"]
-    assert task_command(words, engine="standalone") == [*me, "--gpus-per-run=2", *engine]
+    given += ["--gpus", "6,7", "--at-once", "3", "--gpus-per-run=2", "--engine=auto"]
+    words = [*task_command(given, engine="standalone", gpus=2), "--gpus", "0,1"]
+    task = parser().parse_args(words)
+    assert (task.gpus, task.at_once, task.gpus_per_run) == ("0,1", 1, 2)
+    assert (task.engine, task.set) == ("standalone", [])
+    given += ["--set", "MODEL.DEVICE", "cuda"]
+    assert parser().parse_args(task_command(given, engine="standalone", gpus=0)).set == [given[-2:]]
 
 
 def test_a_job_array_s_runs_are_the_same_on_a_machine_with_other_devices(
@@ -91,7 +96,7 @@ def test_a_job_array_s_runs_are_the_same_on_a_machine_with_other_devices(
             monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
             assert main([*words, *gpus, "--slurm"]) == 0
             names.append((tmp_path / "out" / "runs.txt").read_text(encoding="utf-8"))
-            task = task_command([*words, *gpus, "--slurm"], engine="standalone")
+            task = task_command([*words, *gpus], engine="standalone", gpus=len(gpus) // 2)
             task += ["--gpus", "0"] if gpus else []
             for there in (False, True):
                 monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)

@@ -11,29 +11,15 @@ from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
 from moco_det.runs.suites.matrix import Run
 
-# Options that a task of a job array is not given, with the number of words that follow them.
-NOT_A_TASKS = {"--slurm": 0, "--sbatch": 1, "--gpus": 1, "--at-once": 1, "--engine": 1}
 
-
-def task_command(given: Sequence[str], *, engine: str) -> list[str]:
-    """The arguments of a benchmark for a task of its job array, without the batch system's part.
+def task_command(given: Sequence[str], *, engine: str, gpus: int) -> list[str]:
+    """A benchmark's arguments for a task of its job array: what is decided here comes last, and wins.
 
     The engine is the one found here. A task without GPUs is told so, since a machine with GPUs
     would make another config of it, and so another run.
     """
-    words: list[str] = []
-    skip = 0
-    for word in given:
-        name, equals, _ = word.partition("=")
-        if skip:
-            skip -= 1
-        elif name in NOT_A_TASKS:
-            skip = 0 if equals else NOT_A_TASKS[name]
-        else:
-            words.append(word)
-    gpus = any(word.split("=")[0] == "--gpus" for word in given)
-    device = [] if gpus or "MODEL.DEVICE" in words else ["--set", "MODEL.DEVICE", "cpu"]
-    return [*words, *device, "--engine", engine]
+    device = [] if gpus or "MODEL.DEVICE" in given else ["--set", "MODEL.DEVICE", "cpu"]
+    return [*given, "--no-slurm", "--at-once", "1", *device, "--engine", engine]
 
 
 def write_job_array(
