@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moco_det.settings.config import dump
 from moco_det.foundation.errors import InputError
 from moco_det.results.matched import Matched, compare_configs
 from moco_det.runs.engines import load_config
+from moco_det.settings.config import dump
 from moco_det.weights.backbone import load_backbone
 
 WHOLE_DETECTORS = (".pth", ".pt")

@@ -15,13 +15,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record, image_size, load_datasets, read_image
-from moco_det.foundation.atomic import new_folder, write_text
 from moco_det.data.image import image_fault
-from moco_det.runs.drawing import class_colours, draw_detections
+from moco_det.foundation.atomic import new_folder, write_text
 from moco_det.foundation.errors import InputError
 from moco_det.report.detections import Box
-from moco_det.settings.engine import Detector
+from moco_det.runs.drawing import class_colours, draw_detections
 from moco_det.scoring import write_predictions
+from moco_det.settings.engine import Detector
 
 logger = logging.getLogger(__name__)
 

@@ -33,6 +33,7 @@ from moco_det.runs.row import (
 )
 from moco_det.settings.config import dump
 from moco_det.settings.engine import Engine, PreparedRun, RunOptions
+from moco_det.settings.zoo import find_config
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +48,13 @@ def train(
 ) -> dict[str, Any]:
     """Train a config, with KEY VALUE overrides, in this process; its metrics on the test set.
 
-    As tools/train_net.py: everything is written into OUTPUT_DIR, the row of results too. Raises
-    InputError for whatever is wrong, before anything is written.
+    The config is a yaml file or a name of `zoo.names()`. As `moco-det train-net` does it:
+    everything is written into OUTPUT_DIR, the row of results too. Raises InputError for whatever is
+    wrong, before anything is written.
     """
-    name = choose_engine(engine).engine
-    options = RunOptions(str(config_file), resume=resume, init_name=init_name)
-    return run(load_config(name, config_file, overrides), options, load_engine(name))
+    name, file = choose_engine(engine).engine, find_config(str(config_file))
+    options = RunOptions(file, resume=resume, init_name=init_name)
+    return run(load_config(name, file, overrides), options, load_engine(name))
 
 
 def evaluate(

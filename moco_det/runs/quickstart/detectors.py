@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.strict_yaml import flatten, load_yaml
 from moco_det.runs.quickstart.encoders import encoder_name
 from moco_det.runs.quickstart.plan import QuickstartPlan
 from moco_det.runs.suites.matrix import Run, build_matrix, read_arms
@@ -16,7 +17,6 @@ from moco_det.runs.suites.shown import run_shown
 from moco_det.runs.suites.state import read_state
 from moco_det.runs.suites.suite import SuiteSetting
 from moco_det.settings import zoo
-from moco_det.foundation.strict_yaml import flatten, load_yaml
 
 # Processes of this size that one GPU is given at once.
 PER_GPU = 3

@@ -13,7 +13,7 @@ from moco_det.runs.suites.matrix import Run
 
 
 def task_command(given: Sequence[str], *, engine: str, gpus: int) -> list[str]:
-    """A benchmark's arguments for a task of its job array: what is decided here comes last, and wins.
+    """A benchmark's arguments for a task of its job array; what is decided here comes last.
 
     The engine is the one found here. A task without GPUs is told so, since a machine with GPUs
     would make another config of it, and so another run.
