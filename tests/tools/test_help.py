@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import re
 import sys
@@ -100,3 +101,29 @@ def test_a_command_is_spelled_as_this_process_was_started(
     repo = Path(__file__).resolve().parents[2]
     monkeypatch.setattr(sys, "argv", [started.format(repo=repo)])
     assert command("convert-weights") == shown.format(repo=repo)
+
+
+def messages(file: Path) -> Iterator[tuple[int, str]]:
+    """The strings of a module that are no docstrings, with their lines."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    said = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+            yield node.lineno, node.value
+
+
+def test_no_message_names_a_script_that_a_wheel_does_not_have() -> None:
+    repo = Path(__file__).resolve().parents[2]
+    scripts = "|".join(name.replace("-", "_") for name in TOOLS)
+    found = [
+        f"{file.relative_to(repo)}:{line} {text}"
+        for folder in ("moco_det", "pretrain", "tools")
+        for file in sorted((repo / folder).rglob("*.py"))
+        for line, text in messages(file)
+        if re.search(rf"tools/|\b({scripts})\.py\b", text)
+    ]
+    assert found == []
