@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{path}  {path.stat().st_size / 1024:,.0f} KiB")
     if not args.against:
         return 0
-    between = compare_reports(read_rows(args.results).rows, read_rows(args.against).rows)
-    print("\n".join(between.lines()))
-    return 1 if between.regressed else 0
+    diff = compare_reports(read_rows(args.results).rows, read_rows(args.against).rows)
+    print("\n".join(diff.lines()))
+    return 1 if diff.regressed else 0
 
 
 if __name__ == "__main__":

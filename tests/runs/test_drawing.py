@@ -6,8 +6,8 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from moco_det.runs.drawing import MASK_OPACITY, class_colours, draw_detections
 from moco_det.report.detections import Box, free_spot
+from moco_det.runs.drawing import MASK_OPACITY, class_colours, draw_detections
 
 COLOURS = class_colours(("cat", "dog"))
 
