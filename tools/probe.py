@@ -25,7 +25,7 @@ import yaml
 
 from moco_det import __version__
 from moco_det.foundation.errors import InputError
-from moco_det_tools.entry import run
+from moco_det_tools.entry import make_parser, run
 from pretrain.probe.options import PROTOCOLS, Conditions
 
 if TYPE_CHECKING:
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    p = argparse.ArgumentParser(
-        prog="probe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = make_parser("probe", __doc__, example="knn runs/moco/checkpoint.pth --train DIR --test DIR")
     commands = p.add_subparsers(dest="command", required=True, metavar="PROTOCOL")
     for command, (line, options) in PROTOCOLS.items():
-        add = commands.add_parser(command, help=line).add_argument
+        sub = commands.add_parser(command, help=line, formatter_class=p.formatter_class)
+        add = sub.add_argument
         add("checkpoints", nargs=options.checkpoints, metavar="CHECKPOINT")
         add("--train", required=True, metavar="DIR", help="images to learn from, by class folder")
         add("--test", required=True, metavar="DIR", help="images to test on, of the same classes")
-        usual = " (default %(default)s)"
         add("--size", type=int, metavar="PIXELS", help="of the views (default: the checkpoint's)")
         add("--name", help="the arm's name (default: the method, or the file's name)")
         add("--arch", help="architecture of random weights (default: the checkpoints')")
-        add("--seed", type=int, default=0, help="of random weights and of training" + usual)
-        add("--batch", type=int, default=options.batch, help="images at once" + usual)
-        add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=usual.strip())
-        add("--precision", choices=("float32", "bfloat16"), default="float32", help=usual.strip())
+        add("--seed", type=int, default=0, help="of random weights and of training")
+        add("--batch", type=int, default=options.batch, help="images at once")
+        add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where it runs")
+        add(
+            "--precision", choices=("float32", "bfloat16"), default="float32", help="of the encoder"
+        )
         add("--results", type=Path, default=Path("results.jsonl"), metavar="FILE",
-            help="where rows are added" + usual)  # fmt: skip
+            help="where rows are added")  # fmt: skip
         for one in fields(options):
             add(f"--{one.name.replace('_', '-')}", **one.metadata["argument"])
     return p

@@ -25,7 +25,7 @@ def option(
         argument["action"] = "store_true"
     elif default is not None:
         argument |= {"type": type(default), "default": default}
-        text += f" (default {default})"
+        text += f" (default: {default})"
     bounds = {"at least": least, "above": above, "at most": most}
     return field(
         default=default, metadata={"bounds": bounds, "argument": {"help": text, **argument}}
