@@ -133,7 +133,7 @@ def test_weights_that_are_not_there_name_the_converter_and_the_way_around(
     file = arm("a", weights="gone.pkl")
     assert check(file) == 2
     error = capsys.readouterr().err
-    assert "convert_weights.py CHECKPOINT gone.pkl" in error and "--without-weights" in error
+    assert "convert-weights CHECKPOINT gone.pkl" in error and "--without-weights" in error
     assert check(file, "--without-weights") == 0
 
 

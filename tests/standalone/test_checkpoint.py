@@ -118,7 +118,7 @@ def test_no_weights_are_said_to_be_none() -> None:
 def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
     model = make_model()
     before = copy_of(model)
-    with pytest.raises(InputError, match=r"gone\.pkl does not exist.*convert_weights"):
+    with pytest.raises(InputError, match=r"gone\.pkl does not exist.*convert-weights"):
         load_initial_weights(model, str(tmp_path / "gone.pkl"))
     with pytest.raises(InputError, match=r"gone\.pth does not exist"):
         load_initial_weights(model, str(tmp_path / "gone.pth"))
@@ -249,7 +249,7 @@ def test_a_detector_of_other_classes_is_refused(tmp_path: Path) -> None:
 
 def test_a_pretraining_checkpoint_names_the_conversion(tmp_path: Path) -> None:
     torch.save({"format": "moco-det/1", "encoder": {}}, tmp_path / "checkpoint.pth")
-    with pytest.raises(InputError, match=r"convert_weights\.py .*checkpoint\.pth"):
+    with pytest.raises(InputError, match=r"convert-weights .*checkpoint\.pth"):
         load_initial_weights(make_model(), str(tmp_path / "checkpoint.pth"))
 
 

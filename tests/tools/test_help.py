@@ -123,7 +123,8 @@ def test_no_message_names_a_script_that_a_wheel_does_not_have() -> None:
         f"{file.relative_to(repo)}:{line} {text}"
         for folder in ("moco_det", "pretrain", "tools")
         for file in sorted((repo / folder).rglob("*.py"))
+        if file.name != "__init__.py"
         for line, text in messages(file)
-        if re.search(rf"tools/|\b({scripts})\.py\b", text)
+        if re.search(rf"\b({scripts})\.py\b", text)
     ]
     assert found == []

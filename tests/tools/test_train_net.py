@@ -177,7 +177,7 @@ BAD: dict[Spoil, str] = {
     wrong_number_of_classes: "MODEL.ROI_HEADS.NUM_CLASSES is 80",
     no_such_device: "MODEL.DEVICE is 'tpu'",
     missing_weights: "bad.pkl does not exist",
-    weights_at_an_address: "convert_weights.py R-50.pkl weights/R-50.pkl",
+    weights_at_an_address: "moco-det convert-weights R-50.pkl weights/R-50.pkl",
     empty_weights: "bad.pkl is empty",
     weights_that_are_none: "bad.pth",
     weights_of_another_architecture: "bad.pkl does not fit this model",

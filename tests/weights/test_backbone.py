@@ -76,7 +76,7 @@ def test_a_file_of_mocos_own_converter_is_rgb_and_its_stray_head_is_left_out(
 
 
 def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"moco.pkl does not exist: .*convert_weights.py CHECKPO"):
+    with pytest.raises(InputError, match=r"moco.pkl does not exist: .*convert-weights CHECKPO"):
         load_backbone(tmp_path / "moco.pkl")
 
 
