@@ -10,8 +10,10 @@ import json
 from collections.abc import Sequence
 
 from moco_det.foundation.errors import InputError
-from moco_det.weights import FORMATS, convert, inspect, table_lines
-from moco_det.weights.formats import ENCODERS
+from moco_det.weights.convert import convert
+from moco_det.weights.formats import ENCODERS, FORMATS
+from moco_det.weights.inspection import inspect
+from moco_det.weights.summaries import conversion_lines, table_lines
 from moco_det_tools.entry import make_parser, run
 
 
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Convert, or inspect. Returns 0; bad input raises InputError."""
     arguments = parser().parse_args(argv)
     if arguments.inspect:
-        return look(arguments)
+        return print_inspection(arguments)
     if arguments.json:
         raise InputError("--json belongs to --inspect")
     if arguments.output is None:
@@ -73,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         encoder=arguments.encoder,
         overwrite=arguments.overwrite,
     )
-    print("\n".join(conversion.lines()))
+    print("\n".join(conversion_lines(conversion)))
     return 0
 
 
-def look(arguments: argparse.Namespace) -> int:
+def print_inspection(arguments: argparse.Namespace) -> int:
     """Print what INPUT is; InputError after it where it cannot be converted."""
     if arguments.output is not None or arguments.target is not None or arguments.overwrite:
         raise InputError("--inspect writes nothing: leave OUTPUT, --to and --overwrite out")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights.architectures import backbone_tensors
@@ -44,7 +45,7 @@ def load_backbone(path: str | Path) -> Backbone:
     if source.format != "detectron2":
         raise InputError(
             f"{path} is a {source.format} checkpoint, not a backbone file: convert it with "
-            f"`python tools/convert_weights.py {path} {path.with_suffix('.pkl').name}`"
+            f"`{command('convert-weights')} {path} {path.with_suffix('.pkl').name}`"
         )
     arrays = source.arrays()
     names = backbone_tensors(ARCHITECTURES[source.architecture])
@@ -67,5 +68,5 @@ def check_exists(path: Path) -> None:
     if not path.exists():
         raise InputError(
             f"weights file {path} does not exist: check its name, or make it with "
-            f"`python tools/convert_weights.py CHECKPOINT {path.with_suffix('.pkl')}`"
+            f"`{command('convert-weights')} CHECKPOINT {path.with_suffix('.pkl')}`"
         )

@@ -17,6 +17,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import flatten
 from moco_det.resnet.architectures import ARCHITECTURES
@@ -96,7 +97,7 @@ def load_initial_weights(
         name = path.rsplit("/", 1)[-1]
         raise InputError(
             f"MODEL.WEIGHTS {path} is an address, and weights are read from disk alone: download "
-            f"it, then python tools/convert_weights.py {name} weights/{Path(name).stem}.pkl"
+            f"it, then {command('convert-weights')} {name} weights/{Path(name).stem}.pkl"
         )
     file = Path(path)
     check_exists(file)
@@ -251,6 +252,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(
             f"{path} is not a detector's checkpoint; if it is a pre-training checkpoint: "
-            f"python tools/convert_weights.py {path} weights/{path.stem}.pkl"
+            f"{command('convert-weights')} {path} weights/{path.stem}.pkl"
         )
     return content

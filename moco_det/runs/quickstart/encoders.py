@@ -12,7 +12,8 @@ from moco_det.foundation.atomic import make_folder
 from moco_det.runs.quickstart.plan import ARMS, QuickstartPlan
 from moco_det.runs.suites.processes import Job
 from moco_det.settings import zoo
-from moco_det.weights import convert
+from moco_det.weights.convert import convert
+from moco_det.weights.summaries import conversion_lines
 
 # Batch of all encoders; fewer images than that are a batch, so that none is in it twice.
 BATCH = 128
@@ -99,5 +100,6 @@ def convert_encoders(checkpoints: Mapping[str, Path], output: Path) -> dict[str,
     make_folder(output / "weights")
     for name, checkpoint in checkpoints.items():
         weights[name] = output / "weights" / f"{name}.pkl"
-        print("\n".join(convert(checkpoint, weights[name], overwrite=True).lines()))
+        conversion = convert(checkpoint, weights[name], overwrite=True)
+        print("\n".join(conversion_lines(conversion)))
     return weights

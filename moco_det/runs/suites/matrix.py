@@ -19,12 +19,12 @@ from typing import Any
 from moco_det import __version__
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import nest
+from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.results.matched import INPUT_KEYS
 from moco_det.runs.row import version_of
 from moco_det.runs.suites.suite import NAME, SuiteSetting
 from moco_det.settings.config import check, get_cfg, merge
 from moco_det.weights.backbone import load_backbone
-from moco_det.resnet.architectures import ARCHITECTURES
 
 SUPERVISED = ("supervised", "sup")
 RANDOM = "random"

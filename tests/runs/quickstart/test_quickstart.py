@@ -12,6 +12,7 @@ import pytest
 from moco_det.data import coco_uri, load_dataset
 from moco_det.data.scenes import ScenesPaths, write_scenes
 from moco_det.foundation.errors import InputError
+from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.runs.quickstart import encoders
 from moco_det.runs.quickstart.data_sets import (
     own_data,
@@ -22,7 +23,6 @@ from moco_det.runs.quickstart.data_sets import (
 from moco_det.runs.quickstart.detectors import build_runs, jobs_without_encoder
 from moco_det.runs.quickstart.plan import Budget, QuickstartPlan, remember
 from moco_det.weights.backbone import load_backbone
-from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det_tools.quickstart import main
 from pretrain.config import load_config
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from moco_det.foundation.errors import InputError
+from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.runs.suites.matrix import (
     Run,
     SuiteArm,
@@ -19,7 +20,6 @@ from moco_det.runs.suites.matrix import (
     read_seeds,
 )
 from moco_det.runs.suites.suite import SuiteSetting, parse_value, read_suite
-from moco_det.resnet.architectures import ARCHITECTURES
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
