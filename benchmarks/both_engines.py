@@ -257,16 +257,16 @@ def report(runs: dict[str, dict[str, Run]], shown: int = 20) -> str:
     ]
     keys = ("AP", "AP50")
     columns = [f"{key} on {engine}" for key in keys for engine in ENGINES]
-    lines += ["", f"| config | trained on | iterations | ruler | {' | '.join(columns)} |"]
+    lines += ["", f"| config | trained on | iterations | metric | {' | '.join(columns)} |"]
     lines.append("|---|---|--:|---|" + "--:|" * len(columns))
     for stem, pair in runs.items():
         for engine, one in pair.items():
-            for ruler, own in one.metrics.items():
-                other = (one.elsewhere or {}).get(ruler, {})
+            for metric, own in one.metrics.items():
+                other = (one.elsewhere or {}).get(metric, {})
                 tables = [own if e == engine else other for e in ENGINES]
                 values = [table.get(key) for key in keys for table in tables]
                 cells = ["-" if value is None else f"{value:.2f}" for value in values]
-                where = f"{stem} | {engine} | {len(one.losses)} | {ruler}"
+                where = f"{stem} | {engine} | {len(one.losses)} | {metric}"
                 lines.append(f"| {where} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -86,7 +86,7 @@ Found = list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]
 
 
 def made(
-    ruler: str, images: int, boxes: int, classes: Sequence[str], masks: bool
+    scorer: str, images: int, boxes: int, classes: Sequence[str], masks: bool
 ) -> tuple[DetectionDataset, Found]:
     """A data set and each image's detections (id, boxes, scores, classes)."""
     rng = np.random.default_rng(0)
@@ -95,8 +95,8 @@ def made(
     records, found = [], []
     for number in tqdm(range(1, images + 1), desc="making predictions", delay=2):
         present = rng.choice(len(classes), size=int(rng.integers(1, 5)), p=prior)
-        count = int(rng.geometric(1.0 / MEAN_OBJECTS[ruler]))
-        truth = np.round(made_boxes(rng, count), 0 if ruler == "voc" else 2)
+        count = int(rng.geometric(1.0 / MEAN_OBJECTS[scorer]))
+        truth = np.round(made_boxes(rng, count), 0 if scorer == "voc" else 2)
         truth[:, 2:] = np.maximum(truth[:, 2:], truth[:, :2] + 2)
         truth[:, :2] = np.minimum(truth[:, :2], truth[:, 2:] - 2)
         labels = rng.choice(present, count)
@@ -104,8 +104,8 @@ def made(
             Annotation(
                 (x0, y0, x1, y1),
                 int(label),
-                iscrowd=ruler == "coco" and rng.random() < 0.012,
-                difficult=ruler == "voc" and rng.random() < 0.15,
+                iscrowd=scorer == "coco" and rng.random() < 0.012,
+                difficult=scorer == "voc" and rng.random() < 0.15,
                 area=(x1 - x0) * (y1 - y0) * (np.pi / 4 if masks else 1.0),
                 segmentation=[oval((x0, y0, x1, y1))] if masks else None,
             )
@@ -141,15 +141,15 @@ def by_pycocotools(dataset: DetectionDataset, rows: Rows, iou_type: str) -> list
         truth = COCO()
         truth.dataset = coco_ground_truth(dataset)
         truth.createIndex()
-        ruler = COCOeval(truth, truth.loadRes(rows), iou_type)
-        ruler.evaluate()
-        ruler.accumulate()
-        ruler.summarize()
-    precision = ruler.eval["precision"][:, :, :, 0, -1]
+        scorer = COCOeval(truth, truth.loadRes(rows), iou_type)
+        scorer.evaluate()
+        scorer.accumulate()
+        scorer.summarize()
+    precision = scorer.eval["precision"][:, :, :, 0, -1]
     for k in range(precision.shape[2]):
         values = precision[:, :, k]
         values[values > -1].mean() if (values > -1).any() else None
-    return [100 * float(value) for value in ruler.stats]
+    return [100 * float(value) for value in scorer.stats]
 
 
 def by_faster_coco_eval(dataset: DetectionDataset, rows: Rows, iou_type: str) -> list[float]:
@@ -159,11 +159,11 @@ def by_faster_coco_eval(dataset: DetectionDataset, rows: Rows, iou_type: str) ->
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth = FasterCOCO(coco_ground_truth(dataset))
-        ruler = COCOeval_faster(truth, truth.loadRes(rows), iou_type)
-        ruler.evaluate()
-        ruler.accumulate()
-        ruler.summarize()
-    return [100 * float(value) for value in ruler.stats[:12]]
+        scorer = COCOeval_faster(truth, truth.loadRes(rows), iou_type)
+        scorer.evaluate()
+        scorer.accumulate()
+        scorer.summarize()
+    return [100 * float(value) for value in scorer.stats[:12]]
 
 
 def ours_coco(dataset: DetectionDataset, rows: Rows, iou_type: str) -> list[float]:

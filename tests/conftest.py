@@ -1,4 +1,4 @@
-"""Fixtures that more than one room's tests need, and the device of the tests marked gpu."""
+"""Fixtures that the tests of more than one package need, and the device of the tests marked gpu."""
 
 from __future__ import annotations
 

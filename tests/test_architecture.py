@@ -1,7 +1,7 @@
-"""The laws of the house, read from the source with `ast`: nothing is imported.
+"""The rules of docs/architecture.md, read from the source with `ast`: nothing is imported.
 
 Every checker is a function from sources to a list of faults, and is shown to find a fault in a
-small bad example before it is turned on the house.
+small bad example before it is turned on the project.
 """
 
 from __future__ import annotations
@@ -18,11 +18,16 @@ REPO = Path(__file__).resolve().parent.parent
 # package -> its folder; tools/ is installed as moco_det_tools
 PACKAGES = {"moco_det": "moco_det", "pretrain": "pretrain", "moco_det_tools": "tools"}
 ENGINES = ("moco_det.plugin", "moco_det.standalone")
-WITHOUT_ENGINE = tuple(
-    f"moco_det.{room}" for room in ("weights", "resnet", "data", "scoring", "results", "report")
+WITHOUT_ENGINE = (
+    "moco_det.weights",
+    "moco_det.resnet",
+    "moco_det.data",
+    "moco_det.scoring",
+    "moco_det.results",
+    "moco_det.report",
 )
 # report reads data and scoring, so that a laptop can make it again they stay without torch too
-WITHOUT_TORCH = tuple(f"moco_det.{room}" for room in ("results", "report", "data", "scoring"))
+WITHOUT_TORCH = tuple(f"moco_det.{package}" for package in ("results", "report", "data", "scoring"))
 TORCH = ("torch", "torchvision", "fvcore", "detectron2", "safetensors.torch")
 BAD_NAMES = {"utils", "util", "misc", "common", "helpers", "helper"}
 
@@ -34,8 +39,8 @@ def inside(module: str, packages: Iterable[str]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def house_sources() -> dict[str, str]:
-    """Every module of the house; a package's text stands under the package's own name."""
+def project_sources() -> dict[str, str]:
+    """Every module of the project; a package's text stands under the package's own name."""
     sources = {}
     for package, folder in PACKAGES.items():
         files = sorted((REPO / folder).rglob("*.py"))
@@ -47,7 +52,7 @@ def house_sources() -> dict[str, str]:
     return sources
 
 
-HOUSE = house_sources()
+PROJECT = project_sources()
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,16 @@ def kwargs_chains(sources: Sources) -> list[str]:
     return found
 
 
+def shared_class_names(sources: Sources) -> list[str]:
+    """Classes of one name in two modules."""
+    homes: dict[str, list[str]] = {}
+    for name, text in sources.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(name)
+    return [f"{cls}: {', '.join(found)}" for cls, found in homes.items() if len(found) > 1]
+
+
 def too_long(sources: Sources, limit: int = 400) -> list[str]:
     return [
         f"{name}: {lines} lines"
@@ -274,8 +289,8 @@ def loose_modules(sources: Sources) -> list[str]:
 
 
 Checker = Callable[[Sources], list[str]]
-# name -> (checker, sources that break the law, sources that keep it)
-LAWS: dict[str, tuple[Checker, Sources, Sources]] = {
+# name -> (checker, sources that break the rule, sources that keep it)
+RULES: dict[str, tuple[Checker, Sources, Sources]] = {
     "1 pretrain imports only foundation and data of moco_det": (
         lambda s: forbidden(s, ["pretrain"], [*other_packages(s), "moco_det_tools"]),
         {"pretrain.train": "def f():\n    from moco_det.weights import a", "moco_det.weights": ""},
@@ -312,7 +327,7 @@ LAWS: dict[str, tuple[Checker, Sources, Sources]] = {
         {"moco_det": "", "moco_det.plugin": "", "moco_det.standalone": "from . import plugin"},
         {"moco_det": "", "moco_det.plugin": "", "moco_det.standalone": "from . import data"},
     ),
-    "4 the rooms around the engines import neither": (
+    "4 the packages around the engines import neither": (
         lambda s: reaches(s, WITHOUT_ENGINE, ENGINES),
         {
             "moco_det.data": "from moco_det.results.matched import a",
@@ -356,6 +371,16 @@ LAWS: dict[str, tuple[Checker, Sources, Sources]] = {
         {"moco_det.a": "def f(**kw):\n    g(**kw)\ndef g(**kw):\n    h(**kw)"},
         {"moco_det.a": "def f(**kw):\n    h(**kw)\ndef h(a, b): ..."},
     ),
+    "10 a class name stands once": (
+        shared_class_names,
+        {"moco_det.a": "class A: ...", "pretrain.b": "def f():\n    class A: ..."},
+        {"moco_det.a": "class A: ...", "pretrain.b": "class B: ..."},
+    ),
+    "10 no tool is longer than 150 lines": (
+        lambda s: too_long({n: t for n, t in s.items() if inside(n, ["moco_det_tools"])}, 150),
+        {"moco_det_tools.a": "a = 1\n" * 151},
+        {"moco_det_tools.a": "a = 1\n" * 150, "moco_det.b": "b = 1\n" * 151},
+    ),
     "no file is longer than 400 lines": (
         too_long,
         {"moco_det.a": "a = 1\n" * 401},
@@ -364,15 +389,15 @@ LAWS: dict[str, tuple[Checker, Sources, Sources]] = {
 }
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_the_house_keeps_the_law(law: str) -> None:
-    checker, _, _ = LAWS[law]
-    assert checker(HOUSE) == []
+@pytest.mark.parametrize("rule", RULES)
+def test_the_project_keeps_the_rule(rule: str) -> None:
+    checker, _, _ = RULES[rule]
+    assert checker(PROJECT) == []
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_a_broken_law_is_seen_and_a_kept_one_is_not(law: str) -> None:
-    checker, bad, good = LAWS[law]
+@pytest.mark.parametrize("rule", RULES)
+def test_a_broken_rule_is_seen_and_a_kept_one_is_not(rule: str) -> None:
+    checker, bad, good = RULES[rule]
     assert checker({name: textwrap.dedent(text) for name, text in bad.items()})
     assert checker({name: textwrap.dedent(text) for name, text in good.items()}) == []
 
@@ -382,16 +407,16 @@ def test_getattr_with_a_computed_name_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    "room", [*WITHOUT_ENGINE, "moco_det.standalone", "moco_det.results.matched"]
+    "package", [*WITHOUT_ENGINE, "moco_det.standalone", "moco_det.results.matched"]
 )
-def test_every_room_that_the_laws_name_exists(room: str) -> None:
-    assert room in HOUSE
+def test_every_package_that_the_rules_name_exists(package: str) -> None:
+    assert package in PROJECT
 
 
 def test_every_tool_has_one_main_and_one_way_to_end() -> None:
     doors = {
         name: text
-        for name, text in HOUSE.items()
+        for name, text in PROJECT.items()
         if inside(name, ["moco_det_tools"]) and name.count(".") == 1 and not name.endswith(".entry")
     }
     assert len(doors) >= 6

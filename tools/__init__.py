@@ -1,4 +1,4 @@
-"""The command-line doors of the house: parse, call, write."""
+"""The commands: they parse, call and write."""
 
 from __future__ import annotations
 

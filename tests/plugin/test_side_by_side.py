@@ -39,9 +39,9 @@ def test_losses_detections_and_ap_are_the_same(
         assert mine.keys() == other.keys()
         assert mine == pytest.approx(other, rel=1e-3, abs=1e-5), f"iteration {step}"
     assert ours.metrics.keys() == theirs.metrics.keys()
-    for ruler in ours.metrics:
-        mine, other = ours.metrics[ruler]["AP50"], theirs.metrics[ruler]["AP50"]
-        assert mine == pytest.approx(other, abs=1.0), ruler
+    for metric in ours.metrics:
+        mine, other = ours.metrics[metric]["AP50"], theirs.metrics[metric]["AP50"]
+        assert mine == pytest.approx(other, abs=1.0), metric
     assert len(ours.detections) == len(theirs.detections) > 0
 
 

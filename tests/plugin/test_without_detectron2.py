@@ -1,4 +1,4 @@
-"""Where detectron2 is absent the house says so in one line."""
+"""Where detectron2 is absent the project says so in one line."""
 
 from __future__ import annotations
 

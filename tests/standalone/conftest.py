@@ -1,4 +1,4 @@
-"""What several files of this room need: painted scenes and a backbone file."""
+"""What several test files of the engine need: painted scenes and a backbone file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the house promises from outside: metadata, commands, files, harmless imports."""
+"""What the project promises from outside: metadata, commands, files, harmless imports."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_a_script_of_another_checkout_than_the_installed_one_is_refused(tmp_path
     assert child.stderr.count("\n") == 1
 
 
-def house_modules(*folders: str) -> list[str]:
+def project_modules(*folders: str) -> list[str]:
     """Dotted names of the modules below folders of the repository, the plugin's left out."""
     files = [file for folder in folders for file in sorted((REPO / folder).rglob("*.py"))]
     files += [REPO / f"{folder}.py" for folder in folders if (REPO / f"{folder}.py").is_file()]
@@ -256,7 +256,7 @@ print(json.dumps({"faults": faults, "torch": "torch" in sys.modules}))
 def import_in_child(modules: list[str], foreign: list[str], folder: Path) -> dict[str, object]:
     """Import modules in a fresh process whose home and working folder are an empty one.
 
-    Foreign packages come first: what they do to the process is not the house's doing.
+    Foreign packages come first: what they do to the process is not this project's doing.
     """
     child = subprocess.run(
         [sys.executable, "-c", PROBE, json.dumps(foreign), json.dumps(modules)],
@@ -273,7 +273,7 @@ def import_in_child(modules: list[str], foreign: list[str], folder: Path) -> dic
 
 
 def test_importing_has_no_side_effect(tmp_path: Path) -> None:
-    modules = house_modules("moco_det", "pretrain")
+    modules = project_modules("moco_det", "pretrain")
     assert len(modules) > 10
     foreign = ["torch", "torchvision", "fvcore", "cv2", "scipy.stats", "jinja2", "pycocotools"]
     assert import_in_child(modules, foreign, tmp_path)["faults"] == []
@@ -286,7 +286,7 @@ def test_a_side_effect_of_an_import_is_seen(tmp_path: Path) -> None:
 
 
 def test_results_and_report_are_imported_without_torch(tmp_path: Path) -> None:
-    rooms = [f"moco_det/{room}" for room in ("data", "scoring", "results", "report")]
-    modules = house_modules(*rooms)
+    packages = [f"moco_det/{name}" for name in ("data", "scoring", "results", "report")]
+    modules = project_modules(*packages)
     assert len(modules) >= 4
     assert import_in_child(modules, [], tmp_path)["torch"] is False
