@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from moco_det.foundation.precision import DTYPES, Precision
 from moco_det.standalone.build import build_detector
 from moco_det.standalone.captured import Trunk
-from moco_det.standalone.roi_heads import Res5ROIHeads, StandardROIHeads
 
 
 def convolutions_alone(
@@ -32,22 +31,22 @@ def convolutions_alone(
         return made.contiguous(memory_format=torch.channels_last).requires_grad_()
 
     def of_regions() -> list[Tensor]:
-        if isinstance(heads, Res5ROIHeads):
+        if heads.res5 is not None:
             # what follows ROIAlign where the first 1x1 convolutions come before it
             first, *blocks = heads.res5
             x = F.relu_(first.conv3(first.conv2(inside)) + beside)
             for block in blocks:
                 x = block(x)
             return list(heads.box_predictor(x.mean(dim=(2, 3))))
+        assert heads.box_head is not None
         found = list(heads.box_predictor(heads.box_head(inside)))
-        if beside is not None:
+        if beside is not None and heads.mask_head is not None:
             classes = torch.zeros(len(beside), dtype=torch.int64, device=beside.device)
             found.append(heads.mask_head.select(beside, classes))
         return found
 
-    assert isinstance(heads, (StandardROIHeads, Res5ROIHeads))
     side = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-    if isinstance(heads, Res5ROIHeads):
+    if heads.res5 is not None:
         inside, beside = pooled(side, 512), pooled(side // 2, 2048)
     else:
         channels = model.backbone.channels[heads.in_features[0]]

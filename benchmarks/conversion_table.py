@@ -128,7 +128,7 @@ def in_detectron2(pkl: Path, arrays: dict[str, np.ndarray], source: SourceCheckp
     from detectron2.config import get_cfg
     from detectron2.modeling import build_backbone
 
-    from moco_det.plugin.backbones import any_width
+    from moco_det.plugin.modeling import any_width
 
     assert source.input is not None
     in_1x1 = bool(source.input["stride_in_1x1"])

@@ -26,7 +26,7 @@ from moco_det.resnet.layers import SyncBatchNorm2d
 from moco_det.settings.config import load_config
 from moco_det.standalone.build import build_detector, build_mapper
 from moco_det.standalone.detector import GeneralizedRCNN
-from moco_det.standalone.rpn import Targets
+from moco_det.standalone.targets import Targets
 from moco_det_tools.entry import run
 from pretrain.build import build_method
 from pretrain.config import load_config as load_pretraining

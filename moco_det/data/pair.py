@@ -39,6 +39,25 @@ def load_pair(
     return pair[0], pair[1]
 
 
+def check_trainable(
+    dataset: DetectionDataset, *, mask_format: str | None, skip_empty: bool
+) -> None:
+    """InputError where nothing is left to train on, or a mask does not come in this format.
+
+    ``mask_format`` is polygon or bitmask, or None where no masks are trained; ``skip_empty`` leaves
+    out images without objects.
+    """
+    objects = [(r, a) for r in dataset.records for a in r.annotations if not a.iscrowd]
+    if not dataset.records or (skip_empty and not objects):
+        raise InputError(f"{dataset.name} has no image with an object to train on")
+    for record, annotation in objects:
+        if mask_format == "polygon" and isinstance(annotation.segmentation, dict):
+            raise InputError(
+                f"object {annotation.id} of {record.file_name} has a run-length mask: "
+                "set INPUT.MASK_FORMAT bitmask"
+            )
+
+
 def overlap_warnings(train: DetectionDataset, test: DetectionDataset) -> list[str]:
     """A line where images are both trained and tested on: their AP says nothing of transfer."""
     shared = {r.file_name for r in train.records} & {r.file_name for r in test.records}

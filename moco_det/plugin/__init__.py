@@ -13,16 +13,14 @@ from __future__ import annotations
 
 # First, so that without detectron2 the import ends in its one line (sorted it is anyway).
 from moco_det.plugin.available import MissingDetectron2
-from moco_det.plugin.backbones import register_backbones
 from moco_det.plugin.config import add_moco_det_config, load_config
 from moco_det.plugin.datasets import register_dataset
 from moco_det.plugin.evaluator import Evaluator
-from moco_det.plugin.heads import register_heads
+from moco_det.plugin.modeling import register_parts
 from moco_det.plugin.trainer import Trainer
 from moco_det.weights.loading import load_weights
 
-register_backbones()
-register_heads()
+register_parts()
 
 __all__ = [
     "Evaluator",

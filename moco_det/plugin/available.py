@@ -1,4 +1,4 @@
-"""Whether detectron2 can be imported; told in one line where it cannot."""
+"""Whether detectron2 can be imported; one line says so where it cannot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class MissingDetectron2(InputError, ImportError):
 
 try:
     import detectron2.engine  # noqa: F401  a half-installed detectron2 fails here at the latest
-except Exception as error:  # an old one dies of AttributeErrors beside a newer Pillow or numpy
+except Exception as error:  # an old one dies of AttributeErrors with a newer Pillow or numpy
     raise MissingDetectron2(
         f"detectron2 cannot be imported ({type(error).__name__}: {error}): `moco-det doctor` knows "
         "the cures; install it by its own instructions, or use --engine standalone"

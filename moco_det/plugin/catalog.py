@@ -24,10 +24,12 @@ from moco_det.data import (
 from moco_det.data.catalog_names import parse_uri
 from moco_det.data.pair import CHECK_LIMIT, check_classes_of_config
 from moco_det.foundation.errors import InputError
-from moco_det.plugin.their_packages import let_detectron2_find_cityscapes
+from moco_det.plugin.d2_compat import find_cityscapes
+from moco_det.plugin.datasets import put
 
 # Names, flip pairs and drawing rules of COCO's 17 keypoints of a person.
 KEYPOINTS_OF = "keypoints_coco_2017_val"
+POINTS = ("keypoint_names", "keypoint_flip_map", "keypoint_connection_rules")
 
 
 def load_catalog_data(
@@ -66,7 +68,7 @@ def read(name: str, *, keypoints: bool) -> DetectionDataset:
             "cityscapes_fine_instance_seg_train; your own is coco://FILE.json?images=DIR"
         )
     if name.startswith("cityscapes_"):
-        let_detectron2_find_cityscapes()
+        find_cityscapes()
     try:
         rows = DatasetCatalog.get(name)
     except ImportError as error:
@@ -87,21 +89,16 @@ def register_coco(name: str, *, keypoints: bool) -> DetectionDataset:
     if scheme != "coco":
         raise InputError(f"data set {name}: TEST.EVALUATOR detectron2 takes coco://, not {scheme}")
     dataset = load_dataset(name)  # finds what is wrong with the file, and says so in one line
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-    if name in MetadataCatalog.list():
-        MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: load_coco_json(path, options["images"], name))
-    MetadataCatalog.get(name).set(
-        json_file=path, image_root=options["images"], evaluator_type="coco"
+    person = MetadataCatalog.get(KEYPOINTS_OF)
+    points = {key: person.get(key) for key in POINTS} if keypoints else {}
+    put(
+        name,
+        lambda: load_coco_json(path, options["images"], name),
+        json_file=path,
+        image_root=options["images"],
+        evaluator_type="coco",
+        **points,
     )
-    if keypoints:
-        person = MetadataCatalog.get(KEYPOINTS_OF)
-        MetadataCatalog.get(name).set(
-            keypoint_names=person.keypoint_names,
-            keypoint_flip_map=person.keypoint_flip_map,
-            keypoint_connection_rules=person.keypoint_connection_rules,
-        )
     DatasetCatalog.get(name)  # also fills in the classes
     return dataset
 

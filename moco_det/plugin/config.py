@@ -38,16 +38,13 @@ def add_moco_det_config(cfg: CfgNode) -> None:
     """Add this project's own keys to a detectron2 config, as projects of detectron2 do.
 
     MODEL.DILATED_C5 is the 3x3 convolution of build_resnet_dilated_c5_backbone. TEST.EVALUATOR
-    is whose scorer train_net takes: moco_det's, one ruler for both engines, or detectron2's for
+    says whose scorer train_net takes: moco_det's, which both engines share, or detectron2's for
     the tasks that moco_det's has not. SOLVER.CUDA_GRAPHS is the standalone engine's. Calling
     twice is harmless.
     """
-    if "DILATED_C5" not in cfg.MODEL:
-        cfg.MODEL.DILATED_C5 = CfgNode({"NORM": "", "OUT_CHANNELS": 512})
-    if "EVALUATOR" not in cfg.TEST:
-        cfg.TEST.EVALUATOR = "moco_det"
-    if "CUDA_GRAPHS" not in cfg.SOLVER:
-        cfg.SOLVER.CUDA_GRAPHS = False
+    cfg.MODEL.setdefault("DILATED_C5", CfgNode({"NORM": "", "OUT_CHANNELS": 512}))
+    cfg.TEST.setdefault("EVALUATOR", "moco_det")
+    cfg.SOLVER.setdefault("CUDA_GRAPHS", False)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
@@ -79,12 +76,6 @@ def check(cfg: CfgNode) -> None:
             "detectron2"
         )
     check_values(cfg)
-    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
-    if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
-        raise InputError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide by "
-            f"SOLVER.REFERENCE_WORLD_SIZE {reference}"
-        )
     check_schedule(cfg)
     check_device_kind(cfg.MODEL.DEVICE)
 

@@ -6,20 +6,20 @@ detectron2's names; both are read by `moco_det.data`, so that both engines see t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from moco_det.data import DetectionDataset, load_dataset
+from moco_det.data import Annotation, DetectionDataset, load_dataset
 from moco_det.data.catalog_names import BUILTIN_COCO, BUILTIN_VOC
-from moco_det.data.pair import load_pair
+from moco_det.data.pair import check_trainable, load_pair
 from moco_det.foundation.errors import InputError
 
 
 def register_dataset(name: str, classes: Sequence[str] | None = None) -> DetectionDataset:
-    """Read a data set by its name and register it under that name; for anybody's program.
+    """Read a data set by its name and register it under that name; for your own program.
 
     Register a test set with the classes of its training set.
     """
@@ -29,13 +29,10 @@ def register_dataset(name: str, classes: Sequence[str] | None = None) -> Detecti
 
 
 def register(name: str, dataset: DetectionDataset) -> None:
-    """Put a data set into detectron2's catalogs, in place of what had the name before."""
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-    if name in MetadataCatalog.list():
-        MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: to_dicts(dataset))
-    MetadataCatalog.get(name).set(
+    """Make a data set known to detectron2 under this name."""
+    put(
+        name,
+        lambda: to_dicts(dataset),
         thing_classes=list(dataset.classes),
         thing_dataset_id_to_contiguous_id={
             own: index for index, own in enumerate(dataset.category_ids)
@@ -44,31 +41,34 @@ def register(name: str, dataset: DetectionDataset) -> None:
     )
 
 
+def put(name: str, rows: Callable[[], list[dict[str, Any]]], **metadata: Any) -> None:
+    """Put a data set into detectron2's catalogs, in place of what had the name before."""
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+    if name in MetadataCatalog.list():
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, rows)
+    MetadataCatalog.get(name).set(**metadata)
+
+
 def to_dicts(dataset: DetectionDataset) -> list[dict[str, Any]]:
     """A data set in detectron2's standard form."""
-    rows = []
-    for record in dataset.records:
-        objects = []
-        for annotation in record.annotations:
-            one: dict[str, Any] = {
-                "bbox": list(annotation.bbox),
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": annotation.category,
-                "iscrowd": int(annotation.iscrowd),
-            }
-            if annotation.segmentation is not None:
-                one["segmentation"] = annotation.segmentation
-            objects.append(one)
-        rows.append(
-            {
-                "file_name": record.file_name,
-                "image_id": record.image_id,
-                "height": record.height,
-                "width": record.width,
-                "annotations": objects,
-            }
-        )
-    return rows
+    return [
+        {**vars(record), "annotations": [to_object(a) for a in record.annotations]}
+        for record in dataset.records
+    ]
+
+
+def to_object(annotation: Annotation) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "bbox": list(annotation.bbox),
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": annotation.category,
+        "iscrowd": int(annotation.iscrowd),
+    }
+    if annotation.segmentation is not None:
+        found["segmentation"] = annotation.segmentation
+    return found
 
 
 def joined(names: Sequence[str]) -> str:
@@ -92,8 +92,12 @@ def load_data(
     trained on and scored as one. Both are registered under their `joined` names.
     """
     for name in (*train, *test):
-        if "://" not in name and name not in (*BUILTIN_COCO, *BUILTIN_VOC):
-            refuse_theirs(name)
+        ours = "://" in name or name in BUILTIN_COCO or name in BUILTIN_VOC
+        if not ours and name in DatasetCatalog:
+            raise InputError(
+                f"data set {name} is one that detectron2 alone reads and scores: set "
+                "TEST.EVALUATOR detectron2"
+            )
     train_set, test_set = load_pair(
         train=train,
         test=test,
@@ -102,43 +106,7 @@ def load_data(
         strict=strict,
         progress=progress,
     )
-    if mask_format is not None:
-        check_masks(train_set, mask_format)
-    check_not_empty(train_set, skip_empty=skip_empty)
+    check_trainable(train_set, mask_format=mask_format, skip_empty=skip_empty)
     register(joined(train), train_set)
     register(joined(test), test_set)
     return train_set, test_set
-
-
-def refuse_theirs(name: str) -> None:
-    """InputError for a name that detectron2's catalog has and moco_det has no reader for."""
-    if name in DatasetCatalog:
-        raise InputError(
-            f"data set {name} is one that detectron2 alone reads and scores: set TEST.EVALUATOR "
-            "detectron2"
-        )
-
-
-def check_masks(dataset: DetectionDataset, mask_format: str) -> None:
-    """InputError where an object has no mask, or one that detectron2 cannot take in this form."""
-    for record in dataset.records:
-        for annotation in record.annotations:
-            if annotation.iscrowd:
-                continue
-            if annotation.segmentation is None:
-                raise InputError(
-                    f"object {annotation.id} of {record.file_name} has no segmentation: "
-                    "set MODEL.MASK_ON False or annotate masks"
-                )
-            if mask_format == "polygon" and isinstance(annotation.segmentation, dict):
-                raise InputError(
-                    f"object {annotation.id} of {record.file_name} has a run-length mask: "
-                    "set INPUT.MASK_FORMAT bitmask"
-                )
-
-
-def check_not_empty(dataset: DetectionDataset, *, skip_empty: bool) -> None:
-    """InputError where nothing is left to train on."""
-    objects = any(not a.iscrowd for record in dataset.records for a in record.annotations)
-    if not dataset.records or (skip_empty and not objects):
-        raise InputError(f"{dataset.name} has no image with an object to train on")

@@ -29,8 +29,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.foundation.precision import check_device
 from moco_det.plugin.catalog import load_catalog_data
 from moco_det.plugin.datasets import joined, load_data, register
-from moco_det.plugin.evaluator import Evaluator, evaluate
-from moco_det.plugin.their_scorer import check_scorer
+from moco_det.plugin.evaluator import Evaluator, check_scorer, evaluate
 from moco_det.plugin.trainer import Trainer, build_detector
 from moco_det.plugin.weights import check_resumable
 from moco_det.settings.config import set_values

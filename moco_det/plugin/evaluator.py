@@ -1,23 +1,45 @@
-"""The scorer of this project as an evaluator of detectron2: one ruler for both engines."""
+"""Predictions inside detectron2 and their scores: by this project's metrics, which both engines
+share, or by detectron2's own evaluators (TEST.EVALUATOR), in the form of a result row."""
 
 from __future__ import annotations
 
 import logging
 import math
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    inference_on_dataset,
+)
 from detectron2.utils import comm
 from torch import nn
 
 from moco_det.data import DetectionDataset
-from moco_det.plugin.their_scorer import score_by_detectron2
+from moco_det.foundation.atomic import replacing
+from moco_det.foundation.errors import InputError
+from moco_det.plugin.d2_compat import repaired_scorers
+from moco_det.results import AP_KEYS
 from moco_det.scoring import metric_lines, result_rows, score, write_predictions
 
 logger = logging.getLogger(__name__)
+
+# metadata.evaluator_type -> the evaluator that detectron2's own train_net takes for it
+EVALUATORS: dict[str, Callable[[str, str], DatasetEvaluator]] = {
+    "coco": lambda name, folder: COCOEvaluator(name, output_dir=folder),
+    "lvis": lambda name, folder: LVISEvaluator(name, output_dir=folder),
+    "cityscapes_instance": lambda name, folder: CityscapesInstanceEvaluator(name),
+    "pascal_voc": lambda name, folder: PascalVOCDetectionEvaluator(name),
+}
+PREDICTIONS = ("coco_instances_results.json", "lvis_instances_results.json")
 
 
 class Evaluator(DatasetEvaluator):
@@ -56,31 +78,63 @@ class Evaluator(DatasetEvaluator):
         return score(self.dataset, rows, with_masks=self.with_masks)
 
 
+def check_scorer(name: str) -> None:
+    """InputError where detectron2 has no evaluator of boxes for a data set in its catalog."""
+    kind = MetadataCatalog.get(name).get("evaluator_type")
+    if kind not in EVALUATORS:
+        raise InputError(
+            f"data set {name} is of detectron2's kind {kind}; TEST.EVALUATOR detectron2 takes "
+            f"{', '.join(EVALUATORS)}"
+        )
+
+
 def evaluate(
     cfg: CfgNode, model: nn.Module, dataset: DetectionDataset, name: str, output: Path
 ) -> dict[str, Any]:
     """Predict and score the data set registered under ``name``; the metrics of a result row.
 
-    TEST.EVALUATOR says by whose ruler.
+    TEST.EVALUATOR says by whose metrics. Empty on later processes.
     """
-    metrics: dict[str, Any]
-    if cfg.TEST.EVALUATOR == "detectron2":
-        metrics = score_by_detectron2(cfg, model, name, output)
-    else:
-        evaluator = Evaluator(dataset, output, with_masks=cfg.MODEL.MASK_ON)
+    folder = output / "inference"
+    evaluator: DatasetEvaluator = Evaluator(dataset, output, with_masks=cfg.MODEL.MASK_ON)
+    by_detectron2 = cfg.TEST.EVALUATOR == "detectron2"
+    if by_detectron2:
+        evaluator = EVALUATORS[MetadataCatalog.get(name).evaluator_type](name, str(folder))
+    with repaired_scorers():
         metrics = inference_on_dataset(model, build_detection_test_loader(cfg, name), evaluator)
+    if by_detectron2 and metrics:
+        metrics = to_metrics(metrics)
+        for file in filter(Path.is_file, map(folder.joinpath, PREDICTIONS)):
+            with file.open("rb") as source, replacing(output / "predictions.json") as target:
+                shutil.copyfileobj(source, target)
     for line in metric_lines(metrics):
         logger.info("evaluation: %s", line)
+    return dict(metrics)
+
+
+def to_metrics(found: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """detectron2's results, whose "AP-cat" are classes; what was not measured is null."""
+    metrics: dict[str, Any] = {}
+    for metric, values in {"bbox": dict.fromkeys(AP_KEYS), **found}.items():
+        # undefined is NaN for COCO's scorer and -1, times 100, for that of LVIS
+        numbers = {
+            key: float(value) if value is not None and value >= 0 else None
+            for key, value in values.items()
+        }
+        classes = {key[3:]: numbers.pop(key) for key in list(numbers) if key.startswith("AP-")}
+        metrics[metric] = {**dict.fromkeys(AP_KEYS), **numbers}
+        if classes:
+            metrics[metric]["per_class"] = classes
     return metrics
 
 
 def numbers_only(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Metrics as detectron2 keeps results: floats, NaN where undefined, no classes apart."""
     return {
-        ruler: {
+        metric: {
             key: math.nan if value is None else float(value)
             for key, value in table.items()
             if key != "per_class" and (value is None or isinstance(value, (int, float)))
         }
-        for ruler, table in metrics.items()
+        for metric, table in metrics.items()
     }

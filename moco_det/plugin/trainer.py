@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from moco_det.data import DetectionDataset
 from moco_det.foundation.errors import InputError
-from moco_det.plugin.backbones import any_width
 from moco_det.plugin.evaluator import evaluate, numbers_only
 from moco_det.plugin.metrics_log import MetricsLog
+from moco_det.plugin.modeling import any_width
 from moco_det.plugin.precise_bn import SyncedPreciseBN
 from moco_det.weights.loading import not_finite
 

@@ -170,3 +170,10 @@ def xavier_fill(layer: nn.Conv2d | nn.Linear) -> None:
     nn.init.kaiming_uniform_(layer.weight, a=1.0)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def normal_fill(layer: nn.Conv2d | nn.Linear, std: float) -> None:
+    """Normal initialisation around zero, zero bias: what the predictors start from."""
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

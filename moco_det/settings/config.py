@@ -108,12 +108,6 @@ def check(cfg: CfgNode) -> None:
             f"INPUT.MIN_SIZE_TRAIN is {sizes!r}: MIN_SIZE_TRAIN_SAMPLING range needs the least and "
             "the largest size"
         )
-    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
-    if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
-        raise InputError(
-            f"SOLVER.REFERENCE_WORLD_SIZE {reference} does not divide SOLVER.IMS_PER_BATCH "
-            f"{cfg.SOLVER.IMS_PER_BATCH}: it is the number of processes the config was made for"
-        )
     check_heads(cfg)
 
 
@@ -127,6 +121,12 @@ def check_values(cfg: CfgNode) -> None:
         raise InputError(f"{key} {flat[key]} {reason}")
     if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TRAIN and DATASETS.TEST must each name a data set")
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
+        raise InputError(
+            f"SOLVER.REFERENCE_WORLD_SIZE {reference} does not divide SOLVER.IMS_PER_BATCH "
+            f"{cfg.SOLVER.IMS_PER_BATCH}: it is the number of processes the config was made for"
+        )
 
 
 def check_heads(cfg: CfgNode) -> None:

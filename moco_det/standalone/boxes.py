@@ -23,9 +23,13 @@ LOG_SIZE_CLAMP = math.log(1000.0 / 16)
 
 @dataclass(frozen=True)
 class BoxCoder:
-    """(dx, dy, dw, dh) between boxes (Girshick et al. 2014, appendix C), scaled by weights."""
+    """(dx, dy, dw, dh) between boxes (Girshick et al. 2014, appendix C), scaled by weights.
+
+    Their loss is Huber-like; ``smooth_l1_beta`` 0 makes it L1 (Girshick 2015, equation 3, for 1).
+    """
 
     weights: tuple[float, float, float, float]
+    smooth_l1_beta: float = 0.0
 
     def encode(self, source: Tensor, target: Tensor) -> Tensor:
         """Deltas (..., 4) that turn each source box into its target box; source sizes > 0."""
@@ -50,6 +54,14 @@ class BoxCoder:
         new_size = torch.exp(shaped[..., 2:].clamp(max=LOG_SIZE_CLAMP)) * size
         decoded = torch.cat([new_centre - 0.5 * new_size, new_centre + 0.5 * new_size], dim=-1)
         return decoded.reshape(rows, columns)
+
+    def loss(self, deltas: Tensor, source: Tensor, target: Tensor, real: Tensor) -> Tensor:
+        """Sum of what predicted deltas (..., 4) lose where there is a target (...)."""
+        # where there is none, no difference
+        goal = torch.where(real[..., None], self.encode(source, target), deltas.detach())
+        if self.smooth_l1_beta < 1e-5:
+            return (deltas - goal).abs().sum()
+        return F.smooth_l1_loss(deltas, goal, reduction="sum", beta=self.smooth_l1_beta)
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -122,10 +134,3 @@ class Matcher:
             best_of_each = iou.max(dim=-1, keepdim=True).values.clamp(min=0)  # ..., M, 1
             labels.masked_fill_((iou == best_of_each).any(dim=-2), 1)
         return index, labels
-
-
-def smooth_l1_sum(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Sum of Huber-like losses; beta 0 is L1 (Girshick 2015, equation 3, for beta 1)."""
-    if beta < 1e-5:
-        return (prediction - target).abs().sum()
-    return F.smooth_l1_loss(prediction, target, reduction="sum", beta=beta)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from fvcore.common.config import CfgNode
 
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import BLOCKS, Architecture
+from moco_det.resnet.layers import make_norm
 from moco_det.resnet.network import ResNet, make_stage
 from moco_det.standalone.anchors import AnchorGenerator
+from moco_det.standalone.backbones import FPN, DilatedC5
 from moco_det.standalone.boxes import BoxCoder, Matcher
 from moco_det.standalone.detector import Backbone, GeneralizedRCNN
-from moco_det.standalone.dilated_c5 import DilatedC5
-from moco_det.standalone.fpn import FPN
 from moco_det.standalone.mapper import Mapper
-from moco_det.standalone.roi_heads import Res5ROIHeads, ROIHeads, Sampler, StandardROIHeads
-from moco_det.standalone.roi_layers import BoxHead, BoxPredictor, MaskHead, ROIPooler
+from moco_det.standalone.roi_align import ROIPooler
+from moco_det.standalone.roi_heads import RegionSampler, ROIHeads
+from moco_det.standalone.roi_layers import BoxHead, BoxPredictor, MaskHead
 from moco_det.standalone.rpn import RPN, RPNHead
-from moco_det.standalone.solver import Schedule, Solver, parameter_groups
+from moco_det.standalone.solver import LearningRate, Solver, parameter_groups
 
 
 def build_detector(cfg: CfgNode) -> GeneralizedRCNN:
@@ -28,21 +30,17 @@ def build_detector(cfg: CfgNode) -> GeneralizedRCNN:
     That memory layout is the faster one on CPUs and GPUs, in every precision.
     """
     try:
-        backbone = build_backbone(cfg)
+        backbone = BACKBONES[cfg.MODEL.BACKBONE.NAME](cfg)
         model = GeneralizedRCNN(
             backbone=backbone,
             proposal_generator=build_rpn(cfg, backbone),
-            roi_heads=build_roi_heads(cfg, backbone),
+            roi_heads=ROI_HEADS[cfg.MODEL.ROI_HEADS.NAME](cfg, backbone),
             pixel_mean=cfg.MODEL.PIXEL_MEAN,
             pixel_std=cfg.MODEL.PIXEL_STD,
         )
         return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     except (ValueError, KeyError) as error:
         raise InputError(f"the config describes no detector: {error}") from error
-
-
-def build_backbone(cfg: CfgNode) -> Backbone:
-    return BACKBONES[cfg.MODEL.BACKBONE.NAME](cfg)
 
 
 def build_resnet(cfg: CfgNode) -> ResNet:
@@ -103,16 +101,14 @@ def build_rpn(cfg: CfgNode, backbone: Backbone) -> RPN:
         offset=cfg.MODEL.ANCHOR_GENERATOR.OFFSET,
     )
     if len(set(anchors.per_cell)) != 1:
-        raise ValueError("MODEL.ANCHOR_GENERATOR needs as many anchors a cell on every level")
-    head = RPNHead(
-        in_channels=backbone.channels[rpn.IN_FEATURES[0]], num_anchors=anchors.per_cell[0]
-    )
+        raise ValueError("MODEL.ANCHOR_GENERATOR needs as many anchors per cell on every level")
+    channels = backbone.channels[rpn.IN_FEATURES[0]]
     return RPN(
         in_features=rpn.IN_FEATURES,
-        head=head,
+        head=RPNHead(in_channels=channels, num_anchors=anchors.per_cell[0]),
         anchors=anchors,
         matcher=Matcher(rpn.IOU_THRESHOLDS, rpn.IOU_LABELS, allow_low_quality=True),
-        coder=BoxCoder(tuple(rpn.BBOX_REG_WEIGHTS)),
+        coder=BoxCoder(tuple(rpn.BBOX_REG_WEIGHTS), rpn.SMOOTH_L1_BETA),
         batch_size_per_image=rpn.BATCH_SIZE_PER_IMAGE,
         positive_fraction=rpn.POSITIVE_FRACTION,
         pre_nms_topk=(rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
@@ -121,17 +117,12 @@ def build_rpn(cfg: CfgNode, backbone: Backbone) -> RPN:
         min_box_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
         loss_weight=rpn.LOSS_WEIGHT,
         box_loss_weight=rpn.BBOX_REG_LOSS_WEIGHT,
-        smooth_l1_beta=rpn.SMOOTH_L1_BETA,
     )
 
 
-def build_roi_heads(cfg: CfgNode, backbone: Backbone) -> ROIHeads:
-    return ROI_HEADS[cfg.MODEL.ROI_HEADS.NAME](cfg, backbone)
-
-
-def build_sampler(cfg: CfgNode) -> Sampler:
+def build_sampler(cfg: CfgNode) -> RegionSampler:
     heads = cfg.MODEL.ROI_HEADS
-    return Sampler(
+    return RegionSampler(
         num_classes=heads.NUM_CLASSES,
         matcher=Matcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS, allow_low_quality=False),
         batch_size_per_image=heads.BATCH_SIZE_PER_IMAGE,
@@ -140,10 +131,10 @@ def build_sampler(cfg: CfgNode) -> Sampler:
     )
 
 
-def build_pooler(node: CfgNode, strides: Sequence[int]) -> ROIPooler:
+def build_pooler(cfg: CfgNode, node: CfgNode, backbone: Backbone) -> ROIPooler:
     return ROIPooler(
         output_size=node.POOLER_RESOLUTION,
-        strides=strides,
+        strides=tuple(backbone.strides[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES),
         sampling_ratio=node.POOLER_SAMPLING_RATIO,
         aligned=node.POOLER_TYPE == "ROIAlignV2",
     )
@@ -155,9 +146,8 @@ def build_predictor(cfg: CfgNode, in_features: int) -> BoxPredictor:
         in_features=in_features,
         num_classes=heads.NUM_CLASSES,
         class_agnostic=box.CLS_AGNOSTIC_BBOX_REG,
-        coder=BoxCoder(tuple(box.BBOX_REG_WEIGHTS)),
+        coder=BoxCoder(tuple(box.BBOX_REG_WEIGHTS), box.SMOOTH_L1_BETA),
         box_loss_weight=box.BBOX_REG_LOSS_WEIGHT,
-        smooth_l1_beta=box.SMOOTH_L1_BETA,
         score_threshold=heads.SCORE_THRESH_TEST,
         nms_threshold=heads.NMS_THRESH_TEST,
         detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -177,11 +167,10 @@ def build_mask_head(cfg: CfgNode, in_channels: int) -> MaskHead | None:
     )
 
 
-def build_standard_heads(cfg: CfgNode, backbone: Backbone) -> StandardROIHeads:
+def build_standard_heads(cfg: CfgNode, backbone: Backbone) -> ROIHeads:
     box, mask = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
     in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
     channels = backbone.channels[in_features[0]]
-    strides = [backbone.strides[name] for name in in_features]
     box_head = BoxHead(
         in_channels=channels,
         resolution=box.POOLER_RESOLUTION,
@@ -191,44 +180,42 @@ def build_standard_heads(cfg: CfgNode, backbone: Backbone) -> StandardROIHeads:
         fc_dim=box.FC_DIM,
         norm=box.NORM,
     )
-    return StandardROIHeads(
+    return ROIHeads(
         in_features=in_features,
         sampler=build_sampler(cfg),
-        box_pooler=build_pooler(box, strides),
+        pooler=build_pooler(cfg, box, backbone),
         box_head=box_head,
         box_predictor=build_predictor(cfg, box_head.out_features),
-        mask_pooler=build_pooler(mask, strides) if cfg.MODEL.MASK_ON else None,
+        mask_pooler=build_pooler(cfg, mask, backbone) if cfg.MODEL.MASK_ON else None,
         mask_head=build_mask_head(cfg, channels),
     )
 
 
-def build_res5_heads(
-    cfg: CfgNode, backbone: Backbone, extra_norm: str | None = None
-) -> Res5ROIHeads:
-    in_features, resnets = cfg.MODEL.ROI_HEADS.IN_FEATURES, cfg.MODEL.RESNETS
-    shape = architecture(cfg)
+def build_res5_heads(cfg: CfgNode, backbone: Backbone, *, extra_norm: bool = False) -> ROIHeads:
+    resnets, shape = cfg.MODEL.RESNETS, architecture(cfg)
+    res5 = make_stage("res5", shape, norm=resnets.NORM, stride_in_1x1=resnets.STRIDE_IN_1X1)
     channels = shape.res2_out_channels * 8
-    return Res5ROIHeads(
-        in_features=in_features,
+    if extra_norm:
+        layer = make_norm(resnets.NORM, channels)
+        if layer is None:
+            raise ValueError("Res5ROIHeadsExtraNorm needs MODEL.RESNETS.NORM to be a norm")
+        res5.add_module("norm", layer)
+    return ROIHeads(
+        in_features=cfg.MODEL.ROI_HEADS.IN_FEATURES,
         sampler=build_sampler(cfg),
-        pooler=build_pooler(
-            cfg.MODEL.ROI_BOX_HEAD, [backbone.strides[name] for name in in_features]
-        ),
-        res5=make_stage("res5", shape, norm=resnets.NORM, stride_in_1x1=resnets.STRIDE_IN_1X1),
-        extra_norm=extra_norm,
+        pooler=build_pooler(cfg, cfg.MODEL.ROI_BOX_HEAD, backbone),
+        res5=res5,
         box_predictor=build_predictor(cfg, channels),
         mask_head=build_mask_head(cfg, channels),
     )
 
 
-def build_res5_heads_extra_norm(cfg: CfgNode, backbone: Backbone) -> Res5ROIHeads:
-    return build_res5_heads(cfg, backbone, extra_norm=cfg.MODEL.RESNETS.NORM)
-
-
 ROI_HEADS: dict[str, Callable[[CfgNode, Backbone], ROIHeads]] = {
     "StandardROIHeads": build_standard_heads,
     "Res5ROIHeads": build_res5_heads,
-    "Res5ROIHeadsExtraNorm": build_res5_heads_extra_norm,
+    # MoCo paper, appendix A.1: with all BN tuned, res5 in the head needs a norm after it to control
+    # the scale of what the head sees
+    "Res5ROIHeadsExtraNorm": partial(build_res5_heads, extra_norm=True),
 }
 
 
@@ -243,21 +230,6 @@ def build_mapper(cfg: CfgNode, *, train: bool) -> Mapper:
         image_format=cfg.INPUT.FORMAT,
         with_masks=cfg.MODEL.MASK_ON,
         mask_format=cfg.INPUT.MASK_FORMAT,
-    )
-
-
-def build_schedule(cfg: CfgNode) -> Schedule:
-    """The factor of the base learning rate at every iteration."""
-    solver = cfg.SOLVER
-    return Schedule(
-        name=solver.LR_SCHEDULER_NAME,
-        max_iter=solver.MAX_ITER,
-        steps=[step for step in solver.STEPS if step <= solver.MAX_ITER],
-        gamma=solver.GAMMA,
-        end_factor=solver.BASE_LR_END / solver.BASE_LR,
-        warmup_iters=solver.WARMUP_ITERS,
-        warmup_factor=solver.WARMUP_FACTOR,
-        warmup_method=solver.WARMUP_METHOD,
     )
 
 
@@ -287,4 +259,19 @@ def build_solver(cfg: CfgNode, model: torch.nn.Module) -> Solver:
         # that loss scaling skips, and the second then adds what was in that memory
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return Solver(optimizer, build_schedule(cfg))
+    return Solver(optimizer, build_learning_rate(cfg))
+
+
+def build_learning_rate(cfg: CfgNode) -> LearningRate:
+    """The factor of the base learning rate at every iteration."""
+    solver = cfg.SOLVER
+    cosine_end = solver.BASE_LR_END / solver.BASE_LR
+    return LearningRate(
+        max_iter=solver.MAX_ITER,
+        steps=sorted(step for step in solver.STEPS if step <= solver.MAX_ITER),
+        gamma=solver.GAMMA,
+        cosine_end=cosine_end if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" else None,
+        warmup_iters=solver.WARMUP_ITERS,
+        warmup_factor=solver.WARMUP_FACTOR,
+        warmup_method=solver.WARMUP_METHOD,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class Trunk(nn.Module):
         self.names: list[str] = []
 
     def forward(self, batch: Tensor) -> tuple[Tensor, ...]:
-        """Features, then the logits of each map, then its deltas."""
+        """Features, then the logits of all maps, then their deltas."""
         features = self.backbone(batch)
         self.names = list(features)
         logits, deltas = self.head([features[name] for name in self.in_features])
@@ -41,36 +41,27 @@ class CapturedTrunk:
     What a graph leaves is overwritten by the next call.
     """
 
-    def __init__(self, make: Callable[[], Trunk]) -> None:
-        self.make = make
+    def __init__(self, backbone: nn.Module, head: RPNHead, in_features: Sequence[str]) -> None:
+        self.parts = backbone, head, in_features
+        self.plain = Trunk(*self.parts)
         self.seen: Counter[torch.Size] = Counter()
         self.trunks: dict[torch.Size, Trunk] = {}
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, batch: Tensor) -> tuple[dict[str, Tensor], Outputs]:
-        trunk = self.trunks.get(batch.shape)
-        if trunk is None:
-            self.seen[batch.shape] += 1
-            if self.seen[batch.shape] < FREQUENT or len(self.trunks) == MOST:
-                return self.launched(batch)
-            trunk = self.trunks[batch.shape] = self.make()
-            self.capture(trunk, batch)
-        return self.named(trunk, batch)
+        self.seen[batch.shape] += 1
+        frequent = self.seen[batch.shape] >= FREQUENT and len(self.trunks) < MOST
+        if frequent and batch.shape not in self.trunks:
+            self.trunks[batch.shape] = self.capture(batch)
+        return named(self.trunks.get(batch.shape, self.plain), batch)
 
     def launched(self, batch: Tensor) -> tuple[dict[str, Tensor], Outputs]:
         """The same kernel by kernel."""
-        return self.named(self.make(), batch)
+        return named(self.plain, batch)
 
-    @staticmethod
-    def named(trunk: Trunk, batch: Tensor) -> tuple[dict[str, Tensor], Outputs]:
-        found = trunk(batch)
-        features = dict(zip(trunk.names, found, strict=False))
-        rest = list(found[len(features) :])
-        levels = len(rest) // 2
-        return features, (rest[:levels], rest[levels:])
-
-    def capture(self, trunk: Trunk, batch: Tensor) -> None:
+    def capture(self, batch: Tensor) -> Trunk:
         # capturing computes some batches, which must not count in running statistics
+        trunk = Trunk(*self.parts)
         before = [buffer.clone() for buffer in trunk.buffers()]
         kind = torch.get_autocast_dtype("cuda")
         with torch.autocast("cuda", kind, torch.is_autocast_enabled("cuda"), cache_enabled=False):
@@ -79,3 +70,13 @@ class CapturedTrunk:
             )
         for buffer, value in zip(trunk.buffers(), before, strict=True):
             buffer.copy_(value)
+        return trunk
+
+
+def named(trunk: Trunk, batch: Tensor) -> tuple[dict[str, Tensor], Outputs]:
+    """What a trunk gives, as features by name and the outputs of the RPN head."""
+    found = trunk(batch)
+    features = dict(zip(trunk.names, found, strict=False))
+    rest = found[len(features) :]
+    levels = len(rest) // 2
+    return features, (rest[:levels], rest[levels:])

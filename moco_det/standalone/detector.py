@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from moco_det.resnet.network import ResNet
-from moco_det.standalone.captured import CapturedTrunk, Trunk
-from moco_det.standalone.dilated_c5 import DilatedC5
-from moco_det.standalone.fpn import FPN
+from moco_det.standalone.backbones import FPN, DilatedC5
+from moco_det.standalone.captured import CapturedTrunk
 from moco_det.standalone.roi_heads import ROIHeads
-from moco_det.standalone.roi_layers import Detections
+from moco_det.standalone.roi_layers import ImageDetections
 from moco_det.standalone.rpn import RPN
 from moco_det.standalone.targets import GroundTruth, Targets
 
@@ -37,24 +36,21 @@ class GeneralizedRCNN(nn.Module):
         pixel_std: Sequence[float],
     ) -> None:
         super().__init__()
-        self.pixel_mean: Tensor
-        self.pixel_std: Tensor
         self.backbone = backbone
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
-        self.register_buffer(
-            "pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(-1, 1, 1), False
-        )
-        self.register_buffer(
-            "pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1), False
-        )
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            column = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, column, persistent=False)
         self.memory_format = torch.channels_last
         self.captured: CapturedTrunk | None = None
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Targets] | None = None
-    ) -> dict[str, Tensor] | list[Detections]:
-        """Losses by name in training (targets needed), detections an image otherwise."""
+    ) -> dict[str, Tensor] | list[ImageDetections]:
+        """Losses by name in training (targets needed), detections per image otherwise."""
         batch, sizes = self.batch(images)
         outputs = None
         if self.captured is not None and self.training and torch.is_grad_enabled():
@@ -62,8 +58,7 @@ class GeneralizedRCNN(nn.Module):
         else:
             features = self.backbone(batch)
         if self.training:
-            if targets is None:
-                raise ValueError("the detector needs targets in training")
+            assert targets is not None
             truth = GroundTruth.of(targets, self.pixel_mean.device)
             proposals, losses = self.proposal_generator(features, sizes, truth, outputs)
             return {**self.roi_heads.train_losses(features, proposals, truth), **losses}
@@ -73,14 +68,13 @@ class GeneralizedRCNN(nn.Module):
     def capture(self) -> None:
         """From now on train with backbone and RPN head as CUDA graphs."""
         rpn = self.proposal_generator
-        self.captured = CapturedTrunk(lambda: Trunk(self.backbone, rpn.rpn_head, rpn.in_features))
+        self.captured = CapturedTrunk(self.backbone, rpn.rpn_head, rpn.in_features)
 
     def batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         """Normalise, pad with zeros to one size that the backbone divides, and stack."""
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         step = self.backbone.size_divisibility
-        height = (max(h for h, _ in sizes) + step - 1) // step * step
-        width = (max(w for _, w in sizes) + step - 1) // step * step
+        height, width = (-(-max(sides) // step) * step for sides in zip(*sizes, strict=True))
         device = self.pixel_mean.device
         pixels = torch.zeros(
             len(images), 3, height, width, dtype=images[0].dtype, pin_memory=device.type == "cuda"

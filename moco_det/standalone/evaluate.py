@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record
@@ -19,7 +19,7 @@ from moco_det.standalone.boxes import nonempty
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.mapper import Mapper, Sample
 from moco_det.standalone.pasting import encode_masks
-from moco_det.standalone.roi_layers import Detections
+from moco_det.standalone.roi_layers import ImageDetections
 
 BATCH = 8
 AHEAD = 64  # samples that may wait for others of their size
@@ -56,28 +56,27 @@ def predict(
         tqdm(total=len(mine), desc=description, unit="image", disable=quiet, mininterval=1) as bar,
         ThreadPoolExecutor() as pool,
     ):
-        beside = Beside(pool, precision.device)
-        made: list[tuple[Batch, Callable[[], list[Rows]]]] = []
+        side = SideStream(pool, precision.device)
 
         def keep(batch: Batch, result: Callable[[], list[Rows]]) -> None:
             for (number, _), part in zip(batch, result(), strict=True):
                 rows[number] = part
             bar.update(len(batch))
 
-        for batch in beside.ahead(batches):
+        before: tuple[Batch, Callable[[], list[Rows]]] = ([], list)
+        for batch in side.ahead(batches):
             samples = [sample for _, sample in batch]
             with precision.autocast():
                 found = model([sample.image for sample in samples])
-            made.append((batch, beside.start(to_rows, samples, found, dataset.category_ids)))
-            if len(made) > 1:
-                keep(*made.pop(0))
-        for last in made:
-            keep(*last)
+            now = batch, side.start(to_rows, samples, found, dataset.category_ids)
+            keep(*before)
+            before = now
+        keep(*before)
     model.train(was_training)
     return [row for part in collectives.gather_objects(rows) for one in part for row in one]
 
 
-class Beside:
+class SideStream:
     """Starts functions in threads, on a stream of its own, while the model runs on a GPU.
 
     A CPU has its hands full with the model: there they run when their result is asked for.
@@ -89,16 +88,17 @@ class Beside:
 
     def start(self, function: Callable[..., T], *arguments: Any) -> Callable[[], T]:
         """What waits for the result; the function sees what the model has been given to do."""
-        if self.stream is None:
+        stream = self.stream
+        if stream is None:
             return partial(function, *arguments)
         ready = torch.cuda.current_stream().record_event()
-        return self.pool.submit(self.run, ready, function, *arguments).result
 
-    def run(self, ready: torch.cuda.Event, function: Callable[..., T], *arguments: Any) -> T:
-        assert self.stream is not None
-        with torch.cuda.stream(self.stream):
-            self.stream.wait_event(ready)
-            return function(*arguments)
+        def run() -> T:
+            with torch.cuda.stream(stream):
+                stream.wait_event(ready)
+                return function(*arguments)
+
+        return self.pool.submit(run).result
 
     def ahead(self, items: Iterator[T]) -> Iterator[T]:
         """The items, the next of which is made while one is used."""
@@ -108,23 +108,6 @@ class Beside:
             yield item
 
 
-class ScoredSamples(Dataset[Sample | InputError]):
-    """Records, each transformed; an error is handed on as a value, so that it keeps its line."""
-
-    def __init__(self, records: Sequence[Record], mapper: Mapper) -> None:
-        self.records = records
-        self.mapper = mapper
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Sample | InputError:
-        try:
-            return self.mapper(self.records[index])
-        except InputError as error:
-            return error
-
-
 def read_samples(records: Sequence[Record], mapper: Mapper, workers: int) -> Iterator[Sample]:
     """Samples in order, read by worker processes where there are batches enough for them.
 
@@ -132,14 +115,23 @@ def read_samples(records: Sequence[Record], mapper: Mapper, workers: int) -> Ite
     of it would try to join itself at its end, and end with an error.
     """
     workers = min(workers, len(records) // BATCH)
-    loader = DataLoader(
-        ScoredSamples(records, mapper),
+    loader: DataLoader[Any] = DataLoader(
+        records,  # type: ignore[arg-type]
         batch_size=None,
+        collate_fn=partial(sample_or_error, mapper),
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         generator=torch.Generator(),  # else the workers' seeds are drawn from the run's own
     )
     return map(partial(checked, copy=workers > 0), iter(loader))
+
+
+def sample_or_error(mapper: Mapper, record: Record) -> Sample | InputError:
+    """An error is handed on as a value, so that it keeps its line."""
+    try:
+        return mapper(record)
+    except InputError as error:
+        return error
 
 
 def checked(found: Sample | InputError, *, copy: bool) -> Sample:
@@ -170,21 +162,15 @@ def same_size_batches(samples: Iterable[Sample], step: int) -> Iterator[Batch]:
 
 
 def to_rows(
-    samples: Sequence[Sample], found: Sequence[Detections], category_ids: Sequence[int]
+    samples: Sequence[Sample], found: Sequence[ImageDetections], category_ids: Sequence[int]
 ) -> list[Rows]:
-    """Detections of each input as rows in its original image's pixels.
+    """ImageDetections of each input as rows in its original image's pixels.
 
     Boxes that lie outside the image are dropped.
     """
     counts = torch.tensor([len(one.boxes) for one in found])
-    numbers = torch.cat(
-        [
-            torch.cat([one.boxes for one in found]),
-            torch.cat([one.scores for one in found])[:, None],
-            torch.cat([one.classes for one in found])[:, None],
-        ],
-        dim=1,
-    ).cpu()  # all in one transfer
+    columns = [(one.boxes, one.scores[:, None], one.classes[:, None]) for one in found]
+    numbers = torch.cat([torch.cat(column, dim=1) for column in columns]).cpu()  # one transfer
     sizes = torch.tensor([[sample.height, sample.width] for sample in samples])
     inputs = torch.tensor([sample.image.shape[-2:] for sample in samples])
     image = torch.arange(len(samples)).repeat_interleave(counts)
@@ -199,9 +185,9 @@ def to_rows(
         chosen = kept.to(masks[0].device, non_blocking=True)
         texts = encode_masks(torch.cat(masks)[chosen], boxes, sizes[image])
     rows: list[Rows] = [[] for _ in samples]
-    for index, (number, (x0, y0, x1, y1), (score, category)) in enumerate(
-        zip(image.tolist(), boxes.tolist(), numbers[kept, 4:].tolist(), strict=True)
-    ):
+    columns_of_rows = image.tolist(), boxes.tolist(), numbers[kept, 4:].tolist()
+    for index, (number, box, (score, category)) in enumerate(zip(*columns_of_rows, strict=True)):
+        x0, y0, x1, y1 = box
         sample = samples[number]
         row: dict[str, Any] = {
             "image_id": sample.image_id,

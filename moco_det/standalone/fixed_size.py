@@ -65,6 +65,11 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
     return rows[torch.arange(len(rows), device=rows.device)[:, None], index]
 
 
+def off_the_map(rois: Tensor, which: Tensor) -> Tensor:
+    """Rois (P, 5), those marked (P,) moved where ROIAlign adds nothing and costs nothing."""
+    return torch.where(which[:, None], constant([0.0, -1e4, -1e4, -1e4, -1e4], rois), rois)
+
+
 def subsample(
     labels: Tensor, count: int, positive_fraction: float, background: int
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,14 +13,15 @@ S x S bins of a region.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BITS = 32
+if TYPE_CHECKING:
+    from moco_det.standalone.roi_align import ROIPooler
 
 
 @triton.jit(do_not_specialize=["n", "words"])
@@ -110,16 +111,15 @@ def _best_first(overlapping, real, removed, keep, n, words, count, CHUNK: tl.con
 def nms(boxes: Tensor, groups: Tensor | None, real: Tensor, threshold: float, count: int) -> Tensor:
     """What `fixed_size.nms` says, for boxes (B, n, 4)."""
     problems, n, _ = boxes.shape
-    words = triton.cdiv(n, BITS)
+    words = triton.cdiv(n, 32)
     keep = torch.zeros(problems, n, dtype=torch.int8, device=boxes.device)
     if n == 0 or problems == 0:
         return keep.bool()
     boxes = boxes.float().contiguous()
     overlapping = torch.empty(problems, n, words, dtype=torch.int32, device=boxes.device)
     removed = torch.zeros(problems, words, dtype=torch.int32, device=boxes.device)
-    grouped = groups is not None
-    of = groups.to(torch.int32).contiguous() if groups is not None else keep
-    rows = 64
+    of = keep if groups is None else groups.to(torch.int32).contiguous()
+    rows, grouped = 64, groups is not None
     grid = (words, triton.cdiv(n, rows), problems)
     _overlapping[grid](boxes, of, overlapping, n, words, threshold, grouped, rows, num_warps=2)
     flags = real.to(torch.int8).contiguous()
@@ -211,29 +211,25 @@ def _pool(
         tl.store(out, (total * part).to(pooled.dtype.element_ty), mask=is_channel)
 
 
-class _ROIAlign(torch.autograd.Function):
-    """Maps (N, C, H, W) to (P, C, S, S), both with channels last."""
+class ROIAlign(torch.autograd.Function):
+    """What a pooler makes of rois (P, 5), their levels (P,) and L maps (N, C, H, W): (P, C, S, S).
+
+    torchvision's numbers, computed in float32 and given in the maps' format, channels last; with
+    ``every`` each of so many bins alone.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        rois: Tensor,
-        levels: Tensor,
-        strides: Sequence[int],
-        bins: int,
-        every: int,
-        ratio: int,
-        aligned: bool,
-        *maps: Tensor,
+        ctx: Any, pooler: ROIPooler, every: int, rois: Tensor, levels: Tensor, *maps: Tensor
     ) -> Tensor:
-        out_bins = triton.cdiv(bins, every)
-        ctx.settings = strides, bins, out_bins, every, ratio, aligned
+        ctx.settings = pooler, every
         rois, levels = rois.float().contiguous(), levels.to(torch.int32).contiguous()
         ctx.save_for_backward(rois, levels)
         ctx.shapes = [(m.shape, m.dtype) for m in maps]
-        pooled = maps[0].new_empty(len(rois), out_bins, out_bins, maps[0].shape[1])
+        bins = triton.cdiv(pooler.output_size, every)
+        pooled = maps[0].new_empty(len(rois), bins, bins, maps[0].shape[1])
         cells = [m.permute(0, 2, 3, 1).contiguous() for m in maps]
-        _every_level(cells, pooled, rois, levels, ctx.settings, backward=False)
+        _every_level(cells, pooled, rois, levels, pooler, every, backward=False)
         return pooled.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -241,9 +237,9 @@ class _ROIAlign(torch.autograd.Function):
         rois, levels = ctx.saved_tensors
         gradient = gradients[0].permute(0, 2, 3, 1).contiguous()
         cells = [torch.zeros(n, h, w, c, device=rois.device) for (n, c, h, w), _ in ctx.shapes]
-        _every_level(cells, gradient, rois, levels, ctx.settings, backward=True)
+        _every_level(cells, gradient, rois, levels, *ctx.settings, backward=True)
         own = [c.permute(0, 3, 1, 2).to(t) for c, (_, t) in zip(cells, ctx.shapes, strict=True)]
-        return (*[None] * 7, *own)
+        return (*[None] * 4, *own)
 
 
 def _every_level(
@@ -251,50 +247,18 @@ def _every_level(
     pooled: Tensor,
     rois: Tensor,
     levels: Tensor,
-    settings: tuple[Sequence[int], int, int, int, int, bool],
+    pooler: ROIPooler,
+    every: int,
     *,
     backward: bool,
 ) -> None:
     """Pool each level's regions from its cells (N, H, W, C), or the reverse."""
-    strides, bins, out_bins, every, ratio, aligned = settings
-    block = min(triton.next_power_of_2(pooled.shape[3]), 512)
-    grid = (len(rois) * out_bins * out_bins, triton.cdiv(pooled.shape[3], block))
+    _, out_bins, _, channels = pooled.shape
+    block = min(triton.next_power_of_2(channels), 512)
+    grid = (len(rois) * out_bins * out_bins, triton.cdiv(channels, block))
     if not grid[0]:
         return
-    for level, (one, stride) in enumerate(zip(cells, strides, strict=True)):
-        _, height, width, channels = one.shape
-        scale = 1.0 / stride
-        sizes = (level, height, width, channels, scale, bins, out_bins, every, ratio)
-        _pool[grid](
-            one,
-            rois,
-            levels,
-            pooled,
-            *sizes,
-            aligned,
-            backward,
-            block,
-            num_warps=max(1, block // 128),
-        )
-
-
-def roi_align(
-    maps: Sequence[Tensor],
-    rois: Tensor,
-    levels: Tensor,
-    *,
-    strides: Sequence[int],
-    bins: int,
-    sampling_ratio: int,
-    aligned: bool,
-    every: int = 1,
-) -> Tensor:
-    """L maps (N, C, H, W), rois (P, 5) and their levels (P,) to (P, C, S, S).
-
-    torchvision's numbers, computed in float32 and given in the maps' format; with ``every`` each
-    of so many bins alone. Each roi is pooled from the map of its level.
-    """
-    pooled: Tensor = _ROIAlign.apply(
-        rois, levels, tuple(strides), bins, every, sampling_ratio, aligned, *maps
-    )
-    return pooled
+    for level, (one, stride) in enumerate(zip(cells, pooler.strides, strict=True)):
+        sizes = (level, *one.shape[1:], 1.0 / stride, pooler.output_size, out_bins, every)
+        flags = (pooler.sampling_ratio, pooler.aligned, backward, block)
+        _pool[grid](one, rois, levels, pooled, *sizes, *flags, num_warps=max(1, block // 128))

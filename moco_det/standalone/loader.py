@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ KEPT_BYTES = 2**28
 Place = tuple[int, int]  # position in the stream, index of the record
 
 
+@dataclass(eq=False)
 class BatchStream(Sampler[list[Place]]):
     """Endless batches of (position, index), from batch number ``start`` on.
 
@@ -31,59 +33,46 @@ class BatchStream(Sampler[list[Place]]):
     ``rank`` of ``world_size`` processes takes every ``world_size``-th position.
     """
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        *,
-        batch_size: int,
-        seed: int,
-        start: int = 0,
-        group_by_aspect: bool = True,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.wide = [record.width > record.height for record in records]
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.group_by_aspect = group_by_aspect
-        self.rank = rank
-        self.world_size = world_size
+    records: Sequence[Record]
+    batch_size: int
+    seed: int
+    start: int = 0
+    group_by_aspect: bool = True
+    rank: int = 0
+    world_size: int = 1
 
     def __iter__(self) -> Iterator[list[Place]]:
         return itertools.islice(self.batches(), self.start, None)
 
     def indices(self) -> Iterator[int]:
-        generator = torch.Generator()
-        generator.manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.seed)
         while True:
-            yield from torch.randperm(len(self.wide), generator=generator).tolist()
+            yield from torch.randperm(len(self.records), generator=generator).tolist()
 
     def batches(self) -> Iterator[list[Place]]:
-        waiting: tuple[list[Place], list[Place]] = ([], [])
+        waiting: dict[bool, list[Place]] = {False: [], True: []}
         stream = itertools.islice(enumerate(self.indices()), self.rank, None, self.world_size)
         for position, index in stream:
-            bucket = waiting[0 if self.wide[index] or not self.group_by_aspect else 1]
+            wide = self.records[index].width > self.records[index].height
+            bucket = waiting[wide and self.group_by_aspect]
             bucket.append((position, index))
             if len(bucket) == self.batch_size:
                 yield bucket[:]
                 bucket.clear()
 
 
+@dataclass(eq=False)
 class TrainingSamples(Dataset[Sample]):
     """Records by place in the stream, each transformed with the randomness of its place.
 
     With ``keep`` an image is read from disk once and then stays in memory.
     """
 
-    def __init__(
-        self, records: Sequence[Record], mapper: Mapper, seed: int, *, keep: bool = False
-    ) -> None:
-        self.records = records
-        self.mapper = mapper
-        self.seed = seed
-        self.keep = keep
-        self.images: dict[int, npt.NDArray[np.uint8]] = {}
+    records: Sequence[Record]
+    mapper: Mapper
+    seed: int
+    keep: bool = False
+    images: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
     def __getitem__(self, place: Place) -> Sample:
         position, index = place
@@ -97,11 +86,6 @@ class TrainingSamples(Dataset[Sample]):
         return self.mapper(record, random, image)
 
 
-def keep_list(samples: list[Sample]) -> list[Sample]:
-    """A batch stays a list: its images differ in size."""
-    return samples
-
-
 def training_loader(
     records: Sequence[Record], mapper: Mapper, stream: BatchStream, *, workers: int
 ) -> DataLoader[Sample]:
@@ -111,7 +95,7 @@ def training_loader(
         TrainingSamples(records, mapper, stream.seed, keep=decoded * max(workers, 1) <= KEPT_BYTES),
         batch_sampler=stream,
         num_workers=workers,
-        collate_fn=keep_list,
+        collate_fn=list,  # images differ in size
         persistent_workers=workers > 0,
         # a loader draws the seeds of its workers, and must not draw them from the generator that
         # samples anchors: a resumed run starts a loader where one never stopped does not

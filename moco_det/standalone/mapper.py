@@ -23,6 +23,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.standalone.masks import Mask
 from moco_det.standalone.targets import Targets
 
+BILINEAR = Image.Resampling.BILINEAR
 # An object thinner than this after the resize has nothing left to learn from.
 SMALLEST_SIDE = 1e-5
 
@@ -48,6 +49,33 @@ def resized_shape(height: int, width: int, short_edge: int, longest: int) -> tup
         new_h, new_w = new_h * scale, new_w * scale
     # an image a thousand times as long as wide keeps a pixel of width
     return max(1, int(new_h + 0.5)), max(1, int(new_w + 0.5))
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How an image was resized to ``size`` (height, width) and then mirrored.
+
+    ``scale`` is that of x and y; ``mirror`` 1 is left to right, 0 upside down.
+    """
+
+    scale: tuple[float, float]
+    mirror: int | None
+    size: tuple[int, int]
+
+    def image(self, image: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
+        """Pixels (H, W, ...) moved."""
+        if image.shape[:2] != self.size:
+            picture = Image.fromarray(np.ascontiguousarray(image))
+            image = np.asarray(picture.resize(self.size[::-1], resampling))
+        return image if self.mirror is None else np.flip(image, axis=self.mirror)
+
+    def points(self, points: Sequence[float]) -> np.ndarray:
+        """Points (x, y, x, y, ...) moved along with the pixels."""
+        moved = np.asarray(points, dtype=np.float64).reshape(-1, 2) * self.scale
+        if self.mirror is not None:
+            column = 1 - self.mirror
+            moved[:, column] = self.size[self.mirror] - moved[:, column]
+        return moved.reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -80,22 +108,14 @@ class Mapper:
         if image is None:
             image = self.read(record)
         height, width = image.shape[:2]
-        new_height, new_width = resized_shape(height, width, self.short_edge(random), self.max_size)
-        if (new_height, new_width) != (height, width):
-            picture = Image.fromarray(np.ascontiguousarray(image))
-            image = np.asarray(picture.resize((new_width, new_height), Image.Resampling.BILINEAR))
-        flipped = self.train and self.flip != "none" and self.toss(random)
-        axis = 1 if self.flip == "horizontal" else 0
-        if flipped:
-            image = np.flip(image, axis=axis)
+        size = resized_shape(height, width, self.short_edge(random), self.max_size)
+        moved = Movement((size[1] / width, size[0] / height), self.mirror(random), size)
         # always a copy: of a mirrored image one pixel wide, numpy's contiguous is no torch's
-        pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
-        sample = Sample(pixels, record.height, record.width, record.image_id)
-        if self.train:
-            scale = np.array([new_width / width, new_height / height])
-            mirror = axis if flipped else None
-            sample.targets = self.targets(record, scale, mirror, (new_height, new_width))
-        return sample
+        pixels = np.array(moved.image(image, BILINEAR).transpose(2, 0, 1), order="C")
+        targets = self.targets(record, moved) if self.train else None
+        return Sample(
+            torch.from_numpy(pixels), record.height, record.width, record.image_id, targets
+        )
 
     def read(self, record: Record) -> npt.NDArray[np.uint8]:
         """The image (H, W, 3) as it is on disk; InputError where its annotation says otherwise."""
@@ -111,86 +131,47 @@ class Mapper:
     def short_edge(self, random: np.random.RandomState | None) -> int:
         if not self.train:
             return int(self.min_sizes[0])
-        if random is None:
-            raise ValueError("training needs a random generator")
+        assert random is not None
         if self.sampling == "range":
             return int(random.randint(self.min_sizes[0], self.min_sizes[1] + 1))
         return int(random.choice(list(self.min_sizes)))
 
-    @staticmethod
-    def toss(random: np.random.RandomState | None) -> bool:
+    def mirror(self, random: np.random.RandomState | None) -> int | None:
+        if not self.train or self.flip == "none":
+            return None
         assert random is not None
-        return bool(random.uniform(0.0, 1.0) < 0.5)
+        axis = 1 if self.flip == "horizontal" else 0
+        return axis if random.uniform(0.0, 1.0) < 0.5 else None
 
-    def targets(
-        self, record: Record, scale: np.ndarray, mirror: int | None, size: tuple[int, int]
-    ) -> Targets:
+    def targets(self, record: Record, moved: Movement) -> Targets:
         """Objects in the pixels of the transformed image; crowds and empty boxes are left out."""
-        limit = np.array([size[1], size[0]], dtype=np.float64)
         boxes, classes, masks = [], [], []
         for annotation in record.annotations:
             if annotation.iscrowd:
                 continue
-            corners = move(np.array(annotation.bbox, dtype=np.float64), scale, mirror, size)
-            corners = corners.reshape(2, 2)
-            low, high = corners.min(axis=0), corners.max(axis=0)
-            low, high = low.clip(min=0), np.minimum(high.clip(min=0), limit)
-            low = np.minimum(low, limit)
-            if (high - low <= SMALLEST_SIDE).any():
+            corners = np.sort(moved.points(annotation.bbox).reshape(2, 2), axis=0)
+            corners = corners.clip(0, moved.size[::-1])
+            if (corners[1] - corners[0] <= SMALLEST_SIDE).any():
                 continue
-            mask = None
             if self.with_masks:
-                mask = self.mask(record, annotation, scale, mirror, size)
+                mask = self.mask(annotation, moved)
                 if len(mask) == 0 or (isinstance(mask, np.ndarray) and not mask.any()):
                     continue
-            boxes.append(np.concatenate([low, high]))
+                masks.append(mask)
+            boxes.append(corners.reshape(-1))
             classes.append(annotation.category)
-            masks.append(mask)
         return Targets(
             torch.tensor(np.array(boxes).reshape(-1, 4), dtype=torch.float32),
             torch.tensor(classes, dtype=torch.int64),
             masks if self.with_masks else None,
         )
 
-    def mask(
-        self,
-        record: Record,
-        annotation: Annotation,
-        scale: np.ndarray,
-        mirror: int | None,
-        size: tuple[int, int],
-    ) -> Mask:
+    def mask(self, annotation: Annotation, moved: Movement) -> Mask:
         segmentation = annotation.segmentation
-        if segmentation is None:
-            raise InputError(
-                f"object {annotation.id} of {record.file_name} has no segmentation: "
-                "set MODEL.MASK_ON False or annotate masks"
-            )
         if isinstance(segmentation, list):
-            polygons = [
-                move(np.asarray(p, dtype=np.float64), scale, mirror, size) for p in segmentation
-            ]
+            polygons = [moved.points(polygon) for polygon in segmentation]
             if self.mask_format == "polygon":
                 return polygons
-            encoded = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+            encoded = coco_mask.merge(coco_mask.frPyObjects(polygons, *moved.size))
             return coco_mask.decode(encoded).astype(bool)
-        if self.mask_format == "polygon":
-            raise InputError(
-                f"object {annotation.id} of {record.file_name} has a run-length mask: "
-                "set INPUT.MASK_FORMAT bitmask"
-            )
-        bitmap = Image.fromarray(coco_mask.decode(segmentation))
-        resized = np.asarray(bitmap.resize((size[1], size[0]), Image.Resampling.NEAREST))
-        return (resized if mirror is None else np.flip(resized, axis=mirror)).astype(bool)
-
-
-def move(
-    points: np.ndarray, scale: np.ndarray, mirror: int | None, size: tuple[int, int]
-) -> np.ndarray:
-    """Points (x, y, x, y, ...) scaled, then mirrored: axis 1 left to right, axis 0 upside down."""
-    moved = points.reshape(-1, 2) * scale
-    if mirror == 1:
-        moved[:, 0] = size[1] - moved[:, 0]
-    elif mirror == 0:
-        moved[:, 1] = size[0] - moved[:, 1]
-    return moved.reshape(-1)
+        return moved.image(coco_mask.decode(segmentation), Image.Resampling.NEAREST).astype(bool)

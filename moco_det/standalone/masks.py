@@ -11,47 +11,41 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from moco_det.standalone.fixed_size import to_device
+from moco_det.standalone.fixed_size import off_the_map, to_device
 
-Mask = Sequence[np.ndarray] | np.ndarray
-
-
-def mask_targets(masks: Sequence[Mask], boxes: Tensor, side: int) -> Tensor:
-    """Each mask cropped by its box (P, 4) and scaled to (P, side, side), bool.
-
-    Polygons are rasterised inside the box by the COCO rule; bitmaps are sampled by ROIAlign and
-    cut at 0.5.
-    """
-    if len(masks) == 0:
-        return torch.zeros(0, side, side, dtype=torch.bool, device=boxes.device)
-    corners = boxes.detach().cpu()
-    if isinstance(masks[0], np.ndarray):
-        crops = [_crop_bitmap(m, box, side) for m, box in zip(masks, corners, strict=True)]
-        return torch.stack(crops).to(boxes.device)
-    return torch.from_numpy(_rasterise(masks, corners.numpy(), side)).to(boxes.device)
+Mask = Sequence[np.ndarray] | np.ndarray  # polygons, or a bitmap of the image
+Masks = Sequence[Sequence[Mask]]  # of N images
 
 
-def _rasterise(masks: Sequence[Mask], boxes: np.ndarray, side: int) -> np.ndarray:
-    # a box thinner than a tenth of a pixel would scale its polygon without bound
-    scale = side / np.maximum(boxes[:, 2:] - boxes[:, :2], 0.1)
-    scaled = [
-        ((polygon.reshape(-1, 2) - boxes[i, :2]) * scale[i]).reshape(-1)
-        for i, polygons in enumerate(masks)
-        for polygon in polygons
-    ]
-    targets = np.zeros((len(masks), side, side), dtype=bool)
-    if scaled:  # one call for all: a call per object takes longer than its pixels
-        owners = np.repeat(np.arange(len(masks)), [len(polygons) for polygons in masks])
-        pixels = coco_mask.decode(coco_mask.frPyObjects(scaled, side, side)).astype(bool)
-        for owner, polygon in zip(owners, pixels.transpose(2, 0, 1), strict=True):
-            targets[owner] |= polygon
-    return targets
+@dataclass
+class Polygons:
+    """The polygons of N images of M objects, rasterised by pycocotools: the COCO rule, on a CPU."""
 
+    objects: list[Mask]
 
-def _crop_bitmap(mask: Mask, box: Tensor, side: int) -> Tensor:
-    image = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
-    roi = torch.cat([box.new_zeros(1), box])[None]
-    return roi_align(image, roi, (side, side), 1.0, 0, True)[0, 0] >= 0.5
+    @classmethod
+    def of(cls, masks: Masks, objects: int, device: torch.device) -> Polygons:
+        """Masks of N images, lists of polygons, as ``objects`` to each image."""
+        none: list[Mask] = [[]] * objects
+        return cls([mask for of_image in masks for mask in [*of_image, *none[len(of_image) :]]])
+
+    def inside(self, objects: Tensor, boxes: Tensor, side: int) -> Tensor:
+        """Masks (P, side, side), bool, of objects (P,), numbered through, in boxes (P, 4)."""
+        corners = boxes.detach().numpy()
+        # a box thinner than a tenth of a pixel would scale its polygon without bound
+        scale = side / np.maximum(corners[:, 2:] - corners[:, :2], 0.1)
+        owners, scaled = [], []
+        for region, number in enumerate(objects.tolist()):
+            for polygon in self.objects[number]:
+                moved = (polygon.reshape(-1, 2) - corners[region, :2]) * scale[region]
+                owners.append(region)
+                scaled.append(moved.reshape(-1))
+        targets = np.zeros((len(corners), side, side), dtype=bool)
+        if scaled:  # one call for all: a call per object takes longer than its pixels
+            pixels = coco_mask.decode(coco_mask.frPyObjects(scaled, side, side)).astype(bool)
+            for owner, polygon in zip(owners, pixels.transpose(2, 0, 1), strict=True):
+                targets[owner] |= polygon
+        return torch.from_numpy(targets)
 
 
 # Crossings of edges with columns that are computed in one go, for their memory.
@@ -74,14 +68,12 @@ class Outlines:
     longest: int
 
     @classmethod
-    def of(
-        cls, masks: Sequence[Sequence[Mask] | None], objects: int, device: torch.device
-    ) -> Outlines:
+    def of(cls, masks: Masks, objects: int, device: torch.device) -> Outlines:
         """Masks of N images, lists of polygons, as ``objects`` to each image."""
         edges: list[np.ndarray] = []
         counts = np.zeros((len(masks), objects), dtype=np.int64)
         for i, of_image in enumerate(masks):
-            for k, polygons in enumerate(of_image or []):
+            for k, polygons in enumerate(of_image):
                 for polygon in polygons:
                     start = polygon.reshape(-1, 2)
                     end = np.roll(start, -1, axis=0)
@@ -90,12 +82,8 @@ class Outlines:
                     counts[i, k] += len(start)
         flat = counts.reshape(-1)
         table = np.concatenate([*edges, np.zeros((1, 4))]).astype(np.float32)
-        columns = (
-            torch.from_numpy(table),
-            torch.from_numpy(flat.cumsum() - flat),
-            torch.from_numpy(flat),
-        )
-        edge, first, count = (to_device(column, device) for column in columns)
+        columns = (table, flat.cumsum() - flat, flat)
+        edge, first, count = (to_device(torch.from_numpy(column), device) for column in columns)
         return cls(edge, first, count, int(flat.max(initial=1)))
 
     def inside(self, objects: Tensor, boxes: Tensor, side: int) -> Tensor:
@@ -125,15 +113,16 @@ class Outlines:
 
 @dataclass
 class Bitmaps:
-    """Masks of N images as bitmaps (M, H, W), uint8, on a device, cropped there by ROIAlign."""
+    """Masks of N images as bitmaps (M, H, W), uint8, on a device, cropped there by ROIAlign.
+
+    They are sampled and cut at 0.5.
+    """
 
     images: list[Tensor]
     objects: int
 
     @classmethod
-    def of(
-        cls, masks: Sequence[Sequence[Mask] | None], objects: int, device: torch.device
-    ) -> Bitmaps:
+    def of(cls, masks: Masks, objects: int, device: torch.device) -> Bitmaps:
         """Masks of N images, bool arrays, as ``objects`` to each image."""
         blank = [np.zeros((1, 1), dtype=bool)]
         images = [torch.from_numpy(np.stack(one or blank)).byte() for one in masks]
@@ -142,13 +131,10 @@ class Bitmaps:
     def inside(self, objects: Tensor, boxes: Tensor, side: int) -> Tensor:
         """Masks (P, side, side), bool, of objects (P,), numbered through, in boxes (P, 4)."""
         found = boxes.new_zeros(len(boxes), side, side)
-        nowhere = boxes.new_full((5,), -1e4)
-        nowhere[0] = 0
         for i, bitmaps in enumerate(self.images):
             number = objects - i * self.objects
-            mine = (number >= 0) & (number < len(bitmaps))
             rois = torch.cat([number[:, None].to(boxes.dtype), boxes], dim=1)
-            rois = torch.where(mine[:, None], rois, nowhere)
+            rois = off_the_map(rois, (number < 0) | (number >= len(bitmaps)))
             maps = bitmaps[:, None].to(boxes.dtype)
             found += roi_align(maps, rois, (side, side), 1.0, 0, True)[:, 0]
         return found >= 0.5

@@ -1,14 +1,14 @@
 """Region proposal network (Ren et al. 2015).
 
-Letters: N images, L feature maps, A anchors a cell, R = sum of H * W * A anchors an image.
+Letters: N images, L feature maps, A anchors per cell, R = sum of H * W * A anchors per image.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,15 @@ from torch.nn import functional as F
 from torchvision.ops import nms as torchvision_nms
 
 from moco_det.foundation.precision import at_least_float32
-from moco_det.resnet.layers import Conv2d
+from moco_det.resnet.layers import Conv2d, normal_fill
 from moco_det.standalone.anchors import AnchorGenerator
-from moco_det.standalone.boxes import BoxCoder, Matcher, clip, nonempty, overlaps, smooth_l1_sum
+from moco_det.standalone.boxes import BoxCoder, Matcher, clip, nonempty, overlaps
 from moco_det.standalone.fixed_size import is_fixed, nms, pad, present, subsample, take
 from moco_det.standalone.recording import is_recording, note
 from moco_det.standalone.targets import GroundTruth
 
 
-@dataclass
-class Proposals:
+class Proposals(NamedTuple):
     """Candidates of N images, best first: boxes (N, P, 4), logits (N, P), which are real (N, P)."""
 
     boxes: Tensor
@@ -50,9 +49,7 @@ class RPNHead(nn.Module):
         self.objectness_logits = nn.Conv2d(in_channels, num_anchors, 1)
         self.anchor_deltas = nn.Conv2d(in_channels, num_anchors * 4, 1)
         for layer in (self.conv, self.objectness_logits, self.anchor_deltas):
-            nn.init.normal_(layer.weight, std=0.01)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
+            normal_fill(layer, 0.01)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """L maps to L logits (N, H * W * A) and L deltas (N, H * W * A, 4), float32."""
@@ -66,72 +63,61 @@ class RPNHead(nn.Module):
             deltas.append(delta.permute(0, 3, 4, 1, 2).reshape(n, -1, 4))
         return logits, deltas
 
-    def at(
-        self, maps: Sequence[Tensor], level: Tensor, image: Tensor, cell: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What ``forward`` gives at S cells alone: logits (S, A) and deltas (S, A, 4), float32.
-
-        ``level``, ``image`` and ``cell`` (S,), y * W + x, say where in maps (N, channels, H, W).
-        """
+    def at(self, maps: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``forward`` gives for anchors (N, S) alone: logits (N, S) and deltas (N, S, 4)."""
         padded = [F.pad(f.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)) for f in maps]  # N, H, W, C
         around = torch.cat([f.flatten(0, 2) for f in padded])
-        widths = [f.shape[2] for f in padded]
-        areas = [f.shape[1] * f.shape[2] for f in padded]
-        before = itertools.accumulate([0, *(f.shape[0] * f.shape[1] * f.shape[2] for f in padded)])
-        width, area, first = (
-            torch.tensor(list(values))[level] for values in (widths, areas, before)
+        images, heights, widths = torch.tensor([f.shape[:3] for f in padded]).unbind(1)
+        per_cell = self.objectness_logits.out_channels
+        ends = ((heights - 2) * (widths - 2) * per_cell).cumsum(0)
+        anchor = index.flatten()
+        level = torch.bucketize(anchor, ends, right=True)
+        anchor = anchor - F.pad(ends, (1, 0))[level]
+        cell, width = anchor // per_cell, widths[level]
+        first = F.pad((images * heights * widths).cumsum(0), (1, 0))[level]
+        first += (
+            torch.arange(len(index)).repeat_interleave(index.shape[1]) * (heights * widths)[level]
         )
-        corner = first + image * area + cell // (width - 2) * width + cell % (width - 2)
+        corner = first + cell // (width - 2) * width + cell % (width - 2)
         step = torch.arange(3)
-        window = step[:, None] * width[:, None, None] + step  # S, 3, 3
+        window = step[:, None] * width[:, None, None] + step  # 3, 3 of each
         places = (corner[:, None, None] + window).flatten()
         patches = around.index_select(0, places).reshape(len(cell), -1)
         weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)
         hidden = F.relu_(F.linear(patches, weight, self.conv.bias))
-        score, delta = (
+        scores, deltas = (
             at_least_float32(F.linear(hidden, layer.weight.flatten(1), layer.bias))
             for layer in (self.objectness_logits, self.anchor_deltas)
         )
-        return score, delta.reshape(len(cell), score.shape[1], 4)
+        own = torch.arange(len(cell)), anchor % per_cell
+        deltas = deltas.reshape(len(cell), per_cell, 4)
+        return scores[own].view(index.shape), deltas[own].view(*index.shape, 4)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class RPN(nn.Module):
-    """Proposals of every image and, in training, the two losses of the proposals' network."""
+    """Proposals of every image and, in training, the two losses of the proposals' network.
 
-    def __init__(
-        self,
-        *,
-        in_features: Sequence[str],
-        head: RPNHead,
-        anchors: AnchorGenerator,
-        matcher: Matcher,
-        coder: BoxCoder,
-        batch_size_per_image: int,
-        positive_fraction: float,
-        pre_nms_topk: tuple[int, int],
-        post_nms_topk: tuple[int, int],
-        nms_threshold: float,
-        min_box_size: float,
-        loss_weight: float,
-        box_loss_weight: float,
-        smooth_l1_beta: float,
-    ) -> None:
+    What is kept before and after NMS differs in training and in testing.
+    """
+
+    in_features: Sequence[str]
+    head: InitVar[RPNHead]
+    anchors: AnchorGenerator
+    matcher: Matcher
+    coder: BoxCoder
+    batch_size_per_image: int
+    positive_fraction: float
+    pre_nms_topk: tuple[int, int]
+    post_nms_topk: tuple[int, int]
+    nms_threshold: float
+    min_box_size: float
+    loss_weight: float
+    box_loss_weight: float
+
+    def __post_init__(self, head: RPNHead) -> None:
         super().__init__()
-        self.in_features = tuple(in_features)
         self.rpn_head = head
-        self.anchors = anchors
-        self.per_cell = anchors.per_cell[0]
-        self.matcher = matcher
-        self.coder = coder
-        self.batch_size_per_image = batch_size_per_image
-        self.positive_fraction = positive_fraction
-        self.pre_nms_topk = pre_nms_topk
-        self.post_nms_topk = post_nms_topk
-        self.nms_threshold = nms_threshold
-        self.min_box_size = min_box_size
-        self.loss_weight = loss_weight
-        self.box_loss_weight = box_loss_weight
-        self.smooth_l1_beta = smooth_l1_beta
 
     def forward(
         self,
@@ -150,8 +136,7 @@ class RPN(nn.Module):
         if outputs is None and (is_fixed(maps[0]) or not self.training):
             outputs = self.rpn_head(maps)
         if self.training:
-            if truth is None:
-                raise ValueError("the RPN needs targets in training")
+            assert truth is not None
             losses = self.losses(anchors, maps, truth, outputs)
         if outputs is None:
             with torch.no_grad():  # the proposals are constants
@@ -179,7 +164,7 @@ class RPN(nn.Module):
         )
         burst: Tensor | float = 0.0
         if outputs is None:
-            logits, deltas = self.sampled(maps, [len(level) for level in anchors], index)
+            logits, deltas = self.rpn_head.at(maps, index)
         else:
             scores, moves = (torch.cat(list(parts), dim=1) for parts in outputs)
             logits, deltas = scores.gather(1, index), take(moves, index)
@@ -191,28 +176,13 @@ class RPN(nn.Module):
         objectness = F.binary_cross_entropy_with_logits(
             logits, positive.to(logits.dtype), weight=real.to(logits.dtype), reduction="sum"
         )
-        goals = self.coder.encode(every[index], take(truth.boxes, matched.gather(1, index)))
-        # where there is no object, no difference
-        goals = torch.where(positive[..., None], goals, deltas.detach())
-        localisation = smooth_l1_sum(deltas, goals, self.smooth_l1_beta)
+        goals = take(truth.boxes, matched.gather(1, index))
+        localisation = self.coder.loss(deltas, every[index], goals, positive)
         scale = self.loss_weight / (self.batch_size_per_image * len(index))
         return {
             "loss_rpn_cls": objectness * scale + burst,
             "loss_rpn_loc": localisation * scale * self.box_loss_weight,
         }
-
-    def sampled(
-        self, maps: Sequence[Tensor], counts: Sequence[int], index: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (N, S) and deltas (N, S, 4) of anchors (N, S), of which a map has ``counts``."""
-        sampled = index.flatten()
-        image = torch.arange(len(index), device=index.device).repeat_interleave(index.shape[1])
-        ends = torch.tensor(counts).cumsum(0)
-        level = torch.bucketize(sampled, ends, right=True)
-        place = sampled - F.pad(ends, (1, 0))[level]
-        score, delta = self.rpn_head.at(maps, level, image, place // self.per_cell)
-        row, anchor = torch.arange(len(sampled)), place % self.per_cell
-        return score[row, anchor].view(index.shape), delta[row, anchor].view(*index.shape, 4)
 
     @torch.no_grad()
     def match(self, anchors: Tensor, truth: GroundTruth) -> tuple[Tensor, Tensor]:
@@ -235,19 +205,18 @@ class RPN(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
     ) -> Proposals:
         """The best boxes of each map, clipped, without duplicates (NMS within a map)."""
-        pre_topk = self.pre_nms_topk[0 if self.training else 1]
-        post_topk = self.post_nms_topk[0 if self.training else 1]
-        scores_of, deltas_of, anchors_of = [], [], []
+        pre_topk, post_topk = (
+            kept[not self.training] for kept in (self.pre_nms_topk, self.post_nms_topk)
+        )
+        parts = []
         for anchor, logit, delta in zip(anchors, logits, deltas, strict=True):
             score, index = logit.topk(min(pre_topk, logit.shape[1]), dim=1)  # N, k
             # only the best are decoded: the rest would be thrown away
-            scores_of.append(score)
-            deltas_of.append(take(delta, index))
-            anchors_of.append(anchor[index])
-        counts = [score.shape[1] for score in scores_of]
-        scores = torch.cat(scores_of, dim=1)
-        found = torch.cat(deltas_of, dim=1), torch.cat(anchors_of, dim=1)
-        boxes = self.coder.decode(*(t.flatten(0, 1) for t in found)).view(*scores.shape, 4)
+            parts.append((score, take(delta, index), anchor[index]))
+        counts = [score.shape[1] for score, _, _ in parts]
+        scores, moves, starts = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        boxes = self.coder.decode(moves.flatten(0, 1), starts.flatten(0, 1))
+        boxes = boxes.view(*scores.shape, 4)
 
         finite = torch.isfinite(boxes).all(dim=2) & torch.isfinite(scores)
         boxes = clip(boxes, image_sizes)
@@ -257,23 +226,23 @@ class RPN(nn.Module):
         if self.training and not bool(finite.all()):
             raise FloatingPointError("proposals became Inf or NaN")
         levels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-        best = []
+        rows = []
         for box, score, wanted in zip(boxes, scores, keep, strict=True):
-            rows = wanted.nonzero(as_tuple=True)[0]
+            index = wanted.nonzero(as_tuple=True)[0]
             kept = nms_by_level(
-                box[rows], score[rows].float(), levels[rows], self.nms_threshold, post_topk
+                box[index], score[index].float(), levels[index], self.nms_threshold, post_topk
             )
-            best.append(rows[kept])
-        index = pad(best)
-        return Proposals(take(boxes, index), take(scores, index), present(best))
+            rows.append(index[kept])
+        index = pad(rows)
+        return Proposals(take(boxes, index), take(scores, index), present(rows))
 
 
 def best_of_levels(
     boxes: Tensor, scores: Tensor, keep: Tensor, counts: Sequence[int], threshold: float, count: int
 ) -> Proposals:
-    """The ``count`` best that NMS within each level keeps, of boxes (N, R, 4) ``counts`` a level.
+    """The ``count`` best that NMS within each level keeps, of boxes (N, R, 4).
 
-    Each level's boxes come best first. All levels of all images are done at once.
+    The ``counts`` boxes of each level come best first. All levels of all images are done at once.
     """
     most = max(counts)
 
@@ -321,8 +290,5 @@ GROUND_TRUTH_LOGIT = math.log((1.0 - 1e-10) / (1 - (1.0 - 1e-10)))
 def add_ground_truth(proposals: Proposals, truth: GroundTruth) -> Proposals:
     """Proposals followed by the ground-truth boxes."""
     logits = proposals.logits.new_full(truth.real.shape, GROUND_TRUTH_LOGIT)
-    return Proposals(
-        torch.cat([proposals.boxes, truth.boxes], dim=1),
-        torch.cat([proposals.logits, logits], dim=1),
-        torch.cat([proposals.real, truth.real], dim=1),
-    )
+    both = zip(proposals, (truth.boxes, logits, truth.real), strict=True)
+    return Proposals(*(torch.cat(pair, dim=1) for pair in both))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,21 +29,17 @@ def parameter_groups(
     ``weight_decay_bias`` (None: as everything else), and learn ``bias_lr_factor`` times as fast.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    seen: set[nn.Parameter] = set()
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or parameter in seen:
-                continue
-            seen.add(parameter)
-            rate, decay = base_lr, weight_decay
-            if isinstance(module, NORM_LAYERS) and weight_decay_norm is not None:
-                decay = weight_decay_norm
-            if name == "bias":
-                if bias_lr_factor != 1.0:
-                    rate = base_lr * bias_lr_factor
-                if weight_decay_bias is not None:
-                    decay = weight_decay_bias
-            groups.setdefault((rate, decay), []).append(parameter)
+    for path, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer, _, name = path.rpartition(".")
+        rate, decay = base_lr, weight_decay
+        if isinstance(model.get_submodule(layer), NORM_LAYERS) and weight_decay_norm is not None:
+            decay = weight_decay_norm
+        if name == "bias":
+            rate *= bias_lr_factor
+            decay = decay if weight_decay_bias is None else weight_decay_bias
+        groups.setdefault((rate, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()
@@ -51,53 +47,42 @@ def parameter_groups(
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LearningRate:
     """Factor of the base learning rate at an iteration (0-based).
 
     Linear or constant warm-up from ``warmup_factor`` to the value the schedule has where the
-    warm-up ends (Goyal et al. 2017, section 2.2), then steps of ``gamma`` or a half cosine.
+    warm-up ends (Goyal et al. 2017, section 2.2), then ``gamma`` at each of the sorted ``steps``
+    or, with ``cosine_end``, half a cosine down to it.
     """
 
-    name: str
     max_iter: int
     steps: Sequence[int]
     gamma: float
-    end_factor: float
+    cosine_end: float | None
     warmup_iters: int
     warmup_factor: float
     warmup_method: str
 
     def __call__(self, iteration: int) -> float:
         warmup_iters = min(self.warmup_iters, self.max_iter)
-        if iteration < warmup_iters:
-            start = self.warmup_factor * self.after_warmup(0)
-            if self.warmup_method == "constant":
-                return start
-            end = self.after_warmup(warmup_iters)
-            return start + (end - start) * iteration / warmup_iters
-        return self.after_warmup(iteration)
+        if iteration >= warmup_iters:
+            return self.after_warmup(iteration)
+        start = self.warmup_factor * self.after_warmup(0)
+        if self.warmup_method == "constant":
+            return start
+        return start + (self.after_warmup(warmup_iters) - start) * iteration / warmup_iters
 
     def after_warmup(self, iteration: int) -> float:
-        return SCHEDULES[self.name](self, iteration)
-
-    def multi_step(self, iteration: int) -> float:
-        return self.gamma ** bisect_right(sorted(self.steps), iteration)
-
-    def cosine(self, iteration: int) -> float:
+        if self.cosine_end is None:
+            return self.gamma ** bisect_right(self.steps, iteration)
         half = 0.5 * (1 + math.cos(math.pi * iteration / self.max_iter))
-        return self.end_factor + (1 - self.end_factor) * half
-
-
-SCHEDULES: dict[str, Callable[[Schedule, int], float]] = {
-    "WarmupMultiStepLR": Schedule.multi_step,
-    "WarmupCosineLR": Schedule.cosine,
-}
+        return self.cosine_end + (1 - self.cosine_end) * half
 
 
 class Solver:
     """An SGD optimizer whose learning rate is a function of the iteration."""
 
-    def __init__(self, optimizer: torch.optim.SGD, schedule: Schedule) -> None:
+    def __init__(self, optimizer: torch.optim.SGD, schedule: LearningRate) -> None:
         self.optimizer = optimizer
         self.schedule = schedule
         self.base_rates = [group["lr"] for group in optimizer.param_groups]

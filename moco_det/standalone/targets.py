@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moco_det.standalone.fixed_size import is_fixed, pad, present, to_device
-from moco_det.standalone.masks import Bitmaps, Mask, Outlines, mask_targets
+from moco_det.standalone.masks import Bitmaps, Outlines, Polygons
 
 
 @dataclass
@@ -31,15 +31,13 @@ class Targets:
 class GroundTruth:
     """The same of N images, padded to the M >= 1 objects of the one that has most.
 
-    boxes (N, M, 4), classes (N, M) and which of them are real (N, M). ``shapes`` are the masks as
-    a GPU needs them.
+    boxes (N, M, 4), classes (N, M) and which of them are real (N, M).
     """
 
     boxes: Tensor
     classes: Tensor
     real: Tensor
-    masks: Sequence[list[Any] | None]
-    shapes: Outlines | Bitmaps | None = None
+    shapes: Polygons | Outlines | Bitmaps | None = None
 
     @classmethod
     def of(cls, targets: Sequence[Targets], device: torch.device) -> GroundTruth:
@@ -49,23 +47,17 @@ class GroundTruth:
         classes = [*(t.classes for t in targets), torch.zeros(1, dtype=torch.int64)]
         columns = (pad(boxes), pad(classes), present(boxes))
         box, class_, real = (to_device(column[:-1], device) for column in columns)
-        truth = cls(box, class_, real, [t.masks for t in targets])
-        if is_fixed(truth.boxes) and all(masks is not None for masks in truth.masks):
-            first = next((mask for masks in truth.masks for mask in masks or []), None)
-            kind = Bitmaps if isinstance(first, np.ndarray) else Outlines
-            truth.shapes = kind.of(truth.masks, truth.boxes.shape[1], device)
+        truth = cls(box, class_, real)
+        masks = [t.masks for t in targets if t.masks is not None]
+        if masks:
+            kind: type[Polygons | Outlines | Bitmaps]
+            kind = Outlines if is_fixed(truth.boxes) else Polygons
+            if any(isinstance(mask, np.ndarray) for of_image in masks for mask in of_image):
+                kind = Bitmaps
+            truth.shapes = kind.of(masks, truth.boxes.shape[1], device)
         return truth
 
     def masks_of(self, image: Tensor, matched: Tensor, boxes: Tensor, side: int) -> Tensor:
-        """Masks (P, side, side), bool, of objects (P,) of images (P,), inside boxes (P, 4).
-
-        ValueError where the objects have none.
-        """
-        if any(masks is None for masks in self.masks):
-            raise ValueError("MODEL.MASK_ON needs masks in the training data")
-        if self.shapes is not None:
-            return self.shapes.inside(image * self.real.shape[1] + matched, boxes, side)
-        chosen: list[Mask] = []
-        for i, k in zip(image.tolist(), matched.tolist(), strict=True):
-            chosen.append((self.masks[i] or [])[k])
-        return mask_targets(chosen, boxes, side)
+        """Masks (P, side, side), bool, of objects (P,) of images (P,), inside boxes (P, 4)."""
+        assert self.shapes is not None
+        return self.shapes.inside(image * self.real.shape[1] + matched, boxes, side)

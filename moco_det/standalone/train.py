@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record
+from moco_det.data.pair import check_trainable
 from moco_det.foundation import collectives
 from moco_det.foundation.checkpoints import Content
 from moco_det.foundation.errors import InputError
@@ -158,12 +159,10 @@ def training_records(cfg: CfgNode, train_set: DetectionDataset) -> list[Record]:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide by {world} processes"
         )
-    records = list(train_set.records)
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = usable(records)
-    if not records:
-        raise InputError(f"{train_set.name} has no image with an object to train on")
-    return records
+    skip_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    mask_format = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None
+    check_trainable(train_set, mask_format=mask_format, skip_empty=skip_empty)
+    return usable(train_set.records) if skip_empty else list(train_set.records)
 
 
 @dataclass

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from moco_det.data import DetectionDataset, Record
-from moco_det.data.pair import check_classes_of_config, overlap_warnings
+from moco_det.data import Annotation, DetectionDataset, Record
+from moco_det.data.pair import check_classes_of_config, check_trainable, overlap_warnings
 from moco_det.foundation.errors import InputError
 
 
@@ -31,3 +33,30 @@ def test_images_that_are_trained_and_tested_on_are_named() -> None:
     assert overlap_warnings(images("a", "b"), images("b", "c")) == [
         "1 of 2 test images are training images too"
     ]
+
+
+RLE = {"size": [4, 6], "counts": "9220003"}
+POLYGON = Annotation((1.0, 2.0, 3.0, 4.0), 1, segmentation=[[1.0, 2.0, 3.0, 2.0, 3.0, 4.0]])
+CROWD = Annotation((0.0, 0.0, 6.0, 4.0), 0, iscrowd=True, segmentation=RLE)
+
+
+def dataset_of(*objects: Annotation) -> DetectionDataset:
+    records = (Record(1, "/img/a7.jpg", 4, 6, objects), Record(2, "/img/9.jpg", 4, 6))
+    return DetectionDataset("two", "two", records, ("cat", "dog"), (3, 11))
+
+
+def test_a_run_length_mask_needs_the_bitmask_format() -> None:
+    coded = dataset_of(POLYGON, replace(CROWD, iscrowd=False, id=12))
+    check_trainable(coded, mask_format="bitmask", skip_empty=True)
+    check_trainable(coded, mask_format=None, skip_empty=True)
+    with pytest.raises(InputError, match=r"object 12 of /img/a7.jpg.*INPUT.MASK_FORMAT bitmask"):
+        check_trainable(coded, mask_format="polygon", skip_empty=True)
+    check_trainable(dataset_of(POLYGON, CROWD), mask_format="polygon", skip_empty=True)
+
+
+def test_training_data_with_crowds_alone_is_an_error_where_empty_images_are_left_out() -> None:
+    check_trainable(dataset_of(CROWD), mask_format=None, skip_empty=False)
+    with pytest.raises(InputError, match="no image with an object"):
+        check_trainable(dataset_of(CROWD), mask_format=None, skip_empty=True)
+    with pytest.raises(InputError, match="no image with an object"):
+        check_trainable(replace(dataset_of(), records=()), mask_format=None, skip_empty=False)

@@ -24,7 +24,7 @@ from moco_det.standalone.build import build_detector, build_mapper
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import predict
 from moco_det.standalone.mapper import Sample
-from moco_det.standalone.roi_layers import ROIPooler
+from moco_det.standalone.roi_align import ROIPooler
 from tests.standalone.targets import rois_of_images
 from tests.standalone.test_run import stop_before_step
 from tests.standalone.tiny import run

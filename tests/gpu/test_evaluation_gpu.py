@@ -19,7 +19,7 @@ from moco_det.standalone.build import build_mapper
 from moco_det.standalone.evaluate import predict, to_rows
 from moco_det.standalone.mapper import Sample
 from moco_det.standalone.pasting import encode_masks
-from moco_det.standalone.roi_layers import Detections
+from moco_det.standalone.roi_layers import ImageDetections
 from tests.standalone.trained import briefly_trained, overrides_of
 
 pytestmark = pytest.mark.gpu
@@ -55,7 +55,7 @@ def test_masks_have_the_pixels_of_a_cpus(
 
 def test_the_rows_of_a_batch_wait_few_times_for_the_device(device: str) -> None:
     masks, boxes = soft_masks(100)
-    found = Detections(
+    found = ImageDetections(
         boxes.to(device),
         torch.rand(100).to(device),
         torch.zeros(100, dtype=torch.int64, device=device),
@@ -86,7 +86,9 @@ def test_rows_made_beside_the_model_are_those_made_in_turn(
     mapper, dataset = build_mapper(cfg, train=False), load_dataset(painted.test)
     monkeypatch.setattr(evaluate, "BATCH", 1)
     beside = predict(model, dataset, mapper, Precision(precision, device), workers=2)
-    monkeypatch.setattr(evaluate.Beside, "start", lambda self, f, *arguments: lambda: f(*arguments))
+    monkeypatch.setattr(
+        evaluate.SideStream, "start", lambda self, f, *arguments: lambda: f(*arguments)
+    )
     in_turn = predict(model, dataset, mapper, Precision(precision, device))
     assert len(beside) > len(dataset)
     assert beside == in_turn

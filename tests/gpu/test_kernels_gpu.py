@@ -10,6 +10,7 @@ from torchvision.ops import roi_align as torchvision_roi_align
 
 pytest.importorskip("triton")
 from moco_det.standalone import kernels  # noqa: E402
+from moco_det.standalone.roi_align import ROIPooler  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("triton_runs")]
 
@@ -77,16 +78,10 @@ def test_regions_and_gradients_are_torchvisions(
         expected = expected + torch.where((levels == level)[:, None, None, None], part, 0.0)
     expected = expected[:, :, ::every, ::every]
     ours = [m.to(device, copy=True).requires_grad_() for m in maps]
-    found = kernels.roi_align(
-        ours,
-        rois.to(device),
-        levels.to(device),
-        strides=(8, 16),
-        bins=bins,
-        sampling_ratio=sampling_ratio,
-        aligned=aligned,
-        every=every,
+    pooler = ROIPooler(
+        output_size=bins, strides=(8, 16), sampling_ratio=sampling_ratio, aligned=aligned
     )
+    found = kernels.ROIAlign.apply(pooler, every, rois.to(device), levels.to(device), *ours)
     torch.testing.assert_close(found.cpu(), expected, atol=1e-5, rtol=1e-5)
     weights = torch.randn(expected.shape, generator=random)
     (expected * weights).sum().backward()

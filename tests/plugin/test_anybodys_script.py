@@ -26,7 +26,7 @@ from detectron2.engine import DefaultPredictor, DefaultTrainer  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 
 from moco_det.plugin import add_moco_det_config, register_dataset  # noqa: E402
-from moco_det.plugin.backbones import any_width  # noqa: E402
+from moco_det.plugin.modeling import any_width  # noqa: E402
 from moco_det.plugin.trainer import build_detector  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[2]

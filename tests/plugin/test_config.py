@@ -53,7 +53,7 @@ def test_the_config_is_frozen(tiny: Overrides) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("MODEL: {ROI_HEADS: {NUM_CLASES: 3}}", "MODEL.ROI_HEADS.NUM_CLASES"),
         ("MODEL: 3", "the key MODEL"),
@@ -74,7 +74,7 @@ def test_the_config_is_frozen(tiny: Overrides) -> None:
     ],
 )
 def test_a_bad_config_is_one_line_that_names_the_key(
-    text: str, told: str, tmp_path: Path, tiny: Overrides
+    text: str, message: str, tmp_path: Path, tiny: Overrides
 ) -> None:
     child = tmp_path / "child.yaml"
     base = "" if "_BASE_" in text else f"_BASE_: {CONFIG}\n"
@@ -86,7 +86,7 @@ def test_a_bad_config_is_one_line_that_names_the_key(
     options = [part for k in keep for part in (k, values[k])] + device
     with pytest.raises(InputError) as caught:
         plugin.load_config(child, options)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_step_at_the_end_of_the_schedule_has_no_effect_and_is_no_fault(tiny: Overrides) -> None:
@@ -95,13 +95,13 @@ def test_a_step_at_the_end_of_the_schedule_has_no_effect_and_is_no_fault(tiny: O
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["SOLVER.LR", "1"], "unknown key SOLVER.LR"),
         (["SEED"], "pairs KEY VALUE"),
         (["SEED", "'one'"], "on the command line"),
     ],
 )
-def test_a_bad_override_is_one_line(options: list[str], told: str, tiny: Overrides) -> None:
-    with pytest.raises(InputError, match=told):
+def test_a_bad_override_is_one_line(options: list[str], message: str, tiny: Overrides) -> None:
+    with pytest.raises(InputError, match=message):
         plugin.load_config(CONFIG, [*tiny(), *options])

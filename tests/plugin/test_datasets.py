@@ -21,8 +21,6 @@ from detectron2.structures import BoxMode  # noqa: E402
 
 from moco_det.plugin import register_dataset  # noqa: E402
 from moco_det.plugin.datasets import (  # noqa: E402
-    check_masks,
-    check_not_empty,
     load_data,
     register,
     to_dicts,
@@ -143,28 +141,6 @@ def test_a_wrong_number_of_classes_is_an_error(scenes: ScenesPaths) -> None:
 def test_masks_are_asked_of_data_that_has_none(scenes: ScenesPaths) -> None:
     with pytest.raises(InputError, match="has no masks"):
         load(scenes, test=(scenes.voc_test,))
-
-
-def test_an_object_without_a_mask_is_named_and_a_crowd_is_not() -> None:
-    with pytest.raises(InputError, match=r"a7.jpg has no segmentation"):
-        check_masks(DATASET, "polygon")
-    whole = replace(DATASET, records=(Record(1, "1.jpg", 4, 6, OBJECTS[:2]),))
-    check_masks(whole, "polygon")
-
-
-def test_a_run_length_mask_needs_the_bitmask_format() -> None:
-    one = Annotation((0.0, 0.0, 6.0, 4.0), 0, segmentation=RLE)
-    dataset = replace(DATASET, records=(Record(1, "1.jpg", 4, 6, (one,)),))
-    check_masks(dataset, "bitmask")
-    with pytest.raises(InputError, match="INPUT.MASK_FORMAT bitmask"):
-        check_masks(dataset, "polygon")
-
-
-def test_training_data_with_crowds_alone_is_an_error_where_empty_images_are_left_out() -> None:
-    crowds = replace(DATASET, records=(Record(1, "1.jpg", 4, 6, OBJECTS[1:2]),))
-    check_not_empty(crowds, skip_empty=False)
-    with pytest.raises(InputError, match="no image with an object"):
-        check_not_empty(crowds, skip_empty=True)
 
 
 def test_one_broken_image_among_many_is_skipped_and_strict_refuses_it(

@@ -82,7 +82,7 @@ def test_torchrun_with_one_process_trains_and_scores(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ((), "on GPUs only: use --num-gpus 1 (torchrun: --nproc-per-node 1)"),
         (("--num-gpus", "2"), "take out --num-gpus"),
@@ -90,7 +90,7 @@ def test_torchrun_with_one_process_trains_and_scores(
 )
 def test_what_torchrun_cannot_start_is_one_line(
     options: tuple[str, ...],
-    told: str,
+    message: str,
     train_net: Callable[..., int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -102,4 +102,4 @@ def test_what_torchrun_cannot_start_is_one_line(
     output = tmp_path / "run"
     assert train_net("--engine", "detectron2", *options, OUTPUT_DIR=str(output)) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
-    assert told in line and not output.exists()
+    assert message in line and not output.exists()

@@ -258,16 +258,16 @@ def test_a_loss_that_is_not_finite_is_one_line_also_in_the_last_step(
         SOLVER__WARMUP_ITERS="0",
         SOLVER__MAX_ITER=last,
     )
-    told = capsys.readouterr()
+    message = capsys.readouterr()
     assert code == 2
-    assert told.err.splitlines()[-1].startswith("error: iteration 1: ")
-    assert "SOLVER.BASE_LR" in told.err
-    assert "Traceback" not in told.out + told.err
+    assert message.err.splitlines()[-1].startswith("error: iteration 1: ")
+    assert "SOLVER.BASE_LR" in message.err
+    assert "Traceback" not in message.out + message.err
     assert not (tmp_path / "nan" / "predictions.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "changes", "told"),
+    ("options", "changes", "message"),
     [
         ((), {"MODEL__WEIGHTS": "nowhere.pkl"}, "nowhere.pkl does not exist"),
         ((), {"MODEL__WEIGHTS": "{empty}"}, "empty.pkl"),
@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_is_one_line_also_in_the_last_step(
 def test_bad_input_is_one_line_exit_2_and_no_output(
     options: tuple[str, ...],
     changes: dict[str, str],
-    told: str,
+    message: str,
     train_net: Tool,
     backbone_file: Path,
     tmp_path: Path,
@@ -295,7 +295,7 @@ def test_bad_input_is_one_line_exit_2_and_no_output(
     assert train_net("--engine", "detectron2", *options, OUTPUT_DIR=str(output), **filled) == 2
     errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     assert len(errors) == 1
-    assert told in errors[0]
+    assert message in errors[0]
     assert not output.exists()
 
 

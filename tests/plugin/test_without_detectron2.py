@@ -68,10 +68,10 @@ def test_a_folder_called_detectron2_makes_auto_take_standalone_and_say_so(
     forget_plugin(monkeypatch)
     # NUM_CLASSES is wrong, so that the standalone engine stops before it trains
     code = train_net(OUTPUT_DIR=str(tmp_path / "run"), MODEL__ROI_HEADS__NUM_CLASSES="3")
-    told = capsys.readouterr()
+    message = capsys.readouterr()
     assert code == 2
-    assert "--engine auto takes standalone: detectron2 cannot be imported" in told.out
-    assert "NUM_CLASSES is 3" in told.err
+    assert "--engine auto takes standalone: detectron2 cannot be imported" in message.out
+    assert "NUM_CLASSES is 3" in message.err
 
 
 def has_it(folder: str) -> bool:

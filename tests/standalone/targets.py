@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moco_det.standalone.fixed_size import pad, present
+from moco_det.standalone.masks import Bitmaps, Mask, Polygons
 from moco_det.standalone.rpn import Proposals
 from moco_det.standalone.targets import Targets
 from tests.golden.filling import OBJECTS, polygon_of
@@ -24,6 +26,13 @@ def targets_of(objects: Objects = OBJECTS) -> list[Targets]:
         )
         for rows in objects
     ]
+
+
+def mask_targets(masks: Sequence[Mask], boxes: Tensor, side: int) -> Tensor:
+    """Each mask (P) cropped by its box (P, 4) and scaled to (P, side, side), on a CPU."""
+    kind = Bitmaps if masks and isinstance(masks[0], np.ndarray) else Polygons
+    shapes = kind.of([masks], len(masks), torch.device("cpu"))
+    return shapes.inside(torch.arange(len(masks)), boxes, side)
 
 
 def rois_of_images(boxes: Sequence[Tensor]) -> Tensor:

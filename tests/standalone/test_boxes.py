@@ -17,7 +17,6 @@ from moco_det.standalone.boxes import (
     nonempty,
     overlaps,
     pairwise_iou,
-    smooth_l1_sum,
 )
 from moco_det.standalone.fixed_size import pad, present, subsample
 
@@ -132,13 +131,17 @@ def test_samples_are_random_and_seeded() -> None:
     assert draw(1) == draw(1) != draw(2)
 
 
-def test_smooth_l1_by_hand() -> None:
-    prediction, target = torch.tensor([1.0, 0.0, 3.0]), torch.tensor([0.5, 2.0, 3.0])
-    # differences 0.5, 2, 0
-    assert smooth_l1_sum(prediction, target, 0.0).item() == 2.5
-    assert smooth_l1_sum(prediction, target, 1.0).item() == 0.5 * 0.5**2 + (2 - 0.5)
-    assert smooth_l1_sum(prediction, target, 0.5).item() == 0.5 * 0.5 + (2 - 0.25)
-    assert smooth_l1_sum(prediction[:0], target[:0], 0.0).item() == 0
+@pytest.mark.parametrize(
+    ("beta", "expected"),
+    [(0.0, 2.5), (1.0, 0.5 * 0.5**2 + (2 - 0.5)), (0.5, 0.5 * 0.5 + (2 - 0.25))],
+)
+def test_smooth_l1_by_hand(beta: float, expected: float) -> None:
+    coder = BoxCoder((1.0, 1.0, 1.0, 1.0), beta)
+    box = torch.tensor([[0.0, 0.0, 2.0, 4.0]]).expand(2, 4)  # is its own target: the goal is 0
+    deltas = torch.tensor([[0.5, -2.0, 0.0, 0.0], [9.0, 9.0, 9.0, 9.0]])
+    found = coder.loss(deltas, box, box, torch.tensor([True, False]))
+    assert found.item() == pytest.approx(expected)
+    assert coder.loss(deltas[:0], box[:0], box[:0], torch.zeros(0, dtype=torch.bool)).item() == 0
 
 
 @pytest.mark.parametrize("low_quality", [True, False])

@@ -12,9 +12,9 @@ from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.resnet.layers import Conv2d
 from moco_det.resnet.network import ResNet
+from moco_det.standalone.backbones import FPN
 from moco_det.standalone.build import build_detector
 from moco_det.standalone.detector import GeneralizedRCNN
-from moco_det.standalone.fpn import FPN
 from moco_det.standalone.targets import Targets
 from tests.golden.filling import OBJECTS, SIZES, fill, images
 from tests.standalone.targets import targets_of
@@ -170,11 +170,6 @@ def test_an_image_is_detected_alike_alone_and_in_a_batch() -> None:
     torch.testing.assert_close(alone.boxes, together.boxes, atol=1e-3, rtol=1e-5)
     torch.testing.assert_close(alone.scores, together.scores)
     torch.testing.assert_close(alone.masks, together.masks, atol=1e-5, rtol=1e-4)
-
-
-def test_training_without_targets_is_refused() -> None:
-    with pytest.raises(ValueError, match="targets"):
-        make_detector().train()(images())
 
 
 def test_channels_last_computes_what_channels_first_do() -> None:

@@ -1,4 +1,4 @@
-"""Detections to rows, and precision by device."""
+"""ImageDetections to rows, and precision by device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from moco_det.standalone import evaluate
 from moco_det.standalone.build import build_mapper
 from moco_det.standalone.evaluate import AHEAD, BATCH, predict, same_size_batches, to_rows
 from moco_det.standalone.mapper import Sample
-from moco_det.standalone.roi_heads import Detections
+from moco_det.standalone.roi_layers import ImageDetections
 from tests.standalone.tiny import tiny_config
 from tests.standalone.trained import agreement, briefly_trained, detections
 
@@ -34,7 +34,7 @@ FLOAT = Precision("float32", "cpu")
 
 def test_rows_by_hand() -> None:
     sample = Sample(torch.zeros(3, 20, 40), 10, 20, 77)  # the network saw it twice as large
-    found = Detections(
+    found = ImageDetections(
         boxes=torch.tensor([[4.0, 4, 12, 8], [50, 0, 60, 5]]),
         scores=torch.tensor([0.75, 0.5]),
         classes=torch.tensor([1, 0]),
@@ -46,7 +46,7 @@ def test_rows_by_hand() -> None:
     assert segmentation["size"] == [10, 20]
     assert coco_mask.area(segmentation) == 8
     none = torch.zeros(0, dtype=torch.int64)
-    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), none, torch.zeros(0, 4, 4))
+    nothing = ImageDetections(torch.zeros(0, 4), torch.zeros(0), none, torch.zeros(0, 4, 4))
     assert to_rows([sample], [nothing], [30, 60]) == [[]]
     small = Sample(torch.zeros(3, 20, 40), 20, 40, 78)
     assert to_rows([sample, sample, small], [found, nothing, found], [30, 60]) == [
@@ -58,7 +58,7 @@ def test_rows_by_hand() -> None:
 
 def test_detections_are_rescaled_to_the_original_image() -> None:
     sample = Sample(torch.zeros(3, 60, 100), 30, 200, 77)  # x doubles, y halves
-    found = Detections(
+    found = ImageDetections(
         boxes=torch.tensor([[10.0, 10, 30, 20], [90, 0, 101, 10], [99.9, 60, 100, 60]]),
         scores=torch.tensor([0.75, 0.5, 0.25]),
         classes=torch.tensor([1, 2, 0]),
@@ -87,7 +87,7 @@ def test_a_batch_takes_as_many_operations_whatever_it_holds() -> None:
     sample = Sample(torch.zeros(3, 20, 40), 10, 20, 77)
     counts = []
     for number in (5, 50):
-        found = Detections(
+        found = ImageDetections(
             torch.tensor([[4.0, 4, 12, 8]]).repeat(number, 1),
             torch.ones(number),
             torch.zeros(number, dtype=torch.int64),
@@ -104,10 +104,10 @@ class Echo(nn.Module):
 
     backbone = SimpleNamespace(size_divisibility=1)
 
-    def forward(self, images: list[Tensor]) -> list[Detections]:
+    def forward(self, images: list[Tensor]) -> list[ImageDetections]:
         assert not self.training and not torch.is_grad_enabled()
         return [
-            Detections(
+            ImageDetections(
                 torch.tensor([[0.0, 0, i.shape[2], i.shape[1]]]),
                 torch.ones(1),
                 torch.zeros(1, dtype=torch.int64),
@@ -125,10 +125,10 @@ def sizes(*shapes: tuple[int, int]) -> DetectionDataset:
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads beside the model, as a GPU has them."""
 
-    def start(self: evaluate.Beside, function: Any, *arguments: Any) -> Any:
+    def start(self: evaluate.SideStream, function: Any, *arguments: Any) -> Any:
         return self.pool.submit(function, *arguments).result
 
-    monkeypatch.setattr(evaluate.Beside, "start", start)
+    monkeypatch.setattr(evaluate.SideStream, "start", start)
 
 
 @pytest.mark.usefixtures("threads")

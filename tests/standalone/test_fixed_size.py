@@ -14,11 +14,12 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import roi_align
 
 from moco_det.standalone import fixed_size, rpn
 from moco_det.standalone.build import build_detector
 from moco_det.standalone.detector import GeneralizedRCNN
-from moco_det.standalone.masks import Bitmaps, Outlines, mask_targets
+from moco_det.standalone.masks import Bitmaps, Outlines, Polygons
 from tests.golden.filling import fill, images
 from tests.golden.settings import (
     EVERYTHING,
@@ -31,7 +32,7 @@ from tests.golden.settings import (
     Settings,
     our_config,
 )
-from tests.standalone.targets import targets_of
+from tests.standalone.targets import mask_targets, targets_of
 
 DETECTORS = {
     "FPN": Settings("RCNN_FPN", R18, NARROW, MASKS, SMALL_FPN, EVERYTHING),
@@ -72,7 +73,7 @@ def test_a_step_has_the_losses_and_gradients_of_the_exact_one(
     # everything is in the samples, so both ways of drawing draw the same
     losses, gradients = trained(detector(name))
     monkeypatch.setattr(fixed_size, "SYNCHRONOUS", set())
-    monkeypatch.setattr(Outlines, "of", lambda *_: None)  # masks by pycocotools, to be the same
+    monkeypatch.setattr(Outlines, "of", Polygons.of)  # masks by pycocotools, to be the same
     found, own = trained(detector(name))
     assert found == pytest.approx(losses, rel=1e-9)
     assert set(own) == set(gradients)
@@ -208,7 +209,7 @@ def test_outlines_are_rasterised_as_pycocotools_does_it_but_for_the_edge() -> No
     polygons = list(coco_polygons())[:400]
     boxes = boxes_near(polygons)
     expected = mask_targets(polygons, boxes, 28)
-    outlines = Outlines.of([polygons[:150], None, polygons[150:]], 250, torch.device("cpu"))
+    outlines = Outlines.of([polygons[:150], [], polygons[150:]], 250, torch.device("cpu"))
     objects = torch.cat([torch.arange(150), torch.arange(500, 500 + len(polygons) - 150)])
     found = outlines.inside(objects, boxes, 28)
     # detectron2's other way: bitmaps of the image, cropped by ROIAlign
@@ -245,9 +246,11 @@ def test_bitmaps_are_cropped_as_one_by_one() -> None:
     masks = [list(random.rand(3, 40, 50) > 0.5), [], list(random.rand(2, 30, 30) > 0.5)]
     boxes = torch.tensor([[2.0, 3, 30, 20], [0, 0, 50, 40], [7.5, 2.2, 9, 30], [1, 1, 20, 29]])
     objects = torch.tensor([0, 2, 7, 6])
-    chosen = [masks[0][0], masks[0][2], masks[2][1], masks[2][0]]
     found = Bitmaps.of(masks, 3, torch.device("cpu")).inside(objects, boxes, 14)
-    assert torch.equal(found, mask_targets(chosen, boxes, 14))
+    chosen = [masks[0][0], masks[0][2], masks[2][1], masks[2][0]]
+    for one, mask, box in zip(found, chosen, boxes, strict=True):
+        image = torch.from_numpy(mask).float()[None, None]
+        assert torch.equal(one, roi_align(image, [box[None]], (14, 14), 1.0, 0, True)[0, 0] >= 0.5)
 
 
 @pytest.mark.parametrize("name", ["FPN", "FPN with norms in the heads"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from moco_det.standalone.masks import mask_targets
+from tests.standalone.targets import mask_targets
 
 SQUARE = [np.array([2.0, 2, 6, 2, 6, 6, 2, 6])]
 

@@ -21,8 +21,8 @@ from detectron2.structures import BoxMode, ImageList  # noqa: E402
 from moco_det.data import Annotation, Record  # noqa: E402
 from moco_det.standalone.build import (  # noqa: E402
     build_detector,
+    build_learning_rate,
     build_mapper,
-    build_schedule,
     build_solver,
 )
 from moco_det.standalone.detector import GeneralizedRCNN  # noqa: E402
@@ -245,7 +245,7 @@ def test_the_learning_rate_is_the_same_at_every_iteration(name: str) -> None:
     for _ in range(cfg.SOLVER.MAX_ITER):
         expected.append(optimizer.param_groups[0]["lr"])
         scheduler.step()
-    schedule = build_schedule(ours)
+    schedule = build_learning_rate(ours)
     found = [ours.SOLVER.BASE_LR * schedule(i) for i in range(ours.SOLVER.MAX_ITER)]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 

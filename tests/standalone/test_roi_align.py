@@ -12,12 +12,17 @@ from torchvision.ops import roi_align
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.resnet.network import BottleneckBlock, make_stage
 from moco_det.standalone import roi_align as rois_on_cpu
-from moco_det.standalone.roi_align import axes_of, pool
+from moco_det.standalone.roi_align import ROIPooler
 from moco_det.standalone.roi_heads import block_of_regions
-from moco_det.standalone.roi_layers import ROIPooler
 from tests.standalone.targets import rois_of_images
 
-SCALE = 1 / 8
+STRIDE = 8
+
+
+def pooler_of(bins: int, *, sampling_ratio: int = 0, aligned: bool = True) -> ROIPooler:
+    return ROIPooler(
+        output_size=bins, strides=[STRIDE], sampling_ratio=sampling_ratio, aligned=aligned
+    )
 
 
 @pytest.fixture(autouse=True, params=["small", "large"])
@@ -59,16 +64,8 @@ def test_regions_and_their_gradient_are_torchvisions(
     random = torch.Generator().manual_seed(1)
     maps = torch.randn(2, 5, 20, 26, generator=random).contiguous(memory_format=layout)
     ours, theirs = (maps.clone().requires_grad_() for _ in range(2))
-    expected = roi_align(theirs, rois(), (7, 7), SCALE, sampling_ratio, aligned)
-    axes = axes_of(
-        rois(),
-        (20, 26),
-        output_size=7,
-        scale=SCALE,
-        sampling_ratio=sampling_ratio,
-        aligned=aligned,
-    )
-    found = pool(ours, *axes)
+    expected = roi_align(theirs, rois(), (7, 7), 1 / STRIDE, sampling_ratio, aligned)
+    found = pooler_of(7, sampling_ratio=sampling_ratio, aligned=aligned)([ours], rois())
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     weights = torch.randn(expected.shape, generator=random)
     (expected * weights).sum().backward()
@@ -79,30 +76,23 @@ def test_regions_and_their_gradient_are_torchvisions(
 
 def test_every_second_bin_is_every_second_bin() -> None:
     maps = torch.randn(2, 3, 20, 26, generator=torch.Generator().manual_seed(2))
-    image, y, x = axes_of(
-        rois(), (20, 26), output_size=6, scale=SCALE, sampling_ratio=0, aligned=True
-    )
-    whole = pool(maps, image, y, x)
-    torch.testing.assert_close(pool(maps, image, y.every(2), x.every(2)), whole[:, :, ::2, ::2])
+    whole = pooler_of(6)([maps], rois())
+    torch.testing.assert_close(pooler_of(6)([maps], rois(), every=2), whole[:, :, ::2, ::2])
 
 
 def test_no_regions_have_a_gradient_of_zero() -> None:
     maps = torch.randn(1, 3, 4, 4, requires_grad=True)
-    axes = axes_of(
-        torch.zeros(0, 5), (4, 4), output_size=2, scale=1.0, sampling_ratio=0, aligned=True
-    )
-    found = pool(maps, *axes)
+    found = pooler_of(2)([maps], torch.zeros(0, 5))
     found.sum().backward()
     assert found.shape == (0, 3, 2, 2) and maps.grad is not None and not maps.grad.any()
 
 
 def test_in_bfloat16_the_interpolation_stays_exact() -> None:
     maps = torch.randn(2, 3, 20, 26, generator=torch.Generator().manual_seed(3)).bfloat16()
-    axes = axes_of(rois(), (20, 26), output_size=4, scale=SCALE, sampling_ratio=0, aligned=True)
     given = maps.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = pool(given, *axes)
-    exact = pool(maps.detach().float(), *axes)
+        found = pooler_of(4)([given], rois())
+    exact = pooler_of(4)([maps.detach().float()], rois())
     assert torch.equal(found, exact.bfloat16())
     found.sum().backward()
     assert given.grad is not None and given.grad.dtype == torch.bfloat16
@@ -118,11 +108,11 @@ def test_boxes_stay_where_they_are_whatever_the_format_of_the_map(
     maps = torch.randn(1, 3, 160, 160, generator=random).to(dtype)
     corner = 900 + 300 * torch.rand(50, 2, generator=random)
     boxes = torch.cat([corner, corner + 16 + 32 * torch.rand(50, 2, generator=random)], dim=1)
-    pooler = ROIPooler(output_size=7, strides=[8], sampling_ratio=0, aligned=True)
+    pooler = pooler_of(7)
     own = rois_of_images([boxes])
     with torch.autocast("cpu", dtype=dtype):
         level = torch.zeros(50, dtype=torch.int64)
-        found = pooler.pool([maps], own, level) if by_torchvision else pooler([maps], own)
+        found = pooler.by_torchvision([maps], own, level) if by_torchvision else pooler([maps], own)
     exact = roi_align(maps.float(), own, (7, 7), 1 / 8, 0, True)
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), exact, atol=1e-6, rtol=2 * torch.finfo(dtype).eps)

@@ -9,19 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from moco_det.standalone.solver import Schedule, Solver, parameter_groups
+from moco_det.standalone.solver import LearningRate, Solver, parameter_groups
 
-STEPS = Schedule(
-    name="WarmupMultiStepLR",
+STEPS = LearningRate(
     max_iter=100,
     steps=[60, 80],
     gamma=0.1,
-    end_factor=0.0,
+    cosine_end=None,
     warmup_iters=10,
     warmup_factor=0.001,
     warmup_method="linear",
 )
-COSINE = replace(STEPS, name="WarmupCosineLR")
+COSINE = replace(STEPS, cosine_end=0.0)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +48,7 @@ def test_warm_up_leads_to_the_cosine_where_it_ends() -> None:
     assert COSINE(10) == pytest.approx(after)
     assert COSINE(50) == pytest.approx(0.5)
     assert COSINE(100) == pytest.approx(0.0)
-    assert replace(COSINE, end_factor=0.2)(50) == pytest.approx(0.2 + 0.8 * 0.5)
+    assert replace(COSINE, cosine_end=0.2)(50) == pytest.approx(0.2 + 0.8 * 0.5)
 
 
 def test_constant_warm_up_stays_and_none_starts_at_once() -> None:

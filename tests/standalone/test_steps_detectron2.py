@@ -162,7 +162,7 @@ def test_twenty_steps_of_sgd_stay_together(
     for step in range(20):
         pictures = [image.to(dtype) for image in images(seed=step)]
         with EventStorage():
-            losses = real(inputs_of(pictures, masks=ours.roi_heads.has_masks))
+            losses = real(inputs_of(pictures, masks=ours.roi_heads.mask_head is not None))
         total = sum(losses.values(), torch.zeros((), dtype=dtype))
         optimizer.zero_grad()
         total.backward()

@@ -15,7 +15,7 @@ from moco_det.settings.config import load_config
 from moco_det.standalone.boxes import pairwise_iou
 from moco_det.standalone.build import build_detector, build_mapper, build_solver
 from moco_det.standalone.detector import GeneralizedRCNN
-from moco_det.standalone.roi_layers import Detections
+from moco_det.standalone.roi_layers import ImageDetections
 from tests.standalone.tiny import KEYS
 
 REPO = Path(__file__).resolve().parents[2]
@@ -75,13 +75,13 @@ def briefly_trained(
 @torch.no_grad()
 def detections(
     model: GeneralizedRCNN, images: Sequence[torch.Tensor], precision: Precision
-) -> list[Detections]:
+) -> list[ImageDetections]:
     """Of every image, on the CPU."""
     with precision.autocast():
         found = model(images)
     assert isinstance(found, list)
     return [
-        Detections(
+        ImageDetections(
             d.boxes.cpu(),
             d.scores.cpu(),
             d.classes.cpu(),
@@ -91,7 +91,7 @@ def detections(
     ]
 
 
-def agreement(found: Sequence[Detections], expected: Sequence[Detections]) -> float:
+def agreement(found: Sequence[ImageDetections], expected: Sequence[ImageDetections]) -> float:
     """Share of expected detections, weighted by score, that have a partner among the found.
 
     Those of less than half of the best score do not count: which of many they are is chance.

@@ -128,7 +128,7 @@ def detector(norm: str) -> tuple[CfgNode, GeneralizedRCNN]:
 
 
 def samples_of(rank: int, *, objects: bool) -> list[Sample]:
-    """Two images for each process; where told, those of the second one hold no object."""
+    """Two images for each process; with ``objects`` False those of the second one hold none."""
     pictures = images(((160, 128),) * 2, seed=rank)
     targets = targets_of() if objects or rank == 0 else targets_of(((), ()))
     return [

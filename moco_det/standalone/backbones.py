@@ -1,4 +1,4 @@
-"""Feature pyramid (Lin et al. 2017) over a ResNet."""
+"""What stands over a ResNet: a feature pyramid, or the MoCo paper's R50-dilated-C5."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moco_det.resnet.layers import Conv2d, xavier_fill
+from moco_det.resnet.layers import Conv2d, msra_fill, xavier_fill
 from moco_det.resnet.network import ResNet
 
 
 class FPN(nn.Module):
-    """ResNet features ``res2`` .. ``res5`` to pyramid features ``p2`` .. ``p6``.
+    """ResNet features ``res2`` .. ``res5`` to ``p2`` .. ``p6`` (Lin et al. 2017).
 
     ``p6`` is ``p5`` subsampled by two. With a norm (the MoCo paper puts BN into the newly added
     FPN layers) the pyramid's convolutions have no bias.
@@ -63,3 +63,33 @@ class FPN(nn.Module):
         last = self.levels[-1]
         outputs[f"p{last + 1}"] = F.max_pool2d(outputs[f"p{last}"], kernel_size=1, stride=2)
         return outputs
+
+
+class DilatedC5(nn.Module):
+    """A ResNet whose res5 has dilation 2 and stride 1, then a 3x3 convolution with its norm.
+
+    The paper (appendix A.1) reduces the 2048 channels to 512 by "a 3x3 convolution (with BN)"; it
+    does not say whether a ReLU follows. Here one does: without it the convolution and the first fc
+    layer of the box head would be two linear maps in a row. One feature comes out, ``res5``, at
+    stride 16.
+    """
+
+    size_divisibility = 1
+
+    def __init__(self, bottom_up: ResNet, *, out_channels: int, norm: str) -> None:
+        super().__init__()
+        if bottom_up.out_features != ("res5",) or bottom_up.strides["res5"] != 16:
+            raise ValueError(
+                "a dilated C5 needs MODEL.RESNETS.OUT_FEATURES ['res5'] and RES5_DILATION 2"
+            )
+        self.bottom_up = bottom_up
+        self.reduce = Conv2d(
+            bottom_up.channels["res5"], out_channels, 3, padding=1, norm=norm, relu=True
+        )
+        msra_fill(self.reduce)
+        self.strides = {"res5": 16}
+        self.channels = {"res5": out_channels}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W) to {"res5": (N, out_channels, H / 16, W / 16)}."""
+        return {"res5": self.reduce(self.bottom_up(x)["res5"])}

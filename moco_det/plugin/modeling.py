@@ -1,18 +1,29 @@
-"""Backbones in detectron2's registry: the MoCo paper's R50-dilated-C5, narrow ResNet-18 and -34."""
+"""What the MoCo papers' detectors need in detectron2's registries: R50-dilated-C5, C4's head with a
+norm, narrow ResNet-18 and -34."""
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, ResNet, build_resnet_backbone
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    FPN,
+    ROI_HEADS_REGISTRY,
+    Backbone,
+    ResNet,
+    build_resnet_backbone,
+)
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem
+from detectron2.modeling.roi_heads import Res5ROIHeads
 from fvcore.nn.weight_init import c2_msra_fill
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moco_det.resnet.architectures import BLOCKS
+from moco_det.settings.config import set_values
 
 BASIC_BLOCKS = {depth: BLOCKS[depth] for depth in (18, 34)}
 # detectron2's builder -> the one that takes its place for a narrow ResNet-18 or -34
@@ -22,7 +33,7 @@ ANY_WIDTH = {
 }
 
 
-class DilatedC5(Backbone):
+class DilatedC5Backbone(Backbone):
     """A ResNet with a dilated res5, then a 3x3 convolution with its norm and ReLU.
 
     The same as the standalone engine's `DilatedC5`, tensor by tensor; the paper's description
@@ -52,14 +63,14 @@ class DilatedC5(Backbone):
         self._out_feature_strides = {"res5": 16}
         self._out_feature_channels = {"res5": out_channels}
 
-    def forward(self, x: torch.Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) to {"res5": (N, out_channels, H / 16, W / 16)}."""
         return {"res5": self.reduce(self.bottom_up(x)["res5"])}
 
 
-def build_resnet_dilated_c5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DilatedC5:
+def build_resnet_dilated_c5_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> DilatedC5Backbone:
     """The backbone that MODEL.RESNETS and MODEL.DILATED_C5 describe."""
-    return DilatedC5(
+    return DilatedC5Backbone(
         build_resnet_backbone(cfg, input_shape),
         out_channels=cfg.MODEL.DILATED_C5.OUT_CHANNELS,
         norm=cfg.MODEL.DILATED_C5.NORM,
@@ -113,18 +124,36 @@ def any_width(cfg: CfgNode) -> CfgNode:
     resnets, name = cfg.MODEL.RESNETS, ANY_WIDTH.get(cfg.MODEL.BACKBONE.NAME)
     if name is None or resnets.DEPTH not in BASIC_BLOCKS or resnets.RES2_OUT_CHANNELS == 64:
         return cfg
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.BACKBONE.NAME = name
-    return cfg
+    return set_values(cfg, ["MODEL.BACKBONE.NAME", name])
 
 
-def register_backbones() -> None:
-    """Make the backbones known to yaml files."""
-    for build in (
-        build_resnet_dilated_c5_backbone,
-        build_basic_resnet_backbone,
-        build_basic_resnet_fpn_backbone,
+class Res5ROIHeadsExtraNorm(Res5ROIHeads):
+    """C4's head with a norm layer after res5 (MoCo paper, appendix A.1).
+
+    Where its parent has three bottlenecks whatever the depth, ResNet-18 and -34 have their own
+    res5 here: no published weights would fit the bottlenecks.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
+        parts: dict[str, Any] = super().from_config(cfg, input_shape)
+        if cfg.MODEL.RESNETS.DEPTH in BASIC_BLOCKS:
+            parts["res5"] = nn.Sequential(*basic_stage(cfg, 3))
+        res5 = parts["res5"]
+        layer = get_norm(cfg.MODEL.RESNETS.NORM, res5[-1].out_channels)
+        if layer is None:
+            raise ValueError("Res5ROIHeadsExtraNorm needs MODEL.RESNETS.NORM to be a norm")
+        res5.add_module("norm", layer)
+        return parts
+
+
+def register_parts() -> None:
+    """Make all this known to yaml files; what another program registered first stays."""
+    for registry, part in (
+        (BACKBONE_REGISTRY, build_resnet_dilated_c5_backbone),
+        (BACKBONE_REGISTRY, build_basic_resnet_backbone),
+        (BACKBONE_REGISTRY, build_basic_resnet_fpn_backbone),
+        (ROI_HEADS_REGISTRY, Res5ROIHeadsExtraNorm),
     ):
-        if build.__name__ not in BACKBONE_REGISTRY:
-            BACKBONE_REGISTRY.register(build)
+        if part.__name__ not in registry:
+            registry.register(part)

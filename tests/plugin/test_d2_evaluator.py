@@ -22,7 +22,7 @@ pytestmark = pytest.mark.detectron2
 from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 
 from moco_det.plugin.catalog import load_catalog_data, read  # noqa: E402
-from moco_det.plugin.their_scorer import check_scorer, to_metrics  # noqa: E402
+from moco_det.plugin.evaluator import check_scorer, to_metrics  # noqa: E402
 
 Tool = Callable[..., int]
 
@@ -76,7 +76,7 @@ def test_keypoints_are_trained_and_scored_and_their_ap_is_in_the_row(
     assert predicted and len(predicted[0]["keypoints"]) == 51
 
 
-def test_both_rulers_give_the_same_ap_of_one_model(
+def test_both_scorers_give_the_same_ap_of_one_model(
     scenes: ScenesPaths, train_net: Tool, tmp_path: Path
 ) -> None:
     common = {
@@ -191,7 +191,7 @@ def test_a_kind_of_data_without_boxes_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"DATASETS__TRAIN": "('lvis_v0.5_train',)"}, "set TEST.EVALUATOR detectron2"),
         ({"MODEL__KEYPOINT_ON": "True"}, "MODEL.KEYPOINT_ON is True"),
@@ -201,12 +201,12 @@ def test_a_kind_of_data_without_boxes_is_refused() -> None:
 )
 def test_what_the_scorers_cannot_do_is_said_before_anything_is_written(
     changes: dict[str, str],
-    told: str,
+    message: str,
     train_net: Tool,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert train_net("--engine", "detectron2", OUTPUT_DIR=str(tmp_path / "run"), **changes) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
-    assert told in line
+    assert message in line
     assert not (tmp_path / "run").exists()

@@ -15,13 +15,12 @@ from moco_det.foundation.errors import InputError
 pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2
 
-from moco_det.plugin.their_packages import (  # noqa: E402
+from moco_det.plugin.d2_compat import (  # noqa: E402
     ABOVE_CITYSCAPES,
+    CITYSCAPES_SCORER,
     GONE,
-    SCORER_OF_CITYSCAPES,
-    cityscapes_without_files,
-    let_detectron2_find_cityscapes,
-    numpy_as_their_scorers_know_it,
+    find_cityscapes,
+    repaired_scorers,
 )
 
 OURS = ("deeplearning", "cityscapesscripts")
@@ -47,7 +46,7 @@ def cityscapes(without_cityscapes: None, tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / "cityscapesscripts" / folder / "__init__.py").touch()
     (tmp_path / "cityscapesscripts" / "__init__.py").touch()
     (tmp_path / "cityscapesscripts" / "helpers" / "labels.py").write_text("labels = [3]\n")
-    scorer = tmp_path / f"{SCORER_OF_CITYSCAPES.replace('.', '/')}.py"
+    scorer = tmp_path / f"{CITYSCAPES_SCORER.replace('.', '/')}.py"
     scorer.write_text("def writeDict2JSON(content, path):\n    open(path, 'w').close()\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     importlib.invalidate_caches()
@@ -56,7 +55,7 @@ def cityscapes(without_cityscapes: None, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_the_public_package_is_found_where_detectron2_looks_for_it(cityscapes: Path) -> None:
     for _ in range(2):
-        let_detectron2_find_cityscapes()
+        find_cityscapes()
     inside = f"{ABOVE_CITYSCAPES[-1]}.cityscapesscripts.helpers.labels"
     assert importlib.import_module(inside).labels == [3]
     assert str(importlib.import_module(inside).__file__).startswith(str(cityscapes))
@@ -67,7 +66,7 @@ def test_a_tree_of_that_name_that_is_there_stays(
 ) -> None:
     (cityscapes / "deeplearning").mkdir()
     (cityscapes / "deeplearning" / "__init__.py").write_text("own = True\n")
-    let_detectron2_find_cityscapes()
+    find_cityscapes()
     assert importlib.import_module("deeplearning").own
 
 
@@ -76,13 +75,13 @@ def test_a_missing_package_is_told_before_a_run(
 ) -> None:
     monkeypatch.setitem(sys.modules, "cityscapesscripts", None)
     with pytest.raises(InputError, match="pip install cityscapesscripts"):
-        let_detectron2_find_cityscapes()
+        find_cityscapes()
 
 
 def test_the_scorer_leaves_no_file_in_the_working_folder(cityscapes: Path) -> None:
-    let_detectron2_find_cityscapes()
-    inside = importlib.import_module(f"{ABOVE_CITYSCAPES[-1]}.{SCORER_OF_CITYSCAPES}")
-    with cityscapes_without_files():
+    find_cityscapes()
+    inside = importlib.import_module(f"{ABOVE_CITYSCAPES[-1]}.{CITYSCAPES_SCORER}")
+    with repaired_scorers():
         inside.writeDict2JSON({}, str(cityscapes / "matches.json"))
     assert not (cityscapes / "matches.json").exists()
     inside.writeDict2JSON({}, str(cityscapes / "matches.json"))
@@ -91,7 +90,7 @@ def test_the_scorer_leaves_no_file_in_the_working_folder(cityscapes: Path) -> No
 
 def test_numpys_old_names_are_lent_to_a_scorer_and_taken_back() -> None:
     before = {name: vars(np).get(name) for name in GONE}
-    with numpy_as_their_scorers_know_it():
+    with repaired_scorers():
         assert np.float(2) == 2.0  # type: ignore[attr-defined]
         assert np.in1d(np.array([[1, 5]]), [5]).reshape(-1).tolist() == [False, True]
     assert {name: vars(np).get(name) for name in GONE} == before
