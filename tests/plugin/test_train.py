@@ -275,7 +275,7 @@ def test_a_loss_that_is_not_finite_is_one_line_also_in_the_last_step(
         ((), {"MODEL__ROI_HEADS__NUM_CLASSES": "3"}, "NUM_CLASSES is 3"),
         ((), {"MODEL__ROI_HEADZ": "3"}, "unknown key MODEL.ROI_HEADZ"),
         ((), {"MODEL__BACKBONE__NAME": "build_nothing"}, "build_nothing"),
-        ((), {"DATASETS__TRAIN": "('coco://no.json?images=no',)"}, "no.json"),
+        ((), {"DATASETS__TRAIN": "('coco://no.json?images=.',)"}, "no.json"),
         (("--num-gpus", "2"), {}, "--num-gpus 1"),
     ],
 )
