@@ -47,6 +47,7 @@ VOLATILE = {
         "memory",
         "output_dir",
         "python",
+        "rank_data_time",
         "run",
         "seconds",
         "started",
@@ -108,6 +109,8 @@ def read(file: Path, name: str, tree: str) -> Iterator[tuple[str, Any]]:
         yield name, digest(file.read_bytes())
     elif file.suffix in (".json", ".jsonl", ".yaml", ".csv", ".tex", ".md", ".txt"):
         text = file.read_text(encoding="utf-8").replace(tree, ".")
+        # a run's folder is named after its keys, and among these are paths
+        text = re.sub(r"(_seed\d+)_[0-9a-f]{10}", r"\1", text)
         if file.suffix == ".jsonl":
             rows = [json.loads(line) for line in text.splitlines()]
             yield from flatten(sorted(rows, key=run_name), name)
@@ -117,7 +120,9 @@ def read(file: Path, name: str, tree: str) -> Iterator[tuple[str, Any]]:
             yield from flatten(yaml.safe_load(text), name)
         elif file.suffix == ".csv":
             yield from flatten(sorted(csv.DictReader(io.StringIO(text)), key=run_name), name)
-        else:  # of a page the tables, of what a command prints each line
+        elif file.suffix == ".txt":  # what a command prints, where sentences may move
+            yield name, " ".join(sorted(NUMBER.findall(NO_NUMBER.sub("", text))))
+        else:  # of a page the tables
             lines = [x for x in text.splitlines() if file.suffix != ".md" or x.startswith("|")]
             for i, line in enumerate(lines):
                 if numbers := NUMBER.findall(NO_NUMBER.sub("", line)):
