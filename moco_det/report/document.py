@@ -8,14 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A value, a second line under it, and how it looks ("gain", "loss", "code" or nothing).
 
     `colour` is the number of an arm's colour.
@@ -43,16 +42,14 @@ class Table:
         ]
 
 
-@dataclass(frozen=True)
-class Heading:
+class Heading(NamedTuple):
     """A heading inside a section; one with a `detail` begins a setting."""
 
     text: str
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Sentence:
+class Sentence(NamedTuple):
     """One sentence; `finding` is its part that answers the question and is printed strong."""
 
     text: str
@@ -62,16 +59,14 @@ class Sentence:
         return f"{self.finding}{self.text}"
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A paragraph; `style` is its class in the style sheet."""
 
     sentences: Sequence[Sentence]
     style: str = "soft"
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """A chart and its caption."""
 
     title: str
@@ -79,8 +74,7 @@ class Figure:
     caption: str
 
 
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     """Charts side by side under a legend of (arm, colour); html only, but for asked captions."""
 
     figures: Sequence[Figure]
@@ -88,22 +82,19 @@ class Figures:
     captions: bool = False
 
 
-@dataclass(frozen=True)
-class Items:
+class Items(NamedTuple):
     """A list, "None." where it is empty."""
 
     lines: Sequence[str]
 
 
-@dataclass(frozen=True)
-class Commands:
+class Commands(NamedTuple):
     """(run, its command) pairs."""
 
     pairs: Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """One image, why it is shown, and its panels: (whose, counts, drawing), ground truth first."""
 
     name: str
@@ -111,8 +102,7 @@ class Picture:
     panels: Sequence[tuple[str, str, Markup]]
 
 
-@dataclass(frozen=True)
-class Pictures:
+class Pictures(NamedTuple):
     """Pictures under a legend of (class, colour), html only; `pixels` are what they draw upon."""
 
     pictures: Sequence[Picture]
@@ -120,15 +110,13 @@ class Pictures:
     pixels: Markup
 
 
-@dataclass(frozen=True)
-class Preformatted:
+class Preformatted(NamedTuple):
     """Text as it stands, html only."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Fold:
+class Fold(NamedTuple):
     """Blocks that html shows on a click; markdown shows them at once."""
 
     summary: str
@@ -139,8 +127,7 @@ class Fold:
 Block = Table | Heading | Text | Figures | Items | Commands | Pictures | Preformatted | Fold
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A part of the page with its place in the navigation."""
 
     link: str
@@ -153,8 +140,7 @@ class Section:
         return self.link.lower().replace(" ", "-")
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """All that the templates write; sections without blocks are left out."""
 
     title: str

@@ -22,10 +22,11 @@ from moco_det.report.document import (
     table_of,
     text,
 )
-from moco_det.report.formats import UNDEFINED, counted, listed, number
+from moco_det.report.formats import UNDEFINED, number
 from moco_det.report.groups import PROTOCOLS, ArmRuns, Group, config_of
+from moco_det.report.sentences import config_note, say
 from moco_det.report.statistics import compare
-from moco_det.report.tables import arm_cell, config_note, value_cell
+from moco_det.report.tables import arm_cell, value_cell
 from moco_det.report.training import mean_line
 from moco_det.results.published import published_accuracies
 
@@ -65,17 +66,9 @@ def accuracy_table(group: Group) -> Table:
                 gap = compare(trials, reference.trials("probe", key))
             row.append(value_cell(trials, gap))
         body.append(row)
-    dataset = group.data["dataset"]
-    caption = (
-        f"{group.title}: accuracy in percent on {counted(dataset['test_images'], 'image')} of "
-        f"{counted(len(dataset['classes']), 'class', 'classes')} after learning from "
-        f"{counted(dataset['train_images'], 'image')}; mean ± sample standard deviation over n "
-        "trials, which differ in the probed weights or the probe's seed"
-    )
-    if reference is not None and len(group.arms) > 1:
-        caption += "; under top-1 the difference to random with Welch's 95 % interval"
+    caption = say("accuracy", group=group, data=group.data["dataset"])
     header = ("arm", "pre-training steps", "n", "weights", *ACCURACIES.values())
-    return Table(f"{caption}.", header, body)
+    return Table(caption, header, body)
 
 
 def published_table(group: Group) -> Table | None:
@@ -117,9 +110,8 @@ def accuracy_curve(group: Group) -> Figure | None:
         drawn += [line] if line is not None else []
     title = "Top-1 against pre-training steps"
     svg = line_chart(drawn, title, "top-1, percent", "pre-training steps", dots=True)
-    names = listed([f"{line.label} n={len(line.seeds)}" for line in drawn])
-    caption = f"{group.title}: top-1 against pre-training steps; thin: each seed, thick: their mean"
-    return Figure(title, svg, f"{caption}; {names}.")
+    trials = [f"{line.label} n={len(line.seeds)}" for line in drawn]
+    return Figure(title, svg, say("accuracy_curve", title=group.title, trials=trials))
 
 
 def probe_table(group: Group, probes: Sequence[Group]) -> Table | None:
@@ -148,12 +140,8 @@ def probe_table(group: Group, probes: Sequence[Group]) -> Table | None:
         body.append([arm_cell(arm), value_cell(arm.trials("bbox"), counted=True), *cells])
     shorts = [_SHORT.get(protocol, protocol) for protocol, _ in columns]
     names = [f"{s}: {PROTOCOLS[p]}" for s, (p, _) in zip(shorts, columns, strict=True)]
-    return Table(
-        "Box AP of each arm, and top-1 of its weights before fine-tuning, percent: mean ± "
-        f"sample standard deviation. {'; '.join(names)}. {config_note(group)}",
-        ("arm", "box AP", *(f"top-1, {short}" for short in shorts)),
-        body,
-    )
+    caption = say("probed", names=names, config=config_note(group))
+    return Table(caption, ("arm", "box AP", *(f"top-1, {short}" for short in shorts)), body)
 
 
 def _point(arm: ArmRuns, probe: Group) -> ArmRuns | None:

@@ -23,7 +23,7 @@ from moco_det.report.document import (
 )
 from moco_det.report.formats import UNDEFINED, counted, duration, number, scientific
 from moco_det.report.groups import ArmRuns, Group, short_name
-from moco_det.report.tables import config_note
+from moco_det.report.sentences import config_note, say
 from moco_det.results import Row, Rows
 from moco_det.results.matched import WEIGHTS_KEY, Matched
 
@@ -56,13 +56,8 @@ def matched_table(matched: Matched, group: Group) -> Table:
             values = [PurePath(value).name or "(none)" for value in values]
         reason = Cell(f"{verdict}: {difference.reason}", "", tone)
         rows.append([Cell(difference.key, "", "code"), *values, reason])
-    return Table(
-        f"Every key in which the {len(matched.arms)} arms' resolved configs differ, of "
-        f"{matched.keys_compared} compared (OUTPUT_DIR and SEED are not). {config_note(group)}",
-        ("key", *matched.arms, "judgement"),
-        rows,
-        words=len(matched.arms) + 2,
-    )
+    caption = say("matched", matched=matched, config=config_note(group))
+    return Table(caption, ("key", *matched.arms, "judgement"), rows, words=len(matched.arms) + 2)
 
 
 def proof_table(groups: Sequence[Group]) -> Table:

@@ -77,6 +77,11 @@ class Comparison:
         return self.verdict in ("higher", "lower")
 
     @property
+    def tone(self) -> str:
+        """How the difference looks on a page."""
+        return {"higher": "gain", "lower": "loss"}.get(self.verdict, "")
+
+    @property
     def interval(self) -> tuple[float, float] | None:
         """(low, high) where the trials allow an interval."""
         return None if self.low is None or self.high is None else (self.low, self.high)
@@ -99,17 +104,8 @@ def summarise(values: Iterable[float | None]) -> Trials:
 
 def compare(arm: Trials, reference: Trials) -> Comparison:
     """The difference of two means with Welch's interval (unequal variances)."""
-    n, m = arm.n, reference.n
-    if arm.mean is None or reference.mean is None:
-        return Comparison(None, None, None, n, m, "not measured")
-    difference = arm.mean - reference.mean
-    if arm.std is None or reference.std is None:
-        return Comparison(difference, None, None, n, m, "not enough trials")
-    if max(arm.std, reference.std) < _NO_SPREAD:
-        return Comparison(difference, None, None, n, m, "no spread measured")
-    ours, theirs = arm.std**2 / n, reference.std**2 / m
-    freedom = (ours + theirs) ** 2 / (ours**2 / (n - 1) + theirs**2 / (m - 1))
-    return _judged(difference, math.sqrt(ours + theirs), freedom, n, m)
+    gap = None if arm.mean is None or reference.mean is None else arm.mean - reference.mean
+    return _judged(gap, arm, reference)
 
 
 def compare_paired(
@@ -119,23 +115,24 @@ def compare_paired(
 
     Arguments are values by seed; what one side lacks is left out.
     """
-    gaps = summarise(
-        a - b
-        for seed in sorted(set(arm) & set(reference))
-        if (a := arm[seed]) is not None and (b := reference[seed]) is not None
-    )
-    n = gaps.n
-    if gaps.mean is None:
-        return Comparison(None, None, None, 0, 0, "not measured")
-    if gaps.std is None:
-        return Comparison(gaps.mean, None, None, n, n, "not enough trials")
-    if gaps.std < _NO_SPREAD:
-        return Comparison(gaps.mean, None, None, n, n, "no spread measured")
-    return _judged(gaps.mean, gaps.std / math.sqrt(n), n - 1, n, n)
+    pairs = ((arm[seed], reference[seed]) for seed in sorted(set(arm) & set(reference)))
+    gaps = summarise(a - b for a, b in pairs if a is not None and b is not None)
+    return _judged(gaps.mean, gaps)
 
 
-def _judged(difference: float, error: float, freedom: float, n: int, m: int) -> Comparison:
-    """A difference and its standard error, by the t distribution."""
+def _judged(difference: float | None, *samples: Trials) -> Comparison:
+    """A difference of the means of two samples, or the mean of one, by the t distribution."""
+    n, m = samples[0].n, samples[-1].n
+    stds = [one.std for one in samples if one.std is not None]
+    if difference is None:
+        return Comparison(None, None, None, n, m, "not measured")
+    if len(stds) < len(samples):
+        return Comparison(difference, None, None, n, m, "not enough trials")
+    if max(stds) < _NO_SPREAD:
+        return Comparison(difference, None, None, n, m, "no spread measured")
+    squares = [std**2 / one.n for std, one in zip(stds, samples, strict=True)]
+    error, freedoms = math.sqrt(sum(squares)), [one.n - 1 for one in samples]
+    freedom = sum(squares) ** 2 / sum(s**2 / d for s, d in zip(squares, freedoms, strict=True))
     half = error * float(special.stdtrit(freedom, 0.5 + CONFIDENCE / 2))
     p = 2 * float(special.stdtr(freedom, -abs(difference) / error))
     low, high = difference - half, difference + half

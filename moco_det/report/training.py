@@ -6,15 +6,15 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from moco_det.foundation.errors import InputError
 from moco_det.report.charts import COLOURS, SPIKE, Line, Points, line_chart
 from moco_det.report.document import Block, Figure, Figures, Fold, Sentence, Text, text
-from moco_det.report.formats import counted, number
+from moco_det.report.formats import counted
 from moco_det.report.groups import Group
+from moco_det.report.sentences import say, sentence
 
 # More points than this cannot be told apart in a chart; neighbours are then averaged.
 MAX_POINTS = 120
@@ -152,21 +152,19 @@ def _curve(group: Group, lines: Sequence[Line], key: str, title: str, y_label: s
     if sum(len(line.seeds) for line in lines) > SEED_LINES:
         how = "the mean of the seeds"
         lines = [Line(line.label, line.colour, line.points) for line in lines]
-    caption = f"{title} {when}; {how}; {trials}; config {group.data['config_name']}."
-    if "loss" in key:
-        caption += f" Spikes beyond {SPIKE:g} times the usual range are cut at the frame."
-    chart = f"{title} against iteration"
-    return Figure(title, line_chart(lines, chart, y_label, dots="AP" in key), caption)
+    svg = line_chart(lines, f"{title} against iteration", y_label, dots="AP" in key)
+    facts = {"title": title, "when": when, "how": how, "trials": trials}
+    name, spike = group.data["config_name"], SPIKE if "loss" in key else 0
+    return Figure(title, svg, say("curve", config_name=name, spike=spike, **facts))
 
 
-@dataclass(frozen=True)
-class PretrainingRun:
+class PretrainingRun(NamedTuple):
     """One output folder of pre-training; `nothing_learned` is empty where kNN says otherwise."""
 
     folder: Path
     figures: list[Figure]
     warnings: list[str]
-    nothing_learned: str
+    nothing_learned: Mapping[str, float]
 
 
 def read_pretraining(folder: Path, colours: Mapping[str, int]) -> PretrainingRun:
@@ -192,12 +190,9 @@ def read_pretraining(folder: Path, colours: Mapping[str, int]) -> PretrainingRun
 
 def pretraining_blocks(runs: Sequence[PretrainingRun]) -> list[Block]:
     """What the runs warned of, and their curves."""
-    blocks: list[Block] = [
-        Text([Sentence(f" {warning}.", "Warning:")], "notice")
-        for run in runs
-        for warning in run.warnings
-    ]
     figures = [figure for run in runs for figure in run.figures]
+    warnings = [f" {warning}." for run in runs for warning in run.warnings]
+    blocks: list[Block] = [Text([Sentence(one, "Warning:")], "notice") for one in warnings]
     return [*blocks, Figures(figures, captions=True)] if figures else []
 
 
@@ -210,49 +205,32 @@ def learning_sentences(group: Group, runs: Sequence[PretrainingRun]) -> list[Sen
         except OSError:  # moved: the section alone speaks of the run
             continue
         sha256 = hashlib.sha256(checkpoint).hexdigest()
-        said += [
-            Sentence(
-                f": {run.nothing_learned}, so its AP does not speak for its method.",
-                f"{arm.label} learned nothing in pre-training that kNN can see",
-            )
-            for arm in group.arms
-            if arm.source.get("sha256") == sha256
-        ]
+        arms = [arm.label for arm in group.arms if arm.source.get("sha256") == sha256]
+        said += [sentence("nothing_learned", arm=arm, **run.nothing_learned) for arm in arms]
     return said
 
 
 def _pretraining_figure(
     name: str, colour: int, log: Log, key: str, title: str, digits: int
 ) -> Figure:
-    points = series(log, key)
-    unit = "" if key == "loss" else " %"
-    caption = (
-        f"Pre-training {name}, n=1: {title} against iteration, "
-        f"{number(points[-1][1], digits)}{unit} at iteration {points[-1][0]:,.0f}."
-    )
-    level = None
-    if key == "knn_accuracy" and (random := series(log, _RANDOM)):
-        level = ("random weights", random[-1][1])
-        caption += f" The same network's random weights (dashed): {number(level[1], digits)}{unit}."
-    if len(points) > MAX_POINTS:
-        caption += f" {MAX_POINTS} points are drawn, each the mean of its neighbours."
-    if key == "loss":
-        caption += " Losses of different methods do not compare."
+    points, unit = series(log, key), "" if key == "loss" else " %"
+    at_random = series(log, _RANDOM) if key == "knn_accuracy" else []
+    random = at_random[-1][1] if at_random else None
     lines = [line for line in [mean_line(name, colour, [points])] if line is not None]
     chart, y_label = f"Pre-training {title} of {name}", f"{title}, percent" if unit else title
+    level = None if random is None else ("random weights", random)
     svg = line_chart(lines, chart, y_label, dots=key == "knn_accuracy", level=level)
+    facts = {"run": name, "title": title, "unit": unit, "digits": digits, "most": MAX_POINTS}
+    caption = say("pretraining", points=points, random=random, **facts)
     return Figure(f"{name}: {title}", svg, caption)
 
 
-def _nothing_learned(log: Log) -> str:
-    """The end's kNN accuracy against that of random weights, where it is no better."""
+def _nothing_learned(log: Log) -> dict[str, float]:
+    """The end's kNN accuracy, that of random weights and its margin, where it is no better."""
     loss, *knn = (series(log, key) for key in ("loss", "knn_accuracy", _RANDOM, _MARGIN))
     if not loss or not all(knn) or knn[0][-1][0] < loss[-1][0]:  # the run is not at its end
-        return ""
+        return {}
     accuracy, random, margin = (points[-1][1] for points in knn)
     if accuracy - random > margin:
-        return ""
-    return (
-        f"its encoder ended at a kNN accuracy of {accuracy:.1f} % and its random weights have "
-        f"{random:.1f} % (up to {margin:.1f} points either way are chance)"
-    )
+        return {}
+    return {"accuracy": accuracy, "random": random, "margin": margin}
