@@ -36,10 +36,6 @@ from moco_det.results import Rows
 # Pictures are drawn for the first settings only: the file must stay small enough to send.
 PICTURE_BYTES, LEAST_BYTES = 1_900_000, 400_000
 
-MEASURED = (
-    "Every number here was measured by the runs listed below, unless it is called published. {}"
-)
-
 
 def build_page(
     rows: Rows, *, title: str | None, pretraining: Sequence[Path], diff: ReportDiff | None = None
@@ -73,7 +69,7 @@ def build_page(
         return blocks
 
     said: list[Block] = each(lambda group: _verdict(group, groups[0], encoders))
-    said += [text(MEASURED.format(paper_sentence(groups))), *notice] if groups else []
+    said += [text(paper_sentence(groups)), *notice] if groups else []
     schedules = families.blocks(groups, families.BY_SCHEDULE)
     labels = families.blocks(groups, families.BY_LABELS)
     classes = each(lambda group: tables.class_blocks(group, alone=alone))

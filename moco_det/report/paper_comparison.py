@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from scipy import stats
+from scipy import special
 
 from moco_det.report.document import Cell, Table
-from moco_det.report.formats import ALL_METRICS, UNDEFINED, capital, listed, number, signed
+from moco_det.report.formats import ALL_METRICS, UNDEFINED, number, signed
 from moco_det.report.groups import ArmRuns, Group, config_of
+from moco_det.report.sentences import say
 from moco_det.report.statistics import CONFIDENCE
 from moco_det.results import AP_KEYS
 from moco_det.results.published import (
@@ -57,8 +57,7 @@ _CONDITIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Counterpart:
+class Counterpart(NamedTuple):
     """One arm beside one published row; `differs` is empty where they are comparable."""
 
     arm: ArmRuns
@@ -67,8 +66,7 @@ class Counterpart:
     differs: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Deviation:
+class Deviation(NamedTuple):
     """The measured mean minus the published value, and what that means.
 
     `word` is "within published spread", "outside published spread", "no spread published" or
@@ -82,39 +80,33 @@ class Deviation:
 
 def counterparts(group: Group) -> list[Counterpart]:
     """Every arm of a setting with the published rows of its method, nearest tables only."""
-    facts = facts_of(group)
-    differences = {
-        table.id: _differences(table, facts)
+    facts, found = facts_of(group), []
+    tables = [
+        (table, _differences(table, facts))
         for table in published_tables().values()
         if table.task == "detection" and all(table.setting.get(k) == facts[k] for k in _TASK)
-    }
-    # Not every source states the learning rate: that one does not must not bring its table nearer.
-    distance = {
-        table: len(found.keys() - {"base_lr", "lr_steps"}) for table, found in differences.items()
-    }
-    tables = [published_tables()[table] for table in differences]
-    found: list[Counterpart] = []
+    ]
     for arm in group.arms:
-        method = method_of(arm)
         rows = [
-            (table, row)
-            for table in tables
+            (table, differences, row)
+            for table, differences in tables
             for row in table.rows
-            if row.method == method and row.pretrained_on in ("none", "imagenet1k")
+            if row.method == method_of(arm) and row.pretrained_on in ("none", "imagenet1k")
         ]
-        told = (
-            f"{arm.name} {arm.init['weights']} {arm.source.get('file')} {arm.source.get('epochs')}"
-        )
-        epochs = [row.epochs for _, row in rows if row.epochs and str(row.epochs) in told]
-        rows = [(table, row) for table, row in rows if not epochs or row.epochs in epochs]
-        fewest = min((distance[table.id] for table, _ in rows), default=0)
+        # Weights that name their epochs are those of the rows with these epochs.
+        told = (arm.name, arm.init["weights"], arm.source.get("file"), arm.source.get("epochs"))
+        told = " ".join(map(str, told))
+        epochs = [row.epochs for _, _, row in rows if row.epochs and str(row.epochs) in told]
+        rows = [one for one in rows if not epochs or one[2].epochs in epochs]
+        # Not every source states the learning rate: that one does not must not bring it nearer.
+        distances = [len(differs.keys() - {"base_lr", "lr_steps"}) for _, differs, _ in rows]
         seen: list[Any] = []
-        for table, row in rows:
+        for (table, differs, row), distance in zip(rows, distances, strict=True):
             values = (row.epochs, row.values)
-            if distance[table.id] == fewest and values not in seen:
+            if distance == min(distances) and values not in seen:
                 seen.append(values)
-                differs = (*differences[table.id].values(), *_own_pretraining(arm, row))
-                found.append(Counterpart(arm, table, row, differs))
+                all_differ = (*differs.values(), *_own_pretraining(arm, row))
+                found.append(Counterpart(arm, table, row, all_differ))
     return found
 
 
@@ -122,11 +114,6 @@ def facts_of(group: Group) -> dict[str, Any]:
     """What a setting's rows say of the conditions that published tables name."""
     data, dataset, row = group.data, group.data["dataset"], group.arms[0].rows[0]
     config = config_of(row)
-    stated = {
-        "metric": row.metric_table("voc").get("metric"),
-        "base_lr": config.get("SOLVER.BASE_LR"),
-        "lr_steps": config.get("SOLVER.STEPS"),
-    }
     return {
         "classes": len(dataset["classes"]),
         "train_images": dataset["train_images"],
@@ -137,7 +124,9 @@ def facts_of(group: Group) -> dict[str, Any]:
         "iterations": data["iterations"],
         "batch": data["batch"],
         "engine": data["engine"]["name"],
-        **{key: value for key, value in stated.items() if value is not None},
+        "metric": row.metric_table("voc").get("metric"),
+        "base_lr": config.get("SOLVER.BASE_LR"),
+        "lr_steps": config.get("SOLVER.STEPS"),
     }
 
 
@@ -174,15 +163,15 @@ def spread_limit(table: PublishedTable, row: PublishedRow, column: str, n: int) 
     spread = row.spread.get(column, table.spread.get(column))
     if spread is None or table.spread_kind == "gap":
         return spread
-    width = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+    width = float(special.ndtri(0.5 + CONFIDENCE / 2))
     return width * spread * math.sqrt(1 / n + 1 / (table.trials or 1))
 
 
 def paper_tables(group: Group) -> list[Table]:
     """One table per metric: the arms beside what was published; empty where nothing was."""
-    found = counterparts(group)
-    tables = []
-    for metric in ALL_METRICS:
+    found, tables = counterparts(group), []
+    sources = dict.fromkeys(one.table.spread_source for one in found if not one.differs)
+    for metric, name in ALL_METRICS.items():
         body = []
         for one in found:
             cells = [deviation(one, metric, key) for key in AP_KEYS]
@@ -191,26 +180,19 @@ def paper_tables(group: Group) -> list[Table]:
                 source = f"{one.table.citation}: {one.table.title}{differs}"
                 body.append([one.arm.label, Cell(one.row.label, source), *map(_cell, cells)])
         if body:
-            header = ("arm", "published", *AP_KEYS)
-            tables.append(Table(_caption(metric, found), header, body, words=2))
+            caption = say("papers", name=name, sources=list(filter(None, sources)))
+            tables.append(Table(caption, ("arm", "published", *AP_KEYS), body, words=2))
     return tables
 
 
 def paper_sentence(groups: Sequence[Group]) -> str:
-    """What the page says of published numbers, in one sentence."""
+    """What the page says of published numbers."""
     found = [one for group in groups for one in counterparts(group)]
-    if not found:
-        return "Nothing published has this data and detector, so no published number is shown."
     alike = [one for one in found if not one.differs]
-    if not alike:
-        return (
-            "Published numbers of the same test set and detector are shown below; none is "
-            "comparable, and each says why."
-        )
     cells = (deviation(one, m, key) for one in alike for m in ALL_METRICS for key in AP_KEYS)
     words = Counter(cell.word for cell in cells if cell is not None)
-    counts = listed([f"{count} {word}" for word, count in words.items()])
-    return f"Of the cells with a comparable published value: {counts}."
+    counts = [f"{count} {word}" for word, count in words.items()]
+    return say("measured", found=found, alike=alike, counts=counts)
 
 
 def _cell(found: Deviation | None) -> Cell:
@@ -222,21 +204,6 @@ def _cell(found: Deviation | None) -> Cell:
     return Cell(signed(found.value), note, tone)
 
 
-def _caption(metric: str, found: Sequence[Counterpart]) -> str:
-    sources = {one.table.spread_source: None for one in found if not one.differs}
-    caption = (
-        f"{capital(ALL_METRICS[metric])}, percent: the mean measured here minus the published "
-        "value below it."
-    )
-    if spreads := [source for source in sources if source]:
-        caption += (
-            " Within or outside: the published spread, which is how far two means of so many "
-            "trials lie apart by chance 95 times of 100, or the gap that the authors call random "
-            f"variation ({listed(spreads)}); without a word no spread is published."
-        )
-    return f"{caption} Weights that were not trained here are taken for those of the paper."
-
-
 def _differences(table: PublishedTable, facts: Mapping[str, Any]) -> dict[str, str]:
     """{condition: what it is there and here} where they differ."""
 
@@ -246,7 +213,7 @@ def _differences(table: PublishedTable, facts: Mapping[str, Any]) -> dict[str, s
     return {
         key: f"{name} {shown(table.setting[key])} there, {shown(facts[key])} here"
         for key, name in _CONDITIONS.items()
-        if key in table.setting and key in facts and table.setting[key] != facts[key]
+        if key in table.setting and facts[key] not in (None, table.setting[key])
     }
 
 
