@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from moco_det.report.charts import Line, Span, line_chart
 from moco_det.report.document import Block, Cell, Figure, Figures, Heading, Table
-from moco_det.report.formats import METRICS, UNDEFINED, capital, listed
+from moco_det.report.formats import METRICS, UNDEFINED, capital
 from moco_det.report.groups import Group, setting_key, short_name
+from moco_det.report.sentences import say
 from moco_det.report.tables import arm_cell, value_cell
 
 # What a schedule consists of; everything else must be the same.
@@ -22,22 +23,21 @@ SCHEDULE = (
 )
 
 
-@dataclass(frozen=True)
-class FamilyAxis:
+class FamilyAxis(NamedTuple):
     """The one thing in which a family's settings differ, and what is said of it.
 
     `free` are the facts and config keys that may differ, `size` is what the settings are ordered
     by, `column` the name of a setting beside the smallest. Shown are APs, or the `gains` over
-    supervised of the same setting.
+    supervised of the same setting. `sentence` is the caption of the table, and with "_chart" that
+    of the chart.
     """
 
     free: Sequence[str]
     size: Callable[[Group], int]
     column: Callable[[Group, Group], str]
     x_label: str
-    table: str
     title: str
-    caption: str
+    sentence: str
     gains: bool = False
 
 
@@ -49,12 +49,8 @@ BY_SCHEDULE = FamilyAxis(
         f"({group.data['iterations']:,})"
     ),
     x_label="iterations",
-    table="by schedule: mean ± sample standard deviation, under it the gain over supervised of "
-    "the same schedule with Welch's 95 % interval, in colour where it is beyond noise. Schedules "
-    "are multiples of the shortest, iterations in brackets",
     title="Gain in {} over supervised by schedule",
-    caption="Gain in {} over supervised of the same schedule, with Welch's 95 % intervals where "
-    "the trials allow one; above the line an arm is better.",
+    sentence="gain_by_schedule",
     gains=True,
 )
 BY_LABELS = FamilyAxis(
@@ -62,10 +58,8 @@ BY_LABELS = FamilyAxis(
     size=lambda group: group.data["dataset"]["train_images"],
     column=lambda group, _: f"{group.data['dataset']['train_images']:,} images",
     x_label="labelled images",
-    table="by the number of labelled training images: mean ± sample standard deviation",
     title="{} by labelled images",
-    caption="{} against the number of labelled images, one line per arm, with one sample standard "
-    "deviation to each side.",
+    sentence="ap_by_labels",
 )
 
 
@@ -116,8 +110,8 @@ def _compared(groups: Sequence[Group], metric: str, axis: FamilyAxis) -> tuple[T
     what = METRICS[metric]
     title, y_label = capital(axis.title.format(what)), f"gain in {what}" if axis.gains else what
     svg = line_chart(lines, title, y_label, axis.x_label, dots=True, level=("", 0.0))
-    table = Table(f"{capital(what)} {axis.table}; {listed(trials)}.", ("arm", *names), rows)
-    return table, Figure(title, svg, capital(axis.caption.format(what)))
+    table = Table(say(axis.sentence, what=what, trials=trials), ("arm", *names), rows)
+    return table, Figure(title, svg, say(f"{axis.sentence}_chart", what=what))
 
 
 def _measured(

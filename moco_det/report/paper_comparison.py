@@ -94,8 +94,8 @@ def counterparts(group: Group) -> list[Counterpart]:
             if row.method == method_of(arm) and row.pretrained_on in ("none", "imagenet1k")
         ]
         # Weights that name their epochs are those of the rows with these epochs.
-        told = (arm.name, arm.init["weights"], arm.source.get("file"), arm.source.get("epochs"))
-        told = " ".join(map(str, told))
+        names = (arm.name, arm.init["weights"], arm.source.get("file"), arm.source.get("epochs"))
+        told = " ".join(map(str, names))
         epochs = [row.epochs for _, _, row in rows if row.epochs and str(row.epochs) in told]
         rows = [one for one in rows if not epochs or one[2].epochs in epochs]
         # Not every source states the learning rate: that one does not must not bring it nearer.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -25,8 +25,9 @@ from moco_det.report.detections import (
     read_boxes,
 )
 from moco_det.report.document import Block, Picture, Pictures, text
-from moco_det.report.formats import counted, listed
+from moco_det.report.formats import counted
 from moco_det.report.groups import Group, config_of
+from moco_det.report.sentences import say
 from moco_det.results import Row
 
 LARGEST, AT_RANDOM = 3, 3
@@ -41,17 +42,8 @@ MAX_PANEL_BOXES = 100
 # With more boxes than this only those wide enough for it carry their class's name.
 FEW_BOXES = 6
 
-RULE = (
-    "Images are chosen by rule: some drawn at random with a fixed seed, then those with the "
-    "most detections that one arm of a pair has and the other lacks. Each arm is shown with "
-    "the boxes of at least the score at which its F1 over all test images is highest. A dashed "
-    "box, its mask not filled, has no object of its class under it. Same everywhere: IoU of at "
-    "least 0.5."
-)
 
-
-@dataclass(frozen=True)
-class ShownArm:
+class ShownArm(NamedTuple):
     """An arm's boxes by image, from the score that is its limit."""
 
     label: str
@@ -103,12 +95,9 @@ def blocks(group: Group) -> list[Block]:
             continue
         panels = _panels(records[image], truth[image], arms, key, colours)
         drawn.append(Picture(image, why, panels))
-    limits = listed([f"{arm.limit:.2f} for {arm.label}" for arm in arms])
+    limits = [f"{arm.limit:.2f} for {arm.label}" for arm in arms]
     shown: list[Block] = [
-        text(
-            f"{RULE} The scores: {limits}. Of each arm the run with seed {min(seeds)} is shown "
-            f"(n=1); {group.title}."
-        ),
+        text(say("pictures", limits=limits, seed=min(seeds), title=group.title)),
         Pictures(drawn, list(colours.items()), pixels),
     ]
     return [*(shown if drawn else []), *([text(" ".join(notes))] if notes else [])]

@@ -7,19 +7,18 @@ engine and libraries: to compare two versions is what this is for. Arms are pair
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from moco_det.foundation.errors import InputError
 from moco_det.report.document import Block, Cell, Items, table_of
 from moco_det.report.formats import METRICS, interval, listed, mean_std, p_value, signed
 from moco_det.report.groups import ArmRuns, Group, group_runs, setting_key
+from moco_det.report.sentences import say
 from moco_det.report.statistics import Comparison, compare, correct
 from moco_det.results import Row
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """One arm's AP in this report minus the other's, corrected for all that were compared."""
 
     setting: str
@@ -71,17 +70,10 @@ class Change:
         }
 
     def __str__(self) -> str:
-        cells = self.cells()
-        arm, here, gap = cells["arm"], cells["here"], cells["difference"]
-        return (
-            f"{self.outcome}: {arm.text}, {cells['AP']}: {here.text} here, {cells['there'].text} "
-            f"there, {gap.text} {gap.note} ({here.note}); {self.setting}"
-            + (f" [{arm.note}]" if arm.note else "")
-        )
+        return say("change", **self.cells())
 
 
-@dataclass(frozen=True)
-class ReportDiff:
+class ReportDiff(NamedTuple):
     """Everything that two reports share, and what only one of them has."""
 
     changes: tuple[Change, ...]
@@ -94,10 +86,7 @@ class ReportDiff:
 
     def blocks(self) -> list[Block]:
         """One line per comparison, and what was not compared."""
-        caption = (
-            "AP here minus AP there, with Welch's 95 % interval; p is corrected for the "
-            f"{len(self.changes)} comparisons (Holm). Improved and regressed mean beyond noise."
-        )
+        caption = say("changes", count=len(self.changes))
         table = table_of(caption, [change.cells() for change in self.changes], words=3)
         return [table, Items(self.only_one)] if self.only_one else [table]
 
