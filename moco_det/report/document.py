@@ -7,11 +7,14 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from moco_det.report.formats import tick
 
 
 class Cell(NamedTuple):
@@ -160,20 +163,26 @@ def table_of(caption: str, rows: Sequence[Mapping[str, Any]], words: int = 1) ->
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:
-    """A template filled in; markup is escaped in html."""
-    tex = template.endswith(".tex.j2")  # LaTeX is full of braces
+    """A template filled in; markup is escaped in html and svg."""
+    return _environment(template.split(".")[1]).get_template(template).render(context)
+
+
+@lru_cache(maxsize=4)
+def _environment(kind: str) -> Environment:
+    tex = kind == "tex"  # LaTeX is full of braces
     environment = Environment(
         loader=PackageLoader("moco_det.report", "templates"),
-        autoescape=template.endswith(".html.j2"),
+        autoescape=kind in ("html", "svg"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,
+        keep_trailing_newline=kind != "svg",
         variable_start_string="<<" if tex else "{{",
         variable_end_string=">>" if tex else "}}",
     )
     environment.filters |= {"cell": _markdown, "fence": _fence, "kind": lambda b: type(b).__name__}
-    return environment.get_template(template).render(context)
+    environment.filters |= {"f": "{:.1f}".format, "tick": tick}
+    return environment
 
 
 def render_html(page: Page) -> str:

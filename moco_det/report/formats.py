@@ -89,3 +89,10 @@ def listed(names: Sequence[str]) -> str:
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def tick(value: float) -> str:
+    """ "0.25", "−3", "12k", as the numbers of an axis are written."""
+    if abs(value) >= 10000:
+        return f"{value / 1000:,.4g}k"
+    return f"{value:.4g}".replace("-", "−")
