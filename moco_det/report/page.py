@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from moco_det.foundation.errors import InputError
@@ -30,6 +31,7 @@ from moco_det.report.groups import (
 )
 from moco_det.report.paper_comparison import paper_sentence, paper_tables
 from moco_det.report.report_diff import ReportDiff
+from moco_det.report.sentences import say
 from moco_det.report.verdict import verdict
 from moco_det.results import Rows
 
@@ -43,22 +45,11 @@ def build_page(
     """Everything the report says; raises InputError where there is nothing to report."""
     groups, probed = group_runs(rows.rows), group_probes(rows.rows)
     if not groups and not probed:
-        skipped = ""
-        if rows.problems:
-            first = rows.problems[0]
-            skipped = (
-                f"; {counted(len(rows.problems), 'line')} skipped, first: "
-                f"{first.path}, line {first.line}: {first.reason.removesuffix('; skipped')}"
-            )
-        raise InputError(
-            f"no finished rows in the results ({counted(len(rows.rows), 'row')} read{skipped}); "
-            "finish a run of moco-det train-net or moco-det probe first"
-        )
+        raise InputError(say("no_rows", count=len(rows.rows), problems=rows.problems))
     colours = _give_colours([*groups, *probed])
     encoders = [training.read_pretraining(path, colours) for path in pretraining]
     failed = sum(not row.finished for row in rows.rows)
-    left_out = f"{counted(failed, 'run')} failed and enter{'s' if failed == 1 else ''} no mean"
-    notice = [text(f"{left_out}: see Failed runs.", "notice")] if failed else []
+    notice = [text(say("failed", count=failed), "notice")] if failed else []
     alone = len(groups) == 1
 
     def each(blocks_of: Callable[[Group], Sequence[Block]]) -> list[Block]:
@@ -73,7 +64,7 @@ def build_page(
     schedules = families.blocks(groups, families.BY_SCHEDULE)
     labels = families.blocks(groups, families.BY_LABELS)
     classes = each(lambda group: tables.class_blocks(group, alone=alone))
-    curves, detections = each(training.curve_blocks), each(_pictures())
+    curves, detections = each(training.curve_blocks), each(partial(_pictures, spent=[]))
     features = [*([] if groups else notice), *probes.blocks(probed)]
     proofs = [provenance.proof_table(groups)] if groups else []
     runs = provenance.run_blocks(rows, groups, probed)
@@ -116,13 +107,10 @@ def _give_colours(groups: Sequence[Group]) -> dict[str, int]:
 def _summary(runs: Sequence[Group], probed: Sequence[Group], failed: int) -> str:
     parts, started = [], []
     for groups, what in ((runs, "finished run"), (probed, "probe")):
-        rows = [row for group in groups for row in group.rows]
-        started += [row.data["started"][:10] for row in rows]
-        if rows:
-            parts.append(f"{counted(len(rows), what)} in {counted(len(groups), 'setting')}")
-    first, last = min(started), max(started)
-    said = f"{listed(parts)}, {first if first == last else f'{first} to {last}'}"
-    return f"{said}; {counted(failed, 'failed run')} left out" if failed else said
+        days = [row.data["started"][:10] for group in groups for row in group.rows]
+        started += days
+        parts += [f"{counted(len(days), what)} in {counted(len(groups), 'setting')}"] * bool(days)
+    return say("summary", parts=parts, first=min(started), last=max(started), failed=failed)
 
 
 def _verdict(group: Group, main: Group, encoders: Sequence[training.PretrainingRun]) -> list[Block]:
@@ -145,17 +133,12 @@ def _ap(group: Group, probed: Sequence[Group]) -> list[Block]:
     return blocks
 
 
-def _pictures() -> Callable[[Group], Sequence[Block]]:
-    left = PICTURE_BYTES
-
-    def of(group: Group) -> list[Block]:
-        nonlocal left
-        if left <= LEAST_BYTES:
-            return [text("No pictures here: those of the settings above fill the file.")]
-        blocks = pictures.blocks(group)
-        for shown in (block for block in blocks if isinstance(block, Pictures)):
-            drawings = [svg for picture in shown.pictures for _, _, svg in picture.panels]
-            left -= sum(map(len, [shown.pixels, *drawings]))
-        return blocks
-
-    return of
+def _pictures(group: Group, spent: list[int]) -> list[Block]:
+    """The detections of a setting; `spent` counts the bytes of the pictures so far."""
+    if PICTURE_BYTES - sum(spent) <= LEAST_BYTES:
+        return [text("No pictures here: those of the settings above fill the file.")]
+    blocks = pictures.blocks(group)
+    for shown in (block for block in blocks if isinstance(block, Pictures)):
+        drawings = [svg for picture in shown.pictures for _, _, svg in picture.panels]
+        spent += map(len, [shown.pixels, *drawings])
+    return blocks

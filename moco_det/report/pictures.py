@@ -24,7 +24,7 @@ from moco_det.report.detections import (
     outlines,
     read_boxes,
 )
-from moco_det.report.document import Block, Picture, Pictures, text
+from moco_det.report.document import Block, Picture, Pictures, render, text
 from moco_det.report.formats import counted
 from moco_det.report.groups import Group, config_of
 from moco_det.report.sentences import say
@@ -169,37 +169,25 @@ def _draw(
     width, height, scale = _canvas(record)
     shapes, tags = [], []
     placed: list[Frame] = []
-    # The best-scored boxes are drawn last, so on top, but get their labels first.
     for box, bad in list(zip(boxes, wrong, strict=True))[:MAX_PANEL_BOXES]:
-        x0, y0, x1, y1 = (value * scale for value in box.xyxy)
+        x0, y0, x1, y1 = frame = (*(value * scale for value in box.xyxy),)
         path = "".join(
             "M" + "L".join(f"{x * scale:.1f} {y * scale:.1f}" for x, y in shape) + "Z"
             for shape in outlines(box.segmentation, 0.7 / scale)
         )
-        colour, kind = colours.get(box.category, 0), " wrong" if bad else ""
-        score = "" if box.score is None else f" {box.score:.2f}"
-        mask = Markup(f'<path class="mask{kind}" d="{path}"/>' if path else "")
-        frame = Markup(
-            f'<rect class="box{kind}" x="{x0:.1f}" y="{y0:.1f}" '
-            f'width="{max(x1 - x0, 0):.1f}" height="{max(y1 - y0, 0):.1f}"/>'
+        colour, score = (
+            colours.get(box.category, 0),
+            "" if box.score is None else f" {box.score:.2f}",
         )
-        title = f"{box.category}{score}{' (no such object here)' if bad else ''}"
-        shape = Markup('<g class="k{}">{}{}<title>{}</title></g>')
-        shapes.append(shape.format(colour, mask, frame, title))
+        shapes.append((colour, box, bad, frame, path, score))
         name = box.category if len(box.category) <= 16 else box.category[:15] + "…"
         label = name + score.replace(" 0.", " .")
-        long, tall = text_width(label, FONT) + 6, FONT + 3
-        if len(boxes) > FEW_BOXES and x1 - x0 < 0.7 * long:
+        size = text_width(label, FONT) + 6, FONT + 3
+        if len(boxes) > FEW_BOXES and x1 - x0 < 0.7 * size[0]:
             continue
         # A class's name on its colour where it covers no other label; the colour alone otherwise.
-        if spot := free_spot((x0, y0, x1, y1), (long, tall), (width, height), placed):
-            x, y = spot
-            tag = Markup('<g class="tag k{}">{}<text x="{:.1f}" y="{:.1f}">{}</text></g>')
-            back = Markup(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{long:.1f}" height="{tall:.1f}" rx="2"/>'
-            )
-            tags.append(tag.format(colour, back, x + 3, y + FONT - 2, label))
-    image = Markup('<use href="#{}"/>').format(key)
-    svg = '<svg class="picture" viewBox="0 0 {:.1f} {:.1f}" role="img" aria-label="{}">{}</svg>'
-    body = Markup("").join([image, *reversed(shapes), *tags])
-    return Markup(svg).format(width, height, str(record.image_id), body)
+        if spot := free_spot((x0, y0, x1, y1), size, (width, height), placed):
+            tags.append((colour, label, *spot, *size))
+    # The best-scored boxes are drawn last, so on top, but got their labels first.
+    drawn = {"key": key, "name": record.image_id, "shapes": shapes[::-1], "tags": tags}
+    return Markup(render("picture.svg.j2", {"width": width, "height": height, **drawn}))

@@ -22,7 +22,7 @@ from moco_det.report.document import (
     text,
 )
 from moco_det.report.formats import UNDEFINED, counted, duration, number, scientific
-from moco_det.report.groups import ArmRuns, Group, short_name
+from moco_det.report.groups import Group, short_name
 from moco_det.report.sentences import config_note, say
 from moco_det.results import Row, Rows
 from moco_det.results.matched import WEIGHTS_KEY, Matched
@@ -101,9 +101,9 @@ def _difference(value: Any) -> str:
 def run_blocks(rows: Rows, groups: Sequence[Group], probes: Sequence[Group]) -> list[Block]:
     """Machines, every run, the failed ones, warnings and commands."""
     blocks: list[Block] = [environment_table(rows.rows)]
-    for table, what in ((run_table(groups), "runs"), (probe_run_table(probes), "probes")):
+    for table in (run_table(groups), run_table(probes, "probe")):
         if len(table.rows) > SHORT:
-            blocks.append(Fold(f"All {len(table.rows)} {what}", [table]))
+            blocks.append(Fold(f"All {len(table.rows)} {table.header[0]}s", [table]))
         elif table.rows:
             blocks.append(table)
     if any(not row.finished for row in rows.rows):
@@ -118,46 +118,24 @@ def run_blocks(rows: Rows, groups: Sequence[Group], probes: Sequence[Group]) -> 
     ]
 
 
-def run_table(groups: Sequence[Group]) -> Table:
-    """Every run that counts, one line each."""
-    masks = any("segm" in group.metrics for group in groups)
-    body = []
-    for group, arm, row in _every(groups):
-        line = {
-            "run": Cell(row.data["run"], colour=arm.colour),
-            "arm": arm.label,
-            "seed": row.seed,
-            "box AP": number(row.metric("bbox", "AP")),
-            **({"mask AP": number(row.metric("segm", "AP"))} if masks else {}),
-            "wall time": duration(row.data["wall_seconds"]),
-            "iterations": f"{row.data['iterations']:,}",
-            **({"setting": group.name.removeprefix("Setting ")} if len(groups) > 1 else {}),
-            "started (UTC)": row.data["started"],
-        }
-        body.append(line)
-    return table_of("Every run behind the tables.", body, words=2)
-
-
-def probe_run_table(probes: Sequence[Group]) -> Table:
-    """Every probe that counts, one line each."""
-    body = [
-        {
-            "probe": Cell(row.data["run"], colour=arm.colour),
-            "arm": arm.label,
-            "protocol": row.data["protocol"],
-            "sha256": Cell((row.data["init"]["sha256"] or UNDEFINED)[:12], "", "code"),
-            "seed": row.seed,
-            "top-1": number(row.metric("probe", "top1")),
-            "wall time": duration(row.data["wall_seconds"]),
-            "started (UTC)": row.data["started"],
-        }
-        for _, arm, row in _every(probes)
-    ]
-    return table_of("Every probe behind the tables.", body, words=4)
-
-
-def _every(groups: Sequence[Group]) -> list[tuple[Group, ArmRuns, Row]]:
-    return [(group, arm, row) for group in groups for arm in group.arms for row in arm.rows]
+def run_table(groups: Sequence[Group], what: str = "run") -> Table:
+    """Every run, or probe, that counts, one line each."""
+    several, masks = len(groups) > 1, any("segm" in group.metrics for group in groups)
+    body, every = [], [(g, a, row) for g in groups for a in g.arms for row in a.rows]
+    for group, arm, row in every:
+        data = row.data
+        line: dict[str, Any] = {what: Cell(data["run"], colour=arm.colour), "arm": arm.label}
+        measured = {"box AP": number(row.metric("bbox", "AP"))}
+        measured |= {"mask AP": number(row.metric("segm", "AP"))} if masks else {}
+        size = {"iterations": f"{data['iterations'] or 0:,}"}
+        size |= {"setting": group.name.removeprefix("Setting ")} if several else {}
+        if row.probe:
+            sha256 = (data["init"]["sha256"] or UNDEFINED)[:12]
+            line |= {"protocol": data["protocol"], "sha256": Cell(sha256, "", "code")}
+            measured, size = {"top-1": number(row.metric("probe", "top1"))}, {}
+        line |= {"seed": row.seed, **measured, "wall time": duration(data["wall_seconds"])}
+        body.append({**line, **size, "started (UTC)": data["started"]})
+    return table_of(f"Every {what} behind the tables.", body, words=4 if what == "probe" else 2)
 
 
 def environment_table(rows: Sequence[Row]) -> Table:
