@@ -8,7 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
-from moco_det.data.catalog_names import BUILTIN_COCO, BUILTIN_VOC, FORMS, parse_uri
+from moco_det.data.catalog_names import (
+    BUILTIN_COCO,
+    BUILTIN_VOC,
+    FORMS,
+    coco_uri,
+    parse_uri,
+    voc_uri,
+)
 from moco_det.data.read_coco import read_coco
 from moco_det.data.read_voc import read_voc
 from moco_det.data.records import DetectionDataset, concatenate
@@ -22,7 +29,7 @@ def load_dataset(name: str, classes: Sequence[str] | None = None) -> DetectionDa
     below the folder $DETECTRON2_DATASETS (default ./datasets). Raises InputError.
     """
     if name in BUILTIN_COCO or name in BUILTIN_VOC:
-        return _load_builtin(name, classes)
+        return replace(load_dataset(_builtin_uri(name), classes), name=name)
     if not isinstance(name, str) or "://" not in name:
         raise InputError(f"data set {name!r} is not known: use one of {FORMS}")
     scheme, path, options = parse_uri(name)
@@ -56,7 +63,7 @@ def datasets_root() -> Path:
     return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser()
 
 
-def _load_builtin(name: str, classes: Sequence[str] | None) -> DetectionDataset:
+def _builtin_uri(name: str) -> str:
     root = datasets_root()
     if not root.is_dir():
         raise InputError(
@@ -65,8 +72,6 @@ def _load_builtin(name: str, classes: Sequence[str] | None) -> DetectionDataset:
         )
     if name in BUILTIN_COCO:
         json_file, images = BUILTIN_COCO[name]
-        dataset = read_coco(root / json_file, root / images, classes)
-    else:
-        folder, split = BUILTIN_VOC[name]
-        dataset = read_voc(root / folder, split, classes)
-    return replace(dataset, name=name)
+        return coco_uri(root / json_file, root / images)
+    folder, split = BUILTIN_VOC[name]
+    return voc_uri(root / folder, split)

@@ -1,14 +1,16 @@
-"""Opening every image of a data set once, before hours of training depend on it."""
+"""Checking data before hours of training depend on it: every image opened, a config's two sets."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from tqdm import tqdm
 
+from moco_det.data.catalog import load_datasets
 from moco_det.data.image import image_fault
 from moco_det.data.records import DetectionDataset, Record
 from moco_det.foundation.errors import InputError
@@ -17,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # More broken images than this share are a broken data set, not an accident.
 TOLERATED_SHARE = 0.1
+# Up to this many images every one is opened before training; above, that would take too long.
+CHECK_LIMIT = 5000
 
 
 def check_images(
@@ -31,18 +35,15 @@ def check_images(
     def fault(record: Record) -> str | None:
         return image_fault(record.file_name, record.height, record.width)
 
-    bar = tqdm(
-        total=len(dataset),
-        desc=f"checking images of {dataset.name}",
-        unit="img",
-        mininterval=1,
-        disable=not progress,
-    )
+    title = f"checking images of {dataset.name}"
+    options = {"desc": title, "unit": "img", "mininterval": 1, "disable": not progress}
     kept, faults = [], []
     # decoding holds no interpreter lock; two threads per core keep the disk busy too
-    with ThreadPoolExecutor(max_workers=min(2 * (os.cpu_count() or 1), 16)) as pool, bar:
-        for record, reason in zip(dataset.records, pool.map(fault, dataset.records), strict=True):
-            bar.update()
+    with (
+        ThreadPoolExecutor(max_workers=min(2 * (os.cpu_count() or 1), 16)) as pool,
+        tqdm(pool.map(fault, dataset.records), total=len(dataset), **options) as found,
+    ):
+        for record, reason in zip(dataset.records, found, strict=True):
             if reason is None:
                 kept.append(record)
                 continue
@@ -57,3 +58,66 @@ def check_images(
         raise InputError(f"data set {dataset.name}: {message} (more than 10 % are broken)")
     logger.warning("data set %s: %s", dataset.name, message)
     return replace(dataset, records=tuple(kept), skipped=(*dataset.skipped, message))
+
+
+def load_pair(
+    *,
+    train: Sequence[str],
+    test: Sequence[str],
+    num_classes: int,
+    with_masks: bool,
+    strict: bool,
+    progress: bool,
+) -> tuple[DetectionDataset, DetectionDataset]:
+    """The training and test sets of a config, checked against each other and the config.
+
+    Images that do not open are left out and counted, or under ``strict`` an InputError.
+    """
+    train_set = load_datasets(train)
+    test_set = load_datasets(test, classes=train_set.classes)
+    check_classes_of_config(num_classes, train_set)
+    pair = []
+    for part in (train_set, test_set):
+        if with_masks and not part.has_masks:
+            raise InputError(f"MODEL.MASK_ON is True, but {part.name} has no masks: set it False")
+        if len(part) <= CHECK_LIMIT:
+            part = check_images(part, strict=strict, progress=progress)
+        pair.append(part)
+    return pair[0], pair[1]
+
+
+def check_trainable(
+    dataset: DetectionDataset, *, mask_format: str | None, skip_empty: bool
+) -> None:
+    """InputError where nothing is left to train on, or a mask does not come in this format.
+
+    ``mask_format`` is polygon or bitmask, or None where no masks are trained; ``skip_empty`` leaves
+    out images without objects.
+    """
+    objects = [(r, a) for r in dataset.records for a in r.annotations if not a.iscrowd]
+    if not dataset.records or (skip_empty and not objects):
+        raise InputError(f"{dataset.name} has no image with an object to train on")
+    for record, annotation in objects:
+        if mask_format == "polygon" and isinstance(annotation.segmentation, dict):
+            raise InputError(
+                f"object {annotation.id} of {record.file_name} has a run-length mask: "
+                "set INPUT.MASK_FORMAT bitmask"
+            )
+
+
+def overlap_warnings(train: DetectionDataset, test: DetectionDataset) -> list[str]:
+    """A line where images are both trained and tested on: their AP says nothing of transfer."""
+    shared = {r.file_name for r in train.records} & {r.file_name for r in test.records}
+    if not shared:
+        return []
+    return [f"{len(shared)} of {len(test)} test images are training images too"]
+
+
+def check_classes_of_config(num_classes: int, dataset: DetectionDataset) -> None:
+    """InputError unless MODEL.ROI_HEADS.NUM_CLASSES is what the data has."""
+    if num_classes != len(dataset.classes):
+        names = ", ".join(dataset.classes[:8]) + (", ..." if len(dataset.classes) > 8 else "")
+        raise InputError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {dataset.name} has "
+            f"{len(dataset.classes)} classes ({names}): set it to {len(dataset.classes)}"
+        )

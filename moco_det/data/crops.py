@@ -33,30 +33,24 @@ def write_crops(
     at all; raises InputError when it holds something already or no object is large enough.
     """
     counts = dict.fromkeys(dataset.classes, 0)
-    bar = tqdm(
-        dataset.records,
-        desc=f"cutting crops of {dataset.name}",
-        unit="img",
-        mininterval=1,
-        disable=not progress,
-    )
+    title = f"cutting crops of {dataset.name}"
+    bar = tqdm(dataset.records, desc=title, unit="img", mininterval=1, disable=not progress)
     with new_folder(out_dir) as folder:
         for record in bar:
-            image = None
-            for number, a in enumerate(record.annotations):
-                x0, y0, x1, y1 = a.bbox
-                if a.iscrowd or a.difficult or min(x1 - x0, y1 - y0) < minimum:
-                    continue
-                if image is None:
-                    image = read_image(record.file_name, "BGR")
-                name = dataset.classes[a.category]
-                target = folder / _safe(name)
-                target.mkdir(exist_ok=True)
-                left, top, right, bottom = _enlarged(a.bbox, context)
-                write_jpeg(
-                    target / f"{_safe(str(record.image_id))}_{number}.jpg",
-                    image[top:bottom, left:right],
-                )
+            wanted = [
+                (number, dataset.classes[a.category], a.bbox)
+                for number, a in enumerate(record.annotations)
+                if not (a.iscrowd or a.difficult)
+                and min(a.bbox[2] - a.bbox[0], a.bbox[3] - a.bbox[1]) >= minimum
+            ]
+            if not wanted:
+                continue
+            image = read_image(record.file_name, "BGR")
+            for number, name, box in wanted:
+                target = folder / _safe(name) / f"{_safe(str(record.image_id))}_{number}.jpg"
+                target.parent.mkdir(exist_ok=True)
+                left, top, right, bottom = _enlarged(box, context)
+                write_jpeg(target, image[top:bottom, left:right])
                 counts[name] += 1
         if not any(counts.values()):
             raise InputError(

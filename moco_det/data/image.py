@@ -10,23 +10,12 @@ from typing import Literal
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from moco_det.foundation.errors import InputError
 
 EXIF_ORIENTATION = 274
 JPEG_QUALITY = 95
-
-# EXIF 2.3, tag 274: how the stored pixels have to be turned to stand upright
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 # Samples of more than eight bits: their conversion to RGB, detectron2's too, turns all above 255
 # into white.
@@ -41,9 +30,9 @@ def read_image(path: str, format: Literal["RGB", "BGR"] = "RGB") -> npt.NDArray[
     """
     with _opened(path) as stored:
         _refuse_wide(stored)
-        turn = _UPRIGHT.get(_orientation(stored))
-        upright = stored if turn is None else stored.transpose(turn)
-        pixels = np.array(upright.convert("RGB"))
+        if _orientation(stored) in range(2, 9):
+            ImageOps.exif_transpose(stored, in_place=True)
+        pixels = np.array(stored.convert("RGB"))
     return pixels if format == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,14 +127,12 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _refuse_twice(path: Path, what: str, values: Iterable[int | str]) -> None:
-    seen = set()
-    for value in values:
-        if value in seen:
+    for value, count in Counter(values).items():
+        if count > 1:
             raise InputError(
                 f"{path}: {what} {value!r} is listed twice: it must be unique; number them anew "
                 "where files were joined"
             )
-        seen.add(value)
 
 
 def _images(

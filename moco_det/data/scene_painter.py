@@ -7,7 +7,6 @@ painted an image is three float planes (3, H, W), RGB 0..1, in which numpy broad
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -31,8 +30,7 @@ CLOSE_UP_OFFSET = 0.05
 CLOSE_UP_REACH = 1.4
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """image (size, size, 3) uint8 RGB; owner (size, size) int16: 1 + index of the object seen at a
     pixel, 0 for none; labels: class name of each object; truncated: cut by the image's edge."""
 
@@ -169,19 +167,16 @@ class _Picture:
         shade = 1 - np.float32(0.22) * (light[0] * dx + light[1] * dy)
         shade = shade * np.clip(np.float32(0.72) - distance * np.float32(0.16), 0.72, 1)
         colour = np.clip(colour * shade, 0, 1)
-        top, bottom = max(row, 0), min(row + side, self.size)
-        left, right = max(column, 0), min(column + side, self.size)
-        place = np.s_[top : max(top, bottom), left : max(left, right)]
-        rows = np.s_[top - row : max(top, bottom) - row]
-        columns = np.s_[left - column : max(left, right) - column]
-        cut = np.s_[rows, columns]
-        whole = int((alpha > 0.5).sum())
-        return _Patch(place, alpha[cut], colour[:, rows, columns], distance[cut], whole)
+        top, left = max(row, 0), max(column, 0)
+        bottom = max(min(row + side, self.size), top)
+        right = max(min(column + side, self.size), left)
+        cut = np.s_[top - row : bottom - row, left - column : right - column]
+        whole, place = int((alpha > 0.5).sum()), np.s_[top:bottom, left:right]
+        return _Patch(place, alpha[cut], colour[(..., *cut)], distance[cut], whole)
 
     def paste(self, patch: _Patch) -> None:
         """Paint the patch over what is there, its shadow under it."""
-        rows, columns = patch.place
-        area = self.canvas[:, rows, columns]
+        area = self.canvas[(..., *patch.place)]
         if area.size == 0:
             return
         # the shadow is the same distance field, soft and moved away from the light

@@ -13,10 +13,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from xml.sax.saxutils import escape
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
@@ -36,33 +35,8 @@ SCENE_CLASSES = tuple(CLASSES)
 VERSION = 1
 _SPLITS = ("unlabelled", "train", "test")
 
-_VOC_XML = """<annotation>
-  <filename>{name}.jpg</filename>
-  <size>
-    <width>{side}</width>
-    <height>{side}</height>
-    <depth>3</depth>
-  </size>
-  <segmented>0</segmented>
-{objects}</annotation>
-"""
-_VOC_OBJECT = """  <object>
-    <name>{label}</name>
-    <pose>Unspecified</pose>
-    <truncated>{truncated:d}</truncated>
-    <difficult>0</difficult>
-    <bndbox>
-      <xmin>{xmin}</xmin>
-      <ymin>{ymin}</ymin>
-      <xmax>{xmax}</xmax>
-      <ymax>{ymax}</ymax>
-    </bndbox>
-  </object>
-"""
 
-
-@dataclass(frozen=True)
-class ScenesPaths:
+class ScenesPaths(NamedTuple):
     """Where `write_scenes` put things. `unlabelled` is a plain folder of close-ups.
 
     `train` and `test` are the data set names of the labelled images (COCO, with masks),
@@ -104,42 +78,43 @@ def write_scenes(
     arguments is left as it is. The folder appears complete or not at all. Raises InputError where
     it holds something else.
     """
+    counts = {"unlabelled": unlabelled, "train": train, "test": test}
     recipe: dict[str, Any] = {
         "version": VERSION,
         "seed": int(seed),
-        "counts": dict(zip(_SPLITS, (unlabelled, train, test), strict=True)),
+        "counts": counts,
         "size": int(size),
         "close_up_size": int(size) // 2,
         "classes": list(classes),
         "objects": list(objects),
     }
     root = absolute(out_dir)
-    images = {split: root / "coco" / split for split in ("train", "test")}
-    jsons = {split: root / "coco" / "annotations" / f"{split}.json" for split in images}
+    coco, voc = root / "coco", root / "voc"
+    jsons = [coco / "annotations" / f"{split}.json" for split in ("train", "test")]
     paths = ScenesPaths(
         root=root,
         unlabelled=root / "unlabelled",
-        train_json=jsons["train"],
-        train_images=images["train"],
-        test_json=jsons["test"],
-        test_images=images["test"],
-        train=coco_uri(jsons["train"], images["train"]),
-        test=coco_uri(jsons["test"], images["test"]),
-        voc_train=voc_uri(root / "voc", "train"),
-        voc_test=voc_uri(root / "voc", "test"),
+        train_json=jsons[0],
+        train_images=coco / "train",
+        test_json=jsons[1],
+        test_images=coco / "test",
+        train=coco_uri(jsons[0], coco / "train"),
+        test=coco_uri(jsons[1], coco / "test"),
+        voc_train=voc_uri(voc, "train"),
+        voc_test=voc_uri(voc, "test"),
         classes=tuple(classes),
     )
     if _holds(root, recipe):
         return paths
-    total = unlabelled + train + test
-    bar = tqdm(total=total, desc="painting scenes", unit="img", mininterval=1, disable=not progress)
+    options = {"desc": "painting scenes", "unit": "img", "mininterval": 1, "disable": not progress}
+    bar = tqdm(total=sum(counts.values()), **options)
     with new_folder(root) as folder, bar:
         (folder / "unlabelled").mkdir()
         for number in range(1, unlabelled + 1):
             image = close_up(seed, number, size=recipe["close_up_size"], classes=classes)
             write_jpeg(folder / "unlabelled" / f"{number:06d}.jpg", image[:, :, ::-1])
             bar.update()
-        for split in images:
+        for split in ("train", "test"):
             _write_split(folder, split, recipe, bar)
         (folder / "scenes.json").write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
     return paths
@@ -183,24 +158,27 @@ def _write_split(folder: Path, split: str, recipe: dict[str, Any], bar: tqdm) ->
     sets = folder / "voc" / "ImageSets" / "Main"
     for made in (images, annotations, xmls, jpegs, sets):
         made.mkdir(parents=True, exist_ok=True)
-    classes, side = recipe["classes"], recipe["size"]
+    seed, classes, side = recipe["seed"], recipe["classes"], recipe["size"]
+    objects, names = tuple(recipe["objects"]), []
     coco: dict[str, Any] = {
-        "info": {"description": f"procedural scenes, {split}, seed {recipe['seed']}"},
+        "info": {"description": f"procedural scenes, {split}, seed {seed}"},
         "images": [],
         "annotations": [],
         "categories": [{"id": i, "name": n} for i, n in enumerate(classes, start=1)],
     }
-    names = []
     for number in range(1, recipe["counts"][split] + 1):
-        low, high = recipe["objects"]
-        painted = scene(
-            recipe["seed"], split, number, size=side, classes=classes, objects=(low, high)
-        )
+        painted = scene(seed, split, number, size=side, classes=classes, objects=objects)
         file, name = images / f"{number:06d}.jpg", f"{split}_{number:06d}"
         write_jpeg(file, painted.image[:, :, ::-1])
         shutil.copyfile(file, jpegs / f"{name}.jpg")
         coco["images"].append({"id": number, "file_name": file.name, "height": side, "width": side})
-        objects = ""
+        size = {"width": side, "height": side, "depth": 3}
+        voc: dict[str, Any] = {
+            "filename": f"{name}.jpg",
+            "size": size,
+            "segmented": 0,
+            "object": [],
+        }
         for place, (label, cut) in enumerate(zip(painted.labels, painted.truncated, strict=True)):
             mask = painted.owner == place + 1
             columns, rows = (np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (0, 1))
@@ -216,11 +194,25 @@ def _write_split(folder: Path, split: str, recipe: dict[str, Any], bar: tqdm) ->
                     "segmentation": mask_polygons(mask),
                 }
             )
-            corners = {"xmin": x0 + 1, "ymin": y0 + 1, "xmax": x1, "ymax": y1}
-            objects += _VOC_OBJECT.format(label=escape(label), truncated=cut, **corners)
-        xml = _VOC_XML.format(name=name, side=side, objects=objects)
-        (xmls / f"{name}.xml").write_text(xml, encoding="utf-8")
+            box = {"xmin": x0 + 1, "ymin": y0 + 1, "xmax": x1, "ymax": y1}
+            flags = {"pose": "Unspecified", "truncated": int(cut), "difficult": 0}
+            voc["object"].append({"name": label, **flags, "bndbox": box})
+        xml = _xml("annotation", voc)
+        ElementTree.indent(xml)
+        text = ElementTree.tostring(xml, encoding="unicode")
+        (xmls / f"{name}.xml").write_text(f"{text}\n", encoding="utf-8")
         names.append(f"{name}\n")
         bar.update()
     (annotations / f"{split}.json").write_text(json.dumps(coco) + "\n", encoding="utf-8")
     (sets / f"{split}.txt").write_text("".join(names), encoding="utf-8")
+
+
+def _xml(tag: str, content: Any) -> ElementTree.Element:
+    """An element per key of a dict, several where its value is a list."""
+    element = ElementTree.Element(tag)
+    if not isinstance(content, dict):
+        element.text = str(content)
+        return element
+    for key, value in content.items():
+        element.extend(_xml(key, one) for one in (value if isinstance(value, list) else [value]))
+    return element

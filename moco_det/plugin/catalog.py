@@ -22,7 +22,7 @@ from moco_det.data import (
     load_dataset,
 )
 from moco_det.data.catalog_names import parse_uri
-from moco_det.data.pair import CHECK_LIMIT, check_classes_of_config
+from moco_det.data.check import CHECK_LIMIT, check_classes_of_config
 from moco_det.foundation.errors import InputError
 from moco_det.plugin.d2_compat import find_cityscapes
 from moco_det.plugin.datasets import put

@@ -14,7 +14,7 @@ from detectron2.structures import BoxMode
 
 from moco_det.data import Annotation, DetectionDataset, load_dataset
 from moco_det.data.catalog_names import BUILTIN_COCO, BUILTIN_VOC
-from moco_det.data.pair import check_trainable, load_pair
+from moco_det.data.check import check_trainable, load_pair
 from moco_det.foundation.errors import InputError
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from moco_det.data.pair import overlap_warnings
+from moco_det.data.check import overlap_warnings
 from moco_det.foundation import collectives
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError

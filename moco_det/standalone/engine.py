@@ -14,7 +14,7 @@ from fvcore.common.config import CfgNode
 
 from moco_det import __version__
 from moco_det.data import DetectionDataset
-from moco_det.data.pair import load_pair
+from moco_det.data.check import load_pair
 from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.precision import check_device, choose_precision

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record
-from moco_det.data.pair import check_trainable
+from moco_det.data.check import check_trainable
 from moco_det.foundation import collectives
 from moco_det.foundation.checkpoints import Content
 from moco_det.foundation.errors import InputError

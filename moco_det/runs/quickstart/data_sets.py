@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moco_det.data import check_images, coco_uri, load_dataset, voc_uri
-from moco_det.data.pair import overlap_warnings
+from moco_det.data.check import overlap_warnings
 from moco_det.data.scenes import write_scenes
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError

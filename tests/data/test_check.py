@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from moco_det.data import Annotation, DetectionDataset, Record
-from moco_det.data.pair import check_classes_of_config, check_trainable, overlap_warnings
+from moco_det.data.check import check_classes_of_config, check_trainable, overlap_warnings
 from moco_det.foundation.errors import InputError
 
 
