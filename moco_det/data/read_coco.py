@@ -17,7 +17,14 @@ from moco_det.data.boxes import Tally, fit_box
 from moco_det.data.catalog_names import coco_uri
 from moco_det.data.image import image_size
 from moco_det.data.image_files import coco_folder
-from moco_det.data.records import Annotation, DetectionDataset, Record, Segmentation, listed
+from moco_det.data.records import (
+    Annotation,
+    DetectionDataset,
+    Record,
+    Segmentation,
+    listed,
+    unknown_class,
+)
 from moco_det.data.rle import compressed, whole_masks
 from moco_det.data.text_files import absolute, read_json
 from moco_det.foundation.errors import InputError
@@ -64,11 +71,8 @@ def read_coco(
                 f"its categories (ids {listed(names)}): add the category or drop it"
             )
         if category not in index:
-            raise InputError(
-                f"class {names[category]!r} of annotation {number} in {path} is not among the "
-                f"training classes {listed(classes)}: add training images of it, or take these "
-                "objects out"
-            )
+            what = f"class {names[category]!r} of annotation {number} in {path}"
+            raise unknown_class(what, classes)
         _, height, width = images[image_id]
         try:
             annotation = _annotation(item, number, index[category], height, width, tally)
@@ -83,10 +87,8 @@ def read_coco(
     if not any(objects.values()):
         raise InputError(f"{path} holds {len(images)} images and no usable object: check it")
     masks = [a.segmentation is not None for of in objects.values() for a in of if not a.iscrowd]
-    skipped = tally.messages()
-    if any(masks) and not all(masks):
-        some = f"only {sum(masks)} of {len(masks)} objects have a mask: the set serves boxes only"
-        skipped = (*skipped, some)
+    some = f"only {sum(masks)} of {len(masks)} objects have a mask: the set serves boxes only"
+    skipped = (*tally.messages(), *([some] if any(masks) and not all(masks) else []))
     return DetectionDataset(
         name=path.stem,
         uri=coco_uri(path, folder),
@@ -112,9 +114,8 @@ def _load(path: Path) -> dict[str, Any]:
             )
         if not rows and key != "annotations":
             raise InputError(f"annotation file {path} lists no {key}: the data set is empty")
-        with_id = {"id": int, **fields}
         for row in rows:
-            for field, kind in (with_id if "id" in row else fields).items():
+            for field, kind in ({"id": int, **fields} if "id" in row else fields).items():
                 value = row.get(field)
                 if not isinstance(value, kind) or isinstance(value, bool):
                     raise InputError(
@@ -161,8 +162,7 @@ def _images(
 def _annotation(
     item: dict[str, Any], number: int, category: int, height: int, width: int, tally: Tally
 ) -> Annotation | None:
-    where = f"annotation id {number}"
-    bbox = item.get("bbox")
+    where, bbox, area = f"annotation id {number}", item.get("bbox"), item.get("area")
     if not isinstance(bbox, list) or len(bbox) != 4:
         raise ValueError(f"bbox {bbox!r} is not four numbers x, y, width, height")
     x, y, w, h = map(float, bbox)
@@ -173,20 +173,12 @@ def _annotation(
     if segmentation == []:
         tally.add("objects without a polygon of three points dropped", where)
         return None
-    area = item.get("area")
-    if area is None and segmentation is None:
+    if area is None:
         area = (box[2] - box[0]) * (box[3] - box[1])
-    elif area is None:
-        area = pycocotools.mask.area(compressed(segmentation, height, width))
-    return Annotation(
-        box,
-        category,
-        iscrowd=_flag(item, "iscrowd"),
-        difficult=_flag(item, "ignore"),
-        area=float(area),
-        segmentation=segmentation,
-        id=number,
-    )
+        if segmentation is not None:
+            area = pycocotools.mask.area(compressed(segmentation, height, width))
+    iscrowd, difficult = _flag(item, "iscrowd"), _flag(item, "ignore")
+    return Annotation(box, category, iscrowd, difficult, float(area), segmentation, number)
 
 
 def _flag(item: dict[str, Any], key: str) -> bool:

@@ -18,7 +18,7 @@ from moco_det.data.boxes import Tally, fit_box
 from moco_det.data.catalog_names import voc_uri
 from moco_det.data.image import image_size
 from moco_det.data.image_files import voc_files
-from moco_det.data.records import Annotation, DetectionDataset, Record
+from moco_det.data.records import Annotation, DetectionDataset, Record, unknown_class
 from moco_det.data.text_files import absolute
 from moco_det.foundation.errors import InputError
 
@@ -27,6 +27,9 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )
+
+
+Parsed = tuple[Record, list[tuple[str, Annotation]]]
 
 
 def read_voc(
@@ -40,11 +43,8 @@ def read_voc(
     other, else the names found, alphabetically. Category ids are 1..C.
     Raises InputError naming the file and what to do about it.
     """
-    root = absolute(directory)
-    files = voc_files(root, split)
-    tally = Tally()
-    parsed = {}
-    for name, file in files:
+    root, tally, parsed = absolute(directory), Tally(), {}
+    for name, file in voc_files(root, split):
         if name in parsed:
             raise InputError(
                 f"split {split} of {root} names {name} more than once: name each image once"
@@ -52,27 +52,25 @@ def read_voc(
         parsed[name] = _parse(root, split, name, file, tally)
 
     first: dict[str, str] = {}  # class -> the first image that has it
-    for name, (_, labels) in parsed.items():
-        for label in labels:
+    for name, (_, objects) in parsed.items():
+        for label, _ in objects:
             first.setdefault(label, name)
     if classes is None:
         classes = VOC_CLASSES if first.keys() <= set(VOC_CLASSES) else sorted(first)
     index = {label: i for i, label in enumerate(classes)}
     for label, name in first.items():
         if label not in index:
-            raise InputError(
-                f"class {label!r} in {root / 'Annotations' / name}.xml is not among the training "
-                f"classes {', '.join(classes)}: add training images of it, or take these objects "
-                "out"
-            )
+            raise unknown_class(f"class {label!r} in {root / 'Annotations' / name}.xml", classes)
     number = itertools.count(1)
-    records = []
-    for record, labels in parsed.values():
-        annotations = (
-            replace(a, category=index[label], id=next(number))
-            for a, label in zip(record.annotations, labels, strict=True)
+    records = [
+        replace(
+            record,
+            annotations=tuple(
+                replace(found, category=index[label], id=next(number)) for label, found in objects
+            ),
         )
-        records.append(replace(record, annotations=tuple(annotations)))
+        for record, objects in parsed.values()
+    ]
     if not first:
         raise InputError(
             f"split {split} of {root} holds {len(records)} images and no object with a usable box: "
@@ -90,8 +88,8 @@ def read_voc(
     )
 
 
-def _parse(root: Path, split: str, name: str, file: str, tally: Tally) -> tuple[Record, list[str]]:
-    """The image with its objects, not numbered yet, and their classes by name."""
+def _parse(root: Path, split: str, name: str, file: str, tally: Tally) -> Parsed:
+    """The image, and its objects with their classes by name, not numbered yet."""
     path, image = root / "Annotations" / f"{name}.xml", str(root / "JPEGImages" / file)
     try:
         tree = ET.parse(path).getroot()
@@ -113,7 +111,7 @@ def _parse(root: Path, split: str, name: str, file: str, tally: Tally) -> tuple[
         height = width = 0
     if min(height, width) <= 0:  # some labelling tools write no size, or zeros
         height, width = image_size(image)
-    annotations, labels = [], []
+    objects = []
     for item in tree.findall("object"):
         label = (item.findtext("name") or "").strip()
         if not label:
@@ -134,6 +132,5 @@ def _parse(root: Path, split: str, name: str, file: str, tally: Tally) -> tuple[
         if box is not None:
             difficult = (item.findtext("difficult") or "0").strip() == "1"
             area = (box[2] - box[0]) * (box[3] - box[1])
-            annotations.append(Annotation(box, -1, difficult=difficult, area=area))
-            labels.append(label)
-    return Record(name, image, height, width, tuple(annotations)), labels
+            objects.append((label, Annotation(box, -1, difficult=difficult, area=area)))
+    return Record(name, image, height, width), objects

@@ -10,7 +10,7 @@ import hashlib
 import os
 import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -166,3 +166,11 @@ def listed(values: Iterable[object], limit: int = 12) -> str:
     names = [str(value) for value in values]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def unknown_class(what: str, classes: Sequence[str]) -> InputError:
+    """The refusal of an object whose class the training set does not have."""
+    return InputError(
+        f"{what} is not among the training classes {listed(classes)}: add training images of it, "
+        "or take these objects out"
+    )
