@@ -6,9 +6,9 @@ painted an image is three float planes (3, H, W), RGB 0..1, in which numpy broad
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -40,22 +40,11 @@ class Scene(NamedTuple):
     truncated: tuple[bool, ...]
 
 
-class _Placed(NamedTuple):
-    """An object in a scene; `whole`: its pixels were it alone and not cut off."""
-
-    label: str
-    x: float
-    y: float
-    radius: float
-    whole: int
-    truncated: bool
-
-
 class _Patch(NamedTuple):
     """Something to paste, cut to the image: where it lies in a plane, what it looks like, and the
     signed distance to its edge in pixels. `whole`: its pixels before it was cut."""
 
-    place: tuple[slice, slice]
+    place: tuple[Any, ...]
     alpha: Plane
     colour: Plane
     distance: Plane
@@ -64,6 +53,16 @@ class _Patch(NamedTuple):
     @property
     def solid(self) -> npt.NDArray[np.bool_]:
         return self.alpha > 0.5
+
+
+class _Placed(NamedTuple):
+    """An object in a scene."""
+
+    label: str
+    x: float
+    y: float
+    radius: float
+    patch: _Patch
 
 
 def paint_scene(
@@ -76,14 +75,13 @@ def paint_scene(
     for _ in range(rng.integers(0, 4)):
         picture.paste(picture.distractor())
     for _ in range(rng.integers(objects[0], objects[1] + 1)):
-        label = classes[int(rng.integers(len(classes)))]
+        label = _one_of(rng, classes)
         for _attempt in range(TRIES):
-            radius = size * float(np.exp(rng.uniform(np.log(RADIUS[0]), np.log(RADIUS[1]))))
+            radius = size * float(np.exp(rng.uniform(*np.log(RADIUS))))
             x, y = _place(rng, size, radius, placed)
             patch = picture.piece(*CLASSES[label], radius, x, y)
             if _leaves_enough(owner, patch, patch.whole, placed):
-                cut = int(patch.solid.sum()) < patch.whole
-                placed.append(_Placed(label, x, y, radius, patch.whole, cut))
+                placed.append(_Placed(label, x, y, radius, patch))
                 picture.paste(patch)
                 owner[patch.place][patch.solid] = len(placed)
                 break
@@ -92,8 +90,8 @@ def paint_scene(
         if _leaves_enough(owner, blob, int(blob.solid.sum()), placed):
             picture.paste(blob)
             owner[blob.place][blob.solid] = 0
-    labels = tuple(one.label for one in placed)
-    return Scene(picture.developed(), owner, labels, tuple(one.truncated for one in placed))
+    truncated = tuple(bool(one.patch.solid.sum() < one.patch.whole) for one in placed)
+    return Scene(picture.developed(), owner, tuple(one.label for one in placed), truncated)
 
 
 def paint_close_up(
@@ -108,7 +106,7 @@ def paint_close_up(
     picture = _Picture(rng, side)
     for _ in range(rng.integers(0, 3)):
         picture.paste(picture.distractor())
-    label = classes[int(rng.integers(len(classes)))]
+    label = _one_of(rng, classes)
     radius = float(np.exp(rng.uniform(*np.log(CLOSE_UP_RADIUS))))
     x, y = (float(c) for c in side * (0.5 + rng.uniform(-CLOSE_UP_OFFSET, CLOSE_UP_OFFSET, 2)))
     picture.paste(picture.piece(*CLASSES[label], radius, x, y))
@@ -135,10 +133,8 @@ class _Picture:
         radius = self.size * float(rng.uniform(0.05, 0.1 if small else 0.2))
         x, y = (float(c) for c in rng.uniform(0, self.size, 2))
         if rng.random() < 0.35:
-            form, surface = list(FORMS)[int(rng.integers(len(FORMS)))], "plain"
-        else:
-            form, surface = "", list(SURFACES)[int(rng.integers(len(SURFACES)))]
-        return self.piece(form, surface, radius, x, y)
+            return self.piece(_one_of(rng, FORMS), "plain", radius, x, y)
+        return self.piece("", _one_of(rng, SURFACES), radius, x, y)
 
     def piece(self, form: str, surface: str, radius: float, x: float, y: float) -> _Patch:
         """A form, or a blob where that is empty, turned and stretched, with a surface."""
@@ -170,13 +166,13 @@ class _Picture:
         top, left = max(row, 0), max(column, 0)
         bottom = max(min(row + side, self.size), top)
         right = max(min(column + side, self.size), left)
-        cut = np.s_[top - row : bottom - row, left - column : right - column]
-        whole, place = int((alpha > 0.5).sum()), np.s_[top:bottom, left:right]
-        return _Patch(place, alpha[cut], colour[(..., *cut)], distance[cut], whole)
+        cut = np.s_[..., top - row : bottom - row, left - column : right - column]
+        whole, place = int((alpha > 0.5).sum()), np.s_[..., top:bottom, left:right]
+        return _Patch(place, alpha[cut], colour[cut], distance[cut], whole)
 
     def paste(self, patch: _Patch) -> None:
         """Paint the patch over what is there, its shadow under it."""
-        area = self.canvas[(..., *patch.place)]
+        area = self.canvas[patch.place]
         if area.size == 0:
             return
         # the shadow is the same distance field, soft and moved away from the light
@@ -214,7 +210,7 @@ def _background(rng: np.random.Generator, size: int) -> Plane:
     if rng.random() < 0.6:
         scale = np.float32(size * rng.uniform(0.08, 0.3))
         u, v = _turned(*_grid(size), float(rng.uniform(0, 2 * np.pi)))
-        name = ("stripes", "checks", "dots", "zigzag")[int(rng.integers(4))]
+        name = _one_of(rng, ("stripes", "checks", "dots", "zigzag"))
         pattern = SURFACES[name](u / scale, v / scale) * scale
         clouds += np.float32(rng.uniform(0.1, 0.3)) * np.clip(pattern, -0.5, 0.5)
     first, second = _colour(rng)[:, None, None], _colour(rng)[:, None, None]
@@ -232,12 +228,12 @@ def _leaves_enough(
     owner: npt.NDArray[np.int16], patch: _Patch, whole: int, placed: Sequence[_Placed]
 ) -> bool:
     """Whether the piece itself, and every object that it covers in part, stays well visible."""
-    solid = patch.solid
+    solid, count = patch.solid, len(placed) + 1
     if solid.sum() < max(LEAST_VISIBLE * whole, LEAST_PIXELS):
         return False
-    lost = np.bincount(owner[patch.place][solid], minlength=len(placed) + 1)[1:]
-    left = np.bincount(owner.ravel(), minlength=len(placed) + 1)[1:] - lost
-    least = [max(LEAST_VISIBLE * one.whole, LEAST_PIXELS) for one in placed]
+    lost = np.bincount(owner[patch.place][solid], minlength=count)[1:]
+    left = np.bincount(owner.ravel(), minlength=count)[1:] - lost
+    least = [max(LEAST_VISIBLE * one.patch.whole, LEAST_PIXELS) for one in placed]
     return not lost.any() or bool((left >= least).all())
 
 
@@ -251,6 +247,11 @@ def _place(
         return float(near.x + gap * np.cos(angle)), float(near.y + gap * np.sin(angle))
     x, y = rng.uniform(0.7 * radius, size - 0.7 * radius, 2)
     return float(x), float(y)
+
+
+def _one_of(rng: np.random.Generator, names: Iterable[str]) -> str:
+    known = list(names)
+    return known[int(rng.integers(len(known)))]
 
 
 def _colour(rng: np.random.Generator) -> Plane:

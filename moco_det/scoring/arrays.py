@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +15,7 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class ObjectArrays:
+class ObjectArrays(NamedTuple):
     """The truth: N objects by image position and class index.
 
     `box` (N, 4) xyxy, `area` as annotated, `ignored` crowds and difficult ones.
@@ -31,14 +29,19 @@ class ObjectArrays:
     ignored: Bools
 
 
-@dataclass(frozen=True)
-class DetectionArrays:
+class DetectionArrays(NamedTuple):
     """What was found: N detections by image position and class index; `box` (N, 4) xywh."""
 
     image: Ints
     category: Ints
     box: Floats
     score: Floats
+
+    def at(self, order: Ints) -> DetectionArrays:
+        """Those at these positions."""
+        return DetectionArrays(
+            self.image[order], self.category[order], self.box[order], self.score[order]
+        )
 
 
 def objects_of(dataset: DetectionDataset) -> ObjectArrays:

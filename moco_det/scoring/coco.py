@@ -8,7 +8,6 @@ one step of the greedy matching is taken for all of them (`coco_matching`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from moco_det.data.records import DetectionDataset
 from moco_det.foundation.errors import InputError
 from moco_det.scoring.arrays import Bools, DetectionArrays, Floats, Ints, ObjectArrays, objects_of
-from moco_det.scoring.coco_matching import Matches, match, same_group
+from moco_det.scoring.coco_matching import Matches, match, place_in_group, same_group
 from moco_det.scoring.coco_overlap import box_overlap, mask_areas, mask_overlap, truth_rles
 from moco_det.scoring.predictions import Row, check_predictions
 
@@ -49,70 +48,39 @@ def score_coco(
         for position, row in enumerate(predictions):
             if not row.get("segmentation"):
                 raise InputError(f"predictions: row {position} has no mask: score boxes only")
-    ranked, truth = _Ranked.of(found, max_dets), objects_of(dataset)
-    return {kind: _score(dataset, predictions, truth, ranked, kind, max_dets) for kind in iou_types}
-
-
-@dataclass(frozen=True)
-class _Ranked:
-    """The detections that count, by image and class, best score first.
-
-    `row` is their place in the predictions, `rank` (from 0) their place within image and class.
-    Ties of score keep the order of the predictions.
-    """
-
-    row: Ints
-    rank: Ints
-    found: DetectionArrays
-
-    @classmethod
-    def of(cls, found: DetectionArrays, max_dets: int) -> _Ranked:
-        """The `max_dets` best of every image and class."""
-        order = np.lexsort((-found.score, found.category, found.image))
-        image, category = found.image[order], found.category[order]
-        opens = (np.diff(image, prepend=-1) != 0) | (np.diff(category, prepend=-1) != 0)
-        first = np.flatnonzero(opens)
-        rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
-        kept = rank < max_dets
-        order = order[kept]
-        return cls(
-            order,
-            rank[kept],
-            DetectionArrays(image[kept], category[kept], found.box[order], found.score[order]),
-        )
+    # The detections that count, by image and class, best score first; ties keep their order.
+    order = np.lexsort((-found.score, found.category, found.image))
+    group = found.image * len(dataset.classes) + found.category
+    rank = place_in_group(group[order])
+    order, rank = order[rank < max_dets], rank[rank < max_dets]
+    found, truth = found.at(order), objects_of(dataset)
+    masks = [predictions[i].get("segmentation") for i in order]
+    return {kind: _score(dataset, found, rank, masks, truth, kind, max_dets) for kind in iou_types}
 
 
 def _score(
     dataset: DetectionDataset,
-    predictions: list[Row],
+    found: DetectionArrays,
+    rank: Ints,
+    masks: list[Any],
     truth: ObjectArrays,
-    ranked: _Ranked,
     iou_type: str,
     max_dets: int,
 ) -> Metrics:
-    found, classes = ranked.found, len(dataset.classes)
+    """One kind's numbers; `rank` (from 0) is each detection's place within image and class."""
+    classes, lowest = len(dataset.classes), float(THRESHOLDS[0])
     group = found.image * classes + found.category
     pairs = same_group(group, truth.image * classes + truth.category)
-    lowest = float(THRESHOLDS[0])
     if iou_type == "segm":
-        masks, truths = [predictions[i]["segmentation"] for i in ranked.row], truth_rles(dataset)
-        areas = mask_areas(masks)
-        pairs = mask_overlap(
-            pairs, masks, truths, found_area=areas, crowd=truth.crowd, group=group, lowest=lowest
-        )
+        areas, there = mask_areas(masks), truth_rles(dataset)
+        pairs = mask_overlap(pairs, masks, there, crowd=truth.crowd, group=group, lowest=lowest)
     else:
         areas = found.box[:, 2] * found.box[:, 3]
         xywh = np.concatenate([truth.box[:, :2], truth.box[:, 2:] - truth.box[:, :2]], axis=1)
         pairs = box_overlap(pairs, found.box, xywh, truth.crowd)
     counted = ~truth.ignored & _within(truth.area)  # (A, N)
-    matches = match(
-        pairs.at(pairs.iou >= lowest),
-        group=group,
-        rank=ranked.rank,
-        wanted=counted,
-        crowd=truth.crowd,
-        thresholds=THRESHOLDS,
-    )
+    near = pairs.at(pairs.iou >= lowest)
+    matches = match(near, group, rank, wanted=counted, crowd=truth.crowd, thresholds=THRESHOLDS)
     # COCOeval orders classes by category id, which need not be our order
     column = np.empty(classes, dtype=np.int64)
     column[np.argsort(dataset.category_ids)] = np.arange(classes)
@@ -121,7 +89,7 @@ def _score(
 
     precision = _precision(found.score, of_found, wanted, _within(areas), matches)
     limits = (1, 10, max_dets)
-    recall = _recall(of_found, ranked.rank, wanted, matches, limits)
+    recall = _recall(of_found, rank, wanted, matches, limits)
     tenths = list(np.round(THRESHOLDS, 2))
     sizes = [(place, suffix) for place, suffix in enumerate(AREAS) if suffix]
     parts = {

@@ -6,15 +6,14 @@ object that overlap enough to be matched at some threshold.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from moco_det.scoring.arrays import Bools, Floats, Ints
 
 
-@dataclass(frozen=True)
-class Pairs:
+class Pairs(NamedTuple):
     """P candidate pairs: positions of detection and object, and their IoU."""
 
     detection: Ints
@@ -26,14 +25,19 @@ class Pairs:
         return Pairs(self.detection[which], self.object[which], self.iou[which])
 
 
-@dataclass(frozen=True)
-class Matches:
+class Matches(NamedTuple):
     """`detection` (D',): positions of those in some pair. `taken`, `right` (A, T, D'): whether it
     got an object, and whether one that counts."""
 
     detection: Ints
     taken: Bools
     right: Bools
+
+
+def place_in_group(groups: Ints) -> Ints:
+    """The position (from 0) of each among its equals, which follow each other."""
+    opens = np.flatnonzero(np.diff(groups, prepend=-1))
+    return np.arange(len(groups)) - np.repeat(opens, np.diff(opens, append=len(groups)))
 
 
 def same_group(detections: Ints, objects: Ints) -> Pairs:
@@ -54,13 +58,7 @@ def same_group(detections: Ints, objects: Ints) -> Pairs:
 
 
 def match(
-    pairs: Pairs,
-    *,
-    group: Ints,
-    rank: Ints,
-    wanted: Bools,
-    crowd: Bools,
-    thresholds: Floats,
+    pairs: Pairs, group: Ints, rank: Ints, *, wanted: Bools, crowd: Bools, thresholds: Floats
 ) -> Matches:
     """COCOeval's greedy matching.
 
@@ -109,8 +107,6 @@ def match(
 def _turns(group: Ints, rank: Ints) -> Ints:
     """Each one's position within its group by rank, 0 the first."""
     order = np.lexsort((rank, group))
-    ordered = group[order]
-    opens = np.flatnonzero(np.diff(ordered, prepend=-1))
     turn = np.empty(len(group), dtype=np.int64)
-    turn[order] = np.arange(len(group)) - np.repeat(opens, np.diff(opens, append=len(group)))
+    turn[order] = place_in_group(group[order])
     return turn

@@ -32,18 +32,11 @@ def box_overlap(pairs: Pairs, found: Floats, truth: Floats, crowd: Bools) -> Pai
     area = d[:, 2] * d[:, 3]
     union = np.where(crowd[pairs.object], area, area + g[:, 2] * g[:, 3] - inner)
     iou = np.divide(inner, union, out=np.zeros_like(inner), where=inner > 0)
-    return Pairs(pairs.detection, pairs.object, iou)
+    return pairs._replace(iou=iou)
 
 
 def mask_overlap(
-    pairs: Pairs,
-    found: list[Rle],
-    truth: list[Rle],
-    *,
-    found_area: Floats,
-    crowd: Bools,
-    group: Ints,
-    lowest: float,
+    pairs: Pairs, found: list[Rle], truth: list[Rle], *, crowd: Bools, group: Ints, lowest: float
 ) -> Pairs:
     """The pairs whose masks can overlap by `lowest`, with their IoU.
 
@@ -51,9 +44,9 @@ def mask_overlap(
     their intersection, and only pairs that may reach `lowest` by those bounds are compared.
     `group` (D,) is the detections' image and class.
     """
-    area = mask_areas(truth)
+    areas = mask_areas(found), mask_areas(truth)
     for by_boxes in (False, True):
-        mine, its = found_area[pairs.detection], area[pairs.object]
+        mine, its = areas[0][pairs.detection], areas[1][pairs.object]
         inner = np.minimum(mine, its)
         if by_boxes:
             inner = np.minimum(inner, _shared(pairs, found, truth))
@@ -65,11 +58,10 @@ def mask_overlap(
     for low, high in tqdm(ranges, desc="comparing masks", delay=2, mininterval=1):
         rows, row = np.unique(pairs.detection[low:high], return_inverse=True)
         columns, column = np.unique(pairs.object[low:high], return_inverse=True)
-        table = pycocotools.mask.iou(
-            [found[i] for i in rows], [truth[i] for i in columns], crowd[columns].tolist()
-        )
+        masks, theirs = [found[i] for i in rows], [truth[i] for i in columns]
+        table = pycocotools.mask.iou(masks, theirs, crowd[columns].tolist())
         iou[low:high] = table[row, column]
-    return Pairs(pairs.detection, pairs.object, iou)
+    return pairs._replace(iou=iou)
 
 
 def _shared(pairs: Pairs, found: list[Rle], truth: list[Rle]) -> Floats:
@@ -86,10 +78,8 @@ def _shared(pairs: Pairs, found: list[Rle], truth: list[Rle]) -> Floats:
 
 def mask_areas(rles: list[Rle]) -> Floats:
     """Pixels of each mask (N,)."""
-    parts = [
-        pycocotools.mask.area(rles[start : start + LONGEST_LIST])
-        for start in range(0, len(rles), LONGEST_LIST)
-    ]
+    starts = range(0, len(rles), LONGEST_LIST)
+    parts = (pycocotools.mask.area(rles[start : start + LONGEST_LIST]) for start in starts)
     return np.concatenate([np.zeros(0), *parts])
 
 

@@ -21,10 +21,7 @@ IOU_PERCENT = tuple(range(50, 100, 5))
 
 
 def score_voc(
-    dataset: DetectionDataset,
-    predictions: list[Row],
-    *,
-    metric: Literal["2007", "area"] = "area",
+    dataset: DetectionDataset, predictions: list[Row], *, metric: Literal["2007", "area"] = "area"
 ) -> dict[str, Any]:
     """{"AP", "AP50", "AP75", "metric", "per_class"} in percent; AP is the mean over IoU .5:.05:.95.
 
@@ -92,9 +89,8 @@ def _match(truth: ObjectArrays, found: DetectionArrays, classes: int) -> tuple[F
 
     The overlap is -inf where there is none.
     """
-    pairs = same_group(
-        found.image * classes + found.category, truth.image * classes + truth.category
-    )
+    mine, theirs = (one.image * classes + one.category for one in (found, truth))
+    pairs = same_group(mine, theirs)
     overlap = np.full(len(found.score), -np.inf)
     match = np.full(len(found.score), -1, dtype=np.int64)
     some, first = np.unique(pairs.detection, return_index=True)
@@ -110,10 +106,7 @@ def _match(truth: ObjectArrays, found: DetectionArrays, classes: int) -> tuple[F
 
 def _iou(a: Floats, b: Floats) -> Floats:
     """IoU of paired xyxy boxes, (N, 4) and (N, 4) to (N,)."""
-    low = np.maximum(a[:, :2], b[:, :2])
-    high = np.minimum(a[:, 2:], b[:, 2:])
-    sides = np.maximum(high - low, 0.0)
-    inner = sides[:, 0] * sides[:, 1]
-    area_a = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1])
-    area_b = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
-    return inner / (area_a + area_b - inner)
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    inner = np.maximum(sides, 0.0).prod(axis=1)
+    first, second = ((box[:, 2:] - box[:, :2]).prod(axis=1) for box in (a, b))
+    return inner / (first + second - inner)
