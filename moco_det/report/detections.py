@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,8 +23,7 @@ MIN_IOU = 0.5
 RANDOM_SEED = 0
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """One object, found or true: xyxy in absolute pixels, class name, score (None: the truth).
 
     `segmentation` is polygons or an RLE as in COCO. An `ignored` truth (crowd, difficult) is
@@ -39,8 +37,7 @@ class Box:
     ignored: bool = False
 
 
-@dataclass(frozen=True)
-class BoxMatch:
+class BoxMatch(NamedTuple):
     """How detections meet the truth: flags aligned with the detections, and the missed count."""
 
     right: tuple[bool, ...]
@@ -97,11 +94,8 @@ def match(detections: Sequence[Box], truth: Sequence[Box]) -> BoxMatch:
     taken: set[int] = set()
     right, wrong = [], []
     for i, box in enumerate(detections):
-        near = [
-            j
-            for j, other in enumerate(truth)
-            if other.category == box.category and overlaps[i][j] >= MIN_IOU
-        ]
+        alike = (j for j, other in enumerate(truth) if other.category == box.category)
+        near = [j for j in alike if overlaps[i][j] >= MIN_IOU]
         free = [j for j in near if not truth[j].ignored and j not in taken]
         if free:
             taken.add(max(free, key=lambda j: overlaps[i][j]))
@@ -117,11 +111,8 @@ def _xywh(boxes: Sequence[Box]) -> list[list[float]]:
 
 def disagreement(arms: Sequence[Sequence[Box]]) -> int:
     """Detections without a partner in the other arm, summed over the pairs of arms."""
-    total = 0
-    for a, b in combinations(arms, 2):
-        partners = sum(match(a, b).right)
-        total += len(a) + len(b) - 2 * partners
-    return total
+    pairs = combinations(arms, 2)
+    return sum(len(a) + len(b) - 2 * sum(match(a, b).right) for a, b in pairs)
 
 
 def choose_images(

@@ -58,9 +58,6 @@ class Sentence(NamedTuple):
     text: str
     finding: str = ""
 
-    def __str__(self) -> str:
-        return f"{self.finding}{self.text}"
-
 
 class Text(NamedTuple):
     """A paragraph; `style` is its class in the style sheet."""

@@ -21,6 +21,7 @@ from moco_det.report.statistics import CONFIDENCE
 from moco_det.results import AP_KEYS
 from moco_det.results.published import (
     DATA_NAMES,
+    METHOD_NAMES,
     PublishedRow,
     PublishedTable,
     published_tables,
@@ -32,17 +33,13 @@ HEADS = {
     "build_resnet_dilated_c5_backbone": "DC5",
     "build_resnet_fpn_backbone": "FPN",
 }
-# the published method -> what an arm or its weights may be called beside it
-_ALIASES = {
-    "random": (),
-    "supervised": ("sup", "torchvision"),
-    "moco_v1": ("mocov1",),
-    "moco_v2": ("mocov2",),
-    "inst_disc": ("instdisc", "npid", "lemniscate"),
-    "memory_bank": (),
-    "end_to_end": (),
+# what an arm or its weights may be called -> the published method
+_METHODS = {
+    **{method: method for method in METHOD_NAMES},
+    **dict.fromkeys(("sup", "torchvision"), "supervised"),
+    **{"mocov1": "moco_v1", "mocov2": "moco_v2"},
+    **dict.fromkeys(("instdisc", "npid", "lemniscate"), "inst_disc"),
 }
-_METHODS = {name: method for method, names in _ALIASES.items() for name in (method, *names)}
 # What a published table and a run must share to be about the same detector and test set.
 _TASK = ("classes", "test_images", "head", "depth", "masks")
 # The other conditions, in words.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moco_det.report.charts import Line, line_chart
+from moco_det.report.charts import line_chart
 from moco_det.report.document import (
     Block,
     Cell,
@@ -19,7 +19,6 @@ from moco_det.report.document import (
     Heading,
     Preformatted,
     Table,
-    table_of,
     text,
 )
 from moco_det.report.formats import UNDEFINED, number
@@ -74,22 +73,13 @@ def accuracy_table(group: Group) -> Table:
 def published_table(group: Group) -> Table | None:
     """Published numbers of the same protocol, settings and data; None where there are none."""
     data, dataset = group.data, group.data["dataset"]
-    settings = {
-        **config_of(group.arms[0].rows[0]),
-        "classes": len(dataset["classes"]),
-        "train_images": dataset["train_images"],
-        "test_images": dataset["test_images"],
-    }
-    body = [
-        {
-            "published": row.label,
-            "source": table.citation,
-            "top-1": number(row.values["probe.top1"]),
-        }
-        for table, row in published_accuracies(data["protocol"], settings)
-    ]
+    sizes = {key: dataset[key] for key in ("train_images", "test_images")}
+    settings = {**config_of(group.arms[0].rows[0]), **sizes, "classes": len(dataset["classes"])}
+    found = published_accuracies(data["protocol"], settings)
+    body = [(row.label, table.citation, number(row.values["probe.top1"])) for table, row in found]
     same = "ImageNet-1k, the same protocol and architecture; top-1 in percent."
-    return table_of(f"Published, not measured here: {same}", body, words=2) if body else None
+    caption, header = f"Published, not measured here: {same}", ("published", "source", "top-1")
+    return Table(caption, header, body, words=2) if body else None
 
 
 def accuracy_curve(group: Group) -> Figure | None:
@@ -99,18 +89,17 @@ def accuracy_curve(group: Group) -> Figure | None:
         by_label.setdefault(arm.label, []).append(arm)
     if all(len(points) == 1 for points in by_label.values()):
         return None
-    drawn: list[Line] = []
+    drawn = []
     for label, points in by_label.items():
         by_seed: dict[int, list[tuple[float, float]]] = {}
         for row in (row for point in points for row in point.rows):
             steps, top1 = row.data["iterations"], row.metric("probe", "top1")
             if steps is not None and top1 is not None:
                 by_seed.setdefault(row.seed, []).append((float(steps), top1))
-        line = mean_line(label, points[0].colour, by_seed.values())
-        drawn += [line] if line is not None else []
+        drawn.append(mean_line(label, points[0].colour, by_seed.values()))
     title = "Top-1 against pre-training steps"
     svg = line_chart(drawn, title, "top-1, percent", "pre-training steps", dots=True)
-    trials = [f"{line.label} n={len(line.seeds)}" for line in drawn]
+    trials = [f"{line.label} n={len(line.seeds)}" for line in drawn if line.seeds]
     return Figure(title, svg, say("accuracy_curve", title=group.title, trials=trials))
 
 
@@ -128,15 +117,11 @@ def probe_table(group: Group, probes: Sequence[Group]) -> Table | None:
             columns.append((probe.data["protocol"], points))
     if not columns:
         return None
-    body = []
+    body, unknown = [], Cell(UNDEFINED, "not probed")
     for arm in group.arms:
         found = [points[arm.label] for _, points in columns]
-        cells = [
-            value_cell(point.trials("probe", "top1"), counted=True)
-            if point is not None
-            else Cell(UNDEFINED, "not probed")
-            for point in found
-        ]
+        trials = [point and point.trials("probe", "top1") for point in found]
+        cells = [value_cell(one, counted=True) if one else unknown for one in trials]
         body.append([arm_cell(arm), value_cell(arm.trials("bbox"), counted=True), *cells])
     shorts = [_SHORT.get(protocol, protocol) for protocol, _ in columns]
     names = [f"{s}: {PROTOCOLS[p]}" for s, (p, _) in zip(shorts, columns, strict=True)]

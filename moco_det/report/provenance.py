@@ -62,28 +62,28 @@ def matched_table(matched: Matched, group: Group) -> Table:
 
 def proof_table(groups: Sequence[Group]) -> Table:
     """One line per weights file: where it comes from and the proof of its conversion."""
-    unique: dict[tuple[str, str | None], Row] = {}
+    unique: dict[tuple[str, str | None], Mapping[str, Any]] = {}
     for row in (row for group in groups for row in group.rows):
-        unique.setdefault((row.arm, row.data["init"]["sha256"]), row)
-    proofs = {key: row.data["init"]["verified"] or {} for key, row in unique.items()}
+        unique.setdefault((row.arm, row.data["init"]["sha256"]), row.data["init"])
+    proofs = {key: init["verified"] or {} for key, init in unique.items()}
     stages = dict.fromkeys(s for proof in proofs.values() for s in proof.get("per_stage") or {})
     body = []
-    for (arm, sha256), row in unique.items():
-        init, proof = row.data["init"], proofs[arm, sha256]
-        known = [(init["source"] or {}).get(key) for key in ("format", "method", "arch", "file")]
+    for (arm, sha256), init in unique.items():
+        proof, source = proofs[arm, sha256], init["source"] or {}
+        known = [source.get(key) for key in ("format", "method", "arch", "file")]
         state = " · ".join(str(fact) for fact in known if fact) or "proven; the source is not named"
         if not init["weights"]:
             state = "random initialisation, nothing to prove"
         elif not proof:
             state = "no proof is stored with these weights"
+        per_stage, tensors = proof.get("per_stage") or {}, proof.get("tensors")
         line = {
             "arm": arm,
             "weights": Cell(str(init["weights"] or "(none)"), state),
             "sha256": Cell(sha256 or UNDEFINED, "", "code"),
-            "tensors": UNDEFINED if proof.get("tensors") is None else proof["tensors"],
+            "tensors": UNDEFINED if tensors is None else tensors,
             "largest": _difference(proof.get("max_abs_difference")),
         }
-        per_stage = proof.get("per_stage") or {}
         body.append({**line, **{stage: _difference(per_stage.get(stage)) for stage in stages}})
     return table_of(
         "Each weights file, and the largest absolute feature difference between the source "

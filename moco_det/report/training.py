@@ -72,27 +72,23 @@ def series(log: Log, name: str) -> Points:
     return sorted(points.items())
 
 
-def mean_line(label: str, colour: int, seeds: Iterable[Points]) -> Line | None:
-    """Thin and average the seeds' curves; None where no seed has a point.
+def mean_line(label: str, colour: int, seeds: Iterable[Points]) -> Line:
+    """Thin and average the seeds' curves; a seed without points is none.
 
     The mean is drawn only where every seed has a value, so that it never jumps because a seed
     ends or starts.
     """
-    present = [points for points in seeds if points]
-    if not present:
-        return None
-    thinned = thin(present)
+    thinned = thin([points for points in seeds if points])
     by_iteration: dict[float, list[float]] = {}
-    for points in thinned:
-        for x, y in points:
-            by_iteration.setdefault(x, []).append(y)
+    for x, y in (point for points in thinned for point in points):
+        by_iteration.setdefault(x, []).append(y)
     shared = sorted((x, ys) for x, ys in by_iteration.items() if len(ys) == len(thinned))
     return Line(label, colour, [(x, _mean(ys)) for x, ys in shared], seeds=thinned)
 
 
 def thin(curves: Sequence[Points], limit: int = MAX_POINTS) -> list[Points]:
     """Average neighbours over common windows of iterations where a curve has too many points."""
-    if max(map(len, curves)) <= limit:
+    if max(map(len, curves), default=0) <= limit:
         return list(curves)
     low = min(points[0][0] for points in curves)
     width = (max(points[-1][0] for points in curves) - low) / limit
@@ -127,9 +123,8 @@ def curve_blocks(group: Group) -> list[Block]:
                 mean_line(arm.label, arm.colour, [series(log, key) for log in own if log])
                 for arm, own in zip(group.arms, logs, strict=True)
             ]
-            drawn = [line for line in lines if line is not None]
-            if any(len(line.points) > 1 for line in drawn):  # one evaluation is no curve
-                found.append(_curve(group, drawn, key, title, y_label))
+            if any(len(line.points) > 1 for line in lines):  # one evaluation is no curve
+                found.append(_curve(group, lines, key, title, y_label))
         return found
 
     main = figures(_CURVES)
@@ -148,7 +143,7 @@ def curve_blocks(group: Group) -> list[Block]:
 def _curve(group: Group, lines: Sequence[Line], key: str, title: str, y_label: str) -> Figure:
     when = "at each evaluation" if "AP" in key else "against iteration"
     how = "thin: each seed, thick: their mean"
-    trials = ", ".join(f"{line.label} n={len(line.seeds)}" for line in lines)
+    trials = ", ".join(f"{line.label} n={len(line.seeds)}" for line in lines if line.seeds)
     if sum(len(line.seeds) for line in lines) > SEED_LINES:
         how = "the mean of the seeds"
         lines = [Line(line.label, line.colour, line.points) for line in lines]
@@ -216,10 +211,10 @@ def _pretraining_figure(
     points, unit = series(log, key), "" if key == "loss" else " %"
     at_random = series(log, _RANDOM) if key == "knn_accuracy" else []
     random = at_random[-1][1] if at_random else None
-    lines = [line for line in [mean_line(name, colour, [points])] if line is not None]
     chart, y_label = f"Pre-training {title} of {name}", f"{title}, percent" if unit else title
     level = None if random is None else ("random weights", random)
-    svg = line_chart(lines, chart, y_label, dots=key == "knn_accuracy", level=level)
+    line = mean_line(name, colour, [points])
+    svg = line_chart([line], chart, y_label, dots=key == "knn_accuracy", level=level)
     facts = {"run": name, "title": title, "unit": unit, "digits": digits, "most": MAX_POINTS}
     caption = say("pretraining", points=points, random=random, **facts)
     return Figure(f"{name}: {title}", svg, caption)
