@@ -51,6 +51,20 @@ class ShownArm(NamedTuple):
     found: Mapping[str, Sequence[Box]]
 
 
+class Canvas(NamedTuple):
+    """An image to draw upon: the id of its pixels on the page, and the colours of the classes."""
+
+    record: Record
+    key: str
+    colours: Mapping[str, int]
+
+    @property
+    def frame(self) -> tuple[float, float, float]:
+        """(width, height, units per pixel) of the drawing."""
+        scale = CANVAS / max(self.record.width, self.record.height)
+        return self.record.width * scale, self.record.height * scale, scale
+
+
 def blocks(group: Group) -> list[Block]:
     """The pictures of a setting, or a stated reason why there are none; never raises for input.
 
@@ -87,14 +101,13 @@ def blocks(group: Group) -> list[Block]:
     colours = {name: i % CLASS_COLOURS for i, name in enumerate(names)}
     pixels, drawn = Markup(""), []
     for i, (image, why) in enumerate(chosen):
-        key = f"picture-{group.index}-{i}"
+        canvas = Canvas(records[image], f"picture-{group.index}-{i}", colours)
         try:
-            pixels += _embedded(records[image], key)
+            pixels += _embedded(canvas)
         except InputError as error:
             notes.append(f"Not shown: {error}")
             continue
-        panels = _panels(records[image], truth[image], arms, key, colours)
-        drawn.append(Picture(image, why, panels))
+        drawn.append(Picture(image, why, _panels(canvas, truth[image], arms)))
     limits = [f"{arm.limit:.2f} for {arm.label}" for arm in arms]
     shown: list[Block] = [
         text(say("pictures", limits=limits, seed=min(seeds), title=group.title)),
@@ -120,53 +133,38 @@ def _truth(record: Record, classes: Sequence[str]) -> list[Box]:
     ]
 
 
-def _canvas(record: Record) -> tuple[float, float, float]:
-    """(width, height, units per pixel) of the drawing."""
-    scale = CANVAS / max(record.width, record.height)
-    return record.width * scale, record.height * scale, scale
-
-
-def _embedded(record: Record, key: str) -> Markup:
+def _embedded(canvas: Canvas) -> Markup:
     """The image as a JPEG data URI of at most 480 px, in the drawing's units."""
-    pixels = read_image(record.file_name)
+    pixels = read_image(canvas.record.file_name)
     scale = min(1.0, PICTURE_SIDE / max(pixels.shape[:2]))
     if scale < 1.0:
         size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
         pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
     _, data = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
-    width, height, _ = _canvas(record)
+    width, height, _ = canvas.frame
     return Markup(
-        f'<image id="{key}" width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none" '
+        f'<image id="{canvas.key}" width="{width:.1f}" height="{height:.1f}" '
+        'preserveAspectRatio="none" '
         f'href="data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode("ascii")}"/>'
     )
 
 
 def _panels(
-    record: Record,
-    truth: Sequence[Box],
-    arms: Sequence[ShownArm],
-    key: str,
-    colours: Mapping[str, int],
+    canvas: Canvas, truth: Sequence[Box], arms: Sequence[ShownArm]
 ) -> list[tuple[str, str, Markup]]:
     """The ground truth and each arm's view of one image."""
     asked = counted(sum(not box.ignored for box in truth), "object")
-    panels = [("ground truth", asked, _draw(record, truth, [False] * len(truth), key, colours))]
+    panels = [("ground truth", asked, _draw(canvas, truth, [False] * len(truth)))]
     for arm in arms:
-        boxes = arm.found.get(str(record.image_id), [])
+        boxes = arm.found.get(str(canvas.record.image_id), [])
         met = match(boxes, truth)
         counts = f"{sum(met.right)} right, {sum(met.wrong)} wrong, {met.missed} missed"
-        panels.append((arm.label, counts, _draw(record, boxes, met.wrong, key, colours)))
+        panels.append((arm.label, counts, _draw(canvas, boxes, met.wrong)))
     return panels
 
 
-def _draw(
-    record: Record,
-    boxes: Sequence[Box],
-    wrong: Sequence[bool],
-    key: str,
-    colours: Mapping[str, int],
-) -> Markup:
-    width, height, scale = _canvas(record)
+def _draw(canvas: Canvas, boxes: Sequence[Box], wrong: Sequence[bool]) -> Markup:
+    width, height, scale = canvas.frame
     shapes, tags = [], []
     placed: list[Frame] = []
     for box, bad in list(zip(boxes, wrong, strict=True))[:MAX_PANEL_BOXES]:
@@ -175,10 +173,8 @@ def _draw(
             "M" + "L".join(f"{x * scale:.1f} {y * scale:.1f}" for x, y in shape) + "Z"
             for shape in outlines(box.segmentation, 0.7 / scale)
         )
-        colour, score = (
-            colours.get(box.category, 0),
-            "" if box.score is None else f" {box.score:.2f}",
-        )
+        colour = canvas.colours.get(box.category, 0)
+        score = "" if box.score is None else f" {box.score:.2f}"
         shapes.append((colour, box, bad, frame, path, score))
         name = box.category if len(box.category) <= 16 else box.category[:15] + "…"
         label = name + score.replace(" 0.", " .")
@@ -189,5 +185,5 @@ def _draw(
         if spot := free_spot((x0, y0, x1, y1), size, (width, height), placed):
             tags.append((colour, label, *spot, *size))
     # The best-scored boxes are drawn last, so on top, but got their labels first.
-    drawn = {"key": key, "name": record.image_id, "shapes": shapes[::-1], "tags": tags}
-    return Markup(render("picture.svg.j2", {"width": width, "height": height, **drawn}))
+    drawn = {"width": width, "height": height, "shapes": shapes[::-1], "tags": tags}
+    return Markup(render("picture.svg.j2", {"canvas": canvas, **drawn}))

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple, TypeGuard
 
 from moco_det.foundation.errors import InputError
@@ -83,7 +84,7 @@ def mean_line(label: str, colour: int, seeds: Iterable[Points]) -> Line:
     for x, y in (point for points in thinned for point in points):
         by_iteration.setdefault(x, []).append(y)
     shared = sorted((x, ys) for x, ys in by_iteration.items() if len(ys) == len(thinned))
-    return Line(label, colour, [(x, _mean(ys)) for x, ys in shared], seeds=thinned)
+    return Line(label, colour, [(x, fmean(ys)) for x, ys in shared], seeds=thinned)
 
 
 def thin(curves: Sequence[Points], limit: int = MAX_POINTS) -> list[Points]:
@@ -97,13 +98,8 @@ def thin(curves: Sequence[Points], limit: int = MAX_POINTS) -> list[Points]:
         windows: dict[int, list[float]] = {}
         for x, y in points:
             windows.setdefault(min(int((x - low) / width), limit - 1), []).append(y)
-        thinned.append([(low + (i + 0.5) * width, _mean(ys)) for i, ys in sorted(windows.items())])
+        thinned.append([(low + (i + 0.5) * width, fmean(ys)) for i, ys in sorted(windows.items())])
     return thinned
-
-
-def _mean(values: Sequence[float]) -> float:
-    # A numpy array for each of ten thousand short lists would take most of a report's time.
-    return math.fsum(values) / len(values)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
