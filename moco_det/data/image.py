@@ -77,8 +77,6 @@ def _opened(path: str) -> Iterator[Image.Image]:
             yield stored
     except FileNotFoundError as error:
         raise InputError(f"image {path} does not exist: check the path") from error
-    except IsADirectoryError as error:
-        raise InputError(f"image {path} is a folder: name a file") from error
     except Exception as error:  # the decoders raise a dozen types, struct.error among them
         text = " ".join(str(error).replace(str(path), "it").split()) or type(error).__name__
         raise InputError(f"image {path} does not open ({text}): replace or remove it") from error

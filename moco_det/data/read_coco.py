@@ -17,6 +17,7 @@ from moco_det.data.boxes import Tally, fit_box
 from moco_det.data.catalog_names import coco_uri
 from moco_det.data.image import image_size
 from moco_det.data.image_files import coco_folder
+from moco_det.data.masks import compressed, whole_masks
 from moco_det.data.records import (
     Annotation,
     DetectionDataset,
@@ -25,7 +26,6 @@ from moco_det.data.records import (
     listed,
     unknown_class,
 )
-from moco_det.data.rle import compressed, whole_masks
 from moco_det.data.text_files import absolute, read_json
 from moco_det.foundation.errors import InputError
 

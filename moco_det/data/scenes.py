@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from moco_det.data.catalog_names import coco_uri, voc_uri
 from moco_det.data.image import write_jpeg
-from moco_det.data.outlines import mask_polygons
-from moco_det.data.scene_painter import Scene, paint_close_up, paint_scene
+from moco_det.data.masks import mask_polygons
+from moco_det.data.scene_painter import paint_close_up, paint_scene
 from moco_det.data.scene_shapes import CLASSES
 from moco_det.data.text_files import absolute
 from moco_det.foundation.atomic import new_folder
@@ -111,7 +110,8 @@ def write_scenes(
     with new_folder(root) as folder, bar:
         (folder / "unlabelled").mkdir()
         for number in range(1, unlabelled + 1):
-            image = close_up(seed, number, size=recipe["close_up_size"], classes=classes)
+            rng = scene_rng(seed, "unlabelled", number)
+            image = paint_close_up(rng, recipe["close_up_size"], classes)
             write_jpeg(folder / "unlabelled" / f"{number:06d}.jpg", image[:, :, ::-1])
             bar.update()
         for split in ("train", "test"):
@@ -120,27 +120,8 @@ def write_scenes(
     return paths
 
 
-def scene(
-    seed: int,
-    split: str,
-    index: int,
-    *,
-    size: int = 128,
-    classes: Sequence[str] = SCENE_CLASSES,
-    objects: tuple[int, int] = (1, 5),
-) -> Scene:
-    """One scene by its number; seeded apart from all others, so any can be made alone."""
-    return paint_scene(_rng(seed, split, index), size, classes, objects)
-
-
-def close_up(
-    seed: int, index: int, *, size: int = 64, classes: Sequence[str] = SCENE_CLASSES
-) -> npt.NDArray[np.uint8]:
-    """One unlabelled picture by its number, (size, size, 3) RGB."""
-    return paint_close_up(_rng(seed, "unlabelled", index), size, classes)
-
-
-def _rng(seed: int, split: str, index: int) -> np.random.Generator:
+def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
+    """What decides an image of a split; seeded apart from all others, so any can be made alone."""
     return np.random.default_rng([VERSION, seed, _SPLITS.index(split), index])
 
 
@@ -167,7 +148,7 @@ def _write_split(folder: Path, split: str, recipe: dict[str, Any], bar: tqdm) ->
         "categories": [{"id": i, "name": n} for i, n in enumerate(classes, start=1)],
     }
     for number in range(1, recipe["counts"][split] + 1):
-        painted = scene(seed, split, number, size=side, classes=classes, objects=objects)
+        painted = paint_scene(scene_rng(seed, split, number), side, classes, objects)
         file, name = images / f"{number:06d}.jpg", f"{split}_{number:06d}"
         write_jpeg(file, painted.image[:, :, ::-1])
         shutil.copyfile(file, jpegs / f"{name}.jpg")

@@ -9,8 +9,8 @@ import numpy as np
 import pycocotools.mask
 from tqdm import tqdm
 
+from moco_det.data.masks import compressed
 from moco_det.data.records import DetectionDataset
-from moco_det.data.rle import compressed
 from moco_det.scoring.arrays import Bools, Floats, Ints
 from moco_det.scoring.coco_matching import Pairs
 

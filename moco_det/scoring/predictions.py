@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pycocotools.mask
 
+from moco_det.data.masks import whole_masks
 from moco_det.data.records import DetectionDataset, listed
-from moco_det.data.rle import whole_masks
 from moco_det.data.text_files import read_json
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError

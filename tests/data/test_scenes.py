@@ -12,9 +12,10 @@ import pytest
 
 from moco_det.data import check_images, load_dataset
 from moco_det.data.crops import write_crops, write_image_list
-from moco_det.data.outlines import mask_polygons
+from moco_det.data.masks import mask_polygons
+from moco_det.data.scene_painter import Scene, paint_close_up, paint_scene
 from moco_det.data.scene_shapes import CLASSES, FORMS, SURFACES
-from moco_det.data.scenes import SCENE_CLASSES, ScenesPaths, close_up, scene, write_scenes
+from moco_det.data.scenes import SCENE_CLASSES, ScenesPaths, scene_rng, write_scenes
 from moco_det.foundation.errors import InputError
 
 
@@ -29,6 +30,14 @@ def _digests(root: Path) -> dict[str, str]:
 def _write(root: Path, seed: int = 0, **changes) -> ScenesPaths:
     sizes = {"unlabelled": 4, "train": 12, "test": 5, **changes}
     return write_scenes(root, seed=seed, size=64, progress=False, **sizes)
+
+
+def scene(seed: int, split: str, index: int, size: int = 128) -> Scene:
+    return paint_scene(scene_rng(seed, split, index), size, SCENE_CLASSES, (1, 5))
+
+
+def close_up(seed: int, index: int, size: int = 64) -> np.ndarray:
+    return paint_close_up(scene_rng(seed, "unlabelled", index), size, SCENE_CLASSES)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from moco_det.data import rle
-from moco_det.data.rle import whole_masks
+from moco_det.data import masks
+from moco_det.data.masks import whole_masks
 
 
 def pixels_of(counts: bytes) -> int | None:
@@ -45,11 +45,11 @@ def made_masks(count: int) -> tuple[list[bytes], list[int]]:
     return counts, pixels
 
 
-@pytest.mark.parametrize("chunk", [1, 1000, rle.CHUNK])
+@pytest.mark.parametrize("chunk", [1, 1000, masks.CHUNK])
 def test_every_mask_of_pycocotools_is_whole_and_of_no_other_size(
     monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(rle, "CHUNK", chunk)
+    monkeypatch.setattr(masks, "CHUNK", chunk)
     counts, pixels = made_masks(300)
     assert whole_masks(counts, pixels).all()
     assert not whole_masks(counts, [size + 1 for size in pixels]).any()
