@@ -140,22 +140,20 @@ def _images(
     path: Path, folder: Path, images: list[dict[str, Any]]
 ) -> dict[int | str, tuple[str, int, int]]:
     """File, height and width by id."""
-    table: dict[int | str, tuple[str, int, int]] = {}
-    missing = []
-    for item in sorted(images, key=lambda item: (isinstance(item["id"], str), item["id"])):
-        file_name = os.path.join(folder, item["file_name"])
-        if not os.path.isfile(file_name):
-            missing.append(file_name)
-            continue
-        height, width = item.get("height"), item.get("width")
-        if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
-            height, width = image_size(file_name)
-        table[item["id"]] = (file_name, height, width)
+    images = sorted(images, key=lambda item: (isinstance(item["id"], str), item["id"]))
+    files = [os.path.join(folder, item["file_name"]) for item in images]
+    missing = [file for file in files if not os.path.isfile(file)]
     if missing:
         raise InputError(
             f"image {missing[0]} does not exist ({len(missing)} of the {len(images)} images of "
             f"{path} are missing): is this the right image folder?"
         )
+    table = {}
+    for item, file in zip(images, files, strict=True):
+        height, width = item.get("height"), item.get("width")
+        if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+            height, width = image_size(file)
+        table[item["id"]] = (file, height, width)
     return table
 
 

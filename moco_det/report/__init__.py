@@ -45,7 +45,6 @@ def make_report(
         "tables.csv": csv_text(groups),
         "tables.tex": tex_text(groups),
     }
-    written = {name: Path(out_dir) / name for name in texts}
-    for name, path in written.items():
-        write_text(path, texts[name])
-    return written
+    for name, text in texts.items():
+        write_text(Path(out_dir) / name, text)
+    return {name: Path(out_dir) / name for name in texts}

@@ -137,10 +137,8 @@ def shortened(text: str, size: float, room: float) -> str:
     """The text, or as much of its beginning as the room holds with an ellipsis after it."""
     if text_width(text, size) <= room:
         return text
-    end = len(text)
-    while end > 1 and text_width(text[:end], size) + size > room:
-        end -= 1
-    return text[:end] + "…"
+    ends = range(len(text) - 1, 1, -1)
+    return text[: next((e for e in ends if text_width(text[:e], size) + size <= room), 1)] + "…"
 
 
 class _Plot:

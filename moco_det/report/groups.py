@@ -19,14 +19,7 @@ from typing import Any
 
 from moco_det.foundation.errors import InputError
 from moco_det.report.formats import ALL_METRICS, METRICS, counted
-from moco_det.report.statistics import (
-    Comparison,
-    Trials,
-    compare,
-    compare_paired,
-    correct,
-    summarise,
-)
+from moco_det.report.statistics import Comparison, Trials, compare, correct, summarise
 from moco_det.results import Row
 from moco_det.results.matched import (
     IGNORED_KEYS,
@@ -161,12 +154,12 @@ class Group:
             self._compared[asked] = {**by_label, **correct(family)}
         return self._compared[asked][arm.label]
 
-    def paired(self, arm: ArmRuns, reference: ArmRuns, metric: str) -> Comparison:
-        """`arm` minus `reference` in AP over the seeds that both have."""
-        ours, theirs = (
-            {row.seed: row.metric(metric, "AP") for row in one.rows} for one in (arm, reference)
-        )
-        return compare_paired(ours, theirs)
+    def class_gap(self, arm: ArmRuns, metric: str, category: str) -> Comparison | None:
+        """An arm minus supervised in the AP of one class."""
+        if self.supervised is None or self.supervised is arm:
+            return None
+        theirs = self.supervised.class_trials(metric, category)
+        return compare(arm.class_trials(metric, category), theirs)
 
     @cached_property
     def matched(self) -> Matched:

@@ -9,17 +9,7 @@ from pathlib import Path
 from moco_det.foundation.errors import InputError
 from moco_det.report import families, pictures, probes, provenance, tables, training
 from moco_det.report.charts import COLOURS
-from moco_det.report.document import (
-    Block,
-    Figures,
-    Fold,
-    Heading,
-    Page,
-    Pictures,
-    Section,
-    Text,
-    text,
-)
+from moco_det.report.document import Block, Figures, Fold, Heading, Page, Section, Text, text
 from moco_det.report.formats import counted, listed
 from moco_det.report.groups import (
     ON_TRIAL,
@@ -34,9 +24,6 @@ from moco_det.report.report_diff import ReportDiff
 from moco_det.report.sentences import say
 from moco_det.report.verdict import verdict
 from moco_det.results import Rows
-
-# Pictures are drawn for the first settings only: the file must stay small enough to send.
-PICTURE_BYTES, LEAST_BYTES = 1_900_000, 400_000
 
 
 def build_page(
@@ -64,7 +51,7 @@ def build_page(
     schedules = families.blocks(groups, families.BY_SCHEDULE)
     labels = families.blocks(groups, families.BY_LABELS)
     classes = each(lambda group: tables.class_blocks(group, alone=alone))
-    curves, detections = each(training.curve_blocks), each(partial(_pictures, spent=[]))
+    curves, detections = each(training.curve_blocks), each(partial(pictures.blocks, spent=[]))
     features = [*([] if groups else notice), *probes.blocks(probed)]
     proofs = [provenance.proof_table(groups)] if groups else []
     runs = provenance.run_blocks(rows, groups, probed)
@@ -130,15 +117,4 @@ def _ap(group: Group, probed: Sequence[Group]) -> list[Block]:
         blocks.append(Fold("By object size", sizes))
     if beside := probes.probe_table(group, probed):
         blocks += [Heading("Probes of the same weights"), beside]
-    return blocks
-
-
-def _pictures(group: Group, spent: list[int]) -> list[Block]:
-    """The detections of a setting; `spent` counts the bytes of the pictures so far."""
-    if PICTURE_BYTES - sum(spent) <= LEAST_BYTES:
-        return [text("No pictures here: those of the settings above fill the file.")]
-    blocks = pictures.blocks(group)
-    for shown in (block for block in blocks if isinstance(block, Pictures)):
-        drawings = [svg for picture in shown.pictures for _, _, svg in picture.panels]
-        spent += map(len, [shown.pixels, *drawings])
     return blocks

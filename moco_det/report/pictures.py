@@ -30,6 +30,8 @@ from moco_det.report.groups import Group, config_of
 from moco_det.report.sentences import say
 from moco_det.results import Row
 
+# Pictures are drawn for the first settings only: the file must stay small enough to send.
+PICTURE_BYTES, LEAST_BYTES = 1_900_000, 400_000
 LARGEST, AT_RANDOM = 3, 3
 
 # Long side of an embedded picture in pixels, and of the drawing over it in its own units.
@@ -65,7 +67,18 @@ class Canvas(NamedTuple):
         return self.record.width * scale, self.record.height * scale, scale
 
 
-def blocks(group: Group) -> list[Block]:
+def blocks(group: Group, spent: list[int]) -> list[Block]:
+    """The detections of a setting; `spent` counts the bytes of the pictures so far."""
+    if PICTURE_BYTES - sum(spent) <= LEAST_BYTES:
+        return [text("No pictures here: those of the settings above fill the file.")]
+    found = _blocks(group)
+    for shown in (block for block in found if isinstance(block, Pictures)):
+        drawings = [svg for picture in shown.pictures for _, _, svg in picture.panels]
+        spent += map(len, [shown.pixels, *drawings])
+    return found
+
+
+def _blocks(group: Group) -> list[Block]:
     """The pictures of a setting, or a stated reason why there are none; never raises for input.
 
     Of each arm one run is shown: that of the lowest seed that all the arms share.

@@ -32,7 +32,7 @@ def say(name: str, /, **values: Any) -> str:
 
 def sentence(name: str, /, **values: Any) -> Sentence:
     """One of them, its finding apart."""
-    said = say(name, **values)
+    said = _templates()[name].render(values)
     if not said.startswith("**"):
         return Sentence(said)
     _, finding, text = said.split("**", 2)

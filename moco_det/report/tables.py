@@ -22,7 +22,7 @@ from moco_det.report.formats import (
 )
 from moco_det.report.groups import ArmRuns, Group
 from moco_det.report.sentences import config_note, say
-from moco_det.report.statistics import POWER, Comparison, Trials, compare, seeds_needed
+from moco_det.report.statistics import POWER, Comparison, Trials, compare_paired, seeds_needed
 from moco_det.results import AP_KEYS
 
 # The differences of which a reader asks how many seeds they would need, in AP.
@@ -122,7 +122,8 @@ def certainty_table(group: Group) -> Table | None:
         # supervised against random stands there the other way round
         if gap is None or gap.difference is None or arm is group.supervised:
             continue
-        paired, shared = group.paired(arm, reference, metric), Cell(UNDEFINED, "no shared seeds")
+        runs = ({row.seed: row.metric(metric, "AP") for row in a.rows} for a in (arm, reference))
+        paired, shared = compare_paired(*runs), Cell(UNDEFINED, "no shared seeds")
         if paired.difference is not None:
             found = f"{interval(paired)}, {counted(paired.n, 'pair')}"
             shared = Cell(signed(paired.difference), found)
@@ -162,7 +163,7 @@ def class_table(group: Group, metric: str) -> Table:
     classes += sorted(known - set(classes))
     rows = []
     for name in classes:
-        gaps = [_class_gap(group, arm, metric, name) for arm in group.arms]
+        gaps = [group.class_gap(arm, metric, name) for arm in group.arms]
         trials = [arm.class_trials(metric, name) for arm in group.arms]
         rows.append([name, *map(value_cell, trials, gaps)])
     counts = ", ".join(f"{arm.label} {len(arm.rows)}" for arm in group.arms)
@@ -171,21 +172,13 @@ def class_table(group: Group, metric: str) -> Table:
     return Table(caption, ("class", *(arm.label for arm in group.arms)), rows)
 
 
-def _class_gap(group: Group, arm: ArmRuns, metric: str, category: str) -> Comparison | None:
-    """An arm minus supervised in the AP of one class."""
-    if group.supervised is None or group.supervised is arm:
-        return None
-    theirs = group.supervised.class_trials(metric, category)
-    return compare(arm.class_trials(metric, category), theirs)
-
-
 def _class_charts(group: Group) -> list[Figure]:
     """Each arm on trial minus supervised, class by class, largest gain first."""
     reference, figures = group.supervised, []
     for arm in group.on_trial if reference is not None and group.metrics else ():
         metric, rows = group.metrics[0], []
         for category in sorted({name for row in arm.rows for name in row.per_class(metric)}):
-            gap = _class_gap(group, arm, metric, category)
+            gap = group.class_gap(arm, metric, category)
             if gap is not None and gap.difference is not None:
                 rows.append(ChartRow(category, arm.colour, [gap.difference], span=gap.interval))
         rows.sort(key=lambda row: -row.values[0])

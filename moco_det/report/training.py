@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, TypeGuard
@@ -32,12 +33,8 @@ _CURVES = (
 )
 _PARTS = ("loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
 
-# key in a pre-training's log, name, digits
-_QUANTITIES = (
-    ("loss", "loss", 3),
-    ("accuracy", "accuracy", 1),
-    ("knn_accuracy", "kNN accuracy", 1),
-)
+# key in a pre-training's log -> digits
+_QUANTITIES = {"loss": 3, "accuracy": 1, "knn_accuracy": 1}
 _RANDOM, _MARGIN = "knn_random", "knn_margin"
 
 Log = Sequence[Mapping[str, Any]]
@@ -54,12 +51,10 @@ def read_log(path: Path) -> Log | None:
         return None
     entries = []
     for line in lines:
-        try:
+        with suppress(ValueError, RecursionError):
             entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and _is_number(entry.get("iteration")):
-            entries.append(entry)
+            if isinstance(entry, dict) and _is_number(entry.get("iteration")):
+                entries.append(entry)
     return entries
 
 
@@ -165,9 +160,9 @@ def read_pretraining(folder: Path, colours: Mapping[str, int]) -> PretrainingRun
         raise InputError(f"{folder} holds no metrics.jsonl: name an output folder of pre-training")
     colour = colours.get(folder.name, COLOURS - 1)
     figures = [
-        _pretraining_figure(folder.name, colour, log, *quantity)
-        for quantity in _QUANTITIES
-        if series(log, quantity[0])
+        _pretraining_figure(folder.name, colour, log, key, digits)
+        for key, digits in _QUANTITIES.items()
+        if series(log, key)
     ]
     if not figures:
         raise InputError(f"{folder / 'metrics.jsonl'} has no line with a finite 'loss'")
@@ -201,9 +196,8 @@ def learning_sentences(group: Group, runs: Sequence[PretrainingRun]) -> list[Sen
     return said
 
 
-def _pretraining_figure(
-    name: str, colour: int, log: Log, key: str, title: str, digits: int
-) -> Figure:
+def _pretraining_figure(name: str, colour: int, log: Log, key: str, digits: int) -> Figure:
+    title = key.replace("knn_", "kNN ")
     points, unit = series(log, key), "" if key == "loss" else " %"
     at_random = series(log, _RANDOM) if key == "knn_accuracy" else []
     random = at_random[-1][1] if at_random else None

@@ -6,12 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moco_det.data import (
-    coco_uri,
-    load_dataset,
-    load_datasets,
-    voc_uri,
-)
+from moco_det.data import coco_uri, load_dataset, load_datasets, voc_uri
 from moco_det.data.catalog_names import parse_uri
 from moco_det.foundation.errors import InputError
 from tests.data.builders import coco_content, write_coco, write_voc
