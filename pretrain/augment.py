@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moco_det.foundation.declared import at_least, one_of, within
 from pretrain import colour
 from pretrain.images import Image
 
@@ -48,6 +49,15 @@ RECIPES: dict[str, Recipe] = {
     "moco_v2_no_blur": Recipe(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2),
     "crop_flip": Recipe(),
 }
+
+
+@dataclass(frozen=True)
+class AugmentArgs:
+    """AUGMENT.*: the views of an image."""
+
+    RECIPE: str = one_of(RECIPES, "moco_v1")
+    SIZE: int = at_least(32, 224)  # side of a view
+    MIN_SCALE: float = within(1e-3, 1, 0.2)  # smallest share of the image that a crop covers
 
 
 def recipe(name: str, *, min_scale: float) -> Recipe:

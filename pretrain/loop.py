@@ -21,9 +21,11 @@ from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
 from pretrain import augment, checkpoints, data
 from pretrain.capture import CapturedStep, Compute
+from pretrain.config import PretrainConfig
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Batch, Method, MethodOutput
 from pretrain.recording import Writer
+from pretrain.schedule import make_schedule
 from pretrain.watch import Watch, knn_gain
 
 logger = logging.getLogger(__name__)
@@ -46,28 +48,24 @@ class _Clock:
         }
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Loop:
-    """Steps `iteration` to `total`: the order of a step is in `compute_step` and in `Method`."""
+    """The steps of a run: the order of one is in `compute_step` and in `Method`."""
 
+    cfg: PretrainConfig
     method: Method
     source: data.Source
     optimizer: torch.optim.Optimizer
-    rate_of: Callable[[int], float]  # the learning rate of an iteration
     watch: Watch
     # Which labelled pictures a vote of neighbours gets right; of the main process.
     knn: Callable[[Encoder], Tensor] | None
     device: torch.device
-    batch: int  # over all processes
-    workers: int
-    steps_per_epoch: int
-    total: int  # iterations of the whole run
-    log_every: int
-    save_every: int
-    knn_every: int  # 0 is the start and the end alone
-    knn_goal: float  # percent at which the run ends; 0 is none
 
     def __post_init__(self) -> None:
+        solver = self.cfg.SOLVER
+        self.epoch_steps = steps = data.steps_per_epoch(self.source.images, solver.BATCH)
+        self.total = solver.MAX_ITER or solver.EPOCHS * steps  # iterations of the whole run
+        self.rate_of = make_schedule(solver, total=self.total, steps=steps)
         self.iteration = 0  # steps done
         self.sums: dict[str, Tensor] = {}  # since the last record
         self.last_good: Path | None = None
@@ -86,14 +84,16 @@ class Loop:
     def go(self, save: Callable[[], Path]) -> None:
         """Run to the end of the budget or to KNN.GOAL; `save` writes a periodic checkpoint."""
         loader = self.source.make_loader(
-            batch=self.batch,
+            batch=self.cfg.SOLVER.BATCH,
             start=self.iteration,
             stop=self.total,
             rank=collectives.rank(),
             world=collectives.world_size(),
-            workers=self.workers,
+            workers=self.cfg.DATA.WORKERS,
             pin=self.device.type == "cuda",
         )
+        every = self.cfg.KNN.EVERY  # epochs
+        knn_every = max(1, round(every * self.epoch_steps)) if every else self.total
         with (
             tqdm(
                 total=self.total,
@@ -113,10 +113,10 @@ class Loop:
                 self._step(raw)
                 bar.update()
                 last = self.iteration == self.total
-                watches = last or (self.knn_every and self.iteration % self.knn_every == 0)
+                watches = last or self.iteration % knn_every == 0
                 # A watched step is logged: the interval whose rate is logged ends before the watch.
-                logs = self.iteration % self.log_every == 0 or watches
-                saves = self.iteration % self.save_every == 0 and not last
+                logs = self.iteration % self.cfg.LOG_EVERY == 0 or watches
+                saves = self.iteration % self.cfg.CHECKPOINT_EVERY == 0 and not last
                 # On a GPU reading the loss waits for the device, so it is read only when needed.
                 if logs or saves or self.device.type == "cpu":
                     self._check_finite()
@@ -125,8 +125,9 @@ class Loop:
                 if watches:
                     accuracy = self._measure_neighbours()
                     self.clock = _Clock()
-                    if self.knn_goal and collectives.from_main(accuracy) >= self.knn_goal:
-                        logger.info("KNN.GOAL %g is reached: the run ends here", self.knn_goal)
+                    goal = self.cfg.KNN.GOAL
+                    if goal and collectives.from_main(accuracy) >= goal:
+                        logger.info("KNN.GOAL %g is reached: the run ends here", goal)
                         break
                 if saves:
                     self.last_good = save()
@@ -157,7 +158,7 @@ class Loop:
         for name, value in self.compute(batch).items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
         self.iteration += 1
-        self.clock.images += self.batch
+        self.clock.images += self.cfg.SOLVER.BATCH
 
     def _compute(self, batch: Batch) -> dict[str, Tensor]:
         return compute_step(self.method, self.parallel, self.optimizer, batch)
@@ -195,7 +196,7 @@ class Loop:
             logger.warning("iteration %d: %s", self.iteration, warning)
         if warning:
             record["warning"] = warning
-        epoch = round(self.iteration / self.steps_per_epoch, 4)
+        epoch = round(self.iteration / self.epoch_steps, 4)
         for writer in self.writers:
             writer({"iteration": self.iteration, "epoch": epoch, **record})
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,21 +69,10 @@ def centre_views(
     The progress on the screen is called `what`. Raises InputError naming an image that does not
     open.
     """
-    bar = tqdm(total=len(images), desc=what, unit="image", mininterval=1, leave=False)
-    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool, bar:
-
-        def read(start: int) -> list[Future[Image]]:
-            numbers = range(start, min(start + batch, len(images)))
-            return [pool.submit(_centre_view, images.paths[i], size) for i in numbers]
-
-        try:
-            waiting = read(0)
-            for start in range(0, len(images), batch):
-                views, waiting = waiting, read(start + batch)
-                yield torch.stack([torch.from_numpy(view.result()) for view in views])
-                bar.update(len(views))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    read = partial(_centre_view, size=size)
+    views = data.in_threads(read, images.paths, what=what, ahead=batch)
+    while part := list(itertools.islice(views, batch)):
+        yield torch.from_numpy(np.stack(part))
 
 
 def _centre_view(path: str, size: int) -> Image:

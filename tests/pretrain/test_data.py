@@ -23,19 +23,13 @@ def view_set(images: data.ImageList, cache: list[np.ndarray | str] | None = None
 
 
 def count(total: int, share: float = 0.01, strict: bool = False) -> data.CorruptCount:
-    return data.CorruptCount(total, max_share=share, strict=strict)
+    return data.CorruptCount(total, share, strict)
 
 
 def open_folder(folder: Path, *, images: int = 0, cache_mb: int = 0) -> data.Source:
-    return data.open_data(
-        str(folder),
-        recipe=augment.RECIPES["crop_flip"],
-        size=32,
-        views=2,
-        seed=3,
-        cache_mb=cache_mb,
-        images=images,
-    )
+    args = data.DataArgs(PATH=str(folder), CACHE_MB=cache_mb, IMAGES=images)
+    spec = data.ViewSpec(augment.RECIPES["crop_flip"], size=32, views=2, seed=3)
+    return data.open_data(args, spec, batch=1, device=torch.device("cpu"))
 
 
 def damage(path: Path, kind: str) -> None:

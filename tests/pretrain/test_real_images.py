@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretrain import augment, data
 from pretrain.config import load_config
@@ -54,7 +55,9 @@ def test_real_photos_train_alike_from_a_folder_and_from_shards(
     listed = data.list_images(f"voc://{data_root / 'voc2012_sample'}?split=train")
     path = write_shards(listed, tmp_path / "shards", name="voc", shard_mb=1, seed=0)
     assert len(list_shards(path).urls) > 1
-    source = data.open_data(path, recipe=augment.RECIPES["moco_v2"], size=64, views=2, seed=0)
+    spec = data.ViewSpec(augment.RECIPES["moco_v2"], size=64, views=2, seed=0)
+    args = data.DataArgs(PATH=path, CACHE_MB=0)
+    source = data.open_data(args, spec, batch=1, device=torch.device("cpu"))
     batches = list(source.make_loader(batch=10, start=0, stop=5, workers=1, pin=False))
     assert sorted(int(i) for raw in batches for i in raw.indices) == list(range(50))
     assert not source.corrupt.names and all(raw.pixels.float().std() > 20 for raw in batches)

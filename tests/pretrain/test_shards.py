@@ -73,16 +73,10 @@ def open_stream(
     recipe: str = "moco_v2",
     views: int = 2,
 ) -> data.Source:
-    return data.open_data(
-        path,
-        recipe=augment.RECIPES[recipe],
-        size=32,
-        views=views,
-        seed=5,
-        images=images,
-        shuffle_buffer=16,
-        max_corrupt=max_corrupt,
-    )
+    keys = {"IMAGES": images, "SHUFFLE_BUFFER": 16, "MAX_CORRUPT": max_corrupt}
+    spec = data.ViewSpec(augment.RECIPES[recipe], size=32, views=views, seed=5)
+    args = data.DataArgs(PATH=path, **keys)  # type: ignore[arg-type]
+    return data.open_data(args, spec, batch=1, device=torch.device("cpu"))
 
 
 def flat(batches: list[list[tuple[int, str]]]) -> list[tuple[int, str]]:
