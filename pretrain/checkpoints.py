@@ -16,7 +16,6 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from moco_det.foundation.checkpoints import save_checkpoint
 from moco_det.foundation.errors import InputError
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
 from pretrain.methods.base import Method
@@ -25,9 +24,6 @@ FORMAT = "moco-det/1"
 FINAL = "checkpoint.pth"
 KEEP = 2  # periodic checkpoints that stay, so that a damaged one has one before it
 TRUNK, HEAD = "encoder.trunk.", "encoder.head."
-
-
-save = save_checkpoint
 
 
 def pack(
@@ -65,15 +61,15 @@ def unpack(method: Method, content: Mapping[str, Any]) -> None:
     method.load_state_dict(full)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint of this format; raises InputError for anything else."""
+def read(path: Path, kind: str = FORMAT, *, way_out: str = "") -> dict[str, Any]:
+    """The content of a checkpoint of this kind; for anything else InputError with the way out."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).split("\n", 1)[0][:120] or type(error).__name__
-        raise InputError(f"{path} is not a whole checkpoint: {reason}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{path} is not a checkpoint of format {FORMAT}")
+        raise InputError(f"{path} is not a whole checkpoint: {reason}{way_out}") from error
+    if not isinstance(content, dict) or content.get("format") != kind:
+        raise InputError(f"{path} is not a checkpoint of format {kind}{way_out}")
     return content
 
 

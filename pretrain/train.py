@@ -16,7 +16,7 @@ import yaml
 
 from moco_det.foundation import collectives, declared
 from moco_det.foundation.atomic import write_text
-from moco_det.foundation.checkpoints import newest_whole
+from moco_det.foundation.checkpoints import newest_whole, save_checkpoint
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.launching import torchrun_group, torchrun_process
 from moco_det.foundation.precision import pick_device, use_bfloat16
@@ -107,7 +107,7 @@ def _save(cfg: PretrainConfig, loop: Loop, path: Path) -> Path:
         content = checkpoints.pack(
             loop.method, arch=cfg.ENCODER.ARCH, config=cfg.plain(), state=state
         )
-        checkpoints.save(content, path)
+        save_checkpoint(content, path)
         checkpoints.prune(path.parent)
     return path
 

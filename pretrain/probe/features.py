@@ -24,10 +24,10 @@ from pretrain.encoders import Encoder
 from pretrain.images import CorruptImage, Image, read_image
 from pretrain.probe.options import Conditions
 
+Pair = tuple[data.ImageList, data.ImageList]  # to learn from, and to test on
 
-def labelled_pair(
-    train: str, test: str, *, keys: tuple[str, str] = ("train", "test")
-) -> tuple[data.ImageList, data.ImageList]:
+
+def labelled_pair(train: str, test: str, *, keys: tuple[str, str] = ("train", "test")) -> Pair:
     """The images to learn from and to test on, which errors call by `keys`.
 
     Raises InputError for sets without labels and for sets of different classes.
@@ -135,12 +135,10 @@ def extract(
     return rows, labels_of(images).to(rows.device)
 
 
-def describe_pair(
-    train: data.ImageList, test: data.ImageList, *, uris: tuple[str, str]
-) -> dict[str, Any]:
+def describe_pair(pair: Pair, *, uris: tuple[str, str]) -> dict[str, Any]:
     """The `dataset` of a row of results.jsonl."""
-    described: dict[str, Any] = {"classes": list(train.classes)}
-    for part, images, uri in (("train", train, uris[0]), ("test", test, uris[1])):
+    described: dict[str, Any] = {"classes": list(pair[0].classes)}
+    for part, images, uri in zip(("train", "test"), pair, uris, strict=True):
         described[part] = "/".join(Path(uri).resolve().parts[-2:])
         described[f"{part}_uri"] = uri
         described[f"{part}_fingerprint"] = fingerprint(images)

@@ -175,10 +175,10 @@ class KnnMonitor:
 
 def _decoded(images: data.ImageList, size: int) -> tuple[Tensor, Tensor]:
     """All central views [N, S, S, 3] uint8 and the labels [N] of a list."""
-    views, done = torch.empty(len(images), size, size, 3, dtype=torch.uint8), 0
-    for part in centre_views(images, size=size, batch=256, what="reading for kNN"):
-        views[done : done + len(part)] = part
-        done += len(part)
+    views = torch.empty(len(images), size, size, 3, dtype=torch.uint8)
+    parts = centre_views(images, size=size, batch=256, what="reading for kNN")
+    for own, part in zip(views.split(256), parts, strict=True):
+        own.copy_(part)
     return views, labels_of(images)
 
 

@@ -46,7 +46,7 @@ def knn_probe(encoder: Encoder, train: str, test: str, **options: Any) -> float:
     """Top-1 in percent of `encoder`'s neighbours from the folder `train` to the folder `test`."""
     start = replace(random_start("small", seed=0), encoder=encoder)
     pair = features.labelled_pair(train, test)
-    return measure(KnnOptions(**options), start, *pair, Conditions(32)).accuracy.top1
+    return measure(KnnOptions(**options), start, pair, Conditions(32)).accuracy.top1
 
 
 def naive_votes(
