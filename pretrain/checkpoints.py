@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from moco_det.foundation.errors import InputError
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
+from pretrain.config import PretrainConfig
 from pretrain.methods.base import Method
 
 FORMAT = "moco-det/1"
@@ -26,20 +27,18 @@ KEEP = 2  # periodic checkpoints that stay, so that a damaged one has one before
 TRUNK, HEAD = "encoder.trunk.", "encoder.head."
 
 
-def pack(
-    method: Method, *, arch: str, config: Mapping[str, Any], state: Mapping[str, Any]
-) -> dict[str, Any]:
+def pack(method: Method, cfg: PretrainConfig, state: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a checkpoint; `state` is added to the method's own state."""
     everything = _on_cpu(method)
     rest = {n: value for n, value in everything.items() if not n.startswith((TRUNK, HEAD))}
     return {
         "format": FORMAT,
         "method": method.name,
-        "arch": arch,
+        "arch": cfg.ENCODER.ARCH,
         "encoder": OrderedDict(_on_cpu(method.encoder.trunk)),
         "head": _on_cpu(method.encoder.head),
         "state": {"method": rest, **state},
-        "config": dict(config),
+        "config": cfg.plain(),
         "versions": {
             "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__),
@@ -73,9 +72,9 @@ def read(path: Path, kind: str = FORMAT, *, way_out: str = "") -> dict[str, Any]
     return content
 
 
-def periodic_path(folder: Path, iteration: int) -> Path:
-    """Where the checkpoint after `iteration` steps goes."""
-    return folder / f"checkpoint_{iteration:08d}.pth"
+def periodic_name(iteration: int) -> str:
+    """The file of the checkpoint after `iteration` steps."""
+    return f"checkpoint_{iteration:08d}.pth"
 
 
 def in_folder(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from moco_det.foundation import collectives
+from moco_det.foundation.checkpoints import save_checkpoint
 from moco_det.foundation.errors import InputError
 from pretrain import augment, checkpoints, data
 from pretrain.capture import CapturedStep, Compute
@@ -81,8 +82,8 @@ class Loop:
         self.compute = CapturedStep(self._compute, settled=lambda: self.method.settled)
         self.rate = torch.zeros((), device=self.device)
 
-    def go(self, save: Callable[[], Path]) -> None:
-        """Run to the end of the budget or to KNN.GOAL; `save` writes a periodic checkpoint."""
+    def go(self) -> None:
+        """Run to the end of the budget or to KNN.GOAL, with periodic checkpoints."""
         loader = self.source.make_loader(
             batch=self.cfg.SOLVER.BATCH,
             start=self.iteration,
@@ -92,6 +93,7 @@ class Loop:
             workers=self.cfg.DATA.WORKERS,
             pin=self.device.type == "cuda",
         )
+        batches = iter(loader)
         every = self.cfg.KNN.EVERY  # epochs
         knn_every = max(1, round(every * self.epoch_steps)) if every else self.total
         with (
@@ -109,7 +111,10 @@ class Loop:
             if self.iteration == 0:
                 self._measure_neighbours()
             self.clock = _Clock()
-            for raw in self._timed(loader):
+            while self.iteration < self.total:
+                asked = time.perf_counter()
+                raw = next(batches)
+                self.clock.waited += time.perf_counter() - asked
                 self._step(raw)
                 bar.update()
                 last = self.iteration == self.total
@@ -130,18 +135,7 @@ class Loop:
                         logger.info("KNN.GOAL %g is reached: the run ends here", goal)
                         break
                 if saves:
-                    self.last_good = save()
-
-    def _timed(self, loader: Iterable[data.RawBatch]) -> Iterator[data.RawBatch]:
-        """The batches, with the time until each one is there counted as waited."""
-        batches = iter(loader)
-        while True:
-            asked = time.perf_counter()
-            raw = next(batches, None)
-            if raw is None:
-                return
-            self.clock.waited += time.perf_counter() - asked
-            yield raw
+                    self.last_good = self.save(checkpoints.periodic_name(self.iteration))
 
     def _step(self, raw: data.RawBatch) -> None:
         rate = self.rate_of(self.iteration)
@@ -215,6 +209,14 @@ class Loop:
             logger.info("the encoder ended better than its random weights by %.1f", gain.points)
         self._write(gain.record(), warning)
         return gain.accuracy
+
+    def save(self, name: str) -> Path:
+        """Write OUTPUT_DIR/`name`, in the main process; every process must call it."""
+        path, state = Path(self.cfg.OUTPUT_DIR) / name, self.state()
+        if collectives.is_main():
+            save_checkpoint(checkpoints.pack(self.method, self.cfg, state), path)
+            checkpoints.prune(path.parent)
+        return path
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the method; every process must ask for it."""

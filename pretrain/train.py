@@ -16,7 +16,7 @@ import yaml
 
 from moco_det.foundation import collectives, declared
 from moco_det.foundation.atomic import write_text
-from moco_det.foundation.checkpoints import newest_whole, save_checkpoint
+from moco_det.foundation.checkpoints import newest_whole
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.launching import torchrun_group, torchrun_process
 from moco_det.foundation.precision import pick_device, use_bfloat16
@@ -80,17 +80,10 @@ def _train(cfg: PretrainConfig, device: torch.device, folder: Path, *, resume: b
         with ExitStack() as stack:
             if collectives.is_main():
                 write_text(folder / "config.yaml", yaml.safe_dump(cfg.plain()))
-                loop.writers = recording.open_writers(
-                    folder,
-                    stack,
-                    upto=loop.iteration,
-                    tensorboard=cfg.TENSORBOARD,
-                    wandb=cfg.WANDB,
-                    config=cfg.plain(),
-                )
+                loop.writers = recording.open_writers(cfg, stack, upto=loop.iteration)
                 _announce(cfg, loop)
-            loop.go(lambda: _save(cfg, loop, checkpoints.periodic_path(folder, loop.iteration)))
-            return _save(cfg, loop, folder / checkpoints.FINAL)
+            loop.go()
+            return loop.save(checkpoints.FINAL)
     except Exception as error:
         reason = _bad_input(cfg, error)
         if reason is None:
@@ -99,17 +92,6 @@ def _train(cfg: PretrainConfig, device: torch.device, folder: Path, *, resume: b
         if fresh and nothing_learned and collectives.is_main():
             shutil.rmtree(folder, ignore_errors=True)
         raise InputError(reason) from error
-
-
-def _save(cfg: PretrainConfig, loop: Loop, path: Path) -> Path:
-    state = loop.state()
-    if collectives.is_main():
-        content = checkpoints.pack(
-            loop.method, arch=cfg.ENCODER.ARCH, config=cfg.plain(), state=state
-        )
-        save_checkpoint(content, path)
-        checkpoints.prune(path.parent)
-    return path
 
 
 def _bad_input(cfg: PretrainConfig, error: Exception) -> str | None:
