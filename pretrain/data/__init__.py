@@ -27,7 +27,7 @@ Images are RGB, uint8, [H, W, 3], upright: the orientation in a photo's EXIF dat
 in photo viewers; torchvision's ImageFolder leaves it out.
 """
 
-from pretrain.data.batches import BatchLoader, RawBatch, make_loader, worker_errors
+from pretrain.data.batches import BatchLoader, RawBatch, worker_errors
 from pretrain.data.corrupt import CorruptCount
 from pretrain.data.listing import ImageList, PathList, list_images
 from pretrain.data.order import Key, Order, share_of, steps_per_epoch
@@ -56,7 +56,6 @@ __all__ = [
     "is_shards",
     "list_images",
     "listed_source",
-    "make_loader",
     "open_data",
     "read_image",
     "share_of",

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from moco_det.foundation.declared import at_least, within
 from moco_det.foundation.errors import InputError
-from pretrain.data.batches import BatchLoader, RawBatch, make_loader
+from pretrain.data.batches import BatchLoader, RawBatch
 from pretrain.data.corrupt import CorruptCount
 from pretrain.data.listing import ImageList, list_images
 from pretrain.data.order import Order, Steps
@@ -54,7 +54,7 @@ class Source:
     """Images to train on, listed or in a stream of shards.
 
     `images` are those of an epoch, `classes` how many the labels have, `order` the order of a run
-    by its steps, `finish` as in `make_loader`, `shards` how many there are, 0 for listed images.
+    by its steps, `finish` as in `BatchLoader`, `shards` how many there are, 0 for listed images.
     """
 
     images: int
@@ -78,24 +78,11 @@ class Source:
         shards = {"shards": self.shards, "processes": world} if self.shards else {}
         return {"images": self.images, **shards}
 
-    def make_loader(
-        self,
-        *,
-        batch: int,
-        start: int,
-        stop: int,
-        rank: int = 0,
-        world: int = 1,
-        workers: int,
-        pin: bool,
-    ) -> BatchLoader:
-        """Batches of iterations start..stop-1, of a global batch of `batch` this process's rows.
-
-        Raises InputError where `batch` is not a multiple of `world`.
-        """
-        return make_loader(
+    def make_loader(self, *, workers: int, pin: bool, **steps: int) -> BatchLoader:
+        """The batches of some `steps`: batch, start, stop, rank and world as in `Steps`."""
+        return BatchLoader(
             self.dataset,
-            self.order(batch=batch, start=start, stop=stop, rank=rank, world=world),
+            self.order(**steps),
             workers=workers,
             pin=pin,
             corrupt=self.corrupt,

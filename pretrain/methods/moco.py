@@ -13,7 +13,7 @@ from moco_det.foundation.collectives import gather, own_share
 from moco_det.foundation.declared import at_least, within
 from pretrain.dictionaries import Queue
 from pretrain.encoders import Encoder
-from pretrain.losses import info_nce, similarities
+from pretrain.losses import info_nce
 from pretrain.methods import shuffling
 from pretrain.methods.base import Batch, Method, MethodOutput, contrastive_metrics
 
@@ -36,7 +36,7 @@ class MoCoArgs:
 class MoCo(Method):
     """Momentum contrast (MoCo paper, Algorithm 1); v1 or v2 by the head and the augmentation."""
 
-    views = 2
+    views, passes = 2, 4  # the key encoder has no backward pass
 
     def __init__(self, encoder: Encoder, args: MoCoArgs) -> None:
         super().__init__(encoder)  # f_q
@@ -59,7 +59,8 @@ class MoCo(Method):
     def forward(self, batch: Batch, keys: Tensor | None) -> MethodOutput:
         assert keys is not None
         q = self.embed(batch.views[0])  # n x C
-        positive, negative = similarities(q, keys, self.dictionary.read())
+        positive = (q * keys).sum(dim=1)  # n
+        negative = q @ self.dictionary.read().t()  # n x K
         loss = info_nce(positive, negative, self.args.T)
         return MethodOutput(loss, contrastive_metrics(q, positive, negative), keys)
 

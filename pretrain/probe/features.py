@@ -108,17 +108,16 @@ def embed(
     "pooled" is the trunk's output [N, width], "head" the embedding [N, dim] of length 1.
     """
     device = next(encoder.parameters()).device
-    out, done = torch.empty(0), 0
+    head = features == "head"
+    # In one piece from the start: joining a list at the end would need twice as much.
+    out, done = torch.empty(images, encoder.dim if head else encoder.width, device=device), 0
     with evaluating(encoder):
         for views in batches:
             pixels = augment.normalise(views.to(device, non_blocking=True))
-            if features == "head":
+            if head:
                 rows = F.normalize(encoder(pixels, bfloat16=bfloat16), dim=1)
             else:
                 rows = encoder.features(pixels, bfloat16=bfloat16)
-            if not done:
-                # In one piece from the start: joining a list at the end would need twice as much.
-                out = torch.empty(images, rows.shape[1], device=device)
             out[done : done + len(rows)] = rows
             done += len(rows)
     if not bool(torch.isfinite(out).all()):

@@ -98,7 +98,7 @@ def test_far_neighbours_replace_images_in_a_long_broken_stretch(tmp_path: Path) 
 
 def test_where_no_image_opens_the_loader_stops_before_a_black_one_is_learnt(tmp_path: Path) -> None:
     images = data.ImageList("", [str(tmp_path / "gone.jpg")] * 4, None, [])
-    loader = data.make_loader(
+    loader = data.BatchLoader(
         view_set(images), data.Order(4, 2, seed=0, start=0, stop=1), workers=0, pin=False
     )
     with pytest.raises(InputError, match=r"gone\.jpg: No such file.*disk"):
@@ -240,9 +240,9 @@ def test_workers_that_are_spawned_make_the_same_batches(class_folders: Path) -> 
     for workers in (0, 1):
         order = data.Order(24, 6, seed=0, start=0, stop=2)
         views = view_set(data.list_images(str(class_folders)))
-        loader = data.make_loader(views, order, workers=workers, pin=False)
+        loader = data.BatchLoader(views, order, workers=workers, pin=False)
         if workers:
-            loader.loader.multiprocessing_context = "spawn"
+            loader.multiprocessing_context = "spawn"
         found.append([batch.pixels.numpy() for batch in loader])
     np.testing.assert_array_equal(found[0], found[1])
 
@@ -294,7 +294,7 @@ def test_a_killed_worker_is_one_clear_line() -> None:
     order = data.Order(4, 2, seed=0, start=0, stop=2)
     error = ""
     try:
-        list(data.make_loader(_Killed(), order, workers=1, pin=False))
+        list(data.BatchLoader(_Killed(), order, workers=1, pin=False))
     except InputError as raised:
         error = str(raised)
     assert "process that reads images" in error and "DATA.WORKERS" in error and "\n" not in error

@@ -15,10 +15,10 @@ from pretrain import checkpoints
 from pretrain.build import build_method, method_name
 from pretrain.config import VIEWS, load_config
 from pretrain.encoders import ARCHITECTURES, Encoder
-from pretrain.losses import info_nce, similarities
+from pretrain.losses import info_nce
 from pretrain.methods.base import Batch, Method, feature_std
 from pretrain.methods.supervised import Supervised
-from tests.pretrain.small_methods import batch, end_to_end, forward, moco
+from tests.pretrain.small_methods import batch, end_to_end, forward, moco, similarities
 from tests.pretrain.small_trunk import SmallTrunk
 
 
