@@ -10,9 +10,9 @@ from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
 from pretrain import augment, data
 from pretrain.config import VIEWS, PretrainConfig
-from pretrain.dictionaries import Bank
 from pretrain.encoders import Encoder
 from pretrain.loop import Loop
+from pretrain.methods.bank import Bank
 from pretrain.methods.base import Method
 from pretrain.methods.end_to_end import EndToEnd
 from pretrain.methods.inst_disc import InstDiscNCE, InstDiscParametric, InstDiscSoftmax

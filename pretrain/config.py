@@ -16,8 +16,8 @@ from moco_det.foundation.declared import at_least, one_of, section, within
 from moco_det.foundation.errors import InputError
 from pretrain.augment import AugmentArgs
 from pretrain.data.sources import DataArgs
-from pretrain.dictionaries import BankArgs
 from pretrain.encoders import EncoderArgs
+from pretrain.methods.bank import BankArgs
 from pretrain.methods.end_to_end import EndToEnd, EndToEndArgs
 from pretrain.methods.inst_disc import InstDiscArgs, InstDiscNCE
 from pretrain.methods.memory_bank import MemoryBank, MemoryBankArgs

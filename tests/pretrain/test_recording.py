@@ -12,7 +12,8 @@ import pytest
 
 from moco_det.foundation.errors import InputError
 from pretrain.config import PretrainConfig, load_config
-from pretrain.recording import Writer, open_writers
+from pretrain.loop import Writer
+from pretrain.train import open_writers
 
 
 @pytest.fixture
