@@ -6,7 +6,6 @@ Activations are counted in a real forward pass of two images: what autograd keep
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -212,15 +211,13 @@ def measured_rate(cfg: PretrainConfig) -> float:
         float(compute_step(method, method, optimizer, batch)["loss"])  # waits for a GPU
 
     step()  # warms up
-    # The bar's total is a guess from the last step.
-    with tqdm(desc="measuring", unit="step", mininterval=1) as bar:
-        steps, start, spent = 0, time.perf_counter(), 0.0
+    steps, start, spent = 0, time.perf_counter(), 0.0
+    with tqdm(desc="measuring", total=SECONDS, unit="s", mininterval=1) as bar:
         while not steps or spent < SECONDS:
             step()
             steps += 1
             spent = time.perf_counter() - start
-            bar.total = math.ceil(max(SECONDS / spent, 1) * steps)
-            bar.update()
+            bar.update(min(spent, SECONDS) - bar.n)
     return steps * count / spent
 
 

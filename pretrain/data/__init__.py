@@ -29,10 +29,9 @@ in photo viewers; torchvision's ImageFolder leaves it out.
 
 from pretrain.data.batches import BatchLoader, RawBatch, worker_errors
 from pretrain.data.corrupt import CorruptCount
-from pretrain.data.listing import ImageList, PathList, list_images
+from pretrain.data.listing import ImageList, PathList, is_shards, list_images
 from pretrain.data.order import Key, Order, share_of, steps_per_epoch
 from pretrain.data.resident import square_side
-from pretrain.data.shard_list import is_shards
 from pretrain.data.sources import DataArgs, Source, check_enough, listed_source, open_data
 from pretrain.data.views import Sample, ViewSet, ViewSpec, cache_images, in_threads
 from pretrain.images import read_image

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from moco_det.foundation.errors import InputError
 from pretrain.data.order import Steps, generator, shuffled
-from pretrain.data.shard_list import Encoded, ShardList, count_samples, read_shard
+from pretrain.data.shard_files import Encoded, ShardList, count_samples, read_shard
 from pretrain.data.views import NONE_OPENS, Bad, Sample, ViewSpec
 from pretrain.images import CorruptImage, Image, decode
 

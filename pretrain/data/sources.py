@@ -13,10 +13,10 @@ from moco_det.foundation.declared import at_least, within
 from moco_det.foundation.errors import InputError
 from pretrain.data.batches import BatchLoader, RawBatch
 from pretrain.data.corrupt import CorruptCount
-from pretrain.data.listing import ImageList, list_images
+from pretrain.data.listing import ImageList, is_shards, list_images
 from pretrain.data.order import Order, Steps
 from pretrain.data.resident import RowSet, ViewsOnDevice, decode_squares, square_side
-from pretrain.data.shard_list import is_shards, list_shards
+from pretrain.data.shard_files import list_shards
 from pretrain.data.shards import EncodedViews, StreamOrder
 from pretrain.data.views import Sample, ViewSet, ViewSpec, cache_images
 

@@ -9,8 +9,7 @@ import torch
 
 from pretrain import augment, data
 from pretrain.config import load_config
-from pretrain.data.shard_list import list_shards
-from pretrain.data.write_shards import write_shards
+from pretrain.data.shard_files import list_shards, write_shards
 from pretrain.train import train
 
 QUICK = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "quick"

@@ -19,7 +19,7 @@ import webdataset
 
 from moco_det.foundation.errors import InputError
 from pretrain import augment, data
-from pretrain.data.shard_list import count_samples, list_shards, read_shard
+from pretrain.data.shard_files import count_samples, list_shards, read_shard
 from pretrain.data.shards import StreamOrder
 
 from .conftest import write_images
