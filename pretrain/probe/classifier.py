@@ -21,8 +21,7 @@ from moco_det.foundation.checkpoints import save_checkpoint
 from moco_det.foundation.errors import InputError
 from pretrain import augment, checkpoints, data
 from pretrain.encoders import Encoder
-from pretrain.probe.accuracy import TOP, Accuracy, score
-from pretrain.probe.features import Pair, centre_views, evaluating, labels_of
+from pretrain.probe.features import TOP, Accuracy, Pair, centre_views, evaluating, labels_of, score
 from pretrain.probe.options import Conditions, LinearOptions
 
 FORMAT = "moco-det/probe-1"
@@ -88,22 +87,9 @@ class Saving:
             )
         return content
 
-    def write(
-        self,
-        about: Mapping[str, Any],
-        classifier: Classifier,
-        optimizer: torch.optim.Optimizer,
-        step: int,
-    ) -> None:
-        """The state after `step` steps."""
-        content = {
-            "format": FORMAT,
-            "origin": self.origin,
-            "about": dict(about),
-            "step": step,
-            "classifier": classifier.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
+    def write(self, about: Mapping[str, Any], **state: Any) -> None:
+        """What a training `about` this has come to."""
+        content = {"format": FORMAT, "origin": self.origin, "about": dict(about), **state}
         save_checkpoint(content, self.path)
 
 
@@ -188,7 +174,8 @@ def fit(
                 _check_finite(classifier, loss, step)
                 bar.set_postfix(epoch=step // steps, loss=f"{loss.item():.3f}", refresh=False)
             if saving is not None and (due or step + 1 == total):
-                saving.write(about, classifier, optimizer, step + 1)
+                trained, momenta = classifier.state_dict(), optimizer.state_dict()
+                saving.write(about, step=step + 1, classifier=trained, optimizer=momenta)
                 saved = time.monotonic()
 
 

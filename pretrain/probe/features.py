@@ -1,4 +1,4 @@
-"""Frozen features: labelled sets as central views, and what an encoder makes of them."""
+"""What all probes share: labelled sets as central views, an encoder's features, accuracies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from pretrain.encoders import Encoder
 from pretrain.images import CorruptImage, Image, read_image
 from pretrain.probe.options import Conditions
 
+TOP = 5  # classes that a probe names
 Pair = tuple[data.ImageList, data.ImageList]  # to learn from, and to test on
 
 
@@ -160,3 +161,30 @@ def fingerprint(images: data.ImageList) -> str:
             raise InputError(f"image {path}: {error.strerror}; fix or remove it") from error
         digest.update(repr((os.path.relpath(path, root or "."), label, size)).encode())
     return digest.hexdigest()
+
+
+class Accuracy(NamedTuple):
+    """How often a probe is right, in percent.
+
+    `top5` is None below five classes; `mean_class` weighs every class alike.
+    """
+
+    top1: float
+    top5: float | None
+    mean_class: float
+
+    def __str__(self) -> str:
+        return "  ".join(f"{k} {v:.2f}" for k, v in self._asdict().items() if v is not None)
+
+
+def score(ranked: Tensor, labels: Tensor, *, classes: int) -> Accuracy:
+    """Accuracy of class numbers [N, r], best first (r = min(5, classes)), against labels [N]."""
+    hits = ranked == labels[:, None]  # N x r
+    right = hits[:, 0].double()
+    images = torch.bincount(labels, minlength=classes)
+    per_class = torch.bincount(labels, weights=right, minlength=classes) / images
+    return Accuracy(
+        top1=100 * float(right.mean()),
+        top5=100 * float(hits.any(dim=1).double().mean()) if classes >= TOP else None,
+        mean_class=100 * float(per_class[images > 0].mean()),
+    )

@@ -19,8 +19,7 @@ from moco_det.foundation.declared import at_least, one_of, within
 from moco_det.foundation.errors import InputError
 from pretrain import data
 from pretrain.encoders import Encoder
-from pretrain.probe.accuracy import TOP
-from pretrain.probe.features import centre_views, embed, labelled, labelled_pair, labels_of
+from pretrain.probe.features import TOP, centre_views, embed, labelled, labelled_pair, labels_of
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from moco_det.foundation.errors import InputError
-from pretrain.probe.accuracy import Accuracy, score
 from pretrain.probe.classifier import Saving, train_and_test
-from pretrain.probe.features import Pair, extract
+from pretrain.probe.features import Accuracy, Pair, extract, score
 from pretrain.probe.knn import concerns, vote
 from pretrain.probe.lbfgs import HELD_OUT, STRENGTHS, lbfgs_probe
 from pretrain.probe.options import Conditions, KnnOptions, LbfgsOptions, LinearOptions, Options

@@ -17,8 +17,7 @@ from moco_det.foundation.errors import InputError
 from pretrain import augment, data, encoders
 from pretrain.encoders import Encoder
 from pretrain.probe import features, knn
-from pretrain.probe.accuracy import score
-from pretrain.probe.features import extract
+from pretrain.probe.features import extract, score
 from pretrain.probe.knn import KnnArgs, KnnMonitor
 from pretrain.probe.options import Conditions, KnnOptions
 from pretrain.probe.protocols import measure

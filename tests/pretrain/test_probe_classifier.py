@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -180,9 +181,9 @@ def test_a_stopped_probe_goes_on_to_the_same_end(
     saving = Saving(tmp_path / "run" / "probe.pth", False, "origin")
     save = Saving.write
 
-    def save_and_stop(*args: object) -> None:
-        save(*args)  # type: ignore[arg-type]
-        if args[-1] == 4:
+    def save_and_stop(*args: Any, **state: Any) -> None:
+        save(*args, **state)
+        if state["step"] == 4:
             raise Stopped
 
     with monkeypatch.context() as patch:
