@@ -29,34 +29,28 @@ in photo viewers; torchvision's ImageFolder leaves it out.
 
 from pretrain.data.batches import BatchLoader, RawBatch, worker_errors
 from pretrain.data.corrupt import CorruptCount
-from pretrain.data.listing import ImageList, PathList, is_shards, list_images
-from pretrain.data.order import Key, Order, share_of, steps_per_epoch
+from pretrain.data.listing import ImageList, is_shards, list_images
+from pretrain.data.order import Order, share_of, steps_per_epoch
 from pretrain.data.resident import square_side
 from pretrain.data.sources import DataArgs, Source, check_enough, listed_source, open_data
-from pretrain.data.views import Sample, ViewSet, ViewSpec, cache_images, in_threads
-from pretrain.images import read_image
+from pretrain.data.views import ViewSet, ViewSpec, in_threads
 
 __all__ = [
     "BatchLoader",
     "CorruptCount",
     "DataArgs",
     "ImageList",
-    "Key",
     "Order",
-    "PathList",
     "RawBatch",
-    "Sample",
     "Source",
     "ViewSet",
     "ViewSpec",
-    "cache_images",
     "check_enough",
     "in_threads",
     "is_shards",
     "list_images",
     "listed_source",
     "open_data",
-    "read_image",
     "share_of",
     "square_side",
     "steps_per_epoch",

@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from moco_det.foundation.errors import InputError
 from pretrain import augment, data
-from pretrain.data.order import DRAWN, shuffled
+from pretrain.data.order import DRAWN, Key, shuffled
+from pretrain.data.views import Sample, cache_images
 
 from .conftest import write_images
 
@@ -48,7 +49,7 @@ def test_one_broken_image_is_skipped_counted_and_named(
     images = data.list_images(str(tmp_path))
     corrupt = count(5)
     if cached:
-        cache = data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=corrupt)
+        cache = cache_images(images, budget_mb=10, shorter_side=0, corrupt=corrupt)
         assert cache is not None and len(cache) == 5
         assert isinstance(cache[2], str)
     else:
@@ -110,7 +111,7 @@ def test_a_set_without_one_whole_image_is_an_error(tmp_path: Path) -> None:
     damage(tmp_path / "000.jpg", "empty")
     images = data.list_images(str(tmp_path))
     # Nothing to judge the size by: it is read later and counted there.
-    assert data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(1)) is None
+    assert cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(1)) is None
     assert len(view_set(images)[(0, 0)][3]) == 1
 
 
@@ -118,7 +119,7 @@ def test_cached_and_uncached_samples_are_the_same_also_of_a_broken_image(tmp_pat
     write_images(tmp_path, 6)
     damage(tmp_path / "003.jpg", "cut")
     images = data.list_images(str(tmp_path))
-    cache = data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(6))
+    cache = cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(6))
     assert cache is not None
     for i in range(6):
         (read, *rest), (cached, *others) = view_set(images)[(2, i)], view_set(images, cache)[(2, i)]
@@ -132,13 +133,13 @@ def test_caching_stops_at_too_many_broken_images(tmp_path: Path) -> None:
         damage(tmp_path / name, "text")
     images = data.list_images(str(tmp_path))
     with pytest.raises(InputError, match=r"2 of the first 5 images.*004\.jpg"):
-        data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(6))
+        cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(6))
 
 
 def test_a_set_that_does_not_fit_is_not_cached(class_folders: Path) -> None:
     images = data.list_images(str(class_folders))
     # 24 images of 40 x 48 x 3 bytes are 0.13 MB.
-    assert data.cache_images(images, budget_mb=0, shorter_side=0, corrupt=count(24)) is None
+    assert cache_images(images, budget_mb=0, shorter_side=0, corrupt=count(24)) is None
 
 
 def test_an_epoch_shows_every_image_at_most_once_and_epochs_differ() -> None:
@@ -282,10 +283,10 @@ def test_a_source_decodes_once_where_the_cache_is_large_enough(class_folders: Pa
     assert torch.equal(one.pixels, other.pixels)
 
 
-class _Killed(Dataset[data.Sample]):
+class _Killed(Dataset[Sample]):
     """Its worker process dies as one that the kernel kills for lack of memory."""
 
-    def __getitem__(self, key: data.Key) -> data.Sample:
+    def __getitem__(self, key: Key) -> Sample:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 

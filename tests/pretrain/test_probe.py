@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from moco_det.foundation.errors import InputError
 from pretrain import augment, data, encoders
 from pretrain.encoders import Encoder
+from pretrain.images import read_image
 from pretrain.probe import features, knn
 from pretrain.probe.features import extract, score
 from pretrain.probe.knn import KnnArgs, KnnMonitor
@@ -165,7 +166,7 @@ def test_features_are_those_of_one_image_at_a_time(encoder: Encoder, class_folde
     head, _ = extract(encoder, images, Conditions(32, 7), "head")
     encoder.eval()
     for i in (0, 6, 7, 23):
-        view = augment.centre_view(data.read_image(images.paths[i]), 32)
+        view = augment.centre_view(read_image(images.paths[i]), 32)
         pixels = augment.normalise(torch.from_numpy(view)[None])
         with torch.no_grad():
             alone, embedded = encoder.features(pixels)[0], F.normalize(encoder(pixels))[0]
@@ -294,5 +295,5 @@ def test_views_come_in_the_list_s_order(class_folders: Path) -> None:
     images = data.list_images(str(class_folders))
     parts = list(features.centre_views(images, size=32, batch=5))
     assert [len(part) for part in parts] == [5, 5, 5, 5, 4]
-    expected = [augment.centre_view(data.read_image(path), 32) for path in images.paths]
+    expected = [augment.centre_view(read_image(path), 32) for path in images.paths]
     assert np.array_equal(torch.cat(parts).numpy(), np.stack(expected))

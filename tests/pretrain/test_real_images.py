@@ -10,6 +10,7 @@ import torch
 from pretrain import augment, data
 from pretrain.config import load_config
 from pretrain.data.shard_files import list_shards, write_shards
+from pretrain.images import read_image
 from pretrain.train import train
 
 QUICK = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "quick"
@@ -45,7 +46,7 @@ def test_real_detection_sets_are_listed_and_open(path: str, count: int, data_roo
     images = data.list_images(path.format(root=data_root, coco=data_root / "coco2017_sample"))
     assert len(images) == len(set(images.paths)) == count
     for photo in images.paths[:: count // 5]:
-        assert data.read_image(photo).ndim == 3
+        assert read_image(photo).ndim == 3
 
 
 def test_real_photos_train_alike_from_a_folder_and_from_shards(

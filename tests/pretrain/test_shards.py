@@ -21,6 +21,7 @@ from moco_det.foundation.errors import InputError
 from pretrain import augment, data
 from pretrain.data.shard_files import count_samples, list_shards, read_shard
 from pretrain.data.shards import StreamOrder
+from pretrain.images import read_image
 
 from .conftest import write_images
 
@@ -297,7 +298,7 @@ def test_views_are_those_of_the_samples_number(tmp_path: Path) -> None:
     for epoch, raw in enumerate(batches(source, stop=2)):
         for pixels, number in zip(raw.pixels, raw.indices, strict=True):
             expected = augment.views(
-                data.read_image(str(files[number])),  # of one shard the stored order is known
+                read_image(str(files[number])),  # of one shard the stored order is known
                 augment.RECIPES["moco_v2"],
                 size=32,
                 count=2,
