@@ -77,9 +77,13 @@ class ViewParameters(NamedTuple):
     sigma: float  # of the blur, 0 is none
 
 
-def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of one image in one pass over the data."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, index))))
+def generator(*seed: int, key: int | None = None) -> np.random.Generator:
+    """Random numbers of a seed of several parts; streams of other keys are independent of them.
+
+    Those of a view are of (SEED, pass over the data, image index).
+    """
+    spawn_key = () if key is None else (key,)
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=spawn_key)))
 
 
 def views(

@@ -57,7 +57,7 @@ class RowSet(ViewSet):
         epoch, index = key
         used = int(self.used[index])
         height, width = self.shapes[used].tolist()
-        rng = augment.sample_rng(self.spec.seed, epoch, index)
+        rng = augment.generator(self.spec.seed, epoch, index)
         views = augment.draw_views(height, width, self.spec.recipe, count=self.spec.views, rng=rng)
         rows = [device_views.row(one, height=height, width=width, side=self.side) for one in views]
         label = -1 if self.images.labels is None else int(self.images.labels[used])

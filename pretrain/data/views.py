@@ -49,7 +49,7 @@ class ViewSpec:
 
     def make(self, image: Image, epoch: int, number: int) -> NDArray[Any]:
         """The views [V, S, S, 3] of an image in one pass over the data."""
-        rng = augment.sample_rng(self.seed, epoch, number)
+        rng = augment.generator(self.seed, epoch, number)
         return augment.views(image, self.recipe, size=self.size, count=self.views, rng=rng)
 
     def blank(self) -> Image:

@@ -58,7 +58,7 @@ def expected(
     views = []
     for image, own in zip(images, chosen, strict=True):
         monkeypatch.setattr(augment, "draw_views", lambda *_, own=own, **__: own)
-        rng = augment.sample_rng(0, 0, 0)
+        rng = augment.generator(0, 0, 0)
         views.append(augment.views(image, recipe, size=SIZE, count=len(own), rng=rng))
     return np.stack(views).astype(int)
 
@@ -70,7 +70,7 @@ def test_a_view_is_that_of_the_cpu_but_for_rounding(
     recipe = augment.recipe(name, min_scale=0.2)
     images = [picture(seed) for seed in range(40)]
     chosen = [
-        augment.draw_views(SIDE, SIDE, recipe, count=2, rng=augment.sample_rng(0, 0, number))
+        augment.draw_views(SIDE, SIDE, recipe, count=2, rng=augment.generator(0, 0, number))
         for number in range(len(images))
     ]
     off = np.abs(made(images, recipe, chosen) - expected(images, recipe, chosen, monkeypatch))
@@ -137,7 +137,7 @@ def test_a_crop_of_a_squeezed_picture_lies_where_it_did(
     recipe = augment.recipe("crop_flip", min_scale=0.2)
     images = [picture(seed, height=shape[0], width=shape[1]) for seed in range(20)]
     chosen = [
-        augment.draw_views(*shape, recipe, count=2, rng=augment.sample_rng(0, 0, number))
+        augment.draw_views(*shape, recipe, count=2, rng=augment.generator(0, 0, number))
         for number in range(len(images))
     ]
     right = expected(images, recipe, chosen, monkeypatch)

@@ -302,7 +302,7 @@ def test_views_are_those_of_the_samples_number(tmp_path: Path) -> None:
                 augment.RECIPES["moco_v2"],
                 size=32,
                 count=2,
-                rng=augment.sample_rng(5, epoch, int(number)),
+                rng=augment.generator(5, epoch, int(number)),
             )
             np.testing.assert_array_equal(pixels.numpy(), expected)
 

@@ -163,7 +163,7 @@ def bad(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
         (("knn", "text.pth"), "text.pth"),
         (("linear", "a.pth", "--epochs", "0"), "--epochs is 0: it must be at least 1"),
         (("linear", "a.pth", "--milestones", "200"), "--milestones 200 is never reached"),
-        (("linear-lbfgs", "a.pth", "--l2", "-1"), "--l2 is -1.0: it must be at least 1e-06"),
+        (("linear-lbfgs", "a.pth", "--l2", "-1"), "--l2 is -1.0: it must be at least 1e-12"),
         (("finetune", "a.pth", "--head-lr", "-1"), "--head-lr is -1.0: it must be at least 0"),
         (("knn", "a.pth", "--results", "."), "--results . is a folder"),
         (("knn", "a.pth", "--name", " "), "--name is empty"),
