@@ -103,11 +103,10 @@ class StreamOrder(Steps):
 
     def _urls(self, epoch: int) -> Iterator[str]:
         """This process's shards, again and again, each time in a new order."""
+        urls = self.shards.urls
         for lap in itertools.count():
-            order = augment.generator(self.seed, epoch, lap, key=2).permutation(
-                len(self.shards.urls)
-            )
-            mine = [self.shards.urls[i] for i in order[self.rank :: self.world]]
+            order = augment.generator(self.seed, epoch, lap, key=2).permutation(len(urls))
+            mine = [urls[i] for i in order[self.rank :: self.world]]
             yield from mine
             if not any(self._count(url) for url in mine):
                 raise InputError(f"DATA.PATH {self.shards.path}: the shards hold no samples")

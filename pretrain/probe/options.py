@@ -68,7 +68,7 @@ class LbfgsOptions(Checked):
     l2: list[float] | None = option(
         None,
         "strengths to choose from (default: ten from 1 to 1e-5)",
-        low=1e-6,
+        low=1e-12,
         type=float,
         nargs="+",
     )
