@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from moco_det.foundation.checkpoints import save_checkpoint
 from moco_det.runs.quickstart.data_sets import painted_data
 from moco_det.runs.quickstart.detectors import at_once
 from moco_det.runs.quickstart.encoders import SHIPPED, encoder_jobs
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name: value.half() if value.is_floating_point() else value
             for name, value in whole["encoder"].items()
         }
-        checkpoints.save({**kept, "encoder": encoder}, SHIPPED / f"{job.name}.pth")
+        save_checkpoint({**kept, "encoder": encoder}, SHIPPED / f"{job.name}.pth")
         print(SHIPPED / f"{job.name}.pth")
     return 0
 

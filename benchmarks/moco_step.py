@@ -112,7 +112,7 @@ def made_views(*, batch: int, size: int, device: torch.device) -> Iterator[data.
     order = data.Order(images, batch, seed=0, start=0, stop=2**31)
     finish = ViewsOnDevice(squares, spec)
     pin = device.type == "cuda"
-    return iter(data.make_loader(rows, order, workers=WORKERS, pin=pin, finish=finish))
+    return iter(data.BatchLoader(rows, order, workers=WORKERS, pin=pin, finish=finish))
 
 
 def ours(

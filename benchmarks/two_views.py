@@ -101,7 +101,7 @@ def our_batches(
     spec = data.ViewSpec(augment.recipe(recipe, min_scale=0.2), size=size, views=2, seed=0)
     views = data.ViewSet(images, spec)
     order = data.Order(len(images), batch, seed=0, start=0, stop=2**31)
-    for raw in data.make_loader(views, order, workers=0, pin=False):
+    for raw in data.BatchLoader(views, order, workers=0, pin=False):
         if device is not None:
             for view in raw.pixels.to(device).unbind(dim=1):
                 augment.normalise(view)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moco_det.foundation.declared import at_least, one_of, within
 from pretrain import colour
 from pretrain.images import Image
 
@@ -50,6 +51,15 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+@dataclass(frozen=True)
+class AugmentArgs:
+    """AUGMENT.*: the views of an image."""
+
+    RECIPE: str = one_of(RECIPES, "moco_v1")
+    SIZE: int = at_least(32, 224)  # side of a view
+    MIN_SCALE: float = within(1e-3, 1, 0.2)  # smallest share of the image that a crop covers
+
+
 def recipe(name: str, *, min_scale: float) -> Recipe:
     """The recipe of that name with the smallest crop area `min_scale` (share of the image)."""
     return replace(RECIPES[name], min_scale=min_scale)
@@ -67,9 +77,13 @@ class ViewParameters(NamedTuple):
     sigma: float  # of the blur, 0 is none
 
 
-def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of one image in one pass over the data."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, index))))
+def generator(*seed: int, key: int | None = None) -> np.random.Generator:
+    """Random numbers of a seed of several parts; streams of other keys are independent of them.
+
+    Those of a view are of (SEED, pass over the data, image index).
+    """
+    spawn_key = () if key is None else (key,)
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=spawn_key)))
 
 
 def views(

@@ -10,9 +10,9 @@ from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
 from pretrain import augment, data
 from pretrain.config import VIEWS, PretrainConfig
-from pretrain.dictionaries import Bank
 from pretrain.encoders import Encoder
 from pretrain.loop import Loop
+from pretrain.methods.bank import Bank
 from pretrain.methods.base import Method
 from pretrain.methods.end_to_end import EndToEnd
 from pretrain.methods.inst_disc import InstDiscNCE, InstDiscParametric, InstDiscSoftmax
@@ -20,7 +20,6 @@ from pretrain.methods.memory_bank import MemoryBank
 from pretrain.methods.moco import MoCo
 from pretrain.methods.supervised import Supervised
 from pretrain.probe.knn import KnnMonitor
-from pretrain.schedule import make_schedule
 from pretrain.watch import Watch
 
 MOCO_VERSIONS = {("fc", "moco_v1"): "moco_v1", ("mlp", "moco_v2"): "moco_v2"}
@@ -29,33 +28,19 @@ MOCO_VERSIONS = {("fc", "moco_v1"): "moco_v1", ("mlp", "moco_v2"): "moco_v2"}
 def build_loop(cfg: PretrainConfig, device: torch.device, *, bfloat16: bool) -> Loop:
     """Data, method, optimizer and neighbours of a run, on their device."""
     torch.manual_seed(cfg.SEED)
-    source = data.open_data(
-        cfg.DATA.PATH,
-        recipe=augment.recipe(cfg.AUGMENT.RECIPE, min_scale=cfg.AUGMENT.MIN_SCALE),
+    spec = data.ViewSpec(
+        augment.recipe(cfg.AUGMENT.RECIPE, min_scale=cfg.AUGMENT.MIN_SCALE),
         size=cfg.AUGMENT.SIZE,
         views=VIEWS[cfg.METHOD],
         seed=cfg.SEED,
-        batch=cfg.SOLVER.BATCH,
         shorter_side=cfg.DATA.SHORTER_SIDE,
-        cache_mb=cfg.DATA.CACHE_MB,
-        images=cfg.DATA.IMAGES,
-        shuffle_buffer=cfg.DATA.SHUFFLE_BUFFER,
-        max_corrupt=cfg.DATA.MAX_CORRUPT,
-        strict=cfg.DATA.STRICT,
-        on_device=device if cfg.DATA.ON_DEVICE else None,
     )
+    source = data.open_data(cfg.DATA, spec, batch=cfg.SOLVER.BATCH, device=device)
     bn_splits_per_process(cfg, collectives.world_size())
     knn = None
     if cfg.KNN.TRAIN and collectives.is_main():
-        knn = KnnMonitor(
-            cfg.KNN.TRAIN,
-            cfg.KNN.TEST,
-            size=cfg.KNN.SIZE or cfg.AUGMENT.SIZE,
-            k=cfg.KNN.K,
-            temperature=cfg.KNN.T,
-            features=cfg.KNN.FEATURES,
-            bfloat16=bfloat16,
-        )
+        size = cfg.KNN.SIZE or cfg.AUGMENT.SIZE
+        knn = KnnMonitor(cfg.KNN, size=size, bfloat16=bfloat16)
     images = source.images if source.numbered else None
     method = build_method(cfg, images=images, classes=source.classes, bfloat16=bfloat16)
     optimizer = place(method, cfg, device)
@@ -64,29 +49,12 @@ def build_loop(cfg: PretrainConfig, device: torch.device, *, bfloat16: bool) -> 
         for child in method.children():
             if isinstance(child, Encoder):
                 child.trunk.compile()
-    steps = data.steps_per_epoch(source.images, cfg.SOLVER.BATCH)
-    total = cfg.SOLVER.MAX_ITER or cfg.SOLVER.EPOCHS * steps
     ways_out = ["more steps first (SOLVER.MAX_ITER or SOLVER.EPOCHS)"]
     ways_out += method.ways_out(batch=cfg.SOLVER.BATCH)
     # While a queue still holds its random start, the loss is low for the wrong reason.
     filled = 2 * (method.dictionary_size or 0) // cfg.SOLVER.BATCH
-    loop = Loop(
-        method=method,
-        source=source,
-        optimizer=optimizer,
-        rate_of=make_schedule(cfg.SOLVER, total=total, steps=steps),
-        watch=Watch(method.chance_loss, after=max(100, filled), ways_out="; then ".join(ways_out)),
-        knn=knn,
-        device=device,
-        batch=cfg.SOLVER.BATCH,
-        workers=cfg.DATA.WORKERS,
-        steps_per_epoch=steps,
-        total=total,
-        log_every=cfg.LOG_EVERY,
-        save_every=cfg.CHECKPOINT_EVERY,
-        knn_every=max(1, round(cfg.KNN.EVERY * steps)) if cfg.KNN.EVERY else 0,
-        knn_goal=cfg.KNN.GOAL,
-    )
+    watch = Watch(method.chance_loss, after=max(100, filled), ways_out="; then ".join(ways_out))
+    loop = Loop(cfg, method, source, optimizer, watch, knn, device)
     if captured:
         loop.capture()
     return loop

@@ -16,9 +16,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from moco_det.foundation.checkpoints import save_checkpoint
 from moco_det.foundation.errors import InputError
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
+from pretrain.config import PretrainConfig
 from pretrain.methods.base import Method
 
 FORMAT = "moco-det/1"
@@ -27,23 +27,18 @@ KEEP = 2  # periodic checkpoints that stay, so that a damaged one has one before
 TRUNK, HEAD = "encoder.trunk.", "encoder.head."
 
 
-save = save_checkpoint
-
-
-def pack(
-    method: Method, *, arch: str, config: Mapping[str, Any], state: Mapping[str, Any]
-) -> dict[str, Any]:
+def pack(method: Method, cfg: PretrainConfig, state: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a checkpoint; `state` is added to the method's own state."""
     everything = _on_cpu(method)
     rest = {n: value for n, value in everything.items() if not n.startswith((TRUNK, HEAD))}
     return {
         "format": FORMAT,
         "method": method.name,
-        "arch": arch,
+        "arch": cfg.ENCODER.ARCH,
         "encoder": OrderedDict(_on_cpu(method.encoder.trunk)),
         "head": _on_cpu(method.encoder.head),
         "state": {"method": rest, **state},
-        "config": dict(config),
+        "config": cfg.plain(),
         "versions": {
             "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__),
@@ -65,21 +60,21 @@ def unpack(method: Method, content: Mapping[str, Any]) -> None:
     method.load_state_dict(full)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint of this format; raises InputError for anything else."""
+def read(path: Path, kind: str = FORMAT, *, way_out: str = "") -> dict[str, Any]:
+    """The content of a checkpoint of this kind; for anything else InputError with the way out."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).split("\n", 1)[0][:120] or type(error).__name__
-        raise InputError(f"{path} is not a whole checkpoint: {reason}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{path} is not a checkpoint of format {FORMAT}")
+        raise InputError(f"{path} is not a whole checkpoint: {reason}{way_out}") from error
+    if not isinstance(content, dict) or content.get("format") != kind:
+        raise InputError(f"{path} is not a checkpoint of format {kind}{way_out}")
     return content
 
 
-def periodic_path(folder: Path, iteration: int) -> Path:
-    """Where the checkpoint after `iteration` steps goes."""
-    return folder / f"checkpoint_{iteration:08d}.pth"
+def periodic_name(iteration: int) -> str:
+    """The file of the checkpoint after `iteration` steps."""
+    return f"checkpoint_{iteration:08d}.pth"
 
 
 def in_folder(folder: Path) -> list[Path]:

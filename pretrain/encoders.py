@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from moco_det.foundation.declared import at_least, one_of
 from pretrain.small_maps import use_small_maps
 
 Norm = Callable[[int], nn.Module]
@@ -166,3 +168,15 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {
         nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, dim)
     ),
 }
+
+
+@dataclass(frozen=True)
+class EncoderArgs:
+    """ENCODER.*: the network that is learned."""
+
+    ARCH: str = one_of(ARCHITECTURES, "resnet50")
+    HEAD: str = one_of(HEADS, "fc")  # fc (MoCo v1, InstDisc) or mlp (MoCo v2)
+    DIM: int = at_least(1, 128)  # of the embedding
+    # Groups of a step's batch that batch norm sees apart, over all processes together; 0 is one
+    # group per process. The papers' eight GPUs are 8, on however many this runs.
+    BN_SPLITS: int = at_least(0, 0)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,20 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from moco_det.foundation import collectives
+from moco_det.foundation.checkpoints import save_checkpoint
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.metrics_file import Record
 from pretrain import augment, checkpoints, data
 from pretrain.capture import CapturedStep, Compute
+from pretrain.config import PretrainConfig
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Batch, Method, MethodOutput
-from pretrain.recording import Writer
+from pretrain.schedule import make_schedule
 from pretrain.watch import Watch, knn_gain
 
 logger = logging.getLogger(__name__)
+
+Writer = Callable[[Record], None]  # of records, to metrics.jsonl and elsewhere
 
 
 @dataclass
@@ -46,28 +51,24 @@ class _Clock:
         }
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Loop:
-    """Steps `iteration` to `total`: the order of a step is in `compute_step` and in `Method`."""
+    """The steps of a run: the order of one is in `compute_step` and in `Method`."""
 
+    cfg: PretrainConfig
     method: Method
     source: data.Source
     optimizer: torch.optim.Optimizer
-    rate_of: Callable[[int], float]  # the learning rate of an iteration
     watch: Watch
     # Which labelled pictures a vote of neighbours gets right; of the main process.
     knn: Callable[[Encoder], Tensor] | None
     device: torch.device
-    batch: int  # over all processes
-    workers: int
-    steps_per_epoch: int
-    total: int  # iterations of the whole run
-    log_every: int
-    save_every: int
-    knn_every: int  # 0 is the start and the end alone
-    knn_goal: float  # percent at which the run ends; 0 is none
 
     def __post_init__(self) -> None:
+        solver = self.cfg.SOLVER
+        self.epoch_steps = steps = data.steps_per_epoch(self.source.images, solver.BATCH)
+        self.total = solver.MAX_ITER or solver.EPOCHS * steps  # iterations of the whole run
+        self.rate_of = make_schedule(solver, total=self.total, steps=steps)
         self.iteration = 0  # steps done
         self.sums: dict[str, Tensor] = {}  # since the last record
         self.last_good: Path | None = None
@@ -83,17 +84,20 @@ class Loop:
         self.compute = CapturedStep(self._compute, settled=lambda: self.method.settled)
         self.rate = torch.zeros((), device=self.device)
 
-    def go(self, save: Callable[[], Path]) -> None:
-        """Run to the end of the budget or to KNN.GOAL; `save` writes a periodic checkpoint."""
+    def go(self) -> None:
+        """Run to the end of the budget or to KNN.GOAL, with periodic checkpoints."""
         loader = self.source.make_loader(
-            batch=self.batch,
+            batch=self.cfg.SOLVER.BATCH,
             start=self.iteration,
             stop=self.total,
             rank=collectives.rank(),
             world=collectives.world_size(),
-            workers=self.workers,
+            workers=self.cfg.DATA.WORKERS,
             pin=self.device.type == "cuda",
         )
+        batches = iter(loader)
+        every = self.cfg.KNN.EVERY  # epochs
+        knn_every = max(1, round(every * self.epoch_steps)) if every else self.total
         with (
             tqdm(
                 total=self.total,
@@ -109,14 +113,17 @@ class Loop:
             if self.iteration == 0:
                 self._measure_neighbours()
             self.clock = _Clock()
-            for raw in self._timed(loader):
+            while self.iteration < self.total:
+                asked = time.perf_counter()
+                raw = next(batches)
+                self.clock.waited += time.perf_counter() - asked
                 self._step(raw)
                 bar.update()
                 last = self.iteration == self.total
-                watches = last or (self.knn_every and self.iteration % self.knn_every == 0)
+                watches = last or self.iteration % knn_every == 0
                 # A watched step is logged: the interval whose rate is logged ends before the watch.
-                logs = self.iteration % self.log_every == 0 or watches
-                saves = self.iteration % self.save_every == 0 and not last
+                logs = self.iteration % self.cfg.LOG_EVERY == 0 or watches
+                saves = self.iteration % self.cfg.CHECKPOINT_EVERY == 0 and not last
                 # On a GPU reading the loss waits for the device, so it is read only when needed.
                 if logs or saves or self.device.type == "cpu":
                     self._check_finite()
@@ -125,22 +132,12 @@ class Loop:
                 if watches:
                     accuracy = self._measure_neighbours()
                     self.clock = _Clock()
-                    if self.knn_goal and collectives.from_main(accuracy) >= self.knn_goal:
-                        logger.info("KNN.GOAL %g is reached: the run ends here", self.knn_goal)
+                    goal = self.cfg.KNN.GOAL
+                    if goal and collectives.from_main(accuracy) >= goal:
+                        logger.info("KNN.GOAL %g is reached: the run ends here", goal)
                         break
                 if saves:
-                    self.last_good = save()
-
-    def _timed(self, loader: Iterable[data.RawBatch]) -> Iterator[data.RawBatch]:
-        """The batches, with the time until each one is there counted as waited."""
-        batches = iter(loader)
-        while True:
-            asked = time.perf_counter()
-            raw = next(batches, None)
-            if raw is None:
-                return
-            self.clock.waited += time.perf_counter() - asked
-            yield raw
+                    self.last_good = self.save(checkpoints.periodic_name(self.iteration))
 
     def _step(self, raw: data.RawBatch) -> None:
         rate = self.rate_of(self.iteration)
@@ -157,7 +154,7 @@ class Loop:
         for name, value in self.compute(batch).items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
         self.iteration += 1
-        self.clock.images += self.batch
+        self.clock.images += self.cfg.SOLVER.BATCH
 
     def _compute(self, batch: Batch) -> dict[str, Tensor]:
         return compute_step(self.method, self.parallel, self.optimizer, batch)
@@ -195,7 +192,7 @@ class Loop:
             logger.warning("iteration %d: %s", self.iteration, warning)
         if warning:
             record["warning"] = warning
-        epoch = round(self.iteration / self.steps_per_epoch, 4)
+        epoch = round(self.iteration / self.epoch_steps, 4)
         for writer in self.writers:
             writer({"iteration": self.iteration, "epoch": epoch, **record})
 
@@ -214,6 +211,14 @@ class Loop:
             logger.info("the encoder ended better than its random weights by %.1f", gain.points)
         self._write(gain.record(), warning)
         return gain.accuracy
+
+    def save(self, name: str) -> Path:
+        """Write OUTPUT_DIR/`name`, in the main process; every process must call it."""
+        path, state = Path(self.cfg.OUTPUT_DIR) / name, self.state()
+        if collectives.is_main():
+            save_checkpoint(checkpoints.pack(self.method, self.cfg, state), path)
+            checkpoints.prune(path.parent)
+        return path
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the method; every process must ask for it."""

@@ -13,18 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def similarities(q: Tensor, k_pos: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """Similarity of each query to its positive key [N] and to its negatives [N, K].
-
-    q and k_pos are [N, C]; negatives are [K, C], shared by all queries, or [N, K, C], one set
-    for each query.
-    """
-    positive = (q * k_pos).sum(dim=1)
-    if negatives.dim() == 2:
-        return positive, q @ negatives.t()
-    return positive, torch.einsum("nc,nkc->nk", q, negatives)
-
-
 def info_nce(
     positive: Tensor, negative: Tensor, temperature: float, *, weight: Tensor | None = None
 ) -> Tensor:

@@ -6,7 +6,6 @@ Activations are counted in a real forward pass of two images: what autograd keep
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ from pretrain.config import PretrainConfig
 from pretrain.encoders import Encoder
 from pretrain.loop import compute_step
 from pretrain.methods.base import Batch, Method
-from pretrain.methods.end_to_end import EndToEnd
 from pretrain.methods.inst_disc import InstDiscNCE, InstDiscParametric
 from pretrain.methods.memory_bank import MemoryBank
 from pretrain.methods.supervised import Supervised
@@ -160,7 +158,7 @@ def make_plan(
     elif rate is None:
         rate = REFERENCE_RATE * REFERENCE_FLOPS / flops
         source = f"by scaling the published 53 hours on 8 V100 ({REFERENCE_RATE:.0f} per GPU)"
-    trunks = 2 if isinstance(method, EndToEnd) else 1  # that keep their activations
+    trunks = method.passes // 3  # that keep their activations
     saved = saved_bytes(cfg.ENCODER.ARCH, size=cfg.AUGMENT.SIZE, bfloat16=bfloat16)
     pixels = share * cfg.AUGMENT.SIZE**2 * 3 * method.views
     parts = {
@@ -213,15 +211,13 @@ def measured_rate(cfg: PretrainConfig) -> float:
         float(compute_step(method, method, optimizer, batch)["loss"])  # waits for a GPU
 
     step()  # warms up
-    # The bar's total is a guess from the last step.
-    with tqdm(desc="measuring", unit="step", mininterval=1) as bar:
-        steps, start, spent = 0, time.perf_counter(), 0.0
+    steps, start, spent = 0, time.perf_counter(), 0.0
+    with tqdm(desc="measuring", total=SECONDS, unit="s", mininterval=1) as bar:
         while not steps or spent < SECONDS:
             step()
             steps += 1
             spent = time.perf_counter() - start
-            bar.total = math.ceil(max(SECONDS / spent, 1) * steps)
-            bar.update()
+            bar.update(min(spent, SECONDS) - bar.n)
     return steps * count / spent
 
 
@@ -230,13 +226,12 @@ def saved_bytes(arch: str, *, size: int, bfloat16: bool) -> int:
     trunk = Encoder(arch, head="fc", dim=1).trunk.to(memory_format=torch.channels_last).train()
 
     def kept(images: int) -> int:
-        storages: dict[int, int] = {}
-        alive: list[Tensor] = []  # a storage that were freed could lend its address to the next one
+        # Kept alive: a storage that were freed could lend its address to the next one.
+        storages: dict[int, torch.UntypedStorage] = {}
 
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
+            storages[storage.data_ptr()] = storage
             return tensor
 
         pixels = torch.zeros(images, 3, size, size).contiguous(memory_format=torch.channels_last)
@@ -245,7 +240,7 @@ def saved_bytes(arch: str, *, size: int, bfloat16: bool) -> int:
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16),
         ):
             trunk(pixels)
-        return sum(storages.values())
+        return sum(storage.nbytes() for storage in storages.values())
 
     # weights, and what is made of them, are kept however many images there are
     return (kept(4) - kept(2)) // 2
@@ -256,9 +251,7 @@ def step_flops(method: Method, *, size: int) -> float:
     pixels = torch.zeros(1, 3, size, size, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         method.encoder.trunk.eval()(pixels)
-    # the encoder of MoCo's keys has no backward pass
-    passes = 6 if isinstance(method, EndToEnd) else 4 if method.views == 2 else 3
-    return float(counter.get_total_flops() * passes)
+    return float(counter.get_total_flops() * method.passes)
 
 
 def size(count: int) -> str:

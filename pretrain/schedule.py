@@ -4,8 +4,52 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from pretrain.config import SolverArgs
+from moco_det.foundation.declared import at_least, one_of, within
+from moco_det.foundation.errors import InputError
+
+
+@dataclass(frozen=True)
+class SolverArgs:
+    """SOLVER.*: SGD, its schedule, and its budget by exactly one of EPOCHS and MAX_ITER."""
+
+    BATCH: int = at_least(2, 256)  # over all processes
+    ACCUMULATE: int = at_least(1, 1)  # parts of a process's share, computed one after another
+    LR: float = at_least(0, 0.03)
+    MOMENTUM: float = within(0, 1, 0.9)
+    WEIGHT_DECAY: float = at_least(0, 1e-4)
+    EPOCHS: int = at_least(0, 0)
+    MAX_ITER: int = at_least(0, 0)
+    SCHEDULE: str = one_of(("cosine", "step", "exponential"), "cosine")
+    # For step: where the rate is multiplied by GAMMA, in epochs or iterations as the budget is.
+    MILESTONES: list[int] = field(default_factory=list)
+    GAMMA: float = within(0, 1, 0.1)
+    # For exponential: the rate is multiplied by GAMMA each time so many iterations have passed.
+    GAMMA_EVERY: int = at_least(0, 0)
+    LR_UPDATE: str = one_of(("iteration", "epoch"), "iteration")  # how often the rate changes
+
+    def __post_init__(self) -> None:
+        if (self.EPOCHS > 0) == (self.MAX_ITER > 0):
+            raise InputError(
+                f"SOLVER.EPOCHS is {self.EPOCHS} and SOLVER.MAX_ITER is {self.MAX_ITER}: give the "
+                "budget by one of the two and set the other to 0"
+            )
+        marks = self.MILESTONES
+        if not all(type(mark) is int and mark > 0 for mark in marks) or marks != sorted(set(marks)):
+            raise InputError(
+                f"SOLVER.MILESTONES is {marks}: it must be whole numbers above 0, each above the "
+                "one before, such as [120, 160]"
+            )
+        for schedule, key, value in (
+            ("step", "MILESTONES", marks),
+            ("exponential", "GAMMA_EVERY", self.GAMMA_EVERY),
+        ):
+            if (schedule == self.SCHEDULE) != bool(value):
+                raise InputError(
+                    f"SOLVER.SCHEDULE is {self.SCHEDULE} with SOLVER.{key} {value}: {key} belongs "
+                    f"to the {schedule} schedule, and it needs it"
+                )
 
 
 def make_schedule(solver: SolverArgs, *, total: int, steps: int) -> Callable[[int], float]:

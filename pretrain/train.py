@@ -5,6 +5,7 @@ The steps are in pretrain/loop.py; here is what comes before the first one.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shutil
 from contextlib import ExitStack
@@ -19,12 +20,13 @@ from moco_det.foundation.atomic import write_text
 from moco_det.foundation.checkpoints import newest_whole
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.launching import torchrun_group, torchrun_process
+from moco_det.foundation.metrics_file import MetricsFile, Record, event_writer
 from moco_det.foundation.precision import pick_device, use_bfloat16
 from moco_det.foundation.strict_yaml import flatten
-from pretrain import checkpoints, recording
+from pretrain import checkpoints
 from pretrain.build import build_loop
 from pretrain.config import PretrainConfig
-from pretrain.loop import Loop
+from pretrain.loop import Loop, Writer
 
 logger = logging.getLogger(__name__)
 
@@ -80,17 +82,10 @@ def _train(cfg: PretrainConfig, device: torch.device, folder: Path, *, resume: b
         with ExitStack() as stack:
             if collectives.is_main():
                 write_text(folder / "config.yaml", yaml.safe_dump(cfg.plain()))
-                loop.writers = recording.open_writers(
-                    folder,
-                    stack,
-                    upto=loop.iteration,
-                    tensorboard=cfg.TENSORBOARD,
-                    wandb=cfg.WANDB,
-                    config=cfg.plain(),
-                )
+                loop.writers = open_writers(cfg, stack, upto=loop.iteration)
                 _announce(cfg, loop)
-            loop.go(lambda: _save(cfg, loop, checkpoints.periodic_path(folder, loop.iteration)))
-            return _save(cfg, loop, folder / checkpoints.FINAL)
+            loop.go()
+            return loop.save(checkpoints.FINAL)
     except Exception as error:
         reason = _bad_input(cfg, error)
         if reason is None:
@@ -101,15 +96,47 @@ def _train(cfg: PretrainConfig, device: torch.device, folder: Path, *, resume: b
         raise InputError(reason) from error
 
 
-def _save(cfg: PretrainConfig, loop: Loop, path: Path) -> Path:
-    state = loop.state()
-    if collectives.is_main():
-        content = checkpoints.pack(
-            loop.method, arch=cfg.ENCODER.ARCH, config=cfg.plain(), state=state
+def open_writers(cfg: PretrainConfig, stack: ExitStack, *, upto: int) -> list[Writer]:
+    """The writers of a run that continues after iteration `upto`, 0 for a new one.
+
+    `stack` closes them. What a resumed run writes again takes the place of the old. Where
+    TensorBoard is not installed the log says so; without wandb its key is an InputError.
+    """
+    folder, writers = Path(cfg.OUTPUT_DIR), list[Writer]()
+    if cfg.WANDB:
+        try:
+            module = importlib.import_module("wandb")
+        except ImportError as error:
+            raise InputError(
+                f"WANDB is {cfg.WANDB} and wandb is not installed: pip install wandb, or leave the "
+                "key empty"
+            ) from error
+        run = module.init(
+            project=cfg.WANDB,
+            id=folder.resolve().name,
+            dir=str(folder),
+            config=cfg.plain(),
+            resume="allow",
         )
-        checkpoints.save(content, path)
-        checkpoints.prune(path.parent)
-    return path
+        stack.callback(run.finish)
+        writers.append(lambda record: run.log(_numbers(record), step=record["iteration"]))
+    events = event_writer(folder, upto + 1 if upto else 0) if cfg.TENSORBOARD else None
+    if events is not None:
+        stack.callback(events.close)
+
+        def write(record: Record) -> None:
+            for name, value in _numbers(record).items():
+                events.add_scalar(f"pretrain/{name}", value, record["iteration"])
+
+        writers.append(write)
+    path = folder / "metrics.jsonl"
+    metrics = MetricsFile(path, keep=lambda record: upto > 0 and record["iteration"] <= upto)
+    return [metrics.write, *writers]
+
+
+def _numbers(record: Record) -> dict[str, float]:
+    words = ("iteration", "warning")
+    return {name: value for name, value in record.items() if name not in words}
 
 
 def _bad_input(cfg: PretrainConfig, error: Exception) -> str | None:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.error("--output DIR is needed")
     # Imported here so that --help does not wait for torch.
     from pretrain.data.listing import list_images
-    from pretrain.data.write_shards import write_index, write_shards
+    from pretrain.data.shard_files import write_index, write_shards
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if args.index:

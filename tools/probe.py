@@ -85,11 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if args.size is None:
         how = replace(how, size=common_size(starts))
-    dataset = describe_pair(*pair, uris=(args.train, args.test))
+    dataset = describe_pair(pair, uris=(args.train, args.test))
     for start in starts:
         started, clock = now(), time.monotonic()
         start.encoder.to(device)
-        measured = measure(options, start, *pair, how)
+        measured = measure(options, start, pair, how)
         start.encoder.to("cpu")
         row = RunRow(
             run=run_name(options, start, how.size, measured.seed),

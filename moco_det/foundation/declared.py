@@ -83,12 +83,13 @@ def _build(cls: type[Config], values: Mapping[str, Any], prefix: str) -> Config:
         if isinstance(inner, type) and is_dataclass(inner):
             arguments[one.name] = _build(inner, values, f"{name}.")
         else:
-            _check(name, values[name], one.metadata)
+            check_value(name, values[name], one.metadata)
             arguments[one.name] = values[name]
     return cls(**arguments)
 
 
-def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+def check_value(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    """Raise InputError where a value is not what its field's metadata allow."""
     choices, (low, high) = limits.get("choices", ()), limits.get("bounds", (0, 0))
     if choices and value not in choices:
         raise InputError(f"{name} is {value!r}: choose one of {', '.join(choices)}")

@@ -2,7 +2,7 @@
 
 `open_data` opens what DATA.PATH names and gives a `Source`, of listed images or of shards:
 
-    source = open_data(path, recipe=..., size=224, views=2, seed=0, ...)
+    source = open_data(DataArgs(PATH=...), ViewSpec(...), batch=256, device=device)
     source.images      # how many an epoch has
     source.numbered    # False for a stream: its images have no numbers that last, so no bank
     source.classes     # how many classes the labels have, None without labels
@@ -17,7 +17,7 @@ depend on the seed and the position in training alone, never on the number of wo
 that do not open are replaced, counted and named by the loader (`source.corrupt`), and so many
 that DATA.MAX_CORRUPT is passed raise InputError from its iteration.
 
-With `open_data(on_device=...)` all images are decoded at once to lie on that device, and the
+With DATA.ON_DEVICE all images are decoded at once to lie on that device, and the
 batches that `make_loader` gives, of the same images in the same order, lie there too.
 
 A worker that is killed is reported by torch to the main thread wherever that is: a training loop
@@ -27,35 +27,30 @@ Images are RGB, uint8, [H, W, 3], upright: the orientation in a photo's EXIF dat
 in photo viewers; torchvision's ImageFolder leaves it out.
 """
 
-from pretrain.data.batches import BatchLoader, RawBatch, make_loader, worker_errors
+from pretrain.data.batches import BatchLoader, RawBatch, worker_errors
 from pretrain.data.corrupt import CorruptCount
-from pretrain.data.listing import ImageList, PathList, list_images
-from pretrain.data.order import Key, Order, share_of, steps_per_epoch
+from pretrain.data.listing import ImageList, is_shards, list_images
+from pretrain.data.order import Order, share_of, steps_per_epoch
 from pretrain.data.resident import square_side
-from pretrain.data.shard_list import is_shards
-from pretrain.data.sources import Source, check_enough, open_data
-from pretrain.data.views import Sample, ViewSet, ViewSpec, cache_images
-from pretrain.images import read_image
+from pretrain.data.sources import DataArgs, Source, check_enough, listed_source, open_data
+from pretrain.data.views import ViewSet, ViewSpec, in_threads
 
 __all__ = [
     "BatchLoader",
     "CorruptCount",
+    "DataArgs",
     "ImageList",
-    "Key",
     "Order",
-    "PathList",
     "RawBatch",
-    "Sample",
     "Source",
     "ViewSet",
     "ViewSpec",
-    "cache_images",
     "check_enough",
+    "in_threads",
     "is_shards",
     "list_images",
-    "make_loader",
+    "listed_source",
     "open_data",
-    "read_image",
     "share_of",
     "square_side",
     "steps_per_epoch",

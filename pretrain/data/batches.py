@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,8 +17,7 @@ from pretrain.data.corrupt import CorruptCount
 from pretrain.data.views import NONE_OPENS, Sample
 
 
-@dataclass
-class RawBatch:
+class RawBatch(NamedTuple):
     """A batch on the host: pixels [N, V, S, S, 3] uint8, image numbers and labels [N].
 
     A label is -1 where there is none; `bad` names the images that did not open and why.
@@ -32,38 +30,50 @@ class RawBatch:
     labels: Tensor
     bad: list[tuple[str, str]]
 
-    def pin_memory(self) -> RawBatch:
-        """Called by the loader where the batch goes to a GPU."""
-        pinned = self.pixels.pin_memory()
-        return RawBatch(pinned, self.indices.pin_memory(), self.labels.pin_memory(), self.bad)
-
 
 def collate(samples: Sequence[Sample]) -> RawBatch:
     """Stack samples to one batch."""
-    pixels = torch.from_numpy(np.stack([sample[0] for sample in samples]))
-    indices = torch.tensor([sample[1] for sample in samples])
-    labels = torch.tensor([sample[2] for sample in samples])
-    return RawBatch(pixels, indices, labels, [bad for sample in samples for bad in sample[3]])
+    pixels, indices, labels, bad = zip(*samples, strict=True)
+    stacked = torch.from_numpy(np.stack(pixels))
+    return RawBatch(stacked, torch.tensor(indices), torch.tensor(labels), sum(bad, []))
 
 
-@dataclass
-class BatchLoader:
-    """Iterates over batches in order; raises InputError for what a user can fix.
+class BatchLoader(DataLoader[Any]):
+    """Batches in the given order, made by `workers` processes (0: in this one), each `ahead`.
 
-    With `corrupt`, images that did not open are counted there before their batch is given out;
-    `finish` is what this process does to each batch.
+    Raises InputError for what a user can fix. With `corrupt`, images that did not open are counted
+    there before their batch is given out; `finish` is what this process does to each batch.
     """
 
-    loader: DataLoader[Any]
-    corrupt: CorruptCount | None = None
-    finish: Callable[[RawBatch], RawBatch] | None = None
+    def __init__(
+        self,
+        dataset: Dataset[Sample],
+        order: Sampler[Any] | Any,
+        *,
+        workers: int,
+        pin: bool,
+        corrupt: CorruptCount | None = None,
+        finish: Callable[[RawBatch], RawBatch] | None = None,
+        ahead: int = 4,
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_sampler=order,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin,
+            prefetch_factor=ahead if workers else None,
+            worker_init_fn=_one_thread,
+            # The loader draws a seed for its workers, which use none; drawn from torch's own
+            # generator it would make a resumed run differ from one that was never stopped.
+            generator=torch.Generator(),
+        )
+        self.corrupt = corrupt
+        self.finish = finish
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[RawBatch]:
+    def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]
         with worker_errors():
-            for raw in self.loader:
+            for raw in super().__iter__():
                 if self.corrupt is not None:
                     self.corrupt.saw(len(raw.indices))
                     for name, reason in raw.bad:
@@ -75,32 +85,6 @@ class BatchLoader:
                         f"{name}: {reason}; is the disk still there?"
                     )
                 yield raw if self.finish is None else self.finish(raw)
-
-
-def make_loader(
-    dataset: Dataset[Sample],
-    order: Sampler[Any] | Any,
-    *,
-    workers: int,
-    pin: bool,
-    corrupt: CorruptCount | None = None,
-    finish: Callable[[RawBatch], RawBatch] | None = None,
-    ahead: int = 4,
-) -> BatchLoader:
-    """Batches in the given order, made by `workers` processes (0: in this one), each `ahead`."""
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=order,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        prefetch_factor=ahead if workers else None,
-        worker_init_fn=_one_thread,
-        # The loader draws a seed for its workers, which use none; drawn from torch's own generator
-        # it would make a resumed run differ from one that was never stopped.
-        generator=torch.Generator(),
-    )
-    return BatchLoader(loader, corrupt, finish)
 
 
 @contextmanager

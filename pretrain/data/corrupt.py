@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from moco_det.foundation.errors import InputError
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 FIRST = 1000
 
 
+@dataclass
 class CorruptCount:
     """The images that did not open: named once each, and an error when they are too many.
 
@@ -23,12 +25,12 @@ class CorruptCount:
     a run in its first batches.
     """
 
-    def __init__(self, total: int, *, max_share: float, strict: bool) -> None:
-        self.names: set[str] = set()
-        self.strict = strict
-        self.max_share = max_share
-        self.total = total
-        self.seen = 0
+    total: int
+    max_share: float = 0.0
+    strict: bool = False
+    names: set[str] = field(default_factory=set)
+    seen: int = 0
+    way_out: str = "fix or remove it, or set DATA.STRICT False to skip it"
 
     @property
     def limit(self) -> int:
@@ -59,9 +61,7 @@ class CorruptCount:
             return
         self.names.add(path)
         if self.strict:
-            raise InputError(
-                f"image {path}: {reason}; fix or remove it, or set DATA.STRICT False to skip it"
-            )
+            raise InputError(f"image {path}: {reason}; {self.way_out}")
         among = f"{self.total}"
         if 0 < self.seen < self.total:
             among = f"the first {self.seen}"

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from moco_det.data.image_files import IMAGE_SUFFIXES, image_files
 from moco_det.data.text_files import read_text
 from moco_det.foundation.errors import InputError
-from pretrain.data.shard_list import is_shards
 
 logger = logging.getLogger(__name__)
 
+SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
 # How many paths of a list are looked at to tell a wrong folder from a few missing images.
 PROBES = 16
 
@@ -63,6 +63,11 @@ class ImageList:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+
+def is_shards(path: str) -> bool:
+    """Whether a DATA.PATH names tar files rather than images."""
+    return path.endswith(SHARD_ENDINGS) or path.startswith("pipe:")
 
 
 def list_images(path: str, *, key: str = "DATA.PATH") -> ImageList:

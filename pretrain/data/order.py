@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moco_det.foundation.errors import InputError
+from pretrain import augment
 
 Key = tuple[int, int]  # pass over the data, image
 Item = TypeVar("Item")
@@ -32,12 +33,6 @@ def share_of(batch: int, world: int) -> int:
             f"multiple, such as {max(1, round(batch / world)) * world}"
         )
     return batch // world
-
-
-def generator(*seed: int, key: int | None = None) -> np.random.Generator:
-    """Random numbers of a seed of several parts; streams of other keys are independent of them."""
-    spawn_key = () if key is None else (key,)
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=spawn_key)))
 
 
 @dataclass
@@ -85,7 +80,7 @@ class Order(Steps):
         passes = max(1, -(-self.batch // self.images))
         parts = []
         for number in range(epoch * passes, (epoch + 1) * passes):
-            order = generator(self.seed, number, key=1).permutation(self.images)
+            order = augment.generator(self.seed, number, key=1).permutation(self.images)
             parts.append(np.stack([np.full_like(order, number), order], axis=1))
         return np.concatenate(parts)
 
@@ -104,7 +99,7 @@ def shuffled(
     drawn: list[float] = []
     for i, item in enumerate(items, first):
         if not drawn or i % DRAWN == 0:
-            drawn = generator(*seed, i // DRAWN).random(DRAWN).tolist()
+            drawn = augment.generator(*seed, i // DRAWN).random(DRAWN).tolist()
         heapq.heappush(waiting, (i + buffer * drawn[i % DRAWN], i, item))
         while waiting and waiting[0][0] < i + 1:  # no later item can come before it
             yield heapq.heappop(waiting)[2]

@@ -9,16 +9,15 @@ process makes the views.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from moco_det.foundation.errors import InputError
 from pretrain import augment, device_views
@@ -26,12 +25,11 @@ from pretrain.data.batches import RawBatch
 from pretrain.data.corrupt import CorruptCount
 from pretrain.data.listing import ImageList
 from pretrain.data.order import Key
-from pretrain.data.views import Sample, ViewSet, ViewSpec, open_image, replacements
+from pretrain.data.views import Sample, ViewSet, ViewSpec, in_threads, open_image, replacements
 from pretrain.images import Image
 
 # The set may take this share of a GPU's free memory or of the host's; training needs the rest.
 SHARE = 0.75
-THREADS = 16  # at most, that decode
 CHUNK = 512  # images that are sent at once
 
 
@@ -59,7 +57,7 @@ class RowSet(ViewSet):
         epoch, index = key
         used = int(self.used[index])
         height, width = self.shapes[used].tolist()
-        rng = augment.sample_rng(self.spec.seed, epoch, index)
+        rng = augment.generator(self.spec.seed, epoch, index)
         views = augment.draw_views(height, width, self.spec.recipe, count=self.spec.views, rng=rng)
         rows = [device_views.row(one, height=height, width=width, side=self.side) for one in views]
         label = -1 if self.images.labels is None else int(self.images.labels[used])
@@ -136,20 +134,15 @@ def decode_squares(
         shapes[number] = image.shape[:2]
         return augment.resize(image, side, side).transpose(0, 2, 1)
 
-    with (
-        ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(images), desc="images to the device", unit="image", mininterval=1) as bar,
-    ):
-        for start in range(0, len(images), CHUNK):
-            numbers = range(start, min(start + CHUNK, len(images)))
-            chunk = list(pool.map(square, numbers))
-            corrupt.saw(len(chunk))
-            for number, found in zip(numbers, chunk, strict=True):
-                if isinstance(found, str):
-                    corrupt.add(images.paths[number], found)
-            stacked = np.stack([blank if isinstance(found, str) else found for found in chunk])
-            pixels[start : numbers.stop] = torch.from_numpy(stacked)
-            bar.update(len(chunk))
+    squares = in_threads(square, range(len(images)), what="images to the device", ahead=CHUNK)
+    for start in range(0, len(images), CHUNK):
+        chunk = list(itertools.islice(squares, CHUNK))
+        corrupt.saw(len(chunk))
+        for number, found in enumerate(chunk, start):
+            if isinstance(found, str):
+                corrupt.add(images.paths[number], found)
+        stacked = np.stack([blank if isinstance(found, str) else found for found in chunk])
+        pixels[start : start + len(chunk)] = torch.from_numpy(stacked)
     opens = shapes[:, 0] > 0
     used = np.arange(len(images))
     for number in np.flatnonzero(~opens).tolist():

@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from moco_det.foundation.errors import InputError
-from pretrain.data.order import Steps, generator, shuffled
-from pretrain.data.shard_list import Encoded, ShardList, count_samples, read_shard
+from pretrain import augment
+from pretrain.data.order import Steps, shuffled
+from pretrain.data.shard_files import Encoded, ShardList, count_samples, read_shard
 from pretrain.data.views import NONE_OPENS, Bad, Sample, ViewSpec
 from pretrain.images import CorruptImage, Image, decode
 
@@ -102,9 +103,10 @@ class StreamOrder(Steps):
 
     def _urls(self, epoch: int) -> Iterator[str]:
         """This process's shards, again and again, each time in a new order."""
+        urls = self.shards.urls
         for lap in itertools.count():
-            order = generator(self.seed, epoch, lap, key=2).permutation(len(self.shards.urls))
-            mine = [self.shards.urls[i] for i in order[self.rank :: self.world]]
+            order = augment.generator(self.seed, epoch, lap, key=2).permutation(len(urls))
+            mine = [urls[i] for i in order[self.rank :: self.world]]
             yield from mine
             if not any(self._count(url) for url in mine):
                 raise InputError(f"DATA.PATH {self.shards.path}: the shards hold no samples")

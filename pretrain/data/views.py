@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from moco_det.foundation.errors import InputError
 from pretrain import augment
 from pretrain.augment import Recipe
 from pretrain.data.corrupt import CorruptCount
@@ -24,7 +24,10 @@ from pretrain.images import CorruptImage, Image, read_image
 
 # How many other images are tried in place of one that does not open.
 REPLACEMENTS = 100
+THREADS = 16  # at most, that decode
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Bad = list[tuple[str, str]]  # names of what did not open, and why
 Sample = tuple[NDArray[Any], int, int, Bad]  # views, image, label, what did not open
 
@@ -46,7 +49,7 @@ class ViewSpec:
 
     def make(self, image: Image, epoch: int, number: int) -> NDArray[Any]:
         """The views [V, S, S, 3] of an image in one pass over the data."""
-        rng = augment.sample_rng(self.seed, epoch, number)
+        rng = augment.generator(self.seed, epoch, number)
         return augment.views(image, self.recipe, size=self.size, count=self.views, rng=rng)
 
     def blank(self) -> Image:
@@ -98,6 +101,26 @@ def replacements(index: int, images: int) -> Iterator[int]:
         yield (index + ahead) % images
 
 
+def in_threads(
+    function: Callable[[Item], Result], items: Sequence[Item], *, what: str, ahead: int = 256
+) -> Iterator[Result]:
+    """What `function` makes of every image, in order and `ahead` of the reader, with progress."""
+    waiting: deque[Future[Result]] = deque()
+    with (
+        ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool,
+        tqdm(total=len(items), desc=what, unit="image", mininterval=1, leave=False) as bar,
+    ):
+        try:
+            for number in range(len(items) + ahead):
+                if number < len(items):
+                    waiting.append(pool.submit(function, items[number]))
+                if number >= ahead and waiting:
+                    yield waiting.popleft().result()
+                    bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def cache_images(
     images: ImageList, *, budget_mb: int, shorter_side: int, corrupt: CorruptCount
 ) -> list[Image | str] | None:
@@ -106,22 +129,17 @@ def cache_images(
     A corrupt image is counted and leaves the reason in its place, so that the images keep their
     numbers and a run is the same with a cache and without.
     """
+    if not budget_mb:
+        return None
     read = partial(open_image, shorter_side=shorter_side)
     probes = [images.paths[i] for i in np.linspace(0, len(images) - 1, 16).astype(int)]
     sizes = [image.nbytes for image in map(read, probes) if not isinstance(image, str)]
     if not sizes or float(np.mean(sizes)) * len(images) > budget_mb * 2**20:
         return None
     cache: list[Image | str] = []
-    pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
-    try:
-        decoded = pool.map(read, images.paths)
-        for image in tqdm(decoded, total=len(images), desc="reading images", mininterval=1):
-            corrupt.saw(1)
-            if isinstance(image, str):
-                corrupt.add(images.paths[len(cache)], image)
-            cache.append(image)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if all(isinstance(image, str) for image in cache):
-        raise InputError(f"no image of {images.root} opens")
+    for image in in_threads(read, images.paths, what="reading images"):
+        corrupt.saw(1)
+        if isinstance(image, str):
+            corrupt.add(images.paths[len(cache)], image)
+        cache.append(image)
     return cache

@@ -66,6 +66,7 @@ class Method(nn.Module):
     views = 1  # of each image, that a batch must have
     name = ""
     use_bfloat16 = False  # whether the trunks compute in it
+    passes = 3  # of an image through a trunk in a step; a backward one counts twice
     parts = 1  # that a process's share is computed in
     chance_loss: float  # of an encoder that knows nothing
     dictionary_size: int | None = None  # the negatives of a query, None where there are none

@@ -34,7 +34,7 @@ class EndToEnd(Method):
     one of the queries. Keys are under shuffling BN as MoCo's are (Section 3.3).
     """
 
-    views = 2
+    views, passes = 2, 6
 
     def __init__(self, encoder: Encoder, args: EndToEndArgs, *, batch: int) -> None:
         super().__init__(encoder)  # f_q

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from moco_det.foundation.collectives import gather
 from moco_det.foundation.declared import at_least, one_of, within
 from moco_det.foundation.errors import InputError
-from pretrain.dictionaries import Bank
 from pretrain.encoders import Encoder
 from pretrain.losses import log_z_estimate, nce, nce_chance, proximal, softmax_over_all
-from pretrain.methods.bank import BankMethod
+from pretrain.methods.bank import Bank, BankMethod
 from pretrain.methods.base import (
     Batch,
     Method,

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from moco_det.foundation.declared import at_least
-from pretrain.dictionaries import Bank
 from pretrain.encoders import Encoder
 from pretrain.losses import info_nce
-from pretrain.methods.bank import BankMethod
+from pretrain.methods.bank import Bank, BankMethod
 from pretrain.methods.base import Batch, MethodOutput, contrastive_metrics
 
 

@@ -7,13 +7,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from moco_det.foundation.collectives import gather, own_share
 from moco_det.foundation.declared import at_least, within
-from pretrain.dictionaries import Queue
 from pretrain.encoders import Encoder
-from pretrain.losses import info_nce, similarities
+from pretrain.losses import info_nce
 from pretrain.methods import shuffling
 from pretrain.methods.base import Batch, Method, MethodOutput, contrastive_metrics
 
@@ -33,10 +33,56 @@ class MoCoArgs:
     SHUFFLE: bool = True  # shuffle the keys across the groups of batch norm
 
 
+class Queue(nn.Module):
+    """The last `size` keys, first in first out (MoCo paper, Section 3.2).
+
+    It starts with random unit vectors. Any number of keys may be written at once: writing wraps
+    around the end, and of more than `size` keys only the last `size` stay. The state lies in
+    buffers, and so in `state_dict`.
+    """
+
+    keys: Tensor
+    pointer: Tensor
+    written: Tensor
+
+    def __init__(self, dim: int, size: int) -> None:
+        super().__init__()
+        start = torch.randn(size, dim)
+        self.register_buffer("keys", F.normalize(start, dim=1))  # K x C
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+        self.register_buffer("written", torch.zeros((), dtype=torch.long))
+
+    @property
+    def size(self) -> int:
+        """K, the number of negatives."""
+        return self.keys.shape[0]
+
+    @property
+    def fill(self) -> float:
+        """Share of the queue that holds real keys instead of the random start, 0..1."""
+        return min(1.0, int(self.written) / self.size)
+
+    def read(self) -> Tensor:
+        """The negatives [K, C], the live buffer: back-propagate before the next `write`."""
+        return self.keys
+
+    @torch.no_grad()
+    def write(self, keys: Tensor) -> None:
+        """Replace the oldest keys by `keys` [N, C], in order."""
+        kept = keys[-self.size :]
+        # The keys that are dropped from a batch longer than the queue still move the pointer.
+        # The rows are counted on the device: asking for the pointer would wait for a GPU.
+        first = self.pointer + (len(keys) - len(kept))
+        rows = (first + torch.arange(len(kept), device=self.keys.device)) % self.size
+        self.keys.index_copy_(0, rows, kept.to(self.keys.dtype))
+        self.pointer.add_(len(keys)).remainder_(self.size)
+        self.written.add_(len(keys))
+
+
 class MoCo(Method):
     """Momentum contrast (MoCo paper, Algorithm 1); v1 or v2 by the head and the augmentation."""
 
-    views = 2
+    views, passes = 2, 4  # the key encoder has no backward pass
 
     def __init__(self, encoder: Encoder, args: MoCoArgs) -> None:
         super().__init__(encoder)  # f_q
@@ -59,7 +105,8 @@ class MoCo(Method):
     def forward(self, batch: Batch, keys: Tensor | None) -> MethodOutput:
         assert keys is not None
         q = self.embed(batch.views[0])  # n x C
-        positive, negative = similarities(q, keys, self.dictionary.read())
+        positive = (q * keys).sum(dim=1)  # n
+        negative = q @ self.dictionary.read().t()  # n x K
         loss = info_nce(positive, negative, self.args.T)
         return MethodOutput(loss, contrastive_metrics(q, positive, negative), keys)
 

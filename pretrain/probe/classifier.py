@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from moco_det.foundation.atomic import make_folder
+from moco_det.foundation.checkpoints import save_checkpoint
 from moco_det.foundation.errors import InputError
 from pretrain import augment, checkpoints, data
 from pretrain.encoders import Encoder
-from pretrain.probe.accuracy import TOP, Accuracy, score
-from pretrain.probe.features import centre_views, evaluating, labels_of
-from pretrain.probe.options import Conditions, ProbeSchedule
+from pretrain.probe.features import TOP, Accuracy, Pair, centre_views, evaluating, labels_of, score
+from pretrain.probe.options import Conditions, LinearOptions
 
 FORMAT = "moco-det/probe-1"
 SAVE_SECONDS = 300.0  # between two checkpoints
@@ -75,14 +75,8 @@ class Saving:
             raise InputError(
                 f"{self.path} is there already: continue it with --resume, or name another --output"
             )
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle can raise anything
-            raise InputError(
-                f"{self.path} is not a whole checkpoint of a probe: remove it to start again"
-            ) from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise InputError(f"{self.path} is not a checkpoint of a probe: name another --output")
+        way_out = "; remove it to start again, or name another --output"
+        content = checkpoints.read(self.path, FORMAT, way_out=way_out)
         changed = [key for key, value in about.items() if content["about"].get(key) != value]
         if content["origin"] != self.origin:
             changed.insert(0, "the probed weights")
@@ -93,48 +87,31 @@ class Saving:
             )
         return content
 
-    def write(
-        self,
-        about: Mapping[str, Any],
-        classifier: Classifier,
-        optimizer: torch.optim.Optimizer,
-        step: int,
-    ) -> None:
-        """The state after `step` steps."""
-        content = {
-            "format": FORMAT,
-            "origin": self.origin,
-            "about": dict(about),
-            "step": step,
-            "classifier": classifier.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        checkpoints.save(content, self.path)
+    def write(self, about: Mapping[str, Any], **state: Any) -> None:
+        """What a training `about` this has come to."""
+        content = {"format": FORMAT, "origin": self.origin, "about": dict(about), **state}
+        save_checkpoint(content, self.path)
 
 
 def train_and_test(
     encoder: Encoder,
-    train: data.ImageList,
-    test: data.ImageList,
-    *,
-    frozen: bool,
-    schedule: ProbeSchedule,
+    pair: Pair,
+    options: LinearOptions,
     how: Conditions,
-    workers: int = 2,
-    cache_mb: int = 0,
     saving: Saving | None = None,
 ) -> Accuracy:
-    """Train the linear layer, and the trunk where it is not `frozen`, on the encoder's device.
+    """Train the linear layer, and a trunk that is not frozen, on the encoder's device.
 
     The test is of one central crop per image. Batch norm of a free trunk learns with the batch's
     statistics. Raises InputError where the loss is not finite, RuntimeError where a frozen trunk is
     not bit for bit what it was.
     """
     device = next(encoder.parameters()).device
-    classes = len(train.classes)
+    train, test = pair
+    classes, frozen = len(train.classes), options.frozen
     classifier = Classifier(encoder, classes=classes, frozen=frozen, seed=how.seed).to(device)
     before = {name: value.clone() for name, value in encoder.trunk.state_dict().items()}
-    fit(classifier, train, schedule, how, workers=workers, cache_mb=cache_mb, saving=saving)
+    fit(classifier, train, options, how, saving)
     for name, value in encoder.trunk.state_dict().items():
         if frozen and not torch.equal(value, before[name]):
             raise RuntimeError(f"{name} of the frozen trunk has changed")
@@ -144,58 +121,47 @@ def train_and_test(
 def fit(
     classifier: Classifier,
     images: data.ImageList,
-    schedule: ProbeSchedule,
+    options: LinearOptions,
     how: Conditions,
-    *,
-    workers: int,
-    cache_mb: int,
-    saving: Saving | None,
+    saving: Saving | None = None,
 ) -> None:
     """Train in place, with time left on the screen; a checkpoint every five minutes and at the end.
 
     The crops and their order depend on the seed and the step alone. Raises InputError for an image
     that does not open and for a loss that is not finite.
     """
-    steps = data.steps_per_epoch(len(images), schedule.batch)
-    total = steps * schedule.epochs
+    steps = data.steps_per_epoch(len(images), how.batch)
+    total, start = steps * options.epochs, 0
+    lr, head_lr = options.rates()
     # `base` is what the schedule's factor multiplies
-    groups = [{"params": list(classifier.fc.parameters()), "base": schedule.head_lr}]
+    groups = [{"params": list(classifier.fc.parameters()), "base": head_lr}]
     if not classifier.frozen:
-        trunk = list(classifier.encoder.trunk.parameters())
-        groups.append({"params": trunk, "base": schedule.lr})
+        groups.append({"params": list(classifier.encoder.trunk.parameters()), "base": lr})
     optimizer = torch.optim.SGD(
-        groups,
-        lr=schedule.head_lr,
-        momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay,
+        groups, lr=head_lr, momentum=options.momentum, weight_decay=options.weight_decay
     )
-    about = {**asdict(schedule), "milestones": list(schedule.milestones), "size": how.size,
-             "seed": how.seed, "images": len(images), "frozen": classifier.frozen}  # fmt: skip
-    start = 0
+    about = {**options.settings(how.batch), "size": how.size, "seed": how.seed}
+    about |= {"images": len(images), "frozen": classifier.frozen}
     if saving is not None and (found := saving.read(about)) is not None:
         classifier.load_state_dict(found["classifier"])
         optimizer.load_state_dict(found["optimizer"])
         start = int(found["step"])
     device = classifier.fc.weight.device
-    cache = None
-    if cache_mb > 0:
-        strict = data.CorruptCount(len(images), max_share=0.0, strict=True)
-        cache = data.cache_images(images, budget_mb=cache_mb, shorter_side=0, corrupt=strict)
-    recipe = augment.recipe("crop_flip", min_scale=schedule.min_scale)
+    recipe = augment.recipe("crop_flip", min_scale=options.min_scale)
     spec = data.ViewSpec(recipe, size=how.size, views=1, seed=how.seed)
-    order = data.Order(len(images), schedule.batch, seed=how.seed, start=start, stop=total)
-    views = data.ViewSet(images, spec, cache)
-    loader = data.make_loader(views, order, workers=workers, pin=device.type == "cuda")
+    strict = data.CorruptCount(len(images), strict=True, way_out="fix or remove it")
+    source = data.listed_source(images, spec, strict, cache_mb=options.cache_mb)
+    pin = device.type == "cuda"
+    loader = source.make_loader(
+        batch=how.batch, start=start, stop=total, workers=options.workers, pin=pin
+    )
     classifier.train()
     saved = time.monotonic()
     name = "linear probe" if classifier.frozen else "fine-tuning"
     with tqdm(total=total, initial=start, desc=name, unit="step", mininterval=1) as bar:
         for step, raw in enumerate(loader, start):
-            if raw.bad:
-                path, reason = raw.bad[0]
-                raise InputError(f"image {path}: {reason}; fix or remove it")
             for group in optimizer.param_groups:
-                group["lr"] = group["base"] * schedule.factor(step, steps)
+                group["lr"] = group["base"] * options.factor(step, steps)
             pixels = augment.normalise(raw.pixels[:, 0].to(device, non_blocking=True))
             labels = raw.labels.to(device, non_blocking=True)
             loss = F.cross_entropy(classifier(pixels, bfloat16=how.bfloat16), labels)
@@ -208,7 +174,8 @@ def fit(
                 _check_finite(classifier, loss, step)
                 bar.set_postfix(epoch=step // steps, loss=f"{loss.item():.3f}", refresh=False)
             if saving is not None and (due or step + 1 == total):
-                saving.write(about, classifier, optimizer, step + 1)
+                trained, momenta = classifier.state_dict(), optimizer.state_dict()
+                saving.write(about, step=step + 1, classifier=trained, optimizer=momenta)
                 saved = time.monotonic()
 
 

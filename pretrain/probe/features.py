@@ -1,15 +1,17 @@
-"""Frozen features: labelled sets as central views, and what an encoder makes of them."""
+"""What all probes share: labelled sets as central views, an encoder's features, accuracies."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,10 +24,11 @@ from pretrain.encoders import Encoder
 from pretrain.images import CorruptImage, Image, read_image
 from pretrain.probe.options import Conditions
 
+TOP = 5  # classes that a probe names
+Pair = tuple[data.ImageList, data.ImageList]  # to learn from, and to test on
 
-def labelled_pair(
-    train: str, test: str, *, keys: tuple[str, str] = ("train", "test")
-) -> tuple[data.ImageList, data.ImageList]:
+
+def labelled_pair(train: str, test: str, *, keys: tuple[str, str] = ("train", "test")) -> Pair:
     """The images to learn from and to test on, which errors call by `keys`.
 
     Raises InputError for sets without labels and for sets of different classes.
@@ -67,21 +70,10 @@ def centre_views(
     The progress on the screen is called `what`. Raises InputError naming an image that does not
     open.
     """
-    bar = tqdm(total=len(images), desc=what, unit="image", mininterval=1, leave=False)
-    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool, bar:
-
-        def read(start: int) -> list[Future[Image]]:
-            numbers = range(start, min(start + batch, len(images)))
-            return [pool.submit(_centre_view, images.paths[i], size) for i in numbers]
-
-        try:
-            waiting = read(0)
-            for start in range(0, len(images), batch):
-                views, waiting = waiting, read(start + batch)
-                yield torch.stack([torch.from_numpy(view.result()) for view in views])
-                bar.update(len(views))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    read = partial(_centre_view, size=size)
+    views = data.in_threads(read, images.paths, what=what, ahead=batch)
+    while part := list(itertools.islice(views, batch)):
+        yield torch.from_numpy(np.stack(part))
 
 
 def _centre_view(path: str, size: int) -> Image:
@@ -117,17 +109,16 @@ def embed(
     "pooled" is the trunk's output [N, width], "head" the embedding [N, dim] of length 1.
     """
     device = next(encoder.parameters()).device
-    out, done = torch.empty(0), 0
+    head = features == "head"
+    # In one piece from the start: joining a list at the end would need twice as much.
+    out, done = torch.empty(images, encoder.dim if head else encoder.width, device=device), 0
     with evaluating(encoder):
         for views in batches:
             pixels = augment.normalise(views.to(device, non_blocking=True))
-            if features == "head":
+            if head:
                 rows = F.normalize(encoder(pixels, bfloat16=bfloat16), dim=1)
             else:
                 rows = encoder.features(pixels, bfloat16=bfloat16)
-            if not done:
-                # In one piece from the start: joining a list at the end would need twice as much.
-                out = torch.empty(images, rows.shape[1], device=device)
             out[done : done + len(rows)] = rows
             done += len(rows)
     if not bool(torch.isfinite(out).all()):
@@ -144,12 +135,10 @@ def extract(
     return rows, labels_of(images).to(rows.device)
 
 
-def describe_pair(
-    train: data.ImageList, test: data.ImageList, *, uris: tuple[str, str]
-) -> dict[str, Any]:
+def describe_pair(pair: Pair, *, uris: tuple[str, str]) -> dict[str, Any]:
     """The `dataset` of a row of results.jsonl."""
-    described: dict[str, Any] = {"classes": list(train.classes)}
-    for part, images, uri in (("train", train, uris[0]), ("test", test, uris[1])):
+    described: dict[str, Any] = {"classes": list(pair[0].classes)}
+    for part, images, uri in zip(("train", "test"), pair, uris, strict=True):
         described[part] = "/".join(Path(uri).resolve().parts[-2:])
         described[f"{part}_uri"] = uri
         described[f"{part}_fingerprint"] = fingerprint(images)
@@ -172,3 +161,30 @@ def fingerprint(images: data.ImageList) -> str:
             raise InputError(f"image {path}: {error.strerror}; fix or remove it") from error
         digest.update(repr((os.path.relpath(path, root or "."), label, size)).encode())
     return digest.hexdigest()
+
+
+class Accuracy(NamedTuple):
+    """How often a probe is right, in percent.
+
+    `top5` is None below five classes; `mean_class` weighs every class alike.
+    """
+
+    top1: float
+    top5: float | None
+    mean_class: float
+
+    def __str__(self) -> str:
+        return "  ".join(f"{k} {v:.2f}" for k, v in self._asdict().items() if v is not None)
+
+
+def score(ranked: Tensor, labels: Tensor, *, classes: int) -> Accuracy:
+    """Accuracy of class numbers [N, r], best first (r = min(5, classes)), against labels [N]."""
+    hits = ranked == labels[:, None]  # N x r
+    right = hits[:, 0].double()
+    images = torch.bincount(labels, minlength=classes)
+    per_class = torch.bincount(labels, weights=right, minlength=classes) / images
+    return Accuracy(
+        top1=100 * float(right.mean()),
+        top5=100 * float(hits.any(dim=1).double().mean()) if classes >= TOP else None,
+        mean_class=100 * float(per_class[images > 0].mean()),
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from moco_det.foundation.declared import at_least, one_of, within
 from moco_det.foundation.errors import InputError
 from pretrain import data
 from pretrain.encoders import Encoder
-from pretrain.probe.accuracy import TOP
-from pretrain.probe.features import centre_views, embed, labelled, labelled_pair, labels_of
+from pretrain.probe.features import TOP, centre_views, embed, labelled, labelled_pair, labels_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,37 @@ logger = logging.getLogger(__name__)
 TEST_ROWS, TRAIN_ROWS = 512, 16384
 # Neighbours of the monitor where none are asked for: InstDisc's, and those of few pictures.
 MANY, FEW = 200, 10
+
+
+@dataclass(frozen=True)
+class KnnArgs:
+    """KNN.*: nearest-neighbour accuracy before the first step, after the last and in between.
+
+    The labelled folder TRAIN votes for TEST; without TEST each image of TRAIN is voted for by the
+    others.
+    """
+
+    TRAIN: str = ""
+    TEST: str = ""
+    EVERY: float = at_least(0, 0.0)  # epochs, a part of one too; 0 is the start and the end alone
+    K: int = at_least(0, 0)  # neighbours; 0 is 200, and 10 where a class has fewer than 200 images
+    T: float = at_least(1e-6, 0.07)
+    # pooled or head: before the head, or the normalised embedding
+    FEATURES: str = one_of(("pooled", "head"), "pooled")
+    SIZE: int = at_least(0, 0)  # of the central view; 0 takes AUGMENT.SIZE
+    GOAL: float = within(0, 100, 0.0)  # percent at which the run ends; 0 is none
+
+    def __post_init__(self) -> None:
+        if (self.EVERY > 0 or self.TEST) and not self.TRAIN:
+            asked = f"KNN.EVERY is {self.EVERY:g}" if self.EVERY else f"KNN.TEST is {self.TEST}"
+            raise InputError(
+                f"{asked} and KNN.TRAIN is empty: name a folder with one sub-folder per class there"
+            )
+        if self.GOAL > 0 and not self.EVERY:
+            raise InputError(
+                f"KNN.GOAL is {self.GOAL:g} and KNN.EVERY 0 measures at the start and the end "
+                "alone: set KNN.EVERY to the epochs between two measurements, such as 5"
+            )
 
 
 def vote(
@@ -90,25 +122,15 @@ def concerns(train: data.ImageList, *, k: int) -> list[str]:
 class KnnMonitor:
     """Which labelled images their neighbours name right, of an encoder in training.
 
-    The images of `test` by those of `train`, or, where `test` is empty, each of `train` by the
-    others. `k` 0 is 200, and 10 where a class of `train` has fewer images.
     The central views are decoded once and stay in memory as uint8 (size * size * 3 bytes each);
     sets that need more than half of the machine's memory for it are refused. Raises InputError for
     sets without labels, of one class or of different classes.
     """
 
     def __init__(
-        self,
-        train: str,
-        test: str,
-        *,
-        size: int,
-        k: int = 0,
-        temperature: float = 0.07,
-        features: str = "pooled",
-        batch: int = 128,
-        bfloat16: bool = False,
+        self, args: KnnArgs, *, size: int, batch: int = 128, bfloat16: bool = False
     ) -> None:
+        train, test = args.TRAIN, args.TEST
         if test:
             known, asked = labelled_pair(train, test, keys=("KNN.TRAIN", "KNN.TEST"))
         else:
@@ -119,9 +141,9 @@ class KnnMonitor:
             raise InputError(f"KNN.TRAIN {train} has one class: kNN needs two or more")
         images = len(known) + len(asked) if test else len(known)
         _check_memory(images * size * size * 3, f"{train} and {test}" if test else train)
-        for concern in concerns(known, k=k) if k else ():
+        for concern in concerns(known, k=args.K) if args.K else ():
             logger.warning("kNN: %s", concern)
-        self.k = k or (MANY if counts.min() >= MANY else FEW)
+        self.k = args.K or (MANY if counts.min() >= MANY else FEW)
         logger.info(
             "kNN: %d images, %.1f %% of them in the largest of %d classes, each by the %d nearest "
             "of %s",
@@ -132,8 +154,8 @@ class KnnMonitor:
             f"{len(known)} in {train}" if test else "the others",
         )
         self.batch = batch
-        self.embed = partial(embed, features=features, bfloat16=bfloat16)
-        self.vote = partial(vote, classes=classes, k=self.k, temperature=temperature)
+        self.embed = partial(embed, features=args.FEATURES, bfloat16=bfloat16)
+        self.vote = partial(vote, classes=classes, k=self.k, temperature=args.T)
         self.train = _decoded(known, size)
         self.test = _decoded(asked, size) if test else None
 
@@ -152,10 +174,10 @@ class KnnMonitor:
 
 def _decoded(images: data.ImageList, size: int) -> tuple[Tensor, Tensor]:
     """All central views [N, S, S, 3] uint8 and the labels [N] of a list."""
-    views, done = torch.empty(len(images), size, size, 3, dtype=torch.uint8), 0
-    for part in centre_views(images, size=size, batch=256, what="reading for kNN"):
-        views[done : done + len(part)] = part
-        done += len(part)
+    views = torch.empty(len(images), size, size, 3, dtype=torch.uint8)
+    parts = centre_views(images, size=size, batch=256, what="reading for kNN")
+    for own, part in zip(views.split(256), parts, strict=True):
+        own.copy_(part)
     return views, labels_of(images)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moco_det.foundation.errors import InputError
-from pretrain.probe.accuracy import TOP, Accuracy, score
+from pretrain.probe.features import TOP, Accuracy, score
 
 # Strengths of the L2 term that are tried, strongest first: each starts from the one before.
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from moco_det.foundation.declared import check_value
 from moco_det.foundation.errors import InputError
 
 
 def option(
-    default: Any,
-    text: str,
-    *,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    most: float = math.inf,
-    **argument: Any,
+    default: Any, text: str, *, low: float = -math.inf, high: float = math.inf, **argument: Any
 ) -> Any:
     """A field that is an option of the command line, with its bounds and argparse's keywords."""
     if isinstance(default, bool):
@@ -26,10 +20,8 @@ def option(
     elif default is not None:
         argument |= {"type": type(default), "default": default}
         text += f" (default: {default})"
-    bounds = {"at least": least, "above": above, "at most": most}
-    return field(
-        default=default, metadata={"bounds": bounds, "argument": {"help": text, **argument}}
-    )
+    argument["help"] = text
+    return field(default=default, metadata={"bounds": (low, high), "argument": argument})
 
 
 @dataclass(frozen=True)
@@ -40,24 +32,17 @@ class Checked:
         for one in fields(self):
             value = vars(self)[one.name]
             for number in value if isinstance(value, list) else [value]:
-                if isinstance(number, (int, float)) and "bounds" in one.metadata:
-                    _check(one.name.replace("_", "-"), number, one.metadata["bounds"])
-
-
-def _check(flag: str, number: float, bounds: Mapping[str, float]) -> None:
-    least, above, most = bounds.values()
-    if not (math.isfinite(number) and least <= number <= most and number > above):
-        given = [f"{word} {bound}" for word, bound in bounds.items() if math.isfinite(bound)]
-        raise InputError(f"--{flag} {number:g}: it must be {' and '.join(given)}")
+                if isinstance(number, (int, float)):
+                    check_value(f"--{one.name.replace('_', '-')}", number, one.metadata)
 
 
 @dataclass(frozen=True)
 class Conditions(Checked):
     """What every protocol is measured under; `size` is the side of the views in pixels."""
 
-    size: int = option(224, "of the views", least=32)
-    batch: int = option(128, "images at once", least=1)
-    seed: int = option(0, "of random weights and of training", least=0)
+    size: int = option(224, "of the views", low=32)
+    batch: int = option(128, "images at once", low=1)
+    seed: int = option(0, "of random weights and of training", low=0)
     bfloat16: bool = False
 
 
@@ -68,8 +53,8 @@ class KnnOptions(Checked):
     protocol: ClassVar[str] = "knn"
     checkpoints: ClassVar[int | str] = "+"
     batch: ClassVar[int] = 128
-    k: int = option(200, "neighbours that vote", least=1)
-    temperature: float = option(0.07, "of the vote", above=0)
+    k: int = option(200, "neighbours that vote", low=1)
+    temperature: float = option(0.07, "of the vote", low=1e-6)
     features: str = option("pooled", "before the head or after it", choices=("pooled", "head"))
 
 
@@ -83,36 +68,10 @@ class LbfgsOptions(Checked):
     l2: list[float] | None = option(
         None,
         "strengths to choose from (default: ten from 1 to 1e-5)",
-        above=0,
+        low=1e-12,
         type=float,
         nargs="+",
     )
-
-
-@dataclass(frozen=True)
-class ProbeSchedule:
-    """How a classifier is trained: SGD with momentum over random crops and flips.
-
-    `milestones` are in epochs, for the step schedule; `lr` is the trunk's rate and `head_lr` the
-    linear layer's. A batch that does not fill at an epoch's end is left out.
-    """
-
-    epochs: int
-    batch: int
-    lr: float
-    head_lr: float
-    momentum: float
-    weight_decay: float
-    schedule: str  # step | cosine
-    milestones: tuple[int, ...]
-    gamma: float
-    min_scale: float  # smallest area of a crop, as a share of the image
-
-    def factor(self, step: int, steps: int) -> float:
-        """What the base rates are multiplied by in a step, `steps` being those of an epoch."""
-        if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * step / (steps * self.epochs)))
-        return self.gamma ** sum(step // steps >= epoch for epoch in self.milestones)
 
 
 def _milestones(*epochs: int) -> Any:
@@ -127,17 +86,18 @@ class LinearOptions(Checked):
     protocol: ClassVar[str] = "linear"
     checkpoints: ClassVar[int | str] = 1
     batch: ClassVar[int] = 256
+    frozen: ClassVar[bool] = True  # whether the trunk stays as it is
     paper_milestones: ClassVar[tuple[int, ...]] = (60, 80)  # of 100 epochs
-    epochs: int = option(100, "passes over the training images", least=1)
-    lr: float = option(30.0, "learning rate", least=0)
-    momentum: float = option(0.9, "of SGD", least=0)
-    weight_decay: float = option(0.0, "of SGD", least=0)
+    epochs: int = option(100, "passes over the training images", low=1)
+    lr: float = option(30.0, "learning rate", low=0)
+    momentum: float = option(0.9, "of SGD", low=0)
+    weight_decay: float = option(0.0, "of SGD", low=0)
     schedule: str = option("step", "of the rate", choices=("step", "cosine"))
     milestones: list[int] | None = _milestones(60, 80)
-    gamma: float = option(0.1, "factor at a milestone", least=0)
-    min_scale: float = option(0.08, "smallest crop, share of area", above=0, most=1)
-    workers: int = option(2, "processes that make the crops", least=0)
-    cache_mb: int = option(0, "keep decoded images where they fit in this", least=0)
+    gamma: float = option(0.1, "factor at a milestone", low=0)
+    min_scale: float = option(0.08, "smallest crop, share of area", low=1e-3, high=1)
+    workers: int = option(2, "processes that make the crops", low=0)
+    cache_mb: int = option(0, "keep decoded images where they fit in this", low=0)
     output: Path | None = option(
         None, "keeps the classifier (default: a folder in runs/probe)", type=Path, metavar="DIR"
     )
@@ -156,23 +116,27 @@ class LinearOptions(Checked):
         """The learning rates of the trunk and of the linear layer."""
         return 0.0, self.lr
 
-    def schedule_of(self, batch: int) -> ProbeSchedule:
-        """The schedule; the paper's milestones keep their share of the epochs."""
-        milestones = self.milestones
-        if milestones is None:
-            scaled = {round(epoch * self.epochs / 100) for epoch in self.paper_milestones}
-            milestones = sorted(epoch for epoch in scaled if 0 < epoch < self.epochs)
-        return ProbeSchedule(
-            self.epochs,
-            batch,
-            *self.rates(),
-            self.momentum,
-            self.weight_decay,
-            self.schedule,
-            tuple(milestones) if self.schedule == "step" else (),
-            self.gamma,
-            self.min_scale,
-        )
+    def drops(self) -> list[int]:
+        """The epochs of the step schedule; the paper's keep their share of all epochs."""
+        if self.schedule != "step":
+            return []
+        if self.milestones is not None:
+            return self.milestones
+        scaled = {round(epoch * self.epochs / 100) for epoch in self.paper_milestones}
+        return sorted(epoch for epoch in scaled if 0 < epoch < self.epochs)
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the base rates are multiplied by in a step, `steps` being those of an epoch."""
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * step / (steps * self.epochs)))
+        return self.gamma ** sum(step // steps >= epoch for epoch in self.drops())
+
+    def settings(self, batch: int) -> dict[str, Any]:
+        """What two trainings in batches of so many images must have in common."""
+        lr, head_lr = self.rates()
+        names = ("epochs", "momentum", "weight_decay", "schedule", "gamma", "min_scale")
+        settled = {"batch": batch, "lr": lr, "head_lr": head_lr, "milestones": self.drops()}
+        return {**{name: vars(self)[name] for name in names}, **settled}
 
 
 @dataclass(frozen=True)
@@ -184,12 +148,13 @@ class FinetuneOptions(LinearOptions):
     """
 
     protocol: ClassVar[str] = "finetune"
+    frozen: ClassVar[bool] = False
     paper_milestones: ClassVar[tuple[int, ...]] = (70, 90)
     milestones: list[int] | None = _milestones(70, 90)
-    lr: float = option(0.03, "learning rate", least=0)
-    weight_decay: float = option(1e-4, "of SGD", least=0)
+    lr: float = option(0.03, "learning rate", low=0)
+    weight_decay: float = option(1e-4, "of SGD", low=0)
     head_lr: float | None = option(
-        None, "rate of the linear layer (default: --lr)", type=float, least=0
+        None, "rate of the linear layer (default: --lr)", type=float, low=0
     )
 
     def rates(self) -> tuple[float, float]:

@@ -7,20 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from moco_det.foundation.errors import InputError
-from pretrain import data
-from pretrain.probe.accuracy import Accuracy, score
 from pretrain.probe.classifier import Saving, train_and_test
-from pretrain.probe.features import extract
+from pretrain.probe.features import Accuracy, Pair, extract, score
 from pretrain.probe.knn import concerns, vote
 from pretrain.probe.lbfgs import HELD_OUT, STRENGTHS, lbfgs_probe
-from pretrain.probe.options import (
-    Conditions,
-    FinetuneOptions,
-    KnnOptions,
-    LbfgsOptions,
-    LinearOptions,
-    Options,
-)
+from pretrain.probe.options import Conditions, KnnOptions, LbfgsOptions, LinearOptions, Options
 from pretrain.probe.weights import Start
 
 
@@ -44,32 +35,26 @@ def run_name(options: Options, start: Start, size: int, seed: int) -> str:
     return name.replace("/", "-")
 
 
-def measure(
-    options: Options,
-    start: Start,
-    train: data.ImageList,
-    test: data.ImageList,
-    how: Conditions,
-) -> Measured:
+def measure(options: Options, start: Start, pair: Pair, how: Conditions) -> Measured:
     """The accuracy of one encoder, on its device.
 
     Raises InputError for what the protocol cannot measure of these weights or images.
     """
     if isinstance(options, LinearOptions):
-        return _by_sgd(options, start, train, test, how)
+        return _by_sgd(options, start, pair, how)
     if isinstance(options, LbfgsOptions):
-        return _by_lbfgs(options, start, train, test, how)
-    return _by_neighbours(options, start, train, test, how)
+        return _by_lbfgs(options, start, pair, how)
+    return _by_neighbours(options, start, pair, how)
 
 
-def _by_neighbours(
-    options: KnnOptions, start: Start, train: data.ImageList, test: data.ImageList, how: Conditions
-) -> Measured:
+def _by_neighbours(options: KnnOptions, start: Start, pair: Pair, how: Conditions) -> Measured:
     """There is no chance in the vote but the seed that the weights came from."""
     if options.features == "head" and not start.embeds:
         raise InputError("features head: these weights have no trained embedding, use pooled")
-    known, labels = extract(start.encoder, train, how, options.features)
-    asked, truth = extract(start.encoder, test, how, options.features)
+    (known, labels), (asked, truth) = (
+        extract(start.encoder, images, how, options.features) for images in pair
+    )
+    train = pair[0]
     k, classes = min(options.k, len(train)), len(train.classes)
     ranked = vote(known, labels, asked, classes=classes, k=k, temperature=options.temperature)
     settings = {**asdict(options), "k": k, "arch": start.arch, "size": how.size}
@@ -78,17 +63,11 @@ def _by_neighbours(
     return Measured(accuracy, settings, start.seed or 0, warnings=warnings)
 
 
-def _by_lbfgs(
-    options: LbfgsOptions,
-    start: Start,
-    train: data.ImageList,
-    test: data.ImageList,
-    how: Conditions,
-) -> Measured:
+def _by_lbfgs(options: LbfgsOptions, start: Start, pair: Pair, how: Conditions) -> Measured:
     """Logistic regression on the pooled features of central views."""
-    known, asked = (extract(start.encoder, images, how) for images in (train, test))
+    known, asked = (extract(start.encoder, images, how) for images in pair)
     tried = sorted(set(options.l2 or STRENGTHS), reverse=True)
-    classes = len(train.classes)
+    classes = len(pair[0].classes)
     fit = lbfgs_probe(*known, *asked, classes=classes, seed=how.seed, strengths=tried)
     warnings = []
     if len(tried) > 1 and fit.strength in (tried[0], tried[-1]):
@@ -100,28 +79,11 @@ def _by_lbfgs(
     return Measured(fit.accuracy, settings, how.seed, extra, warnings)
 
 
-def _by_sgd(
-    options: LinearOptions,
-    start: Start,
-    train: data.ImageList,
-    test: data.ImageList,
-    how: Conditions,
-) -> Measured:
+def _by_sgd(options: LinearOptions, start: Start, pair: Pair, how: Conditions) -> Measured:
     """The linear probe, or fine-tuning: top-1 after the last epoch, none is chosen by the test."""
-    schedule = options.schedule_of(how.batch)
     folder = options.output or Path("runs/probe") / run_name(options, start, how.size, how.seed)
     origin = start.sha256 or f"random {start.arch} of seed {how.seed}"
-    accuracy = train_and_test(
-        start.encoder,
-        train,
-        test,
-        frozen=not isinstance(options, FinetuneOptions),
-        schedule=schedule,
-        how=how,
-        workers=options.workers,
-        cache_mb=options.cache_mb,
-        saving=Saving(folder / "probe.pth", options.resume, origin),
-    )
-    milestones = {"milestones": list(schedule.milestones)}
-    settings = {"arch": start.arch, "size": how.size, **asdict(schedule), **milestones}
+    saving = Saving(folder / "probe.pth", options.resume, origin)
+    accuracy = train_and_test(start.encoder, pair, options, how, saving)
+    settings = {"arch": start.arch, "size": how.size, **options.settings(how.batch)}
     return Measured(accuracy, settings, how.seed, folder=folder)

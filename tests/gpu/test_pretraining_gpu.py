@@ -121,15 +121,12 @@ def test_a_stopped_run_goes_on(
 def test_views_made_on_the_device_are_those_made_on_a_cpu(
     recipe: str, device: str, class_folders: Path
 ) -> None:
+    spec = data.ViewSpec(augment.recipe(recipe, min_scale=0.2), size=32, views=2, seed=0)
+    args = data.DataArgs(PATH=str(class_folders), ON_DEVICE=True)
     one, two = (
-        data.open_data(
-            str(class_folders),
-            recipe=augment.recipe(recipe, min_scale=0.2),
-            size=32,
-            views=2,
-            seed=0,
-            on_device=torch.device(where),
-        ).make_loader(batch=24, start=0, stop=3, workers=0, pin=device == "cuda")
+        data.open_data(args, spec, batch=24, device=torch.device(where)).make_loader(
+            batch=24, start=0, stop=3, workers=0, pin=device == "cuda"
+        )
         for where in (device, "cpu")
     )
     for found, right in zip(one, two, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pretrain.encoders import Encoder
 from pretrain.methods.base import Batch, Method, MethodOutput
@@ -30,3 +31,9 @@ def batch(n: int = 8, *, views: int = 2) -> Batch:
 
 def forward(method: Method, data: Batch) -> MethodOutput:
     return method(data, method.prepare(data))
+
+
+def similarities(q: Tensor, k_pos: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each query [N, C] to its positive [N] and to negatives [K, C] or its own [N, K, C]."""
+    shape = "nkc" if negatives.dim() == 3 else "kc"
+    return (q * k_pos).sum(dim=1), torch.einsum(f"nc,{shape}->nk", q, negatives)

@@ -44,7 +44,7 @@ def our_views(image: Image, recipe: Recipe, *, size: int, count: int) -> Image:
     """Views of `count` passes over one image."""
     return np.concatenate(
         [
-            augment.views(image, recipe, size=size, count=1, rng=augment.sample_rng(0, epoch, 0))
+            augment.views(image, recipe, size=size, count=1, rng=augment.generator(0, epoch, 0))
             for epoch in range(count)
         ]
     )
@@ -54,7 +54,7 @@ def test_views_depend_on_seed_pass_and_index_alone() -> None:
     picture, recipe = pictures.smooth(), augment.RECIPES["moco_v2"]
 
     def view(*key: int) -> Image:
-        return augment.views(picture, recipe, size=32, count=2, rng=augment.sample_rng(*key))
+        return augment.views(picture, recipe, size=32, count=2, rng=augment.generator(*key))
 
     first = view(3, 1, 7)
     assert first.shape == (2, 32, 32, 3) and first.dtype == np.uint8
@@ -70,7 +70,7 @@ def test_views_do_not_depend_on_the_order_of_work_nor_on_global_generators() -> 
 
     def work(order: list[tuple[int, int, int]]) -> dict[tuple[int, int, int], Image]:
         return {
-            key: augment.views(picture, recipe, size=32, count=2, rng=augment.sample_rng(*key))
+            key: augment.views(picture, recipe, size=32, count=2, rng=augment.generator(*key))
             for key in order
         }
 
@@ -91,7 +91,7 @@ def test_the_first_view_is_the_same_whether_or_not_a_second_is_made() -> None:
     picture, recipe = pictures.smooth(), augment.RECIPES["moco_v2"]
     for index in range(8):
         one, two = (
-            augment.views(picture, recipe, size=32, count=n, rng=augment.sample_rng(0, 0, index))
+            augment.views(picture, recipe, size=32, count=n, rng=augment.generator(0, 0, index))
             for n in (1, 2)
         )
         np.testing.assert_array_equal(one[0], two[0])
@@ -102,12 +102,12 @@ def test_a_view_is_no_window_into_the_source(flip_p: float) -> None:
     source = pictures.smooth(32, 32)
     before = source.copy()
     whole = Recipe(min_scale=1.0, ratio=(1.0, 1.0), flip_p=flip_p)
-    view = augment.views(source, whole, size=32, count=1, rng=augment.sample_rng(0, 0, 0))
+    view = augment.views(source, whole, size=32, count=1, rng=augment.generator(0, 0, 0))
     np.testing.assert_array_equal(view[0], source[:, ::-1] if flip_p else source)
     view[:] = 0
     for i in range(20):
         augment.views(
-            source, augment.RECIPES["moco_v2"], size=32, count=2, rng=augment.sample_rng(0, 0, i)
+            source, augment.RECIPES["moco_v2"], size=32, count=2, rng=augment.generator(0, 0, i)
         )
     np.testing.assert_array_equal(source, before)
 
@@ -157,7 +157,7 @@ def test_a_view_equals_pil_and_torchvision_given_the_same_draws(
     flips = 0
     for index in range(60):
         calls.clear()
-        rng = augment.sample_rng(0, 0, index)
+        rng = augment.generator(0, 0, index)
         (view,) = augment.views(source, augment.RECIPES[name], size=48, count=1, rng=rng)
         crop = calls["random_crop"][-1]
         image = TF.resized_crop(PIL.fromarray(source), *crop, [48, 48])

@@ -102,7 +102,7 @@ def test_images_of_any_shape_give_views(shape: tuple[int, int], name: str) -> No
             augment.RECIPES[name],
             size=16,
             count=2,
-            rng=augment.sample_rng(0, 0, index),
+            rng=augment.generator(0, 0, index),
         )
         assert views.shape == (2, 16, 16, 3)
         # One colour stays one colour through crop, resize, jitter and blur.
@@ -145,7 +145,7 @@ def draws(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, count: int) -> list[d
     ramp = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(64, axis=0)
     for epoch in range(count):
         rows.append({"jitter": False, "gray": False, "blur": False, "steps": []})
-        (view,) = augment.views(ramp, recipe, size=8, count=1, rng=augment.sample_rng(0, epoch, 0))
+        (view,) = augment.views(ramp, recipe, size=8, count=1, rng=augment.generator(0, epoch, 0))
         rows[-1]["flip"] = bool(view[0, 0, 0] > view[0, -1, 0])
     return rows
 
@@ -231,7 +231,7 @@ def test_the_views_of_an_image_are_drawn_independently(monkeypatch: pytest.Monke
             augment.RECIPES["moco_v1"],
             size=2,
             count=2,
-            rng=augment.sample_rng(0, 0, index),
+            rng=augment.generator(0, 0, index),
         )
     first, second = np.array(hues).reshape(-1, 2).T
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.1  # standard error 0.026

@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from moco_det.foundation.errors import InputError
 from pretrain import augment, data
-from pretrain.data.order import DRAWN, shuffled
+from pretrain.data.order import DRAWN, Key, shuffled
+from pretrain.data.views import Sample, cache_images
 
 from .conftest import write_images
 
@@ -23,19 +24,13 @@ def view_set(images: data.ImageList, cache: list[np.ndarray | str] | None = None
 
 
 def count(total: int, share: float = 0.01, strict: bool = False) -> data.CorruptCount:
-    return data.CorruptCount(total, max_share=share, strict=strict)
+    return data.CorruptCount(total, share, strict)
 
 
 def open_folder(folder: Path, *, images: int = 0, cache_mb: int = 0) -> data.Source:
-    return data.open_data(
-        str(folder),
-        recipe=augment.RECIPES["crop_flip"],
-        size=32,
-        views=2,
-        seed=3,
-        cache_mb=cache_mb,
-        images=images,
-    )
+    args = data.DataArgs(PATH=str(folder), CACHE_MB=cache_mb, IMAGES=images)
+    spec = data.ViewSpec(augment.RECIPES["crop_flip"], size=32, views=2, seed=3)
+    return data.open_data(args, spec, batch=1, device=torch.device("cpu"))
 
 
 def damage(path: Path, kind: str) -> None:
@@ -54,7 +49,7 @@ def test_one_broken_image_is_skipped_counted_and_named(
     images = data.list_images(str(tmp_path))
     corrupt = count(5)
     if cached:
-        cache = data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=corrupt)
+        cache = cache_images(images, budget_mb=10, shorter_side=0, corrupt=corrupt)
         assert cache is not None and len(cache) == 5
         assert isinstance(cache[2], str)
     else:
@@ -104,7 +99,7 @@ def test_far_neighbours_replace_images_in_a_long_broken_stretch(tmp_path: Path) 
 
 def test_where_no_image_opens_the_loader_stops_before_a_black_one_is_learnt(tmp_path: Path) -> None:
     images = data.ImageList("", [str(tmp_path / "gone.jpg")] * 4, None, [])
-    loader = data.make_loader(
+    loader = data.BatchLoader(
         view_set(images), data.Order(4, 2, seed=0, start=0, stop=1), workers=0, pin=False
     )
     with pytest.raises(InputError, match=r"gone\.jpg: No such file.*disk"):
@@ -116,7 +111,7 @@ def test_a_set_without_one_whole_image_is_an_error(tmp_path: Path) -> None:
     damage(tmp_path / "000.jpg", "empty")
     images = data.list_images(str(tmp_path))
     # Nothing to judge the size by: it is read later and counted there.
-    assert data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(1)) is None
+    assert cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(1)) is None
     assert len(view_set(images)[(0, 0)][3]) == 1
 
 
@@ -124,7 +119,7 @@ def test_cached_and_uncached_samples_are_the_same_also_of_a_broken_image(tmp_pat
     write_images(tmp_path, 6)
     damage(tmp_path / "003.jpg", "cut")
     images = data.list_images(str(tmp_path))
-    cache = data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(6))
+    cache = cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(6))
     assert cache is not None
     for i in range(6):
         (read, *rest), (cached, *others) = view_set(images)[(2, i)], view_set(images, cache)[(2, i)]
@@ -138,13 +133,13 @@ def test_caching_stops_at_too_many_broken_images(tmp_path: Path) -> None:
         damage(tmp_path / name, "text")
     images = data.list_images(str(tmp_path))
     with pytest.raises(InputError, match=r"2 of the first 5 images.*004\.jpg"):
-        data.cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(6))
+        cache_images(images, budget_mb=10, shorter_side=0, corrupt=count(6))
 
 
 def test_a_set_that_does_not_fit_is_not_cached(class_folders: Path) -> None:
     images = data.list_images(str(class_folders))
     # 24 images of 40 x 48 x 3 bytes are 0.13 MB.
-    assert data.cache_images(images, budget_mb=0, shorter_side=0, corrupt=count(24)) is None
+    assert cache_images(images, budget_mb=0, shorter_side=0, corrupt=count(24)) is None
 
 
 def test_an_epoch_shows_every_image_at_most_once_and_epochs_differ() -> None:
@@ -246,9 +241,9 @@ def test_workers_that_are_spawned_make_the_same_batches(class_folders: Path) -> 
     for workers in (0, 1):
         order = data.Order(24, 6, seed=0, start=0, stop=2)
         views = view_set(data.list_images(str(class_folders)))
-        loader = data.make_loader(views, order, workers=workers, pin=False)
+        loader = data.BatchLoader(views, order, workers=workers, pin=False)
         if workers:
-            loader.loader.multiprocessing_context = "spawn"
+            loader.multiprocessing_context = "spawn"
         found.append([batch.pixels.numpy() for batch in loader])
     np.testing.assert_array_equal(found[0], found[1])
 
@@ -288,10 +283,10 @@ def test_a_source_decodes_once_where_the_cache_is_large_enough(class_folders: Pa
     assert torch.equal(one.pixels, other.pixels)
 
 
-class _Killed(Dataset[data.Sample]):
+class _Killed(Dataset[Sample]):
     """Its worker process dies as one that the kernel kills for lack of memory."""
 
-    def __getitem__(self, key: data.Key) -> data.Sample:
+    def __getitem__(self, key: Key) -> Sample:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -300,7 +295,7 @@ def test_a_killed_worker_is_one_clear_line() -> None:
     order = data.Order(4, 2, seed=0, start=0, stop=2)
     error = ""
     try:
-        list(data.make_loader(_Killed(), order, workers=1, pin=False))
+        list(data.BatchLoader(_Killed(), order, workers=1, pin=False))
     except InputError as raised:
         error = str(raised)
     assert "process that reads images" in error and "DATA.WORKERS" in error and "\n" not in error

@@ -58,7 +58,7 @@ def expected(
     views = []
     for image, own in zip(images, chosen, strict=True):
         monkeypatch.setattr(augment, "draw_views", lambda *_, own=own, **__: own)
-        rng = augment.sample_rng(0, 0, 0)
+        rng = augment.generator(0, 0, 0)
         views.append(augment.views(image, recipe, size=SIZE, count=len(own), rng=rng))
     return np.stack(views).astype(int)
 
@@ -70,7 +70,7 @@ def test_a_view_is_that_of_the_cpu_but_for_rounding(
     recipe = augment.recipe(name, min_scale=0.2)
     images = [picture(seed) for seed in range(40)]
     chosen = [
-        augment.draw_views(SIDE, SIDE, recipe, count=2, rng=augment.sample_rng(0, 0, number))
+        augment.draw_views(SIDE, SIDE, recipe, count=2, rng=augment.generator(0, 0, number))
         for number in range(len(images))
     ]
     off = np.abs(made(images, recipe, chosen) - expected(images, recipe, chosen, monkeypatch))
@@ -137,7 +137,7 @@ def test_a_crop_of_a_squeezed_picture_lies_where_it_did(
     recipe = augment.recipe("crop_flip", min_scale=0.2)
     images = [picture(seed, height=shape[0], width=shape[1]) for seed in range(20)]
     chosen = [
-        augment.draw_views(*shape, recipe, count=2, rng=augment.sample_rng(0, 0, number))
+        augment.draw_views(*shape, recipe, count=2, rng=augment.generator(0, 0, number))
         for number in range(len(images))
     ]
     right = expected(images, recipe, chosen, monkeypatch)
@@ -174,9 +174,10 @@ def test_a_batch_of_views_takes_few_launches_however_large_it_is() -> None:
 
 
 def opened(folder: Path, on_device: bool, **named: Any) -> data.Source:
-    shape: dict[str, Any] = {"recipe": augment.recipe("moco_v2", min_scale=0.2), "size": 32}
-    shape |= {"views": 2, "seed": 3, "shorter_side": 40, **named}
-    return data.open_data(str(folder), **shape, on_device=CPU if on_device else None)
+    recipe = augment.recipe("moco_v2", min_scale=0.2)
+    spec = data.ViewSpec(recipe, size=32, views=2, seed=3, shorter_side=40)
+    args = data.DataArgs(PATH=str(folder), CACHE_MB=0, ON_DEVICE=on_device, **named)
+    return data.open_data(args, spec, batch=1, device=CPU)
 
 
 def batches(source: data.Source, start: int = 0, **named: Any) -> list[data.RawBatch]:
@@ -217,13 +218,13 @@ def test_an_image_that_does_not_open_is_replaced_counted_and_named_once(
 ) -> None:
     write_images(tmp_path, 12)
     (tmp_path / "004.jpg").write_bytes(b"")
-    found, right = (opened(tmp_path, where, max_corrupt=0.1) for where in (True, False))
+    found, right = (opened(tmp_path, where, MAX_CORRUPT=0.1) for where in (True, False))
     assert found.corrupt.state() == {"names": [str(tmp_path / "004.jpg")], "seen": 12}
     for a, b in zip(batches(found), batches(right), strict=True):
         assert torch.equal(a.indices, b.indices)
     assert caplog.text.count("004.jpg") == 2  # once by each source
     with pytest.raises(InputError, match="STRICT"):
-        opened(tmp_path, True, strict=True)
+        opened(tmp_path, True, STRICT=True)
 
 
 def test_a_set_without_a_side_is_stored_so_that_no_crop_is_smaller_than_its_view() -> None:

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain import dictionaries
-from pretrain.dictionaries import DTYPES, Bank, BankArgs, Queue, last_of_each
+from pretrain.methods import bank as bank_module
+from pretrain.methods.bank import DTYPES, Bank, BankArgs, last_of_each
+from pretrain.methods.moco import Queue
 
 
 @settings(max_examples=60, deadline=None)
@@ -127,7 +128,7 @@ def test_similarity_to_drawn_rows_is_the_same_both_ways(
     dense: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(dictionaries, "DENSE", dense)
+    monkeypatch.setattr(bank_module, "DENSE", dense)
     bank, q = Bank(9, 4, BankArgs()), unit(3, 4).requires_grad_()
     drawn = torch.randint(9, (3, 20))  # with repeats
     got = bank.similarity(q, drawn)

@@ -15,9 +15,9 @@ from pretrain.losses import (
     nce,
     nce_chance,
     proximal,
-    similarities,
     softmax_over_all,
 )
+from tests.pretrain.small_methods import similarities
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:

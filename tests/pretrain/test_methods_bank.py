@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pretrain.build import build_method
 from pretrain.config import load_config
-from pretrain.dictionaries import Bank, BankArgs
 from pretrain.encoders import ARCHITECTURES, Encoder
+from pretrain.methods.bank import Bank, BankArgs
 from pretrain.methods.base import Batch, Method, MethodOutput
 from pretrain.methods.inst_disc import (
     InstDiscArgs,

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from moco_det.foundation.errors import InputError
 from pretrain import augment, data, encoders
 from pretrain.encoders import Encoder
+from pretrain.images import read_image
 from pretrain.probe import features, knn
-from pretrain.probe.accuracy import score
-from pretrain.probe.features import extract
-from pretrain.probe.knn import KnnMonitor
+from pretrain.probe.features import extract, score
+from pretrain.probe.knn import KnnArgs, KnnMonitor
 from pretrain.probe.options import Conditions, KnnOptions
 from pretrain.probe.protocols import measure
 from pretrain.probe.weights import random_start
@@ -46,7 +46,7 @@ def knn_probe(encoder: Encoder, train: str, test: str, **options: Any) -> float:
     """Top-1 in percent of `encoder`'s neighbours from the folder `train` to the folder `test`."""
     start = replace(random_start("small", seed=0), encoder=encoder)
     pair = features.labelled_pair(train, test)
-    return measure(KnnOptions(**options), start, *pair, Conditions(32)).accuracy.top1
+    return measure(KnnOptions(**options), start, pair, Conditions(32)).accuracy.top1
 
 
 def naive_votes(
@@ -166,7 +166,7 @@ def test_features_are_those_of_one_image_at_a_time(encoder: Encoder, class_folde
     head, _ = extract(encoder, images, Conditions(32, 7), "head")
     encoder.eval()
     for i in (0, 6, 7, 23):
-        view = augment.centre_view(data.read_image(images.paths[i]), 32)
+        view = augment.centre_view(read_image(images.paths[i]), 32)
         pixels = augment.normalise(torch.from_numpy(view)[None])
         with torch.no_grad():
             alone, embedded = encoder.features(pixels)[0], F.normalize(encoder(pixels))[0]
@@ -177,7 +177,7 @@ def test_features_are_those_of_one_image_at_a_time(encoder: Encoder, class_folde
 
 
 def test_the_monitor_gives_the_probe_s_number(encoder: Encoder, two_sets: tuple[str, str]) -> None:
-    monitor = KnnMonitor(*two_sets, size=32, k=5, temperature=0.07, features="head", batch=4)
+    monitor = KnnMonitor(KnnArgs(*two_sets, K=5, FEATURES="head"), size=32, batch=4)
     expected = knn_probe(encoder, *two_sets, k=5, features="head")
     assert 100 * monitor(encoder).double().mean() == pytest.approx(expected)
     assert torch.equal(monitor(encoder), monitor(encoder))
@@ -186,7 +186,7 @@ def test_the_monitor_gives_the_probe_s_number(encoder: Encoder, two_sets: tuple[
 def test_one_set_alone_is_voted_for_by_its_other_images(
     encoder: Encoder, class_folders: Path
 ) -> None:
-    monitor = KnnMonitor(str(class_folders), "", size=32, k=3)
+    monitor = KnnMonitor(KnnArgs(str(class_folders), K=3), size=32)
     rows, labels = extract(encoder, data.list_images(str(class_folders)), Conditions(32))
     for i, right in enumerate(monitor(encoder).tolist()):
         others = torch.arange(24) != i
@@ -202,13 +202,14 @@ def test_few_pictures_of_a_class_have_few_neighbours(
     names = ["cat"] * smallest + ["dog"] * 201
     (tmp_path / "set.txt").write_text("".join(f"{tmp_path}/000.jpg\t{name}\n" for name in names))
     caplog.set_level("INFO")
-    assert KnnMonitor(str(tmp_path / "set.txt"), "", size=32).k == k
+    path = str(tmp_path / "set.txt")
+    assert KnnMonitor(KnnArgs(path), size=32).k == k
     assert f"each by the {k} nearest of the others" in caplog.text
-    assert KnnMonitor(str(tmp_path / "set.txt"), "", size=32, k=25).k == 25
+    assert KnnMonitor(KnnArgs(path, K=25), size=32).k == 25
 
 
 def test_the_monitor_leaves_training_as_it_was(encoder: Encoder, two_sets: tuple[str, str]) -> None:
-    monitor = KnnMonitor(*two_sets, size=32, k=5, temperature=0.07, features="pooled")
+    monitor = KnnMonitor(KnnArgs(*two_sets, K=5), size=32)
     encoder.train()
     encoder.trunk.bn1.eval()  # a mode of its own must come back, too
     modes = [part.training for part in encoder.modules()]
@@ -224,7 +225,7 @@ def test_the_monitor_leaves_training_as_it_was(encoder: Encoder, two_sets: tuple
 def test_the_monitor_keeps_modes_where_it_fails(
     encoder: Encoder, two_sets: tuple[str, str]
 ) -> None:
-    monitor = KnnMonitor(*two_sets, size=32, k=5, temperature=0.07, features="pooled")
+    monitor = KnnMonitor(KnnArgs(*two_sets, K=5), size=32)
     encoder.train()
     with torch.no_grad():
         encoder.trunk.conv2.weight[0, 0, 0, 0] = math.nan
@@ -239,7 +240,7 @@ def test_views_beyond_the_memory_are_refused(
     sizes = {"SC_PHYS_PAGES": 100, "SC_PAGE_SIZE": 1024}
     monkeypatch.setattr("os.sysconf", lambda name: sizes[name])
     with pytest.raises(InputError, match="lower KNN.SIZE"):
-        KnnMonitor(*two_sets, size=64)
+        KnnMonitor(KnnArgs(*two_sets), size=64)
 
 
 def test_sets_that_cannot_be_probed_are_refused(class_folders: Path, tmp_path: Path) -> None:
@@ -247,14 +248,14 @@ def test_sets_that_cannot_be_probed_are_refused(class_folders: Path, tmp_path: P
     for name in ("bird", "dog"):
         write_images(tmp_path / "other" / name, 2)
     with pytest.raises(InputError, match=r"KNN\.TEST .*flat has no class folders"):
-        KnnMonitor(str(class_folders), str(tmp_path / "flat"), size=32)
+        KnnMonitor(KnnArgs(str(class_folders), str(tmp_path / "flat")), size=32)
     with pytest.raises(InputError, match=r"cat only in \S*images\S*; bird only in \S*other"):
-        KnnMonitor(str(class_folders), str(tmp_path / "other"), size=32)
+        KnnMonitor(KnnArgs(str(class_folders), str(tmp_path / "other")), size=32)
     write_images(tmp_path / "one" / "cat", 2)
     with pytest.raises(InputError, match=r"KNN\.TRAIN .*one has one class: kNN needs two"):
-        KnnMonitor(str(tmp_path / "one"), "", size=32)
+        KnnMonitor(KnnArgs(str(tmp_path / "one")), size=32)
     with pytest.raises(InputError, match=r"KNN\.TRAIN .*gone does not exist"):
-        KnnMonitor(str(tmp_path / "gone"), str(class_folders), size=32)
+        KnnMonitor(KnnArgs(str(tmp_path / "gone"), str(class_folders)), size=32)
 
 
 def test_an_image_that_does_not_open_is_named(
@@ -294,5 +295,5 @@ def test_views_come_in_the_list_s_order(class_folders: Path) -> None:
     images = data.list_images(str(class_folders))
     parts = list(features.centre_views(images, size=32, batch=5))
     assert [len(part) for part in parts] == [5, 5, 5, 5, 4]
-    expected = [augment.centre_view(data.read_image(path), 32) for path in images.paths]
+    expected = [augment.centre_view(read_image(path), 32) for path in images.paths]
     assert np.array_equal(torch.cat(parts).numpy(), np.stack(expected))

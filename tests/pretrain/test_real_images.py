@@ -5,11 +5,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretrain import augment, data
 from pretrain.config import load_config
-from pretrain.data.shard_list import list_shards
-from pretrain.data.write_shards import write_shards
+from pretrain.data.shard_files import list_shards, write_shards
+from pretrain.images import read_image
 from pretrain.train import train
 
 QUICK = Path(__file__).resolve().parents[2] / "configs" / "pretrain" / "quick"
@@ -45,7 +46,7 @@ def test_real_detection_sets_are_listed_and_open(path: str, count: int, data_roo
     images = data.list_images(path.format(root=data_root, coco=data_root / "coco2017_sample"))
     assert len(images) == len(set(images.paths)) == count
     for photo in images.paths[:: count // 5]:
-        assert data.read_image(photo).ndim == 3
+        assert read_image(photo).ndim == 3
 
 
 def test_real_photos_train_alike_from_a_folder_and_from_shards(
@@ -54,7 +55,9 @@ def test_real_photos_train_alike_from_a_folder_and_from_shards(
     listed = data.list_images(f"voc://{data_root / 'voc2012_sample'}?split=train")
     path = write_shards(listed, tmp_path / "shards", name="voc", shard_mb=1, seed=0)
     assert len(list_shards(path).urls) > 1
-    source = data.open_data(path, recipe=augment.RECIPES["moco_v2"], size=64, views=2, seed=0)
+    spec = data.ViewSpec(augment.RECIPES["moco_v2"], size=64, views=2, seed=0)
+    args = data.DataArgs(PATH=path, CACHE_MB=0)
+    source = data.open_data(args, spec, batch=1, device=torch.device("cpu"))
     batches = list(source.make_loader(batch=10, start=0, stop=5, workers=1, pin=False))
     assert sorted(int(i) for raw in batches for i in raw.indices) == list(range(50))
     assert not source.corrupt.names and all(raw.pixels.float().std() > 20 for raw in batches)

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from moco_det.foundation.errors import InputError
-from pretrain.recording import Writer, open_writers
+from pretrain.config import PretrainConfig, load_config
+from pretrain.loop import Writer
+from pretrain.train import open_writers
 
 
 @pytest.fixture
@@ -20,9 +22,13 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def writers(folder: Path, stack: ExitStack, **given: Any) -> list[Writer]:
-    defaults = {"upto": 0, "tensorboard": False, "wandb": "", "config": {"SEED": 0}}
-    return open_writers(folder, stack, **{**defaults, **given})
+def config(folder: Path, **keys: object) -> PretrainConfig:
+    keys = {"SOLVER.MAX_ITER": 1, "TENSORBOARD": False, "OUTPUT_DIR": folder, **keys}
+    return load_config(None, [str(word) for pair in keys.items() for word in pair])
+
+
+def writers(folder: Path, stack: ExitStack, upto: int = 0, **keys: object) -> list[Writer]:
+    return open_writers(config(folder, **keys), stack, upto=upto)
 
 
 def test_a_continued_metrics_file_drops_what_comes_after_and_what_is_torn(
@@ -49,11 +55,11 @@ def test_tensorboard_has_the_numbers_and_a_continued_run_replaces_what_it_repeat
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with ExitStack() as first:
-        _, write = writers(tmp_path, first, tensorboard=True)
+        _, write = writers(tmp_path, first, TENSORBOARD=True)
         for iteration, loss in [(1, 5.0), (2, 4.0), (3, 3.0)]:
             write({"iteration": iteration, "loss": loss, "warning": "words stay out"})
     with ExitStack() as second:
-        _, write = writers(tmp_path, second, tensorboard=True, upto=1)
+        _, write = writers(tmp_path, second, TENSORBOARD=True, upto=1)
         write({"iteration": 2, "loss": 1.0})
     events = EventAccumulator(str(tmp_path))
     events.Reload()
@@ -69,7 +75,7 @@ def test_without_tensorboard_the_log_says_so_and_the_run_goes_on(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     caplog.set_level("INFO")
-    assert len(writers(tmp_path, stack, tensorboard=True)) == 1
+    assert len(writers(tmp_path, stack, TENSORBOARD=True)) == 1
     assert "pip install tensorboard" in caplog.text
 
 
@@ -78,7 +84,7 @@ def test_wandb_is_named_where_it_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match="WANDB is mine and wandb is not installed"):
-        writers(tmp_path, stack, wandb="mine")
+        writers(tmp_path, stack, WANDB="mine")
 
 
 def test_wandb_gets_the_config_and_the_numbers_of_each_iteration(
@@ -103,6 +109,10 @@ def test_wandb_gets_the_config_and_the_numbers_of_each_iteration(
     folder = tmp_path / "run7"
     folder.mkdir()
     with ExitStack() as stack:
-        for write in writers(folder, stack, wandb="mine"):
+        for write in writers(folder, stack, WANDB="mine"):
             write({"iteration": 5, "loss": 2.0, "warning": "words"})
-    assert seen == [("mine", "run7", "allow", {"SEED": 0}), (5, {"loss": 2.0}), "finished"]
+    assert seen == [
+        ("mine", "run7", "allow", config(folder, WANDB="mine").plain()),
+        (5, {"loss": 2.0}),
+        "finished",
+    ]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from moco_det.foundation import atomic
+from moco_det.foundation.checkpoints import save_checkpoint
 from moco_det.foundation.errors import InputError
 from pretrain import checkpoints, train
 from pretrain.config import load_config
@@ -141,11 +142,11 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "checkpoint.pth"
-    checkpoints.save({"step": 1}, path)
+    save_checkpoint({"step": 1}, path)
     before = path.read_bytes()
     monkeypatch.setattr(atomic, "open", lambda *_: FullDisk(), raising=False)
     content = {str(i): torch.zeros(20_000) for i in range(10)}
     with pytest.raises(InputError, match=r"cannot write .*checkpoint\.pth: No space left"):
-        checkpoints.save(content, path)
+        save_checkpoint(content, path)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pth"]
     assert path.read_bytes() == before

@@ -18,7 +18,7 @@ from moco_det.foundation.errors import InputError
 from pretrain import loop, train
 from pretrain.config import load_config
 from pretrain.data import list_images
-from pretrain.data.write_shards import write_shards
+from pretrain.data.shard_files import write_shards
 
 REPO = Path(__file__).resolve().parents[2]
 QUICK = REPO / "configs" / "pretrain" / "quick" / "moco_v2_r18.yaml"

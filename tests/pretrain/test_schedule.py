@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from pretrain.config import SolverArgs
-from pretrain.schedule import make_schedule
+from pretrain.schedule import SolverArgs, make_schedule
 
 
 def test_cosine_has_its_closed_form() -> None:

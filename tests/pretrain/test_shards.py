@@ -19,8 +19,9 @@ import webdataset
 
 from moco_det.foundation.errors import InputError
 from pretrain import augment, data
-from pretrain.data.shard_list import count_samples, list_shards, read_shard
+from pretrain.data.shard_files import count_samples, list_shards, read_shard
 from pretrain.data.shards import StreamOrder
+from pretrain.images import read_image
 
 from .conftest import write_images
 
@@ -73,16 +74,10 @@ def open_stream(
     recipe: str = "moco_v2",
     views: int = 2,
 ) -> data.Source:
-    return data.open_data(
-        path,
-        recipe=augment.RECIPES[recipe],
-        size=32,
-        views=views,
-        seed=5,
-        images=images,
-        shuffle_buffer=16,
-        max_corrupt=max_corrupt,
-    )
+    keys = {"IMAGES": images, "SHUFFLE_BUFFER": 16, "MAX_CORRUPT": max_corrupt}
+    spec = data.ViewSpec(augment.RECIPES[recipe], size=32, views=views, seed=5)
+    args = data.DataArgs(PATH=path, **keys)  # type: ignore[arg-type]
+    return data.open_data(args, spec, batch=1, device=torch.device("cpu"))
 
 
 def flat(batches: list[list[tuple[int, str]]]) -> list[tuple[int, str]]:
@@ -303,11 +298,11 @@ def test_views_are_those_of_the_samples_number(tmp_path: Path) -> None:
     for epoch, raw in enumerate(batches(source, stop=2)):
         for pixels, number in zip(raw.pixels, raw.indices, strict=True):
             expected = augment.views(
-                data.read_image(str(files[number])),  # of one shard the stored order is known
+                read_image(str(files[number])),  # of one shard the stored order is known
                 augment.RECIPES["moco_v2"],
                 size=32,
                 count=2,
-                rng=augment.sample_rng(5, epoch, int(number)),
+                rng=augment.generator(5, epoch, int(number)),
             )
             np.testing.assert_array_equal(pixels.numpy(), expected)
 

@@ -12,7 +12,7 @@ import pytest
 from moco_det_tools import make_shards
 from moco_det_tools.entry import run
 from pretrain import data
-from pretrain.data.shard_list import list_shards, read_shard
+from pretrain.data.shard_files import list_shards, read_shard
 
 from .conftest import write_images
 from .test_shards import write_stream

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.dictionaries import Bank, BankArgs
 from pretrain.encoders import ARCHITECTURES, Encoder
+from pretrain.methods.bank import Bank, BankArgs
 from pretrain.methods.base import Batch, Method, MethodOutput
 from pretrain.methods.inst_disc import InstDiscArgs, InstDiscNCE, InstDiscSoftmax
 from pretrain.methods.memory_bank import MemoryBank, MemoryBankArgs

@@ -15,6 +15,8 @@ from PIL import Image, ImageOps
 
 from moco_det.foundation.errors import InputError
 from pretrain import augment, data
+from pretrain.data.listing import PathList
+from pretrain.images import read_image
 
 from .conftest import write_images
 
@@ -67,23 +69,23 @@ def test_images_are_read_as_rgb(tmp_path: Path) -> None:
     bgr = np.zeros((8, 8, 3), dtype=np.uint8)
     bgr[..., 2] = 200  # red in OpenCV's order
     cv2.imwrite(str(tmp_path / "red.png"), bgr)
-    assert data.read_image(str(tmp_path / "red.png"))[0, 0].tolist() == [200, 0, 0]
+    assert read_image(str(tmp_path / "red.png"))[0, 0].tolist() == [200, 0, 0]
     cv2.imwrite(str(tmp_path / "gray.png"), bgr[..., 2])
-    assert data.read_image(str(tmp_path / "gray.png")).shape == (8, 8, 3)
+    assert read_image(str(tmp_path / "gray.png")).shape == (8, 8, 3)
 
 
 def test_shorter_side_shrinks_and_never_enlarges(tmp_path: Path) -> None:
     write_images(tmp_path, 1, shape=(40, 60))
     path = str(tmp_path / "000.jpg")
-    assert data.read_image(path, shorter_side=20).shape == (20, 30, 3)
-    assert data.read_image(path, shorter_side=100).shape == (40, 60, 3)
+    assert read_image(path, shorter_side=20).shape == (20, 30, 3)
+    assert read_image(path, shorter_side=100).shape == (40, 60, 3)
 
 
 def test_a_jpeg_with_trailing_bytes_is_whole(tmp_path: Path) -> None:
     write_images(tmp_path, 1)
     path = tmp_path / "000.jpg"
     path.write_bytes(path.read_bytes() + b"\0" * 100)
-    assert data.read_image(str(path)).shape == (40, 48, 3)
+    assert read_image(str(path)).shape == (40, 48, 3)
 
 
 def names(images: data.ImageList) -> list[str]:
@@ -215,16 +217,16 @@ def test_shards_are_no_list(tmp_path: Path) -> None:
 
 def test_a_path_list_is_a_sequence_in_little_memory() -> None:
     inside = ["a/1.jpg", "b/\udcff.png", "/elsewhere/é.jpg"]  # the second is no valid UTF-8
-    paths = data.PathList("/root", inside)
+    paths = PathList("/root", inside)
     expected = ["/root/a/1.jpg", "/root/b/\udcff.png", "/elsewhere/é.jpg"]
     assert list(paths) == paths[:] == expected and paths[-1] == expected[-1]
     assert list(pickle.loads(pickle.dumps(paths))) == expected
     assert expected[2] in paths and "b" not in paths
     with pytest.raises(IndexError):
         paths[3]
-    assert len(data.PathList("x", [])) == 0
+    assert len(PathList("x", [])) == 0
     # The characters, and four bytes for where each ends.
-    paths = data.PathList("/root", ["12345678"] * 1000)
+    paths = PathList("/root", ["12345678"] * 1000)
     assert len(paths.text) + paths.ends.nbytes == 1000 * (8 + 4)
 
 
@@ -267,7 +269,7 @@ KINDS = ("cmyk.jpg", "gray.jpg", "palette.png", "deep.png", "turned.jpg", "alpha
 def test_every_kind_of_image_is_read_as_a_viewer_shows_it(kind: str, tmp_path: Path) -> None:
     shown = np.asarray(save_kind(kind, tmp_path / kind)).astype(int)
     (path,) = data.list_images(str(tmp_path)).paths
-    read = data.read_image(path).astype(int)
+    read = read_image(path).astype(int)
     assert read.shape == shown.shape
     # Decoders differ by a few levels; a swapped channel or an unturned photo by dozens.
     assert np.abs(read - shown).mean() < 4

@@ -1,23 +1,30 @@
-"""WebDataset shards: tar files whose members `key.jpg` and `key.cls` make one sample."""
+"""WebDataset shards: tar files whose members `key.jpg` and `key.cls` make one sample.
+
+They are found, read, counted and written here, and so is the index beside them.
+"""
 
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import webdataset
 from tqdm import tqdm
 
 from moco_det.data.text_files import read_json
+from moco_det.foundation.atomic import new_folder, write_text
 from moco_det.foundation.errors import InputError
+from pretrain.data.listing import ImageList
 
-ENDINGS = (".tar", ".tar.gz", ".tgz")
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 
 # The file beside shards that says how many samples each holds, and the names of the classes:
@@ -49,11 +56,6 @@ class ShardList:
         if len(self.counts) < len(self.urls):
             return None
         return sum(self.counts[url] for url in self.urls)
-
-
-def is_shards(path: str) -> bool:
-    """Whether a DATA.PATH names tar files rather than images."""
-    return path.endswith(ENDINGS) or path.startswith("pipe:")
 
 
 def list_shards(path: str, *, key: str = "DATA.PATH") -> ShardList:
@@ -155,3 +157,74 @@ def read_index(path: str, *, key: str) -> tuple[dict[str, int], list[str] | None
     ):
         raise InputError(f'{key}: "classes" of the index {path} is not a list of names')
     return shards, classes
+
+
+def write_shards(
+    images: ImageList, folder: str | Path, *, name: str, shard_mb: int, seed: int
+) -> str:
+    """Copy images, as they are and in random order, into `folder`; returns its DATA.PATH.
+
+    A shard is closed once it holds `shard_mb` MiB. The folder appears when it is complete. Raises
+    InputError where it holds something, and for an image that cannot be read or is of another
+    format.
+    """
+    counts: Counter[str] = Counter()
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
+    with new_folder(folder) as partial:
+        try:
+            with webdataset.ShardWriter(
+                str(partial / f"{name}-%06d.tar"),
+                maxcount=len(images) + 1,
+                maxsize=shard_mb * 2**20,
+                verbose=0,
+                encoder=False,
+                mtime=0,  # the same images make the same bytes
+            ) as writer:
+                for i in tqdm(order, desc="writing shards", unit="image", mininterval=1):
+                    writer.write(_sample(images, int(i)))
+                    counts[os.path.basename(writer.fname)] += 1
+            _write_index(partial, counts, images.classes or None)
+        except OSError as error:
+            raise InputError(f"cannot write shards to {folder}: {error.strerror}") from error
+    last = max(counts).removesuffix(".tar").rpartition("-")[2]
+    return str(Path(folder) / f"{name}-{{000000..{last}}}.tar")
+
+
+def write_index(path: str) -> int:
+    """Count the samples of local shards, write the index beside them; returns their sum.
+
+    In an index that is there already, other shards and the names of the classes stay.
+    """
+    shards = list_shards(path, key="shards")
+    remote = [url for url in shards.urls if not is_local(url)]
+    if remote:
+        raise InputError(f"{remote[0]} is no local shard: an index is written beside the files")
+    counts: dict[str, dict[str, int]] = {}
+    for url in tqdm(shards.urls, desc="counting samples", unit="shard", mininterval=1):
+        counts.setdefault(os.path.dirname(url), {})[os.path.basename(url)] = count_samples(url)
+    for folder, found in counts.items():
+        before, classes = read_index(os.path.join(folder, INDEX), key="shards")
+        _write_index(Path(folder), before | found, classes)
+    return sum(sum(found.values()) for found in counts.values())
+
+
+def _sample(images: ImageList, i: int) -> dict[str, str | bytes]:
+    path = images.paths[i]
+    field = os.path.splitext(path)[1][1:].lower()
+    if field not in IMAGE_FIELDS:
+        raise InputError(f"image {path}: shards hold {', '.join(IMAGE_FIELDS)} only")
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"image {path}: {error.strerror}") from error
+    sample: dict[str, str | bytes] = {"__key__": f"{i:09d}", field: content}
+    if images.labels is not None:
+        sample["cls"] = str(images.labels[i]).encode()
+    return sample
+
+
+def _write_index(folder: Path, counts: dict[str, int], classes: list[str] | None) -> None:
+    content: dict[str, object] = {"shards": dict(sorted(counts.items()))}
+    if classes is not None:
+        content["classes"] = classes
+    write_text(folder / INDEX, json.dumps(content, indent=1) + "\n")
