@@ -71,67 +71,87 @@ def _sum(
     tl.store(out + channels, tl.sum(two, axis=0), mask=is_channel)
 
 
+@triton.jit
+def _mean(partial, group, channel, inside, rows, splits, channels, SPLITS: tl.constexpr):
+    """Both sums of `_sum` over the splits, divided by M, for each of some groups and channels."""
+    one = tl.zeros((group.shape[0], SPLITS, channel.shape[0]), tl.float32)
+    two = tl.zeros((group.shape[0], SPLITS, channel.shape[0]), tl.float32)
+    for first in range(0, splits, SPLITS):
+        split = first + tl.arange(0, SPLITS)
+        at = (group[:, None] * splits + split[None, :])[:, :, None] * 2 * channels
+        at += channel[None, None, :]
+        known = (split < splits)[None, :, None] & inside[:, None, :]
+        one += tl.load(partial + at, mask=known, other=0.0)
+        two += tl.load(partial + at + channels, mask=known, other=0.0)
+    return tl.sum(one, axis=1) / rows, tl.sum(two, axis=1) / rows
+
+
 @triton.jit(do_not_specialize=["rows", "groups", "splits"])
-def _finish(
+def _statistics(
     x,
     partial,
+    means,
     inverses,
-    one,
-    two,
-    first,
-    second,
+    running_mean,
+    running_var,
     momentum,
     eps,
     rows,
     groups,
     splits,
     channels,
-    BACKWARD: tl.constexpr,
     GROUPS: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What both sums of `_sum` over the splits come to, for each of some channels.
-
-    Forward, mean (`one`) and 1 / standard deviation (`inverses`) per group, and one step of the
-    running mean (`first`) and variance (`second`) to the mean over groups. Backward, what `_apply`
-    takes off the map's gradient (shift `one`, slope `two`) per group, and the gradients of weight
-    (`first`) and bias (`second`).
-    """
+    """Mean and 1 / standard deviation per group; one running step to the mean over groups."""
     group = tl.arange(0, GROUPS)
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_channel = channel < channels
     inside = (group < groups)[:, None] & is_channel[None, :]
+    mean, square = _mean(partial, group, channel, inside, rows, splits, channels, SPLITS)
+    var = tl.maximum(square - mean * mean, 0.0)
+    first = x + (group.to(tl.int64) * rows * channels)[:, None] + channel[None, :]
+    mean += tl.load(first, mask=inside, other=0.0).to(tl.float32)
     at = group[:, None] * channels + channel[None, :]
-    mean = tl.zeros((GROUPS, SPLITS, BLOCK), tl.float32)
-    product = tl.zeros((GROUPS, SPLITS, BLOCK), tl.float32)
-    for done in range(0, splits, SPLITS):
-        split = done + tl.arange(0, SPLITS)
-        sums = (group[:, None] * splits + split[None, :])[:, :, None] * 2 * channels
-        sums += channel[None, None, :]
-        known = (split < splits)[None, :, None] & inside[:, None, :]
-        mean += tl.load(partial + sums, mask=known, other=0.0)
-        product += tl.load(partial + sums + channels, mask=known, other=0.0)
-    mean = tl.sum(mean, axis=1) / rows
-    product = tl.sum(product, axis=1) / rows
-    if BACKWARD:
-        inverse = tl.load(inverses + at, mask=inside, other=0.0)
-        tl.store(one + at, mean, mask=inside)
-        tl.store(two + at, product * inverse * inverse, mask=inside)
-        tl.store(first + channel, tl.sum(product * inverse, axis=0) * rows, mask=is_channel)
-        tl.store(second + channel, tl.sum(mean, axis=0) * rows, mask=is_channel)
-    else:
-        var = tl.maximum(product - mean * mean, 0.0)
-        centre = x + (group.to(tl.int64) * rows * channels)[:, None] + channel[None, :]
-        mean += tl.load(centre, mask=inside, other=0.0).to(tl.float32)
-        tl.store(one + at, mean, mask=inside)
-        tl.store(inverses + at, 1.0 / tl.sqrt(var + eps), mask=inside)
-        new_mean = tl.sum(tl.where(inside, mean, 0.0), axis=0) / groups
-        new_var = tl.sum(tl.where(inside, var, 0.0), axis=0) / groups * (rows / (rows - 1))
-        old_mean = tl.load(first + channel, mask=is_channel)
-        old_var = tl.load(second + channel, mask=is_channel)
-        tl.store(first + channel, old_mean + momentum * (new_mean - old_mean), mask=is_channel)
-        tl.store(second + channel, old_var + momentum * (new_var - old_var), mask=is_channel)
+    tl.store(means + at, mean, mask=inside)
+    tl.store(inverses + at, 1.0 / tl.sqrt(var + eps), mask=inside)
+    new_mean = tl.sum(tl.where(inside, mean, 0.0), axis=0) / groups
+    new_var = tl.sum(tl.where(inside, var, 0.0), axis=0) / groups * (rows / (rows - 1))
+    old_mean = tl.load(running_mean + channel, mask=is_channel)
+    old_var = tl.load(running_var + channel, mask=is_channel)
+    tl.store(running_mean + channel, old_mean + momentum * (new_mean - old_mean), mask=is_channel)
+    tl.store(running_var + channel, old_var + momentum * (new_var - old_var), mask=is_channel)
+
+
+@triton.jit(do_not_specialize=["rows", "groups", "splits"])
+def _gradients(
+    partial,
+    inverses,
+    shifts,
+    slopes,
+    weight_gradient,
+    bias_gradient,
+    rows,
+    groups,
+    splits,
+    channels,
+    GROUPS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Gradients of weight and bias, and per group what `_apply` takes off the map's gradient."""
+    group = tl.arange(0, GROUPS)
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_channel = channel < channels
+    inside = (group < groups)[:, None] & is_channel[None, :]
+    mean, product = _mean(partial, group, channel, inside, rows, splits, channels, SPLITS)
+    at = group[:, None] * channels + channel[None, :]
+    inverse = tl.load(inverses + at, mask=inside, other=0.0)
+    tl.store(shifts + at, mean, mask=inside)
+    tl.store(slopes + at, product * inverse * inverse, mask=inside)
+    tl.store(weight_gradient + channel, tl.sum(product * inverse, axis=0) * rows, mask=is_channel)
+    tl.store(bias_gradient + channel, tl.sum(mean, axis=0) * rows, mask=is_channel)
 
 
 @triton.jit(do_not_specialize=["rows", "part"])
@@ -202,12 +222,12 @@ class _Launches:
         sizes = (self.rows, self.part, self.channels)
         kernel[grid](*tensors, *sizes, backward, *self.tile, num_warps=4)
 
-    def finish(self, *arguments: Tensor | float, backward: bool) -> None:
+    def all_splits(self, kernel: Any, *arguments: Tensor | float) -> None:
         grid = (triton.cdiv(self.channels, FINISHED),)
         sizes = (self.rows, self.groups, self.splits, self.channels)
         groups = triton.next_power_of_2(self.groups)
         splits = max(1, TILE // (groups * FINISHED))
-        _finish[grid](*arguments, *sizes, backward, groups, splits, FINISHED, num_warps=8)
+        kernel[grid](*arguments, *sizes, groups, splits, FINISHED, num_warps=8)
 
 
 class GroupedBatchNorm(torch.autograd.Function):
@@ -235,7 +255,7 @@ class GroupedBatchNorm(torch.autograd.Function):
         partial = means.new_empty(groups, run.splits, 2, run.channels)
         run.each_split(_sum, x, x, means, partial, backward=False)
         running = running_mean, running_var
-        run.finish(x, partial, inverses, means, means, *running, momentum, eps, backward=False)
+        run.all_splits(_statistics, x, partial, means, inverses, *running, momentum, eps)
         out = torch.empty_like(x)
         # what only the backward pass reads is x and means here
         tensors = x, x, out, means, inverses, weight, bias, means, means
@@ -252,8 +272,7 @@ class GroupedBatchNorm(torch.autograd.Function):
         run.each_split(_sum, x, gradient, means, partial, backward=True)
         shifts, slopes = torch.empty_like(means), torch.empty_like(means)
         of_weight, of_bias = torch.empty_like(weight), torch.empty_like(bias)
-        found = shifts, slopes, of_weight, of_bias
-        run.finish(x, partial, inverses, *found, 0.0, 0.0, backward=True)
+        run.all_splits(_gradients, partial, inverses, shifts, slopes, of_weight, of_bias)
         out = torch.empty_like(x)
         tensors = x, gradient, out, means, inverses, weight, bias, shifts, slopes
         run.each_split(_apply, *tensors, backward=True)
