@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.launching import meeting_place, torchrun_process
+from moco_det.foundation.launching import ProcessLayout, meeting_place, torchrun_process
 from moco_det.runs.folder import (
     check_free,
     check_results,
@@ -97,14 +97,14 @@ def test_processes_that_would_never_meet_are_refused(
     machines: int, url: str | None, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        meeting_place(processes=1, machines=machines, machine_rank=0, url=url)
+        meeting_place(ProcessLayout(1, machines, 0, url))
 
 
 def test_one_machine_needs_no_address_and_several_meet_where_they_are_told() -> None:
-    alone = meeting_place(processes=2, machines=1, machine_rank=0, url=None)
-    assert alone.startswith("tcp://127.0.0.1:")
-    url = "tcp://10.0.0.1:29500"
-    assert meeting_place(processes=2, machines=2, machine_rank=1, url=url) == url
+    alone = meeting_place(ProcessLayout(2))
+    assert alone.url and alone.url.startswith("tcp://127.0.0.1:")
+    several = ProcessLayout(2, 2, 1, "tcp://10.0.0.1:29500")
+    assert meeting_place(several) == several
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("under_torchrun")
 def test_torchrun_says_who_a_process_is_and_where_all_meet() -> None:
     assert torchrun_process() == (5, 8, 1, 4)
-    assert meeting_place(processes=1, machines=1, machine_rank=0, url=None) == "env://"
+    assert meeting_place(ProcessLayout()) == ProcessLayout()
 
 
 @pytest.mark.usefixtures("under_torchrun")
@@ -127,9 +127,8 @@ def test_torchrun_says_who_a_process_is_and_where_all_meet() -> None:
     [{"processes": 8}, {"machines": 2}, {"machine_rank": 1}, {"url": "tcp://10.0.0.1:29500"}],
 )
 def test_torchrun_and_processes_of_the_tool_are_refused_together(changed: dict[str, Any]) -> None:
-    alone: dict[str, Any] = {"processes": 1, "machines": 1, "machine_rank": 0, "url": None}
     with pytest.raises(InputError, match="take out --num-gpus, .* or start without torchrun"):
-        meeting_place(**(alone | changed))
+        meeting_place(ProcessLayout(**changed))
 
 
 @pytest.mark.usefixtures("under_torchrun")
