@@ -7,7 +7,6 @@ InputError that names the key. What several keys must keep together is checked i
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_yaml
+from moco_det.foundation.strict_yaml import (
+    did_you_mean,
+    flatten,
+    load_yaml,
+    parse_value,
+    read_overrides,
+)
 
 Config = TypeVar("Config")
 
@@ -49,14 +54,22 @@ def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str]) -
         for key, value in flatten(load_yaml(path)).items():
             if value != {}:
                 given[key] = _typed(keys, key, value, str(path))
-    if len(overrides) % 2:
-        raise InputError(
-            f"overrides come as KEY VALUE pairs: {overrides[-1]!r} has no value; options such as "
-            "--resume stand before them"
-        )
-    for key, text in zip(overrides[::2], overrides[1::2], strict=True):
-        given[key] = _typed(keys, key, _parse(text), "the command line", text)
+    for key, text in read_overrides(overrides, keys):
+        given[key] = _typed(keys, key, parse_value(text), "the command line", text)
     return _build(cls, {name: given.get(name, default_of(key)) for name, key in keys.items()}, "")
+
+
+def read(cls: type[Config], tree: Any, where: str) -> Config:
+    """The defaults and a mapping over them, whose empty values count as not given."""
+    keys = declared_keys(cls)
+    if not isinstance(tree, dict):
+        raise InputError(f"{where} is {tree!r}, wanted the keys {', '.join(keys)}")
+    given = {key: value for key, value in tree.items() if value is not None}
+    typed = {str(key): _typed(keys, str(key), value, where) for key, value in given.items()}
+    try:
+        return _build(cls, {name: default_of(key) for name, key in keys.items()} | typed, "")
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def declared_keys(cls: type[Any], prefix: str = "") -> dict[str, Field[Any]]:
@@ -107,17 +120,8 @@ def _typed(keys: Mapping[str, Field[Any]], key: str, value: Any, where: str, tex
     elif isinstance(default, float) and not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError):
             value = float(value)  # yaml reads 1e-3 as a string
-    elif isinstance(default, list) and isinstance(value, tuple):
-        value = list(value)
     if type(value) is not type(default):
         raise InputError(
             f"{key} in {where} is {value!r}: it must be {type(default).__name__}, like {default!r}"
         )
     return value
-
-
-def _parse(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False}.get(text.lower(), text)

@@ -15,6 +15,11 @@ from moco_det.foundation.errors import InputError
 TIMEOUT = timedelta(hours=2)
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class ProcessLayout(NamedTuple):
     """How many processes on each of how many machines, this one's rank, and where they meet."""
 

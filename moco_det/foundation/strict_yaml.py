@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,31 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(part, {})
         node[last] = value
     return tree
+
+
+def read_overrides(words: Sequence[str], known: Iterable[str]) -> list[tuple[str, str]]:
+    """The KEY VALUE pairs of a command line; InputError for a key that is not known."""
+    if len(words) % 2:
+        raise InputError(
+            f"overrides come as KEY VALUE pairs: {words[-1]!r} has no value; options such as "
+            "--resume stand before them"
+        )
+    known = list(known)
+    for key in words[::2]:
+        if key not in known:
+            like = next(one for one in known if "." in one)
+            hint = did_you_mean(key, known) or f": keys are like {like}"
+            raise InputError(f"unknown key {key} on the command line{hint}")
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+def parse_value(text: str) -> Any:
+    """What is meant by a typed value: a literal, true or false, else the text itself."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False}.get(text.lower(), text)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:

@@ -14,8 +14,8 @@ from moco_det.runs.folder import (
     check_results,
     check_unchanged,
     claimed,
-    write_config,
 )
+from moco_det.settings.config import dump
 from tests.standalone.tiny import tiny_config
 
 
@@ -52,7 +52,7 @@ def test_a_finished_run_is_kept_from_training_and_from_the_scores_of_other_weigh
 def test_a_run_goes_on_with_the_config_it_was_begun_with(tmp_path: Path) -> None:
     cfg = tiny_config()
     assert check_unchanged(tmp_path, cfg) == []
-    write_config(tmp_path, cfg, eval_only=False)
+    (tmp_path / "config.yaml").write_text(dump(cfg))
     assert check_unchanged(tmp_path, cfg) == []
     free = {"DATALOADER.NUM_WORKERS": "1", "OUTPUT_DIR": "moved", "TEST.EVAL_PERIOD": "3"}
     assert check_unchanged(tmp_path, tiny_config(free)) == []
@@ -61,15 +61,6 @@ def test_a_run_goes_on_with_the_config_it_was_begun_with(tmp_path: Path) -> None
     for key, value in (("SOLVER.BASE_LR", "0.5"), ("MODEL.WEIGHTS", "a.pkl"), ("SEED", "4")):
         with pytest.raises(InputError, match=f"was begun with {key} .*, not {value}: resume it"):
             check_unchanged(tmp_path, tiny_config({key: value}))
-
-
-def test_scoring_alone_leaves_the_config_of_the_run(tmp_path: Path) -> None:
-    write_config(tmp_path, tiny_config(), eval_only=True)
-    before = (tmp_path / "config.yaml").read_text()
-    write_config(tmp_path, tiny_config({"SEED": "9"}), eval_only=True)
-    assert (tmp_path / "config.yaml").read_text() == before
-    write_config(tmp_path, tiny_config({"SEED": "9"}), eval_only=False)
-    assert "SEED: 9" in (tmp_path / "config.yaml").read_text()
 
 
 def test_results_that_could_not_be_written_are_told_before_the_run(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.launching import cores
 from moco_det.foundation.strict_yaml import flatten, load_yaml
 from moco_det.runs.quickstart.encoders import encoder_name
 from moco_det.runs.quickstart.plan import QuickstartPlan
 from moco_det.runs.suites.matrix import Run, build_matrix, read_arms
-from moco_det.runs.suites.processes import Job, Slot, cores
+from moco_det.runs.suites.processes import Job, Slot
 from moco_det.runs.suites.runner import TRAIN
 from moco_det.runs.suites.shown import run_shown
 from moco_det.runs.suites.state import read_state

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from moco_det.foundation.atomic import make_folder
+from moco_det.foundation.launching import cores
 
 POLL_SECONDS = 0.5
 # A stopped process may write its last checkpoint before it is ended by force.
@@ -61,11 +62,6 @@ class RunningJob:
         """Why it ended."""
         console = self.job.folder / "console.txt"
         return last_words(console, self.process.returncode, start=self.console_start)
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def with_threads(processes: int) -> dict[str, str]:

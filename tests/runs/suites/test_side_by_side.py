@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from moco_det.foundation.errors import InputError
-from moco_det.runs.suites.processes import Job, cores, with_threads
+from moco_det.foundation.launching import cores
+from moco_det.runs.suites.processes import Job, with_threads
 from moco_det.runs.suites.side_by_side import run_side_by_side
 
 LOGS = """
