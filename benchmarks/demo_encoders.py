@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from moco_det.runs.quickstart.data_sets import painted_data
-from moco_det.runs.quickstart.detectors import at_once
+from moco_det.runs.quickstart.flow import at_once
 from moco_det.runs.quickstart.encoders import SHIPPED, encoder_jobs
 from moco_det.runs.quickstart.plan import Budget
 from moco_det.runs.suites.side_by_side import run_side_by_side
