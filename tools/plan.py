@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from moco_det.foundation.errors import InputError
 from moco_det.settings.zoo import find_config
-from moco_det_tools.entry import make_parser, run
+from moco_det_tools.entry import at_least, make_parser, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +27,13 @@ def parser() -> argparse.ArgumentParser:
         help="a yaml file or a zoo's name (default: the keys' own defaults)",
     )
     add("--images", type=int, required=True, metavar="N", help="in the data set; 1e9 is no trouble")
-    add("--gpus", type=int, required=True, metavar="N", help="one process each; 0 is the CPU")
+    add(
+        "--gpus",
+        type=at_least(0),
+        required=True,
+        metavar="N",
+        help="one process each; 0 is the CPU",
+    )
     add(
         "--memory",
         type=float,
@@ -59,8 +65,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, plan, print, refuse."""
     args = parser().parse_args(argv)
-    if args.gpus < 0:
-        raise InputError(f"--gpus {args.gpus}: it must be 0 or more")
     sizes = {"rate": args.rate, "memory": args.memory, "host-memory": args.host_memory}
     for name, value in sizes.items():
         if value is not None and not value > 0:

@@ -106,8 +106,6 @@ def check_gpus(processes: int) -> None:
     import torch
 
     found = torch.cuda.device_count()
-    if not found:
-        raise InputError("MODEL.DEVICE is cuda and torch sees no GPU: add MODEL.DEVICE cpu")
     if processes > found:
         raise InputError(
             f"{processes} processes on this machine and MODEL.DEVICE cuda, but it has {found} "

@@ -49,7 +49,7 @@ class LiveTable:
         if self.terminal:
             lines = fitted(lines, shutil.get_terminal_size())
         over = f"\x1b[{self._drawn}A\x1b[J" if self.terminal and self._drawn else ""
-        self._write(over, lines)
+        print(over + "\n".join(lines), file=self.stream, flush=True)
         self._drawn = len(lines)
 
     def _say(self, running: Sequence[RunningJob], outcome: MatrixOutcome) -> None:
@@ -64,11 +64,7 @@ class LiveTable:
             new.append(time_left_line(self.runs, state, at_once=self.at_once))
         self._said.update(lines)
         if new:
-            self._write("", new)
-
-    def _write(self, before: str, lines: Sequence[str]) -> None:
-        self.stream.write(before + "\n".join(lines) + "\n")
-        self.stream.flush()
+            print("\n".join(new), file=self.stream, flush=True)
 
 
 def fitted(lines: Sequence[str], size: os.terminal_size) -> list[str]:
