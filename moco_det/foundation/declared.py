@@ -49,14 +49,11 @@ def section(cls: type[Any]) -> Any:
 def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str]) -> Config:
     """The defaults, a yaml file over them, and KEY VALUE pairs over both."""
     keys = declared_keys(cls)
-    given: dict[str, Any] = {}
-    if path is not None:
-        for key, value in flatten(load_yaml(path)).items():
-            if value != {}:
-                given[key] = _typed(keys, key, value, str(path))
+    tree = {} if path is None else flatten(load_yaml(path))
+    given = {key: _typed(keys, key, tree[key], str(path)) for key in tree if tree[key] != {}}
     for key, text in read_overrides(overrides, keys):
         given[key] = _typed(keys, key, parse_value(text), "the command line", text)
-    return _build(cls, {name: given.get(name, default_of(key)) for name, key in keys.items()}, "")
+    return _build(cls, given)
 
 
 def read(cls: type[Config], tree: Any, where: str) -> Config:
@@ -64,10 +61,10 @@ def read(cls: type[Config], tree: Any, where: str) -> Config:
     keys = declared_keys(cls)
     if not isinstance(tree, dict):
         raise InputError(f"{where} is {tree!r}, wanted the keys {', '.join(keys)}")
-    given = {key: value for key, value in tree.items() if value is not None}
-    typed = {str(key): _typed(keys, str(key), value, where) for key, value in given.items()}
+    tree = {str(key): value for key, value in tree.items() if value is not None}
+    given = {key: _typed(keys, key, value, where) for key, value in tree.items()}
     try:
-        return _build(cls, {name: default_of(key) for name, key in keys.items()} | typed, "")
+        return _build(cls, given)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
@@ -89,15 +86,15 @@ def default_of(key: Field[Any]) -> Any:
     return key.default if key.default_factory is MISSING else key.default_factory()
 
 
-def _build(cls: type[Config], values: Mapping[str, Any], prefix: str) -> Config:
+def _build(cls: type[Config], given: Mapping[str, Any], prefix: str = "") -> Config:
     arguments = {}
     for one in fields(cls):  # type: ignore[arg-type]
         name, inner = prefix + one.name, one.default_factory
         if isinstance(inner, type) and is_dataclass(inner):
-            arguments[one.name] = _build(inner, values, f"{name}.")
+            arguments[one.name] = _build(inner, given, f"{name}.")
         else:
-            _check(name, values[name], one.metadata)
-            arguments[one.name] = values[name]
+            arguments[one.name] = given.get(name, default_of(one))
+            _check(name, arguments[one.name], one.metadata)
     return cls(**arguments)
 
 
