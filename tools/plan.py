@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from moco_det.foundation.errors import InputError
 from moco_det.settings.zoo import find_config
@@ -26,14 +27,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE|NAME",
         help="a yaml file or a zoo's name (default: the keys' own defaults)",
     )
-    add("--images", type=int, required=True, metavar="N", help="in the data set; 1e9 is no trouble")
-    add(
-        "--gpus",
-        type=at_least(0),
-        required=True,
-        metavar="N",
-        help="one process each; 0 is the CPU",
-    )
+    count = partial(add, required=True, metavar="N")
+    count("--images", type=int, help="in the data set; 1e9 is no trouble")
+    count("--gpus", type=at_least(0), help="one process each; 0 is the CPU")
     add(
         "--memory",
         type=float,

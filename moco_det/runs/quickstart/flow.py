@@ -20,11 +20,10 @@ from moco_det.runs.quickstart.encoders import (
     shipped_encoders,
 )
 from moco_det.runs.quickstart.plan import Budget, QuickstartPlan, remember
+from moco_det.runs.suites.live import run_shown
 from moco_det.runs.suites.matrix import Run, build_matrix, read_arms
-from moco_det.runs.suites.processes import Job, Slot
+from moco_det.runs.suites.processes import Job, Slot, run_side_by_side
 from moco_det.runs.suites.runner import TRAIN
-from moco_det.runs.suites.shown import run_shown
-from moco_det.runs.suites.side_by_side import run_side_by_side
 from moco_det.runs.suites.state import read_state
 from moco_det.runs.suites.suite import SuiteSetting
 from moco_det.settings import zoo
