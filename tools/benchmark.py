@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     add("--only", metavar="RUN", help="run this one alone, as job arrays do (default: every run)")
     add("--no-report", action="store_true", help="do not make the report")
     add("--title", help="the report's heading (default: named after its data)")
-    return p  # fmt: skip
+    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:

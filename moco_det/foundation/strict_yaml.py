@@ -51,15 +51,13 @@ def load_mapping(text: str, what: str) -> dict[str, Any]:
     return content
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
+def load_yaml(path: str | Path, above: Sequence[Path] = ()) -> dict[str, Any]:
     """A yaml file as a dictionary, with its ``_BASE_`` files merged under it.
 
-    Raises InputError for a missing file, broken yaml, a duplicate key or a circle of bases.
+    ``above`` are the files that it is a base of. Raises InputError for a missing file, broken yaml,
+    a duplicate key or a circle of bases.
     """
-    return _load_yaml(Path(path), ())
-
-
-def _load_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    path = Path(path)
     if path.resolve() in above:
         raise InputError(f"{path}: {BASE_KEY} leads back to itself")
     try:
@@ -73,7 +71,7 @@ def _load_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         return content
     if not isinstance(base, str):
         raise InputError(f"{path}: {BASE_KEY} is {base!r}: it names one yaml file")
-    return _merge(_load_yaml(path.parent / base, (*above, path.resolve())), content)
+    return _merge(load_yaml(path.parent / base, (*above, path.resolve())), content)
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

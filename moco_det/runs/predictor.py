@@ -6,7 +6,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record, image_size, load_datasets
+from moco_det.data.check import look_at_each
 from moco_det.data.image import image_fault
 from moco_det.foundation.errors import InputError
 from moco_det.runs.engines import choose_engine, load_config, load_engine
@@ -169,20 +169,10 @@ def describe_images(
             height, width = image_size(str(path))
         except InputError as error:
             return str(error)
-        fault = image_fault(str(path), height, width)
-        return Record(name, str(path), height, width) if fault is None else fault
+        return image_fault(str(path), height, width) or Record(name, str(path), height, width)
 
-    records, faults = [], []
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        looked = pool.map(look, images.items())
-        for result in tqdm(looked, total=len(images), desc="checking images", unit="img", delay=2):
-            if isinstance(result, Record):
-                records.append(result)
-                continue
-            faults.append(result)
-            if strict:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise InputError(f"{result} (--strict)")
+    bar = tqdm(total=len(images), desc="checking images", unit="img", delay=2)
+    records, faults = look_at_each(look, images.items(), bar, strict=strict)
     if not records:
         more = f", and so are {len(faults) - 1} more" if len(faults) > 1 else ""
         raise InputError(f"no image can be used: {faults[0]}{more}")

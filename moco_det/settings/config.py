@@ -15,7 +15,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_yaml, read_overrides
+from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_yaml, nest, read_overrides
 from moco_det.results.matched import frozen_over_random
 from moco_det.settings.values import LIMITS, check_bounds, check_kinds, read_beside
 
@@ -77,13 +77,8 @@ def merge(cfg: CfgNode, tree: dict[str, Any], *, source: str, unknown: str = NOT
 
 def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
     """Merge ``KEY VALUE KEY VALUE ...`` as given on a command line."""
-    known = flatten(cfg)
-    read_overrides(overrides, known)
-    try:
-        cfg.merge_from_list(list(overrides))
-    except (ValueError, AssertionError, KeyError, SyntaxError) as error:
-        raise InputError(f"on the command line: {error}") from None
-    check_kinds(known, flatten(cfg), "on the command line")
+    tree = nest(dict(read_overrides(overrides, flatten(cfg))))
+    merge(cfg, tree, source="on the command line")
 
 
 def check(cfg: CfgNode) -> None:
