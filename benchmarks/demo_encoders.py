@@ -16,10 +16,10 @@ import torch
 
 from moco_det.foundation.checkpoints import save_checkpoint
 from moco_det.runs.quickstart.data_sets import painted_data
-from moco_det.runs.quickstart.detectors import at_once
 from moco_det.runs.quickstart.encoders import SHIPPED, encoder_jobs
+from moco_det.runs.quickstart.flow import at_once
 from moco_det.runs.quickstart.plan import Budget
-from moco_det.runs.suites.side_by_side import run_side_by_side
+from moco_det.runs.suites.processes import run_side_by_side
 from moco_det_tools.entry import run
 from pretrain import checkpoints
 

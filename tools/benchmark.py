@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     add("--only", metavar="RUN", help="run this one alone, as job arrays do (default: every run)")
     add("--no-report", action="store_true", help="do not make the report")
     add("--title", help="the report's heading (default: named after its data)")
-    return p  # fmt: skip
+    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here so that --help does not wait.
     import torch
 
-    from moco_det.runs.suites import matrix, runner, shown, slurm, state, suite
+    from moco_det.runs.suites import live, matrix, runner, slurm, state, suite
 
     choice = choose_engine(args.engine)
     if choice.broken:
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = matrix.build_matrix(read.settings, arms, seeds, engine=choice.engine, only=args.only)
     slots = runner.read_slots(args.gpus, args.gpus_per_run, args.at_once)
     now = state.read_state(output / "results.jsonl", runs)
-    shown.show_cost(runs, now, output, at_once=len(slots))
+    live.show_cost(runs, now, output, at_once=len(slots))
     if args.dry_run:
         for one in now.left(runs):
             print(f"{command('train-net')} {shlex.join(one.options(output))}")
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"submit it with: sbatch {script}  ({where})")
         print(f"then see them with: {command('report')} {output} -o {output}")
         return 0
-    return shown.run_and_report(runs, output, slots, report=not args.no_report, title=args.title)
+    return live.run_and_report(runs, output, slots, report=not args.no_report, title=args.title)
 
 
 if __name__ == "__main__":

@@ -31,16 +31,11 @@ COMMANDS = {
 def usage() -> str:
     """What `moco-det --help` prints."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {line}" for name, line in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: moco-det [-h] [-V] COMMAND ...",
-            "",
-            "Does a pretrained ResNet transfer to detection better than supervised pre-training?",
-            "",
-            "commands (moco-det COMMAND --help says more):",
-            *lines,
-        ]
+    lines = "\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())
+    return (
+        "usage: moco-det [-h] [-V] COMMAND ...\n\n"
+        "Does a pretrained ResNet transfer to detection better than supervised pre-training?\n\n"
+        f"commands (moco-det COMMAND --help says more):\n{lines}"
     )
 
 
@@ -51,11 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage(), file=sys.stderr)
         return 2
     name, *rest = arguments
-    if name in ("-h", "--help"):
-        print(usage())
-        return 0
-    if name in ("-V", "--version"):
-        print(f"moco-det {__version__}")
+    if name in ("-h", "--help", "-V", "--version"):
+        print(usage() if name in ("-h", "--help") else f"moco-det {__version__}")
         return 0
     if name not in COMMANDS:
         known = ", ".join(COMMANDS)

@@ -9,10 +9,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from moco_det.foundation.errors import InputError
 from moco_det.settings.zoo import find_config
-from moco_det_tools.entry import make_parser, run
+from moco_det_tools.entry import at_least, make_parser, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,8 +27,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE|NAME",
         help="a yaml file or a zoo's name (default: the keys' own defaults)",
     )
-    add("--images", type=int, required=True, metavar="N", help="in the data set; 1e9 is no trouble")
-    add("--gpus", type=int, required=True, metavar="N", help="one process each; 0 is the CPU")
+    count = partial(add, required=True, metavar="N")
+    count("--images", type=int, help="in the data set; 1e9 is no trouble")
+    count("--gpus", type=at_least(0), help="one process each; 0 is the CPU")
     add(
         "--memory",
         type=float,
@@ -59,8 +61,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, plan, print, refuse."""
     args = parser().parse_args(argv)
-    if args.gpus < 0:
-        raise InputError(f"--gpus {args.gpus}: it must be 0 or more")
     sizes = {"rate": args.rate, "memory": args.memory, "host-memory": args.host_memory}
     for name, value in sizes.items():
         if value is not None and not value > 0:

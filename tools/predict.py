@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from moco_det.foundation.errors import InputError
-from moco_det.runs.engines import choose_engine, load_config, load_engine
-from moco_det.runs.predict import FRAMES, class_names, find_images, predict_folder, whole_config
+from moco_det.runs.predict import FRAMES, find_images, predict_folder
+from moco_det.runs.predictor import Predictor
 from moco_det.settings.zoo import find_config
 from moco_det_tools.entry import add_engine, make_parser, run
 
@@ -72,20 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     images = find_images(args.input)
-    choice = choose_engine(args.engine)
-    config_file = find_config(args.config_file)
-    overrides = whole_config(config_file, args.weights, args.opts)
-    cfg = load_config(choice.engine, config_file, overrides)
-    detector = load_engine(choice.engine).open_detector(cfg)
-    print(f"engine {choice.engine} ({choice.reason}), {detector.precision}")
-    done = predict_folder(
-        detector,
-        images,
-        args.output,
-        classes=class_names(detector, args.classes),
+    predictor = Predictor(
+        find_config(args.config_file),
+        weights=args.weights,
+        classes=args.classes,
         threshold=args.confidence_threshold,
-        strict=args.strict,
+        overrides=args.opts,
+        engine=args.engine,
     )
+    choice = predictor.choice
+    print(f"engine {choice.engine} ({choice.reason}), {predictor.detector.precision}")
+    done = predict_folder(predictor, images, args.output, strict=args.strict)
     print(done.line(args.output))
     return 0
 

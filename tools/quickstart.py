@@ -133,7 +133,7 @@ def describe_machine() -> str:
     import torch
 
     from moco_det.doctor.hardware import check_load
-    from moco_det.runs.suites.processes import cores
+    from moco_det.foundation.launching import cores
 
     if torch.cuda.is_available():
         print(f"on {torch.cuda.get_device_name()}")

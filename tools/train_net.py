@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from moco_det.foundation.launching import meeting_place
+from moco_det.foundation.launching import ProcessLayout, meeting_place
 from moco_det.runs.engines import choose_engine, load_config
 from moco_det.settings.engine import RunOptions
 from moco_det.settings.zoo import find_config
@@ -56,11 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     words = shlex.join(sys.argv[1:] if argv is None else argv)
     config_file = find_config(args.config_file)
-    args.dist_url = meeting_place(
-        processes=args.num_gpus,
-        machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        url=args.dist_url,
+    layout = meeting_place(
+        ProcessLayout(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     )
     choice = choose_engine(args.engine)
     if choice.broken:
@@ -79,11 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             init_name=args.init_name,
             command=f"{Path(sys.argv[0]).name} {words}",
         ),
-        engine=choice.engine,
-        processes=args.num_gpus,
-        machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        url=args.dist_url,
+        choice.engine,
+        layout,
     )
     return 0
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -14,6 +15,8 @@ from moco_det.data.catalog import load_datasets
 from moco_det.data.image import image_fault
 from moco_det.data.records import DetectionDataset, Record
 from moco_det.foundation.errors import InputError
+
+Item = TypeVar("Item")
 
 logger = logging.getLogger(__name__)
 
@@ -32,25 +35,17 @@ def check_images(
     first under `strict`, and always when more than 10 % are broken.
     """
 
-    def fault(record: Record) -> str | None:
-        return image_fault(record.file_name, record.height, record.width)
+    def look(record: Record) -> Record | str:
+        return image_fault(record.file_name, record.height, record.width) or record
 
-    title = f"checking images of {dataset.name}"
-    options = {"desc": title, "unit": "img", "mininterval": 1, "disable": not progress}
-    kept, faults = [], []
-    # decoding holds no interpreter lock; two threads per core keep the disk busy too
-    with (
-        ThreadPoolExecutor(max_workers=min(2 * (os.cpu_count() or 1), 16)) as pool,
-        tqdm(pool.map(fault, dataset.records), total=len(dataset), **options) as found,
-    ):
-        for record, reason in zip(dataset.records, found, strict=True):
-            if reason is None:
-                kept.append(record)
-                continue
-            faults.append(reason)
-            if strict:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise InputError(f"{reason} (strict)")
+    bar = tqdm(
+        total=len(dataset),
+        desc=f"checking images of {dataset.name}",
+        unit="img",
+        mininterval=1,
+        disable=not progress,
+    )
+    kept, faults = look_at_each(look, dataset.records, bar, strict=strict)
     if not faults:
         return dataset
     message = f"{len(faults)} of {len(dataset)} images skipped, first: {faults[0]}"
@@ -121,3 +116,25 @@ def check_classes_of_config(num_classes: int, dataset: DetectionDataset) -> None
             f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, but {dataset.name} has "
             f"{len(dataset.classes)} classes ({names}): set it to {len(dataset.classes)}"
         )
+
+
+def look_at_each(
+    look: Callable[[Item], Record | str], items: Collection[Item], bar: tqdm, *, strict: bool
+) -> tuple[list[Record], list[str]]:
+    """The records that ``look`` gives of images, and what it says of those that cannot be used.
+
+    Under ``strict`` the first of these is an InputError.
+    """
+    records, faults = [], []
+    # decoding holds no interpreter lock; two threads per core keep the disk busy too
+    with ThreadPoolExecutor(max_workers=min(2 * (os.cpu_count() or 1), 16)) as pool, bar:
+        for found in pool.map(look, items):
+            bar.update()
+            if isinstance(found, Record):
+                records.append(found)
+                continue
+            faults.append(found)
+            if strict:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise InputError(f"{found} (--strict)")
+    return records, faults

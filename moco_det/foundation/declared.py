@@ -7,7 +7,6 @@ InputError that names the key. What several keys must keep together is checked i
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_yaml
+from moco_det.foundation.strict_yaml import (
+    did_you_mean,
+    flatten,
+    load_yaml,
+    parse_value,
+    read_overrides,
+)
 
 Config = TypeVar("Config")
 
@@ -44,19 +49,24 @@ def section(cls: type[Any]) -> Any:
 def load(cls: type[Config], path: str | Path | None, overrides: Sequence[str]) -> Config:
     """The defaults, a yaml file over them, and KEY VALUE pairs over both."""
     keys = declared_keys(cls)
-    given: dict[str, Any] = {}
-    if path is not None:
-        for key, value in flatten(load_yaml(path)).items():
-            if value != {}:
-                given[key] = _typed(keys, key, value, str(path))
-    if len(overrides) % 2:
-        raise InputError(
-            f"overrides come as KEY VALUE pairs: {overrides[-1]!r} has no value; options such as "
-            "--resume stand before them"
-        )
-    for key, text in zip(overrides[::2], overrides[1::2], strict=True):
-        given[key] = _typed(keys, key, _parse(text), "the command line", text)
-    return _build(cls, {name: given.get(name, default_of(key)) for name, key in keys.items()}, "")
+    tree = {} if path is None else flatten(load_yaml(path))
+    given = {key: _typed(keys, key, tree[key], str(path)) for key in tree if tree[key] != {}}
+    for key, text in read_overrides(overrides, keys):
+        given[key] = _typed(keys, key, parse_value(text), "the command line", text)
+    return _build(cls, given)
+
+
+def read(cls: type[Config], tree: Any, where: str) -> Config:
+    """The defaults and a mapping over them, whose empty values count as not given."""
+    keys = declared_keys(cls)
+    if not isinstance(tree, dict):
+        raise InputError(f"{where} is {tree!r}, wanted the keys {', '.join(keys)}")
+    tree = {str(key): value for key, value in tree.items() if value is not None}
+    given = {key: _typed(keys, key, value, where) for key, value in tree.items()}
+    try:
+        return _build(cls, given)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def declared_keys(cls: type[Any], prefix: str = "") -> dict[str, Field[Any]]:
@@ -76,15 +86,15 @@ def default_of(key: Field[Any]) -> Any:
     return key.default if key.default_factory is MISSING else key.default_factory()
 
 
-def _build(cls: type[Config], values: Mapping[str, Any], prefix: str) -> Config:
+def _build(cls: type[Config], given: Mapping[str, Any], prefix: str = "") -> Config:
     arguments = {}
     for one in fields(cls):  # type: ignore[arg-type]
         name, inner = prefix + one.name, one.default_factory
         if isinstance(inner, type) and is_dataclass(inner):
-            arguments[one.name] = _build(inner, values, f"{name}.")
+            arguments[one.name] = _build(inner, given, f"{name}.")
         else:
-            check_value(name, values[name], one.metadata)
-            arguments[one.name] = values[name]
+            arguments[one.name] = given.get(name, default_of(one))
+            check_value(name, arguments[one.name], one.metadata)
     return cls(**arguments)
 
 
@@ -108,17 +118,8 @@ def _typed(keys: Mapping[str, Field[Any]], key: str, value: Any, where: str, tex
     elif isinstance(default, float) and not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError):
             value = float(value)  # yaml reads 1e-3 as a string
-    elif isinstance(default, list) and isinstance(value, tuple):
-        value = list(value)
     if type(value) is not type(default):
         raise InputError(
             f"{key} in {where} is {value!r}: it must be {type(default).__name__}, like {default!r}"
         )
     return value
-
-
-def _parse(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False}.get(text.lower(), text)

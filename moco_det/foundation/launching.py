@@ -15,6 +15,20 @@ from moco_det.foundation.errors import InputError
 TIMEOUT = timedelta(hours=2)
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class ProcessLayout(NamedTuple):
+    """How many processes on each of how many machines, this one's rank, and where they meet."""
+
+    processes: int = 1
+    machines: int = 1
+    machine_rank: int = 0
+    url: str | None = None
+
+
 class TorchrunProcess(NamedTuple):
     """The place of a process that torchrun has started, in all and on its machine."""
 
@@ -69,7 +83,7 @@ def torchrun_group(process: TorchrunProcess | None, device: str) -> Iterator[Non
 
 @contextmanager
 def _process_group(
-    device: str, local_rank: int, rank: int, world_size: int, url: str
+    device: str, local_rank: int, rank: int, world_size: int, url: str | None
 ) -> Iterator[None]:
     # Imported here so that --help does not wait for torch.
     import torch
@@ -92,8 +106,6 @@ def check_gpus(processes: int) -> None:
     import torch
 
     found = torch.cuda.device_count()
-    if not found:
-        raise InputError("MODEL.DEVICE is cuda and torch sees no GPU: add MODEL.DEVICE cpu")
     if processes > found:
         raise InputError(
             f"{processes} processes on this machine and MODEL.DEVICE cuda, but it has {found} "
@@ -101,18 +113,19 @@ def check_gpus(processes: int) -> None:
         )
 
 
-def meeting_place(*, processes: int, machines: int, machine_rank: int, url: str | None) -> str:
-    """The address at which the processes meet: `url`, or one of this machine where it is alone.
+def meeting_place(layout: ProcessLayout) -> ProcessLayout:
+    """The layout with an address at which the processes meet, one of this machine if it is alone.
 
     InputError for counts and an address with which they would never meet.
     """
+    processes, machines, machine_rank, url = layout
     if torchrun_process() is not None:
-        if (processes, machines, machine_rank, url) != (1, 1, 0, None):
+        if layout != ProcessLayout():
             raise InputError(
                 "torchrun starts the processes and says where they meet: take out --num-gpus, "
                 "--num-machines, --machine-rank and --dist-url, or start without torchrun"
             )
-        return "env://"
+        return layout
     if processes < 1 or not 0 <= machine_rank < machines:
         raise InputError("--num-gpus must be above 0 and --machine-rank below --num-machines")
     if url is None or url == "auto":
@@ -123,7 +136,7 @@ def meeting_place(*, processes: int, machines: int, machine_rank: int, url: str 
             )
         # detectron2's own choice: as many ports as users
         port = 2**15 + 2**14 + (os.getuid() if hasattr(os, "getuid") else 1) % 2**14
-        return f"tcp://127.0.0.1:{port}"
+        return layout._replace(url=f"tcp://127.0.0.1:{port}")
     try:
         parts = urlsplit(url)
         named = parts.scheme == "tcp" and parts.hostname and parts.port
@@ -131,20 +144,13 @@ def meeting_place(*, processes: int, machines: int, machine_rank: int, url: str 
         named = None
     if not named and not url.startswith(("env://", "file://")):
         raise InputError(f"--dist-url {url} is no address: write it as tcp://HOST:PORT")
-    return url
+    return layout
 
 
 def launch(
-    function: Callable[..., None],
-    arguments: tuple[Any, ...],
-    *,
-    processes: int,
-    machines: int,
-    machine_rank: int,
-    url: str,
-    device: str,
+    function: Callable[..., None], arguments: tuple[Any, ...], layout: ProcessLayout, device: str
 ) -> None:
-    """Run ``function(*arguments)`` in ``processes`` processes on each of ``machines`` machines.
+    """Run ``function(*arguments)`` in every process of the layout on this machine.
 
     NCCL on GPUs, gloo on CPUs. Under torchrun the processes exist already and are joined.
     """
@@ -155,16 +161,13 @@ def launch(
         with torchrun_group(started, device):
             function(*arguments)
         return
-    total = processes * machines
     if device == "cuda":
-        check_gpus(processes)
-    if total == 1:
+        check_gpus(layout.processes)
+    if layout.processes * layout.machines == 1:
         function(*arguments)
         return
-    start = machine_rank * processes
-    work = (function, arguments, start, total, url, device)
     try:
-        mp.spawn(_process, args=work, nprocs=processes)
+        mp.spawn(_process, args=(function, arguments, layout, device), nprocs=layout.processes)
     except mp.ProcessRaisedException as error:
         line = next((x for x in reversed(str(error).splitlines()) if "InputError: " in x), None)
         if line is None:
@@ -176,14 +179,14 @@ def _process(
     local_rank: int,
     function: Callable[..., None],
     arguments: tuple[Any, ...],
-    start: int,
-    total: int,
-    url: str,
+    layout: ProcessLayout,
     device: str,
 ) -> None:
     import torch
 
+    processes, machines, machine_rank, url = layout
+    total = processes * machines
     if device == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // total))
-    with _process_group(device, local_rank, start + local_rank, total, url):
+    with _process_group(device, local_rank, machine_rank * processes + local_rank, total, url):
         function(*arguments)

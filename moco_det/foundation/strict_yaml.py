@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,13 @@ def load_mapping(text: str, what: str) -> dict[str, Any]:
     return content
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
+def load_yaml(path: str | Path, above: Sequence[Path] = ()) -> dict[str, Any]:
     """A yaml file as a dictionary, with its ``_BASE_`` files merged under it.
 
-    Raises InputError for a missing file, broken yaml, a duplicate key or a circle of bases.
+    ``above`` are the files that it is a base of. Raises InputError for a missing file, broken yaml,
+    a duplicate key or a circle of bases.
     """
-    return _load_yaml(Path(path), ())
-
-
-def _load_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    path = Path(path)
     if path.resolve() in above:
         raise InputError(f"{path}: {BASE_KEY} leads back to itself")
     try:
@@ -72,7 +71,7 @@ def _load_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         return content
     if not isinstance(base, str):
         raise InputError(f"{path}: {BASE_KEY} is {base!r}: it names one yaml file")
-    return _merge(_load_yaml(path.parent / base, (*above, path.resolve())), content)
+    return _merge(load_yaml(path.parent / base, (*above, path.resolve())), content)
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +105,31 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(part, {})
         node[last] = value
     return tree
+
+
+def read_overrides(words: Sequence[str], known: Iterable[str]) -> list[tuple[str, str]]:
+    """The KEY VALUE pairs of a command line; InputError for a key that is not known."""
+    if len(words) % 2:
+        raise InputError(
+            f"overrides come as KEY VALUE pairs: {words[-1]!r} has no value; options such as "
+            "--resume stand before them"
+        )
+    known = list(known)
+    for key in words[::2]:
+        if key not in known:
+            like = next(one for one in known if "." in one)
+            hint = did_you_mean(key, known) or f": keys are like {like}"
+            raise InputError(f"unknown key {key} on the command line{hint}")
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+def parse_value(text: str) -> Any:
+    """What is meant by a typed value: a literal, true or false, else the text itself."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False}.get(text.lower(), text)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:

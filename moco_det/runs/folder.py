@@ -13,7 +13,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from moco_det.foundation.atomic import make_folder, try_lock, write_text
+from moco_det.foundation.atomic import make_folder, try_lock
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import flatten, load_mapping
 from moco_det.settings.config import dump
@@ -102,9 +102,3 @@ def claimed(output: Path) -> Iterator[None]:
                 "OUTPUT_DIR"
             )
         yield
-
-
-def write_config(output: Path, cfg: CfgNode, *, eval_only: bool) -> None:
-    """The resolved config into the folder; scoring alone leaves the one of the run there."""
-    if not (eval_only and (output / CONFIG).exists()):
-        write_text(output / CONFIG, dump(cfg))

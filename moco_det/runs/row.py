@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from moco_det.data import DetectionDataset
+from moco_det.foundation.launching import cores
 from moco_det.results import SCHEMA
+from moco_det.weights import containers
 from moco_det.weights.backbone import Backbone
 
 
@@ -36,35 +36,23 @@ def describe_init(name: str | None, weights: str, backbone: Backbone | None) -> 
 
     Without a name the arm is called by its weights' method.
     """
+    known: dict[str, Any] = dict.fromkeys(("source", "verified", "input"))
+    if backbone is not None:
+        known = {"source": backbone.source, "verified": backbone.verified, "input": backbone.input}
     if not weights:
-        return {
-            "name": name or "random",
-            "weights": None,
-            "sha256": None,
-            "source": None,
-            "verified": None,
-            "input": None,
-        }
-    source = dict(backbone.source) if backbone is not None and backbone.source else None
-    verified = dict(backbone.verified) if backbone is not None and backbone.verified else None
-    method = (source or {}).get("method")
+        return {"name": name or "random", "weights": None, "sha256": None, **known}
     return {
-        "name": name or method or Path(weights).stem,
+        "name": name or (known["source"] or {}).get("method") or Path(weights).stem,
         "weights": Path(weights).name,
         "sha256": backbone.sha256 if backbone is not None else sha256_of(weights),
-        "source": source,
-        "verified": verified,
-        "input": dict(backbone.input) if backbone is not None and backbone.input else None,
+        **known,
     }
 
 
 def sha256_of(path: str | Path) -> str:
     """sha256 (hex) of a file."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return containers.sha256_of(file)
 
 
 def describe_data(train: DetectionDataset, test: DetectionDataset) -> dict[str, Any]:
@@ -87,8 +75,7 @@ def describe_hardware(device: str) -> dict[str, Any]:
     import torch  # report's readers of rows do without
 
     name = torch.cuda.get_device_name() if device.startswith("cuda") else cpu_name()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"device": name, "cores": int(cores or 1)}
+    return {"device": name, "cores": cores()}
 
 
 def cpu_name() -> str:
@@ -114,7 +101,10 @@ def describe_engine(name: str, version: str, commit: str | None = None) -> dict[
 
 @dataclass(frozen=True)
 class RunRow:
-    """A finished detection run as one row of results.jsonl (`moco_det.results.schema`)."""
+    """A run as one row of results.jsonl (`moco_det.results.schema`); failed where it has an error.
+
+    What a failed run never learned is None.
+    """
 
     run: str
     task: str
@@ -123,7 +113,7 @@ class RunRow:
     config: str
     init: Mapping[str, Any]
     engine: Mapping[str, Any]
-    precision: str
+    precision: str | None
     seed: int
     iterations: int | None  # None where a probe does not know those of its weights
     batch: int
@@ -133,11 +123,15 @@ class RunRow:
     command: str
     started: str
     warnings: Sequence[str]
-    metrics: Mapping[str, Any]
+    metrics: Mapping[str, Any] | None = None
+    error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The row as it is written, of today's schema."""
-        return {"schema": SCHEMA, "status": "finished", **asdict(self)}
+        status, without = ("failed", "metrics") if self.error else ("finished", "error")
+        row = {"schema": SCHEMA, "status": status, **asdict(self)}
+        del row[without]
+        return row
 
 
 def relative(path: Path, start: Path) -> str:

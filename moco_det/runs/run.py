@@ -18,7 +18,7 @@ from moco_det.data.check import overlap_warnings
 from moco_det.foundation import collectives
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.launching import launch, torchrun_process
+from moco_det.foundation.launching import ProcessLayout, launch, torchrun_process
 from moco_det.results import append_row
 from moco_det.runs.engines import choose_engine, load_config, load_engine
 from moco_det.runs.folder import CONFIG, check_free, check_results, check_unchanged, claimed
@@ -67,30 +67,14 @@ def evaluate(
     return run(cfg, RunOptions(str(file), resume=True, eval_only=True), load_engine(name))
 
 
-def launch_run(
-    cfg: CfgNode,
-    options: RunOptions,
-    *,
-    engine: str,
-    processes: int,
-    machines: int,
-    machine_rank: int,
-    url: str,
-) -> None:
+def launch_run(cfg: CfgNode, options: RunOptions, engine: str, layout: ProcessLayout) -> None:
     """`run` in as many processes as the command line or torchrun says."""
     started = torchrun_process()
-    local = processes if started is None else started.local_world_size
-    total = processes * machines if started is None else started.world_size
+    local = layout.processes if started is None else started.local_world_size
+    total = layout.processes * layout.machines if started is None else started.world_size
     load_engine(engine).check_processes(cfg, total)
-    launch(
-        run_in_process,
-        (cfg, options, engine, local),
-        processes=processes,
-        machines=machines,
-        machine_rank=machine_rank,
-        url=url,
-        device=cfg.MODEL.DEVICE.split(":")[0],
-    )
+    device = cfg.MODEL.DEVICE.split(":")[0]
+    launch(run_in_process, (cfg, options, engine, local), layout, device)
 
 
 def run_in_process(cfg: CfgNode, options: RunOptions, name: str, local_world_size: int) -> None:

@@ -15,7 +15,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_yaml
+from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_yaml, nest, read_overrides
 from moco_det.results.matched import frozen_over_random
 from moco_det.settings.values import LIMITS, check_bounds, check_kinds, read_beside
 
@@ -77,21 +77,8 @@ def merge(cfg: CfgNode, tree: dict[str, Any], *, source: str, unknown: str = NOT
 
 def merge_overrides(cfg: CfgNode, overrides: Sequence[str]) -> None:
     """Merge ``KEY VALUE KEY VALUE ...`` as given on a command line."""
-    if len(overrides) % 2:
-        raise InputError(
-            f"the options after the config come in pairs KEY VALUE: {overrides[-1]!r}; options "
-            "such as --resume stand before them"
-        )
-    known = flatten(cfg)
-    for key in overrides[0::2]:
-        if key not in known:
-            hint = did_you_mean(key, known) or ": keys are like SOLVER.BASE_LR"
-            raise InputError(f"unknown key {key} on the command line{hint}")
-    try:
-        cfg.merge_from_list(list(overrides))
-    except (ValueError, AssertionError, KeyError, SyntaxError) as error:
-        raise InputError(f"on the command line: {error}") from None
-    check_kinds(known, flatten(cfg), "on the command line")
+    tree = nest(dict(read_overrides(overrides, flatten(cfg))))
+    merge(cfg, tree, source="on the command line")
 
 
 def check(cfg: CfgNode) -> None:

@@ -6,7 +6,7 @@ in silence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -21,6 +21,13 @@ def read_beside(name: str) -> dict[str, Any]:
 
 
 LIMITS: Mapping[str, Any] = read_beside("limits.yaml")
+# section of limits.yaml -> what holds for each number of its keys, and in words
+RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "whole": (lambda number: type(number) is int, "be whole"),
+    "above_zero": (lambda number: number > 0, "be above zero"),
+    "not_below_zero": (lambda number: number >= 0, "not be below zero"),
+    "from_0_to_1": (lambda number: 0 <= number <= 1, "lie between 0 and 1"),
+}
 # Keys that may be without a value although their default has one.
 MAY_BE_NONE = ("SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_BIAS")
 LARGEST_FLOAT32 = 3.4028234663852886e38
@@ -47,82 +54,53 @@ def check_bounds(flat: Mapping[str, Any]) -> None:
         for leaf in _leaves(value):
             if isinstance(leaf, float) and not abs(leaf) <= LARGEST_FLOAT32:
                 raise InputError(f"{key} is {value!r}: {leaf} is no finite number of float32")
-    for key in LIMITS["above_zero"]:
-        if not flat[key] > 0:
-            raise InputError(f"{key} is {flat[key]!r}: it must be above zero")
-    for key in LIMITS["not_below_zero"]:
-        if flat[key] < 0:
-            raise InputError(f"{key} is {flat[key]!r}: it must not be below zero")
+    for rule, (holds, wanted) in RULES.items():
+        for key in LIMITS[rule]:
+            if not all(map(holds, _leaves(flat[key]))):
+                raise InputError(f"{key} is {flat[key]!r}: it must {wanted}")
     for key, limit in LIMITS["at_most"].items():
         if flat[key] > limit:
             raise InputError(f"{key} is {flat[key]!r}: it must be at most {limit:g}")
-    for key in LIMITS["from_0_to_1"]:
-        if not 0 <= flat[key] <= 1:
-            raise InputError(f"{key} is {flat[key]!r}: it must lie between 0 and 1")
-    _check_sizes(flat)
-    _check_pixels(flat)
-    _check_small_networks(flat)
-    for place in ("MODEL.RPN", "MODEL.ROI_HEADS"):
-        _check_thresholds(flat, place)
-    for name in ("SIZES", "ASPECT_RATIOS"):
-        key = f"MODEL.ANCHOR_GENERATOR.{name}"
+    steps = flat["SOLVER.STEPS"]
+    # two at once lower the rate twice, as detectron2 has it: very short runs come to that
+    if list(steps) != sorted(steps):
+        raise InputError(f"SOLVER.STEPS is {tuple(steps)}: it lists rising whole iterations")
+    if not flat["INPUT.MIN_SIZE_TRAIN"]:
+        raise InputError("INPUT.MIN_SIZE_TRAIN is empty: it lists whole sizes above zero")
+    if flat["MODEL.BACKBONE.NAME"].endswith("_fpn_backbone") and not flat["MODEL.FPN.IN_FEATURES"]:
+        raise InputError("MODEL.FPN.IN_FEATURES is empty: name the stages, as ['res4', 'res5']")
+    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        if len(flat[key]) != 3:
+            raise InputError(f"{key} is {flat[key]!r}: it has one number for each of 3 channels")
+    for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
         rows = flat[key]
         if not rows or not all(isinstance(r, (list, tuple)) and r for r in rows):
             raise InputError(f"{key} is {rows!r}: write a list for each level, as [[32], [64]]")
-        if not all(leaf > 0 for leaf in _leaves(rows)):
-            raise InputError(f"{key} is {rows!r}: every one must be above zero")
+    for place in ("MODEL.RPN", "MODEL.ROI_HEADS"):
+        _check_thresholds(flat, place)
+    if flat["MODEL.RESNETS.DEPTH"] in (18, 34):
+        _check_small_network(flat)
     if not flat["OUTPUT_DIR"].strip():
         raise InputError("OUTPUT_DIR is empty: name the folder that the run is written into")
 
 
-def _check_sizes(flat: Mapping[str, Any]) -> None:
-    sizes = flat["INPUT.MIN_SIZE_TRAIN"]
-    if not sizes or not all(type(size) is int and size > 0 for size in sizes):
-        raise InputError(f"INPUT.MIN_SIZE_TRAIN is {sizes!r}: it lists whole sizes above zero")
-    steps = list(flat["SOLVER.STEPS"])
-    # two at once lower the rate twice, as detectron2 has it: very short runs come to that
-    rising = all(a <= b for a, b in zip(steps, steps[1:], strict=False))
-    if not all(type(step) is int and step > 0 for step in steps) or not rising:
-        raise InputError(f"SOLVER.STEPS is {tuple(steps)}: it lists rising whole iterations")
-    if flat["MODEL.BACKBONE.NAME"].endswith("_fpn_backbone") and not flat["MODEL.FPN.IN_FEATURES"]:
-        raise InputError("MODEL.FPN.IN_FEATURES is empty: name the stages, as ['res4', 'res5']")
-
-
-def _check_pixels(flat: Mapping[str, Any]) -> None:
-    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
-        if len(flat[key]) != 3:
-            raise InputError(f"{key} is {flat[key]!r}: it has one number for each of 3 channels")
-    if not all(value > 0 for value in flat["MODEL.PIXEL_STD"]):
-        std = flat["MODEL.PIXEL_STD"]
-        raise InputError(f"MODEL.PIXEL_STD is {std!r}: pixels are divided by it: above zero")
-
-
-def _check_small_networks(flat: Mapping[str, Any]) -> None:
-    depth = flat["MODEL.RESNETS.DEPTH"]
-    if depth not in (18, 34):
-        return
-    stem, res2 = flat["MODEL.RESNETS.STEM_OUT_CHANNELS"], flat["MODEL.RESNETS.RES2_OUT_CHANNELS"]
-    if res2 != stem:
-        raise InputError(
-            f"MODEL.RESNETS.RES2_OUT_CHANNELS must be {stem} for ResNet-18 and -34, as "
-            f"STEM_OUT_CHANNELS is, not {res2}"
-        )
-    # their blocks have no groups and no width of their own: both would be passed over
-    for name, only in (("NUM_GROUPS", 1), ("WIDTH_PER_GROUP", 64)):
+def _check_small_network(flat: Mapping[str, Any]) -> None:
+    # its blocks have no groups and no width of their own: both would be passed over
+    only = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64}
+    only["RES2_OUT_CHANNELS"] = flat["MODEL.RESNETS.STEM_OUT_CHANNELS"]
+    for name, wanted in only.items():
         value = flat[f"MODEL.RESNETS.{name}"]
-        if value != only:
+        if value != wanted:
+            as_stem = ", as STEM_OUT_CHANNELS is" if name == "RES2_OUT_CHANNELS" else ""
             raise InputError(
-                f"MODEL.RESNETS.{name} must be {only} for ResNet-18 and -34, not {value}"
+                f"MODEL.RESNETS.{name} must be {wanted} for ResNet-18 and -34{as_stem}, not {value}"
             )
 
 
 def _check_thresholds(flat: Mapping[str, Any], place: str) -> None:
     thresholds, labels = flat[f"{place}.IOU_THRESHOLDS"], flat[f"{place}.IOU_LABELS"]
-    rising = all(a <= b for a, b in zip(thresholds, thresholds[1:], strict=False))
-    if not rising or not all(0 < t <= 1 for t in thresholds):
-        raise InputError(
-            f"{place}.IOU_THRESHOLDS is {thresholds!r}: overlaps above 0 and up to 1, rising"
-        )
+    if list(thresholds) != sorted(thresholds):
+        raise InputError(f"{place}.IOU_THRESHOLDS is {thresholds!r}: overlaps, rising")
     if len(labels) != len(thresholds) + 1 or not set(labels) <= {-1, 0, 1}:
         raise InputError(
             f"{place}.IOU_LABELS is {labels!r}: it has one of -1, 0 and 1 per interval between "

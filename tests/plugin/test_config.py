@@ -98,7 +98,7 @@ def test_a_step_at_the_end_of_the_schedule_has_no_effect_and_is_no_fault(tiny: O
     ("options", "message"),
     [
         (["SOLVER.LR", "1"], "unknown key SOLVER.LR"),
-        (["SEED"], "pairs KEY VALUE"),
+        (["SEED"], "KEY VALUE pairs"),
         (["SEED", "'one'"], "on the command line"),
     ],
 )

@@ -183,9 +183,10 @@ def test_resume_from_a_damaged_checkpoint_is_one_line(
 
 def test_eval_only_scores_the_run_again_and_adds_no_row(copy: Path, train_net: Tool) -> None:
     before = json.loads((copy / "predictions.json").read_text())
+    config = (copy / "config.yaml").read_text()
     (copy / "predictions.json").unlink()
     code = train_net("--engine", "detectron2", "--eval-only", "--resume", OUTPUT_DIR=str(copy))
-    assert code == 0
+    assert code == 0 and (copy / "config.yaml").read_text() == config
     assert json.loads((copy / "predictions.json").read_text()) == before
     assert len(read_rows([copy]).rows) == 1
 

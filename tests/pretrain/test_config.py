@@ -174,7 +174,7 @@ def test_a_bad_file_is_one_error_naming_the_key(text: str, message: str, tmp_pat
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (["SOLVER.BACH", "3"], "unknown key SOLVER.BACH in the command line.*SOLVER.BATCH"),
+        (["SOLVER.BACH", "3"], "unknown key SOLVER.BACH on the command line.*SOLVER.BATCH"),
         (["SOLVER.BATCH"], "'SOLVER.BATCH' has no value"),
         (["SOLVER.BATCH", "1.5"], "must be int"),
         (["METHOD", "simclr"], "METHOD is 'simclr': choose one of moco, end_to_end"),

@@ -175,7 +175,7 @@ def test_the_tool_prints_the_plan_and_refuses(
     for option in ("--rate", "--memory", "--host-memory"):
         with pytest.raises(InputError, match=f"{option} -1: it must be above 0"):
             tool.main(["--images", "5", "--gpus", "1", option, "-1"])
-    with pytest.raises(InputError, match="--gpus -1"):
+    with pytest.raises(InputError, match="--gpus: -1 is below 0"):
         tool.main(["--images", "5", "--gpus", "-1"])
     with pytest.raises(InputError, match="--images: the set has 0 images"):
         tool.main(["--images", "0", "--gpus", "1"])

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.launching import meeting_place, torchrun_process
+from moco_det.foundation.launching import ProcessLayout, meeting_place, torchrun_process
 from moco_det.runs.folder import (
     check_free,
     check_results,
     check_unchanged,
     claimed,
-    write_config,
 )
+from moco_det.settings.config import dump
 from tests.standalone.tiny import tiny_config
 
 
@@ -52,7 +52,7 @@ def test_a_finished_run_is_kept_from_training_and_from_the_scores_of_other_weigh
 def test_a_run_goes_on_with_the_config_it_was_begun_with(tmp_path: Path) -> None:
     cfg = tiny_config()
     assert check_unchanged(tmp_path, cfg) == []
-    write_config(tmp_path, cfg, eval_only=False)
+    (tmp_path / "config.yaml").write_text(dump(cfg))
     assert check_unchanged(tmp_path, cfg) == []
     free = {"DATALOADER.NUM_WORKERS": "1", "OUTPUT_DIR": "moved", "TEST.EVAL_PERIOD": "3"}
     assert check_unchanged(tmp_path, tiny_config(free)) == []
@@ -61,15 +61,6 @@ def test_a_run_goes_on_with_the_config_it_was_begun_with(tmp_path: Path) -> None
     for key, value in (("SOLVER.BASE_LR", "0.5"), ("MODEL.WEIGHTS", "a.pkl"), ("SEED", "4")):
         with pytest.raises(InputError, match=f"was begun with {key} .*, not {value}: resume it"):
             check_unchanged(tmp_path, tiny_config({key: value}))
-
-
-def test_scoring_alone_leaves_the_config_of_the_run(tmp_path: Path) -> None:
-    write_config(tmp_path, tiny_config(), eval_only=True)
-    before = (tmp_path / "config.yaml").read_text()
-    write_config(tmp_path, tiny_config({"SEED": "9"}), eval_only=True)
-    assert (tmp_path / "config.yaml").read_text() == before
-    write_config(tmp_path, tiny_config({"SEED": "9"}), eval_only=False)
-    assert "SEED: 9" in (tmp_path / "config.yaml").read_text()
 
 
 def test_results_that_could_not_be_written_are_told_before_the_run(tmp_path: Path) -> None:
@@ -97,14 +88,14 @@ def test_processes_that_would_never_meet_are_refused(
     machines: int, url: str | None, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        meeting_place(processes=1, machines=machines, machine_rank=0, url=url)
+        meeting_place(ProcessLayout(1, machines, 0, url))
 
 
 def test_one_machine_needs_no_address_and_several_meet_where_they_are_told() -> None:
-    alone = meeting_place(processes=2, machines=1, machine_rank=0, url=None)
-    assert alone.startswith("tcp://127.0.0.1:")
-    url = "tcp://10.0.0.1:29500"
-    assert meeting_place(processes=2, machines=2, machine_rank=1, url=url) == url
+    alone = meeting_place(ProcessLayout(2))
+    assert alone.url and alone.url.startswith("tcp://127.0.0.1:")
+    several = ProcessLayout(2, 2, 1, "tcp://10.0.0.1:29500")
+    assert meeting_place(several) == several
 
 
 @pytest.fixture
@@ -118,7 +109,7 @@ def under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("under_torchrun")
 def test_torchrun_says_who_a_process_is_and_where_all_meet() -> None:
     assert torchrun_process() == (5, 8, 1, 4)
-    assert meeting_place(processes=1, machines=1, machine_rank=0, url=None) == "env://"
+    assert meeting_place(ProcessLayout()) == ProcessLayout()
 
 
 @pytest.mark.usefixtures("under_torchrun")
@@ -127,9 +118,8 @@ def test_torchrun_says_who_a_process_is_and_where_all_meet() -> None:
     [{"processes": 8}, {"machines": 2}, {"machine_rank": 1}, {"url": "tcp://10.0.0.1:29500"}],
 )
 def test_torchrun_and_processes_of_the_tool_are_refused_together(changed: dict[str, Any]) -> None:
-    alone: dict[str, Any] = {"processes": 1, "machines": 1, "machine_rank": 0, "url": None}
     with pytest.raises(InputError, match="take out --num-gpus, .* or start without torchrun"):
-        meeting_place(**(alone | changed))
+        meeting_place(ProcessLayout(**changed))
 
 
 @pytest.mark.usefixtures("under_torchrun")

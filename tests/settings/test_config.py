@@ -192,8 +192,8 @@ def test_missing_empty_and_binary_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["SEED"], "pairs KEY VALUE: 'SEED'"),
-        (["SEED", "1", "OUTPUT_DIR"], "pairs KEY VALUE: 'OUTPUT_DIR'"),
+        (["SEED"], "KEY VALUE pairs: 'SEED'"),
+        (["SEED", "1", "OUTPUT_DIR"], "KEY VALUE pairs: 'OUTPUT_DIR'"),
         (["SOLVER.LR", "1"], r"unknown key SOLVER\.LR on the command line"),
         (["SOLVER", "1"], "unknown key SOLVER"),
         (["SEED", "many"], "on the command line: .*SEED"),

@@ -62,11 +62,8 @@ def two(tmp_path_factory: pytest.TempPathFactory, painted: ScenesPaths) -> Two:
         launching.launch(
             exercise,
             (folder, cfg, RunOptions("R18_FPN")),
-            processes=2,
-            machines=1,
-            machine_rank=0,
-            url=free_url(),
-            device="cpu",
+            launching.ProcessLayout(2, url=free_url()),
+            "cpu",
         )
     found = [
         [torch.load(folder / f"{rank}{kind}.pt", weights_only=False) for rank in (0, 1)]
@@ -161,11 +158,8 @@ def test_more_processes_than_gpus_is_bad_input() -> None:
         launching.launch(
             print,
             (),
-            processes=count,
-            machines=1,
-            machine_rank=0,
-            url="tcp://127.0.0.1:1",
-            device="cuda",
+            launching.ProcessLayout(count, url="tcp://127.0.0.1:1"),
+            "cuda",
         )
 
 

@@ -88,11 +88,8 @@ def test_two_processes_that_were_killed_and_resumed_equal_two_that_were_not(
         launching.launch(
             run_until_killed,
             (cfg, RunOptions("R18_FPN"), 3),
-            processes=2,
-            machines=1,
-            machine_rank=0,
-            url=free_url(),
-            device="cpu",
+            launching.ProcessLayout(2, url=free_url()),
+            "cpu",
         )
     assert (output / "model_0000001.pth").exists() and not (output / "model_final.pth").exists()
     assert len(losses(output)) == 2  # the third step's are read after the fourth has been started

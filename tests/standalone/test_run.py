@@ -233,7 +233,11 @@ def test_scoring_alone_gives_the_runs_own_numbers(
     finished: Path, painted: ScenesPaths, tmp_path: Path
 ) -> None:
     weights = {"MODEL.WEIGHTS": repr(str(finished / "model_final.pth"))}
+    config = tmp_path / "scored" / "config.yaml"  # of the run that scores are made beside
+    config.parent.mkdir()
+    config.write_text("SEED: 9\n")
     run(on_scenes(painted, tmp_path / "scored", weights), RunOptions("R18_FPN", eval_only=True))
+    assert config.read_text() == "SEED: 9\n"
     assert (tmp_path / "scored" / "predictions.json").read_bytes() == (
         finished / "predictions.json"
     ).read_bytes()

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from moco_det import zoo
 from moco_det.foundation.errors import InputError
 from moco_det.runs import predict as prediction
-from moco_det.runs.predict import Detector, class_names, find_images, predict_folder
+from moco_det.runs import predictor
+from moco_det.runs.predict import find_images, predict_folder
+from moco_det.runs.predictor import Predictor, class_names
 from moco_det.settings.config import dump
+from moco_det.settings.engine import Detector
 from moco_det.standalone.build import build_detector
 from moco_det_tools.entry import run
 from moco_det_tools.predict import main
@@ -241,6 +246,15 @@ def detector(rows: Any, train: tuple[str, ...] = (), folder: Path = Path("none")
     return Detector(rows, 2, folder / "model_final.pth", train, "float32")
 
 
+def nothing(monkeypatch: pytest.MonkeyPatch) -> Predictor:
+    """A predictor of two classes that finds nothing."""
+    engine = SimpleNamespace(open_detector=lambda _: detector(lambda *_: []))
+    monkeypatch.setattr(predictor, "load_engine", lambda _: engine)
+    config = zoo.get_config_file("R18_FPN")
+    data = ["DATASETS.TRAIN", "('a',)", "DATASETS.TEST", "('b',)"]
+    return Predictor(config, classes=("a", "b"), engine="standalone", overrides=data)
+
+
 def test_a_failure_in_the_middle_leaves_no_folder(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,17 +264,13 @@ def test_a_failure_in_the_middle_leaves_no_folder(
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(prediction, "draw_detections", breaks)
     with pytest.raises(RuntimeError):
-        predict_folder(
-            detector(lambda *_: []),
-            find_images([photos]),
-            tmp_path / "drawn",
-            classes=("a", "b"),
-            threshold=0.5,
-        )
+        predict_folder(nothing(monkeypatch), find_images([photos]), tmp_path / "drawn")
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_images_of_one_name_in_two_folders_keep_apart(photos: Path, tmp_path: Path) -> None:
+def test_images_of_one_name_in_two_folders_keep_apart(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copyfile(photos / "deep" / "a.png", photos / "a.png")
     once = find_images([photos / "a.png", photos, photos / "b.jpg"])
     assert list(once) == ["a.png", "b.jpg", "c.bmp", "deep/a.png"]  # nothing twice
@@ -269,9 +279,7 @@ def test_images_of_one_name_in_two_folders_keep_apart(photos: Path, tmp_path: Pa
     # c.bmp is drawn into c.bmp.png, which must not be another image's file
     shutil.copyfile(photos / "a.png", photos / "c.bmp.png")
     images = find_images([photos / "c.bmp", photos / "c.bmp.png"])
-    done = predict_folder(
-        detector(lambda *_: []), images, tmp_path / "drawn", classes=("a", "b"), threshold=0.5
-    )
+    done = predict_folder(nothing(monkeypatch), images, tmp_path / "drawn")
     assert done.images == 2 == len(list((tmp_path / "drawn").rglob("*.png")))
 
 

@@ -13,9 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
+
+from tqdm import tqdm
 
 from moco_det.foundation.atomic import make_folder
+from moco_det.foundation.errors import InputError
+from moco_det.foundation.launching import cores
 
 POLL_SECONDS = 0.5
 # A stopped process may write its last checkpoint before it is ended by force.
@@ -61,11 +65,6 @@ class RunningJob:
         """Why it ended."""
         console = self.job.folder / "console.txt"
         return last_words(console, self.process.returncode, start=self.console_start)
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def with_threads(processes: int) -> dict[str, str]:
@@ -141,6 +140,39 @@ def run_in_slots(
         stop([one.process for one in running])
         for one in running:
             release(one)
+
+
+def run_side_by_side(jobs: Sequence[Job], *, at_once: int, stream: TextIO | None = None) -> None:
+    """Run all jobs, `at_once` at a time; their output goes to `folder`/console.txt.
+
+    Raises InputError with a job's own last words where one fails, after the others are stopped;
+    Ctrl-C and SIGTERM stop all of them and are a KeyboardInterrupt to the caller.
+    """
+    if not jobs:
+        return
+    slots = [()] * min(at_once, len(jobs))
+    environment = with_threads(len(slots))
+    steps = sum(job.iterations for job in jobs)
+    bar = tqdm(total=steps, unit="step", file=stream, mininterval=5)
+
+    def ended(one: RunningJob) -> None:
+        if one.process.returncode:
+            raise InputError(f"{one.job.name}: {one.last_words()}")
+
+    def watch(running: Sequence[RunningJob]) -> None:
+        done = {job.name: job.iteration() or 0 for job in jobs}
+        shown = ", ".join(f"{job.name} {done[job.name]:,}/{job.iterations:,}" for job in jobs)
+        bar.set_postfix_str(shown, refresh=not running)
+        bar.update(sum(done.values()) - bar.n)
+
+    with bar:
+        run_in_slots(
+            jobs,
+            slots,
+            start=lambda job, slot: start_job(job, slot, environment),
+            ended=ended,
+            watch=watch,
+        )
 
 
 def release(one: RunningJob) -> None:

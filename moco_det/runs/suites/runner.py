@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from moco_det.foundation.atomic import make_folder, try_lock, write_text
 from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
-from moco_det.results import SCHEMA, append_row
-from moco_det.runs.row import describe_engine, now, relative
+from moco_det.results import append_row
+from moco_det.runs.row import RunRow, describe_engine, now, relative
 from moco_det.runs.suites.matrix import Run
 from moco_det.runs.suites.processes import (
     Job,
@@ -88,7 +87,8 @@ def run_matrix(
             outcome.finished.append(run.name)
             return
         outcome.failed[run.name] = why = one.last_words()
-        append_row(results, failed_row(run, output, why, time.monotonic() - one.started))
+        row = failed_row(run, output, why, time.monotonic() - one.started)
+        append_row(results, row.as_dict())
 
     def look(running: Sequence[RunningJob]) -> None:
         nonlocal reported
@@ -120,46 +120,33 @@ def read_slots(gpus: str | None, per_run: int, at_once: int) -> list[Slot]:
     return [tuple(names[i : i + per_run]) for i in range(0, len(names), per_run)] * at_once
 
 
-def failed_row(run: Run, output: Path, why: str, seconds: float) -> dict[str, Any]:
+def failed_row(run: Run, output: Path, why: str, seconds: float) -> RunRow:
     """The row of a run that could not write one; what only the run could have learned is null."""
     keys, weights = run.setting.keys, run.arm.weights
-    engine = describe_engine(run.engine, run.version)
     sets = {part: keys[f"DATASETS.{part.upper()}"] for part in ("train", "test")}
+    named = {part: x if isinstance(x, str) else "+".join(x) for part, x in sets.items()}
     unknown = ("train_fingerprint", "test_fingerprint", "train_images", "test_images", "classes")
-    return {
-        "schema": SCHEMA,
-        "run": run.name,
-        "status": "failed",
-        "task": "box+mask" if keys.get("MODEL.MASK_ON") else "box",
-        "dataset": {
-            **{
-                part: name if isinstance(name, str) else "+".join(name)
-                for part, name in sets.items()
-            },
-            **dict.fromkeys(unknown),
-        },
-        "config_name": run.setting.name,
-        "config": run.setting.text,
-        "init": {
-            "name": run.arm.name,
-            "weights": weights.name if weights else None,
-            "sha256": run.arm.sha256,
-            "source": None,
-            "verified": None,
-        },
-        "engine": {**engine, "version": run.version or None},
-        "precision": None,
-        "seed": run.seed,
-        "iterations": run.setting.iterations,
-        "batch": run.setting.batch,
-        "wall_seconds": round(seconds, 3),
-        "hardware": {"device": None, "cores": None},
-        "output_dir": relative(run.folder(output), output),
-        "command": f"{command('train-net')} {' '.join(run.options(output))}",
-        "started": now(),
-        "warnings": [],
-        "error": why,
-    }
+    init = {"name": run.arm.name, "weights": weights.name if weights else None}
+    return RunRow(
+        run=run.name,
+        task="box+mask" if keys.get("MODEL.MASK_ON") else "box",
+        dataset={**named, **dict.fromkeys(unknown)},
+        config_name=run.setting.name,
+        config=run.setting.text,
+        init={**init, "sha256": run.arm.sha256, "source": None, "verified": None},
+        engine={**describe_engine(run.engine, run.version), "version": run.version or None},
+        precision=None,
+        seed=run.seed,
+        iterations=run.setting.iterations,
+        batch=run.setting.batch,
+        wall_seconds=round(seconds, 3),
+        hardware={"device": None, "cores": None},
+        output_dir=relative(run.folder(output), output),
+        command=f"{command('train-net')} {' '.join(run.options(output))}",
+        started=now(),
+        warnings=[],
+        error=why,
+    )
 
 
 def free_port() -> int:

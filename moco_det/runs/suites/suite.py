@@ -12,38 +12,44 @@ Paths are relative to the file; `config` may also be a name of moco_det.zoo.name
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from moco_det.data import load_datasets
+from moco_det.foundation import declared
+from moco_det.foundation.declared import at_least
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.strict_yaml import flatten, load_yaml, nest
+from moco_det.foundation.strict_yaml import flatten, load_yaml, nest, parse_value
 from moco_det.settings.config import dump
 from moco_det.settings.zoo import find_config
 
 # of arms and settings, which become folders
 NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
-DEFAULT_SEEDS = 5
 # detectron2's own, for a config that does not say how long it trains
 DEFAULT_ITERATIONS, DEFAULT_BATCH = 40000, 16
 # What tells one run of the matrix from another; a suite must leave it alone.
 RUN_KEYS = ("MODEL.WEIGHTS", "OUTPUT_DIR", "SEED")
-# key -> the type of its value and how that is called
-Kinds = Mapping[str, tuple[type, str]]
-SUITE: Kinds = {
-    "seeds": (int, "a number of seeds above 0"),
-    "supervised": (str, "the path of a file"),
-    "settings": (list, "a list of at least one setting"),
-}
-SETTING: Kinds = {
-    "name": (str, "letters, digits and . _ + -, as of a folder"),
-    "config": (str, "a yaml file or a name of moco_det.zoo"),
-    "set": (dict, "config keys with their values"),
-}
+
+
+@dataclass
+class SuiteFile:
+    """The keys of a suite file."""
+
+    seeds: int = at_least(1, 5)
+    supervised: str = ""
+    settings: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class SettingEntry:
+    """The keys of one of its settings."""
+
+    name: str = ""
+    config: str = ""
+    set: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,13 +95,11 @@ def read_suite(path: Path, changes: Mapping[str, Any] | None = None) -> Suite:
 
     Raises InputError naming the file and the key for whatever it does not understand.
     """
-    tree = check_kinds(load_yaml(path), SUITE, str(path))
-    seeds, supervised = tree.get("seeds", DEFAULT_SEEDS), tree.get("supervised")
-    for key, value in {"seeds": seeds, "settings": len(tree.get("settings", []))}.items():
-        if value < 1:
-            raise InputError(f"{path}: {key!r} is {value}, wanted {SUITE[key][1]}")
+    suite = declared.read(SuiteFile, load_yaml(path), str(path))
+    if not suite.settings:
+        raise InputError(f"{path}: 'settings' is empty, wanted a list of at least one setting")
     settings: dict[str, SuiteSetting] = {}
-    for entry in tree["settings"]:
+    for entry in suite.settings:
         setting = read_setting(entry, path, changes or {})
         for other in settings.values():
             if setting.name == other.name:
@@ -106,38 +110,27 @@ def read_suite(path: Path, changes: Mapping[str, Any] | None = None) -> Suite:
                 names = f"{other.name} and {setting.name}"
                 raise InputError(f"{path}: the settings {names} are the same config; keep one")
         settings[setting.name] = setting
-    weights = path.parent / supervised if supervised else None
-    return Suite(path.stem, seeds, weights, tuple(settings.values()))
+    weights = path.parent / suite.supervised if suite.supervised else None
+    return Suite(path.stem, suite.seeds, weights, tuple(settings.values()))
 
 
-def read_setting(entry: Any, path: Path, changes: Mapping[str, Any]) -> SuiteSetting:
+def read_setting(tree: Any, path: Path, changes: Mapping[str, Any]) -> SuiteSetting:
     """One entry of a suite's settings: its config, its own keys over it, then the changes."""
     where = f"{path}: a setting"
-    entry = check_kinds(entry, SETTING, where)
-    if "config" not in entry:
-        raise InputError(f"{where} has no 'config', {SETTING['config'][1]}")
-    name = entry.get("name", Path(entry["config"]).stem)
+    entry = declared.read(SettingEntry, tree, where)
+    if not entry.config:
+        raise InputError(f"{where} has no 'config', a yaml file or a name of moco_det.zoo")
+    name = entry.name or Path(entry.config).stem
     if not re.fullmatch(NAME, name):
-        raise InputError(f"{where} has the 'name' {name!r}, wanted {SETTING['name'][1]}")
-    over = {**flatten(entry.get("set", {})), **changes}
+        raise InputError(
+            f"{where} has the 'name' {name!r}, wanted letters, digits and . _ + -, as of a folder"
+        )
+    over = {**flatten(entry.set), **changes}
     for key in RUN_KEYS:
         if key in over:
             raise InputError(f"{path}: {key} of {name} is set by the matrix, not by the suite")
-    keys = {**flatten(load_yaml(find_config(entry["config"], path.parent))), **over}
+    keys = {**flatten(load_yaml(find_config(entry.config, path.parent))), **over}
     return SuiteSetting(name, {key: keys[key] for key in keys if key not in RUN_KEYS})
-
-
-def check_kinds(tree: Any, kinds: Kinds, where: str) -> dict[str, Any]:
-    """The tree without empty values; InputError unless it has known keys with their kinds."""
-    known = ", ".join(kinds)
-    if not isinstance(tree, dict):
-        raise InputError(f"{where} is {tree!r}, wanted the keys {known}")
-    for key, value in tree.items():
-        if key not in kinds:
-            raise InputError(f"{where} has the unknown key {key!r}; known are {known}")
-        if value is not None and type(value) is not kinds[key][0]:
-            raise InputError(f"{where}: {key!r} is {value!r}, wanted {kinds[key][1]}")
-    return {key: value for key, value in tree.items() if value is not None}
 
 
 def run_changes(
@@ -153,12 +146,3 @@ def run_changes(
         if not dataset.has_masks:
             found["MODEL.MASK_ON"] = False
     return found | {key: parse_value(text) for key, text in pairs}
-
-
-def parse_value(text: str) -> Any:
-    """A value as config files read it: a literal, else the text itself."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
-    return list(value) if isinstance(value, tuple) else value

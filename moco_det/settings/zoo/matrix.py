@@ -15,7 +15,7 @@ from moco_det.foundation.strict_yaml import load_yaml, nest
 from moco_det.results.published import PublishedRow, PublishedTable, find_table
 from moco_det.settings.zoo import folder
 from moco_det.settings.zoo.arms import ARMS, Initialisation
-from moco_det.settings.zoo.stems import STEMS, ConfigStem
+from moco_det.settings.zoo.stems import SECONDS, STEMS, ConfigStem
 
 # metric of a published column -> how a header names it
 METRICS = {"voc": "", "bbox": "box ", "segm": "mask ", "keypoints": "keypoint "}
@@ -96,10 +96,11 @@ def published_row(
 def cost(name: str) -> str:
     """The time of a run; estimated from another's figures, and said so."""
     stem, keys = STEMS[name], load_yaml(folder() / "base" / f"{name}.yaml")
-    hours = keys["SOLVER"]["MAX_ITER"] * stem.seconds / 3600
+    seconds = SECONDS[stem.like]
+    hours = keys["SOLVER"]["MAX_ITER"] * seconds / 3600
     return (
         f"about {hours:.1f} hours on 8 V100s, estimated from detectron2's model zoo "
-        f"({stem.like}, frozen BN: {stem.seconds:.3f} s per iteration); not run by this project"
+        f"({stem.like}, frozen BN: {seconds:.3f} s per iteration); not run by this project"
     )
 
 

@@ -11,89 +11,78 @@ from dataclasses import dataclass
 
 from moco_det.settings.zoo.arms import ARMS
 
+C4_VOC, DC5 = "Faster R-CNN R50-C4 on VOC", "Faster R-CNN R50-DC5 on COCO"
+FPN, C4 = "Mask R-CNN R50-FPN", "Mask R-CNN R50-C4"
+# seconds per iteration on 8 V100s with frozen BN, of models of detectron2's zoo
+SECONDS = {
+    C4_VOC: 0.537,
+    DC5: 0.380,
+    FPN: 0.261,
+    C4: 0.584,
+    "Keypoint R-CNN R50-FPN": 0.315,
+    "Mask R-CNN R50-FPN on LVIS v0.5": 0.292,
+    "Mask R-CNN R50-FPN on Cityscapes": 0.240,
+}
 DETECTRON2_ARMS = ("random", "sup", "sup_msra", "moco")
 
 
 @dataclass(frozen=True)
 class ConfigStem:
-    """One table. `seconds` per iteration on 8 V100s with frozen BN, in detectron2's zoo, of `like`.
+    """One table, which costs as the model of detectron2's zoo that it is `like`.
 
     `tables` are published tables with rows of this setting, the papers' own first. `note` is what
     a reader must know of the setting or of its published numbers.
     """
 
     what: str
-    seconds: float
     like: str
     tables: tuple[str, ...] = ()
     arms: tuple[str, ...] = tuple(ARMS)
     note: str = ""
 
 
-C4_VOC, DC5 = "Faster R-CNN R50-C4 on VOC", "Faster R-CNN R50-DC5 on COCO"
-FPN, C4 = "Mask R-CNN R50-FPN", "Mask R-CNN R50-C4"
 SIX = "6x is six times the iterations of 1x, its steps 60k and 20k before the end"
 
 STEMS: dict[str, ConfigStem] = {
     "voc_R50_C4_24k": ConfigStem(
         "Faster R-CNN R50-C4, VOC 07+12 trainval to 07 test, 24k iterations",
-        0.537,
         C4_VOC,
         tables=("moco_v1.table2b", "moco_v1.table3b", "moco_v2.table1", "repro.openselfsup.voc"),
     ),
     "voc_R50_DC5_24k": ConfigStem(
         "Faster R-CNN R50-dilated-C5, VOC 07+12 trainval to 07 test, 24k iterations",
-        0.380,
         DC5,
         tables=("moco_v1.table2a", "moco_v1.table3a"),
     ),
     "voc07_R50_C4_9k": ConfigStem(
         "Faster R-CNN R50-C4, VOC 07 trainval to 07 test, 9k iterations",
-        0.537,
         C4_VOC,
         tables=("moco_v1.table4",),
         note="no source states the steps of 9k: they stand where those of 24k do, at 3/4 and 11/12",
     ),
     "coco_R50_FPN_1x": ConfigStem(
-        "Mask R-CNN R50-FPN, COCO 2017 train to val, 1x",
-        0.261,
-        FPN,
-        tables=("moco_v1.table5a",),
+        "Mask R-CNN R50-FPN, COCO 2017 train to val, 1x", FPN, tables=("moco_v1.table5a",)
     ),
     "coco_R50_FPN_2x": ConfigStem(
-        "Mask R-CNN R50-FPN, COCO 2017 train to val, 2x",
-        0.261,
-        FPN,
-        tables=("moco_v1.table5b",),
+        "Mask R-CNN R50-FPN, COCO 2017 train to val, 2x", FPN, tables=("moco_v1.table5b",)
     ),
     "coco_R50_FPN_6x": ConfigStem(
         "Mask R-CNN R50-FPN, COCO 2017 train to val, 6x",
-        0.261,
         FPN,
         tables=("moco_v1.tableA1b",),
         note=SIX,
     ),
     "coco_R50_C4_1x": ConfigStem(
-        "Mask R-CNN R50-C4, COCO 2017 train to val, 1x",
-        0.584,
-        C4,
-        tables=("moco_v1.table5c",),
+        "Mask R-CNN R50-C4, COCO 2017 train to val, 1x", C4, tables=("moco_v1.table5c",)
     ),
     "coco_R50_C4_2x": ConfigStem(
         "Mask R-CNN R50-C4, COCO 2017 train to val, 2x",
-        0.584,
         C4,
         tables=("moco_v1.table5d", "repro.openselfsup.coco_c4_2x"),
     ),
-    "coco_R50_C4_6x": ConfigStem(
-        "Mask R-CNN R50-C4, COCO 2017 train to val, 6x",
-        0.584,
-        C4,
-        note=SIX,
-    ),
+    "coco_R50_C4_6x": ConfigStem("Mask R-CNN R50-C4, COCO 2017 train to val, 6x", C4, note=SIX),
     "coco_keypoint_R50_FPN_2x": ConfigStem(
         "Keypoint R-CNN R50-FPN, COCO 2017 persons train to val, 2x",
-        0.315,
         "Keypoint R-CNN R50-FPN",
         tables=("moco_v1.table6.coco_keypoint",),
         arms=DETECTRON2_ARMS,
@@ -101,7 +90,6 @@ STEMS: dict[str, ConfigStem] = {
     ),
     "lvis_R50_FPN_2x": ConfigStem(
         "Mask R-CNN R50-FPN, LVIS v0.5 train to val, 2x",
-        0.292,
         "Mask R-CNN R50-FPN on LVIS v0.5",
         tables=("moco_v1.appendix_lvis_bn", "moco_v1.table6.lvis"),
         arms=DETECTRON2_ARMS,
@@ -110,7 +98,6 @@ STEMS: dict[str, ConfigStem] = {
     ),
     "cityscapes_R50_FPN_24k": ConfigStem(
         "Mask R-CNN R50-FPN, Cityscapes instances train to val, 24k iterations",
-        0.240,
         "Mask R-CNN R50-FPN on Cityscapes",
         tables=("moco_v1.table6.cityscapes_inst",),
         arms=DETECTRON2_ARMS,

@@ -20,7 +20,7 @@ from moco_det.runs.quickstart.data_sets import (
     voc_uris,
     write_first_images,
 )
-from moco_det.runs.quickstart.detectors import build_runs, jobs_without_encoder
+from moco_det.runs.quickstart.flow import build_runs, jobs_without_encoder
 from moco_det.runs.quickstart.plan import Budget, QuickstartPlan, remember
 from moco_det.weights.backbone import load_backbone
 from moco_det_tools.quickstart import main

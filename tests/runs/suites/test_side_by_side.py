@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from moco_det.foundation.errors import InputError
-from moco_det.runs.suites.processes import Job, cores, with_threads
-from moco_det.runs.suites.side_by_side import run_side_by_side
+from moco_det.foundation.launching import cores
+from moco_det.runs.suites.processes import Job, run_side_by_side, with_threads
 
 LOGS = """
 import json, os, pathlib, sys
@@ -74,7 +74,7 @@ def test_a_terminated_caller_leaves_no_process_behind(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; "
         "from moco_det.runs.suites.processes import Job; "
-        "from moco_det.runs.suites.side_by_side import run_side_by_side; "
+        "from moco_det.runs.suites.processes import run_side_by_side; "
         f"waits = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'; "
         f"folder = Path({str(tmp_path)!r}); "
         "job = Job('waits', [sys.executable, '-c', waits], folder / 'waits', 5); "

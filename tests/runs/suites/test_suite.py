@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.strict_yaml import parse_value
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.runs.suites.matrix import (
     Run,
@@ -19,7 +20,7 @@ from moco_det.runs.suites.matrix import (
     read_arms,
     read_seeds,
 )
-from moco_det.runs.suites.suite import SuiteSetting, parse_value, read_suite
+from moco_det.runs.suites.suite import SuiteSetting, read_suite
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -63,19 +64,19 @@ def test_a_setting_may_name_a_config_of_the_zoo(suite_file: Path) -> None:
     ("text", "said"),
     [
         ("settings: []", "at least one setting"),
-        ("sets: []", "unknown key 'sets'"),
-        ("settings: [{config: base.yaml, sett: {}}]", "unknown key 'sett'"),
+        ("sets: []", "unknown key sets in"),
+        ("settings: [{config: base.yaml, sett: {}}]", "a setting: did you mean set?"),
         ("settings: [{name: a}]", "no 'config'"),
         ("settings: [{config: base.yaml}, {config: base.yaml}]", "two settings are called 'base'"),
         ("settings: [{config: base.yaml}, {config: base.yaml, name: b}]", "are the same config"),
         ("settings: [{config: gone.yaml}]", "gone.yaml does not exist"),
         ("settings: [base.yaml]", "a setting is 'base.yaml', wanted the keys name, config, set"),
-        ("settings: [{config: base.yaml, set: 3}]", "'set' is 3, wanted config keys"),
+        ("settings: [{config: base.yaml, set: 3}]", "set in"),
         ("settings: [{config: base.yaml, name: a/b}]", "as of a folder"),
         ("settings: [{config: base.yaml, set: {SEED: 1}}]", "SEED of base is set by the matrix"),
-        ("seeds: yes\nsettings: [{config: base.yaml}]", "'seeds' is True, wanted a number"),
-        ("supervised: 3\nsettings: [{config: base.yaml}]", "'supervised' is 3, wanted the path"),
-        ("seeds: 0\nsettings: [{config: base.yaml}]", "'seeds' is 0"),
+        ("seeds: yes\nsettings: [{config: base.yaml}]", "is True: it must be int"),
+        ("supervised: 3\nsettings: [{config: base.yaml}]", "is 3: it must be str"),
+        ("seeds: 0\nsettings: [{config: base.yaml}]", "seeds is 0: it must be at least 1"),
         ("seeds: 1\nseeds: 2\nsettings: [{config: base.yaml}]", "duplicate"),
     ],
 )
