@@ -98,3 +98,13 @@ def test_a_predictor_gives_the_same_for_a_file_a_picture_and_an_array(
     assert len(moco_det.Predictor(output, threshold=1.0, engine=engine)(photo).scores) == 0
     with pytest.raises(InputError, match="does not exist"):
         predict(tmp_path / "absent.jpg")
+    for array in (np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(InputError, match="RGB array"):
+            predict(array)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        moco_det.Predictor(output, threshold=5, engine=engine)
+
+
+def test_a_report_takes_one_file_without_a_list(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no results file absent\.jsonl"):
+        moco_det.make_report("absent.jsonl", tmp_path / "report")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from moco_det.foundation.errors import InputError
-from moco_det.settings.zoo import find_config
+from moco_det.settings.zoo import PRETRAINING, find_config
 from moco_det_tools.entry import at_least, make_parser, run
 
 
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     opts = list(args.opts)
     if args.config_file is None and not any(key.startswith("SOLVER.") for key in opts[::2]):
         opts += ["SOLVER.EPOCHS", "200"]
-    config_file = find_config(args.config_file) if args.config_file else None
+    named = args.config_file
+    config_file = find_config(named, patterns=PRETRAINING) if named else None
     cfg = load_config(config_file, opts)
     plan = make_plan(
         cfg,

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from moco_det.settings.zoo import find_config
+from moco_det.settings.zoo import PRETRAINING, find_config
 from moco_det_tools.entry import make_parser, run
 
 
@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pretrain.train import train
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    checkpoint = train(load_config(find_config(args.config_file), args.opts), resume=args.resume)
+    config_file = find_config(args.config_file, patterns=PRETRAINING)
+    checkpoint = train(load_config(config_file, args.opts), resume=args.resume)
     if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
         print(checkpoint)
     return 0

@@ -119,6 +119,8 @@ def read_overrides(words: Sequence[str], known: Iterable[str]) -> list[tuple[str
         if key not in known:
             like = next(one for one in known if "." in one)
             hint = did_you_mean(key, known) or f": keys are like {like}"
+            if key.startswith("--"):
+                hint = ": options stand before the KEY VALUE pairs"
             raise InputError(f"unknown key {key} on the command line{hint}")
     return list(zip(words[::2], words[1::2], strict=True))
 

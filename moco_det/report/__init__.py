@@ -18,7 +18,7 @@ __all__ = ["compare_reports", "make_report"]
 
 
 def make_report(
-    results: Sequence[str | Path],
+    results: str | Path | Sequence[str | Path],
     out_dir: str | Path,
     *,
     title: str | None = None,
@@ -33,6 +33,8 @@ def make_report(
     pre-training's metrics.jsonl, `against` results to compare these with. The same data gives the
     same bytes. Raises InputError where a file is missing or no run has finished.
     """
+    if isinstance(results, (str, Path)):
+        results = [results]
     if not results:
         raise InputError("no results given; name one results.jsonl or more")
     rows = read_rows(results)

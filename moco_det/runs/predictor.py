@@ -83,7 +83,7 @@ class Predictor:
         """Detect on an image file, a PIL image or an array [H, W, 3] of uint8 in RGB order."""
         if isinstance(image, (str, Path)):
             return self._detect(Path(image))
-        picture = image if isinstance(image, Image.Image) else Image.fromarray(image, "RGB")
+        picture = image if isinstance(image, Image.Image) else _picture(np.asarray(image))
         with tempfile.TemporaryDirectory() as folder:  # both engines read files
             path = Path(folder) / "image.bmp"
             picture.convert("RGB").save(path)
@@ -182,3 +182,12 @@ def describe_images(
     return DetectionDataset(
         "images", "images", tuple(records), tuple(classes), ids, skipped=tuple(faults)
     )
+
+
+def _picture(array: npt.NDArray[np.uint8]) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise InputError(
+            "an image is a path, a PIL image or an RGB array [H, W, 3] of uint8, not an array "
+            f"{list(array.shape)} of {array.dtype}"
+        )
+    return Image.fromarray(array)

@@ -107,7 +107,10 @@ def check_values(cfg: CfgNode) -> None:
         key, reason = frozen
         raise InputError(f"{key} {flat[key]} {reason}")
     if not cfg.DATASETS.TRAIN or not cfg.DATASETS.TEST:
-        raise InputError("DATASETS.TRAIN and DATASETS.TEST must each name a data set")
+        raise InputError(
+            "DATASETS.TRAIN and DATASETS.TEST must each name a data set: add DATASETS.TRAIN "
+            "\"('voc://DIR?split=train',)\" and DATASETS.TEST \"('voc://DIR?split=val',)\""
+        )
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference and cfg.SOLVER.IMS_PER_BATCH % reference:
         raise InputError(

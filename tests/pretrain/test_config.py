@@ -174,6 +174,7 @@ def test_a_bad_file_is_one_error_naming_the_key(text: str, message: str, tmp_pat
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
+        (["--engine", "x"], "unknown key --engine .*options stand before"),
         (["SOLVER.BACH", "3"], "unknown key SOLVER.BACH on the command line.*SOLVER.BATCH"),
         (["SOLVER.BATCH"], "'SOLVER.BATCH' has no value"),
         (["SOLVER.BATCH", "1.5"], "must be int"),

@@ -196,6 +196,8 @@ def test_missing_empty_and_binary_files(tmp_path: Path) -> None:
         (["SEED", "1", "OUTPUT_DIR"], "KEY VALUE pairs: 'OUTPUT_DIR'"),
         (["SOLVER.LR", "1"], r"unknown key SOLVER\.LR on the command line"),
         (["SOLVER", "1"], "unknown key SOLVER"),
+        (["--engine", "standalone"], "unknown key --engine .*options stand before"),
+        (["DATASETS.TEST", "()"], r"add DATASETS\.TRAIN"),
         (["SEED", "many"], "on the command line: .*SEED"),
         (["SOLVER.MAX_ITER", "-5"], r"SOLVER\.MAX_ITER is -5"),
     ],

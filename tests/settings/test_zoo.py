@@ -43,8 +43,9 @@ def test_a_config_is_found_by_its_name_and_without_its_folder(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    patterns = zoo.PRETRAINING if name.startswith("pretrain/") else zoo.DETECTION
     for spelled in (name, name.rpartition("/")[2]):
-        assert zoo.find_config(spelled) == str(CONFIGS / f"{name}.yaml")
+        assert zoo.find_config(spelled, patterns=patterns) == str(CONFIGS / f"{name}.yaml")
 
 
 def test_a_file_that_exists_wins_over_the_config_of_its_name(
@@ -53,8 +54,15 @@ def test_a_file_that_exists_wins_over_the_config_of_its_name(
     monkeypatch.chdir(tmp_path)
     Path("R18_FPN").touch()
     assert zoo.find_config("R18_FPN") == "R18_FPN"
-    with pytest.raises(InputError, match="R18.FPN does not exist.*did you mean R18_FPN"):
+    with pytest.raises(InputError, match="R18.FPN is no yaml file.*did you mean R18_FPN"):
         zoo.find_config("R18.FPN")
+
+
+def test_a_pretraining_config_is_no_detector_and_a_detector_no_pretraining_config() -> None:
+    with pytest.raises(InputError, match=r"no detection config's name.*zoo.names\(\)"):
+        zoo.find_config("pretrain/quick/moco_v2_r18")
+    with pytest.raises(InputError, match="no pre-training config's name"):
+        zoo.find_config("quick/R18_FPN", patterns=zoo.PRETRAINING)
 
 
 def test_suites_are_found_by_name_too_and_are_no_configs(tmp_path: Path) -> None:

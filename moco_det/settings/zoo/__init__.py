@@ -15,7 +15,9 @@ from moco_det.foundation.strict_yaml import did_you_mean
 
 __all__ = ["find_config", "find_suite", "folder", "get_config_file", "names"]
 
-CONFIGS = ("*.yaml", "quick/*.yaml", "pretrain/**/*.yaml")
+DETECTION = ("*.yaml", "quick/*.yaml")
+PRETRAINING = ("pretrain/**/*.yaml",)
+CONFIGS = (*DETECTION, *PRETRAINING)
 
 
 def folder() -> Path:
@@ -44,12 +46,16 @@ def get_config_file(name: str) -> str:
     )
 
 
-def find_config(given: str, beside: Path = Path()) -> str:
+def find_config(given: str, beside: Path = Path(), *, patterns: Sequence[str] = DETECTION) -> str:
     """The path of the config that a user names: a file, relative to `beside`, else by its name."""
     if (beside / given).is_file():
         return str(beside / given)
-    absent = f"config file {given} does not exist, and none of moco_det.zoo.names() is called so"
-    return _look_up(given, names(), absent)
+    kind = "detection" if patterns == DETECTION else "pre-training"
+    absent = (
+        f"{given or 'the empty name'} is no yaml file and no {kind} config's name; "
+        'python -c "from moco_det import zoo; print(*zoo.names())" lists those of the package'
+    )
+    return _look_up(given, names(patterns), absent)
 
 
 def find_suite(given: str) -> Path:
