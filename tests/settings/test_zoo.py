@@ -54,15 +54,17 @@ def test_a_file_that_exists_wins_over_the_config_of_its_name(
     monkeypatch.chdir(tmp_path)
     Path("R18_FPN").touch()
     assert zoo.find_config("R18_FPN") == "R18_FPN"
-    with pytest.raises(InputError, match="R18.FPN is no yaml file.*did you mean R18_FPN"):
+    with pytest.raises(InputError, match="R18.FPN does not exist.*did you mean R18_FPN"):
         zoo.find_config("R18.FPN")
 
 
 def test_a_pretraining_config_is_no_detector_and_a_detector_no_pretraining_config() -> None:
-    with pytest.raises(InputError, match=r"no detection config's name.*zoo.names\(\)"):
+    with pytest.raises(InputError, match="no detection config has this name"):
         zoo.find_config("pretrain/quick/moco_v2_r18")
-    with pytest.raises(InputError, match="no pre-training config's name"):
+    with pytest.raises(InputError, match="no pre-training config has this name"):
         zoo.find_config("quick/R18_FPN", patterns=zoo.PRETRAINING)
+    with pytest.raises(InputError, match=r"zoo\.names\(\)\)\" lists them"):
+        zoo.find_config("nothing/like/it")
 
 
 def test_suites_are_found_by_name_too_and_are_no_configs(tmp_path: Path) -> None:

@@ -52,10 +52,10 @@ def find_config(given: str, beside: Path = Path(), *, patterns: Sequence[str] = 
         return str(beside / given)
     kind = "detection" if patterns == DETECTION else "pre-training"
     absent = (
-        f"{given or 'the empty name'} is no yaml file and no {kind} config's name; "
-        'python -c "from moco_det import zoo; print(*zoo.names())" lists those of the package'
+        f"config file {given or repr(given)} does not exist, and no {kind} config has this name"
     )
-    return _look_up(given, names(patterns), absent)
+    listing = '; python -c "from moco_det import zoo; print(*zoo.names())" lists them'
+    return _look_up(given, names(patterns), absent, listing)
 
 
 def find_suite(given: str) -> Path:
@@ -67,9 +67,9 @@ def find_suite(given: str) -> Path:
     return Path(_look_up(given, known, f"--suite {given}: no such file, and no suite of {shown}"))
 
 
-def _look_up(name: str, known: Sequence[str], absent: str) -> str:
+def _look_up(name: str, known: Sequence[str], absent: str, otherwise: str = "") -> str:
     spelled = {one.rpartition("/")[2]: one for one in known} | {one: one for one in known}
     stem = name.removesuffix(".yaml")
     if stem not in spelled:
-        raise InputError(absent + did_you_mean(stem, spelled, most=3))
+        raise InputError(absent + (did_you_mean(stem, spelled, most=3) or otherwise))
     return str(folder() / f"{spelled[stem]}.yaml")
