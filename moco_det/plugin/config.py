@@ -31,7 +31,7 @@ HONOURED: dict[str, tuple[Any, ...]] = {
 }
 
 
-UNKNOWN = "detectron2 does not know the key {key}; take it out or correct its spelling{hint}"
+UNKNOWN = "detectron2 does not know the key {key}; take it out or correct its spelling"
 
 
 def add_moco_det_config(cfg: CfgNode) -> None:

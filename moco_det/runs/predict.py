@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, read_image
+from moco_det.data.image_files import IMAGE_SUFFIXES
 from moco_det.foundation.atomic import new_folder, write_text
 from moco_det.foundation.errors import InputError
 from moco_det.report.detections import Box
@@ -22,7 +23,6 @@ from moco_det.scoring import write_predictions
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
 FRAMES = "take its frames first, as by ffmpeg -i VIDEO FOLDER/%06d.png, and name that folder"
 # Written as they came; whatever else was read is drawn into a PNG.
@@ -45,10 +45,10 @@ def find_images(inputs: Iterable[str | Path]) -> dict[str, Path]:
             videos = sum(f.suffix.lower() in VIDEOS for f in shown.values())
             if videos:
                 logger.warning("%s: videos are left out, %d of them: %s", path, videos, FRAMES)
-            below = [(n, f) for n, f in shown.items() if f.suffix.lower() in SUFFIXES]
+            below = [(n, f) for n, f in shown.items() if f.suffix.lower() in IMAGE_SUFFIXES]
             if not below:
                 raise InputError(
-                    f"folder {path} holds no images ({', '.join(SUFFIXES)}): name another"
+                    f"folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)}): name another"
                 )
             found += below
         elif path.suffix.lower() in VIDEOS and path.is_file():

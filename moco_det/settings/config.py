@@ -39,7 +39,7 @@ def get_cfg() -> CfgNode:
 
 
 NOT_HONOURED = (
-    "the standalone engine does not honour the key {key}; take it out, correct its spelling{hint}, "
+    "the standalone engine does not honour the key {key}; take it out, correct its spelling, "
     "or run with --engine detectron2 if it is detectron2's"
 )
 
@@ -65,9 +65,8 @@ def merge(cfg: CfgNode, tree: dict[str, Any], *, source: str, unknown: str = NOT
     known = flatten(cfg)
     for key, value in flatten(tree).items():
         if key not in known and value != {}:
-            near = did_you_mean(key, known)
-            hint = f" ({near[2:]})" if near else ""
-            raise InputError(f"{source}: {unknown.format(key=key, hint=hint)}")
+            hint = did_you_mean(key, known)
+            raise InputError(f"{source}: {unknown.format(key=key)}{hint}")
     try:
         cfg.merge_from_other_cfg(CfgNode(tree))
     except (ValueError, AssertionError, KeyError) as error:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from moco_det import zoo
+from moco_det.data.image_files import IMAGE_SUFFIXES
 from moco_det.foundation.errors import InputError
 from moco_det.runs import predict as prediction
 from moco_det.runs import predictor
@@ -315,3 +316,10 @@ def test_both_engines_draw_the_same(finished: Path, photos: Path, tmp_path: Path
         assert (mine["image_id"], mine["category_id"]) == (other["image_id"], other["category_id"])
         assert mine["bbox"] == pytest.approx(other["bbox"], abs=1e-3)
         assert mine["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+def test_images_of_every_kind_that_a_data_set_may_hold_are_found(tmp_path: Path) -> None:
+    names = [f"photo{suffix}" for suffix in IMAGE_SUFFIXES]
+    for name in names:
+        (tmp_path / name).touch()
+    assert sorted(path.name for path in find_images([tmp_path]).values()) == sorted(names)
