@@ -19,6 +19,7 @@ pytest.mark.detectron2 do.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import subprocess
@@ -257,45 +258,44 @@ def hold(name: str, there: dict[str, float], here: dict[str, float], precision: 
             raise InputError(f"{name}, {precision.name}: {key} is {one} there and {other} here")
 
 
-def compare(name: str, args: argparse.Namespace) -> None:
-    """One detector: the check, then the rounds."""
+def compare(name: str, title: str, args: argparse.Namespace) -> None:
+    """One detector in one precision: the check, then the rounds."""
     inputs = made_inputs(args.size, args.batch)
     on_gpu = args.device == "cuda"
-    for title in args.precision:
-        here = Precision(title, args.device)
-        there = here if on_gpu else Precision("float32", "cpu")
-        with tempfile.TemporaryDirectory() as folder:
-            files: dict[str, Any] = {"workers": args.workers}
-            if args.loader:
-                files["records"] = inputs.written(Path(folder), 64 // args.batch)
-            engines = {
-                "detectron2": theirs(name, inputs, args.keys, there, **files),
-                title: ours(name, inputs, args.keys, here, **files),
-            }
-            if on_gpu:
-                keys = [*args.keys, "SOLVER.CUDA_GRAPHS", "True"]
-                engines[f"{title}, CUDA graphs"] = ours(name, inputs, keys, here, **files)
-            if not args.loader:
-                first = {which: engine.train() for which, engine in engines.items()}
-                hold(name, first["detectron2"], first[title], here)
-            steps: dict[str, Call] = {which: engine.train for which, engine in engines.items()}
-            if on_gpu:
-                cfg = config_of(name, args.device, args.keys)
-                steps["convolutions alone"] = convolutions_alone(cfg, inputs.images, here)
-            calls = {"training step": steps}
-            if not args.loader:
-                found = {which: engines[which].detect for which in ("detectron2", title)}
-                calls["inference"] = found
-            for what, each in calls.items():
-                rounds: list[dict[str, tuple[float, float]]] = []
-                total = len(each) * args.rounds
-                with tqdm(total=total, desc=f"{name}, {title}, {what}", mininterval=1) as bar:
-                    for _ in range(args.rounds):
-                        rounds.append({})
-                        for which, call in each.items():
-                            rounds[-1][which] = timed(call, args.device)
-                            bar.update()
-                report(what, name, rounds[args.warm_up :], args)
+    here = Precision(title, args.device)
+    there = here if on_gpu else Precision("float32", "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        files: dict[str, Any] = {"workers": args.workers}
+        if args.loader:
+            files["records"] = inputs.written(Path(folder), 64 // args.batch)
+        engines = {
+            "detectron2": theirs(name, inputs, args.keys, there, **files),
+            title: ours(name, inputs, args.keys, here, **files),
+        }
+        if on_gpu:
+            keys = [*args.keys, "SOLVER.CUDA_GRAPHS", "True"]
+            engines[f"{title}, CUDA graphs"] = ours(name, inputs, keys, here, **files)
+        if not args.loader:
+            first = {which: engine.train() for which, engine in engines.items()}
+            hold(name, first["detectron2"], first[title], here)
+        steps: dict[str, Call] = {which: engine.train for which, engine in engines.items()}
+        if on_gpu:
+            cfg = config_of(name, args.device, args.keys)
+            steps["convolutions alone"] = convolutions_alone(cfg, inputs.images, here)
+        calls = {"training step": steps}
+        if not args.loader:
+            found = {which: engines[which].detect for which in ("detectron2", title)}
+            calls["inference"] = found
+        for what, each in calls.items():
+            rounds: list[dict[str, tuple[float, float]]] = []
+            total = len(each) * args.rounds
+            with tqdm(total=total, desc=f"{name}, {title}, {what}", mininterval=1) as bar:
+                for _ in range(args.rounds):
+                    rounds.append({})
+                    for which, call in each.items():
+                        rounds[-1][which] = timed(call, args.device)
+                        bar.update()
+            report(what, name, rounds[args.warm_up :], args)
 
 
 def report(
@@ -366,8 +366,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.memory:
             there, here = (peak_memory(name, e, args) for e in ("detectron2", "ours"))
             print(f"{name:4} peak memory    detectron2 {there:.0f} MiB   ours {here:.0f} MiB")
-        else:
-            compare(name, args)
+            continue
+        for title in args.precision:
+            compare(name, title, args)
+            gc.collect()  # the last precision's graphs and gradients, before the next one's
+            torch.cuda.empty_cache()
     return 0
 
 
