@@ -41,10 +41,11 @@ def test_the_tables_numbers_are_those_computed_by_hand(
     # mean (31 + 34) / 2 = 32.5, std sqrt(2 * 1.5^2) = 2.12; 32.5 - 31 = +1.5
     assert moco[:2] == ["moco", "2"]
     assert moco[2].startswith("32.5 ± 2.1|+1.5 [")
-    # Welch: se = sqrt(4.5/2 + 2/2) = 1.803, df = 3.25^2 / (2.25^2 + 1) = 1.742, t = 4.972
+    # variances 0.5, 2 and 4.5: se = sqrt(4.5/2 + 2/2) = 1.803, of the pooled 7/3 it were 1.53;
+    # df = 7^2 / (0.5^2 + 2^2 + 4.5^2) = 2, t = 4.303
     low, high = (float(v.replace("−", "-")) for v in re.findall(r"[+−][\d.]+", moco[2])[1:])
-    assert low == pytest.approx(1.5 - 8.96, abs=0.06)
-    assert high == pytest.approx(1.5 + 8.96, abs=0.06)
+    assert low == pytest.approx(1.5 - 7.76, abs=0.06)
+    assert high == pytest.approx(1.5 + 7.76, abs=0.06)
     assert moco[5].startswith("+22.0|")
     assert "moco and supervised are not distinguishable at n=2: +1.5 box AP" in page.text
     assert "32.5 ± 2.1 (+1.5 \\[" in markdown or "32.5 ± 2.1 (+1.5 [" in markdown
@@ -317,3 +318,12 @@ def test_results_and_report_import_neither_torch_nor_an_engine() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_cell_names_its_column_for_narrow_screens(
+    tmp_path: Path, make_row: Any, write_rows: Any
+) -> None:
+    page, _ = page_of(write_rows(three_arms(make_row)), tmp_path / "out")
+    columns = {attributes["data-column"] for tag, attributes in page.tags if tag == "td"}
+    named = {name for table in page.tables for name in table[0][1:]}
+    assert columns == named >= {"n", "AP50", "AP − random"}
