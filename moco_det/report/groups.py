@@ -35,6 +35,9 @@ from moco_det.results.matched import (
 RANDOM, SUPERVISED, ON_TRIAL = range(3)
 _RANKS = {"random": RANDOM, "supervised": SUPERVISED, "sup": SUPERVISED}
 
+# An arm whose AP50 is below this, in percent, has not learned to detect.
+NEAR_NOTHING = 5.0
+
 # Settings that probes of one group may choose for themselves: papers tune them for each.
 FREE_SETTINGS: dict[str, tuple[str, ...]] = {"finetune": ("lr", "head_lr")}
 
@@ -77,6 +80,11 @@ class ArmRuns:
     def class_trials(self, metric: str, category: str) -> Trials:
         """The trials of one class's AP."""
         return summarise(row.per_class(metric).get(category) for row in self.rows)
+
+    def learned(self, metric: str) -> bool:
+        """Whether the mean AP50 reaches NEAR_NOTHING, or is not known."""
+        mean = self.trials(metric, "AP50").mean
+        return mean is None or mean >= NEAR_NOTHING
 
 
 @dataclass(frozen=True)
@@ -148,8 +156,8 @@ class Group:
             return None
         asked = (reference.label, metric, key)
         if asked not in self._compared:
-            theirs = reference.trials(metric, key)
-            by_label = {a.label: compare(a.trials(metric, key), theirs) for a in self.arms}
+            trials = {one.label: one.trials(metric, key) for one in self.arms}
+            by_label = self._compare(metric, trials, reference)
             family = {one.label: by_label[one.label] for one in self.on_trial}
             self._compared[asked] = {**by_label, **correct(family)}
         return self._compared[asked][arm.label]
@@ -158,8 +166,19 @@ class Group:
         """An arm minus supervised in the AP of one class."""
         if self.supervised is None or self.supervised is arm:
             return None
-        theirs = self.supervised.class_trials(metric, category)
-        return compare(arm.class_trials(metric, category), theirs)
+        trials = {one.label: one.class_trials(metric, category) for one in self.arms}
+        return self._compare(metric, trials, self.supervised)[arm.label]
+
+    def _compare(
+        self, metric: str, trials: Mapping[str, Trials], reference: ArmRuns
+    ) -> dict[str, Comparison]:
+        every, theirs, known = trials.values(), trials[reference.label], reference.learned(metric)
+        return {
+            arm.label: compare(
+                trials[arm.label], theirs, every, learned=known or arm.learned(metric)
+            )
+            for arm in self.arms
+        }
 
     @cached_property
     def matched(self) -> Matched:

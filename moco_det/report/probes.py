@@ -18,7 +18,9 @@ from moco_det.report.document import (
     Fold,
     Heading,
     Preformatted,
+    Sentence,
     Table,
+    Text,
     text,
 )
 from moco_det.report.formats import UNDEFINED, number
@@ -42,7 +44,7 @@ def blocks(probes: Sequence[Group]) -> list[Block]:
     for group in probes:
         if len(probes) > 1:
             made.append(Heading(group.title))
-        made.append(accuracy_table(group))
+        made += [*_warnings(group), accuracy_table(group)]
         if curve := accuracy_curve(group):
             made.append(Figures([curve]))
         none = "Nothing published has these data, sizes and settings, so none is shown."
@@ -62,12 +64,26 @@ def accuracy_table(group: Group) -> Table:
         for key in ACCURACIES:
             trials, gap = arm.trials("probe", key), None
             if key == "top1" and reference is not None and arm is not reference:
-                gap = compare(trials, reference.trials("probe", key))
+                every = [one.trials("probe", key) for one in group.arms]
+                gap = compare(trials, reference.trials("probe", key), every)
             row.append(value_cell(trials, gap))
         body.append(row)
     caption = say("accuracy", group=group, data=group.data["dataset"])
     header = ("arm", "pre-training steps", "n", "weights", *ACCURACIES.values())
     return Table(caption, header, body)
+
+
+def _warnings(group: Group) -> list[Block]:
+    """The arms whose features are worse than those of random weights."""
+    random = group.random.trials("probe", "top1").mean if group.random else None
+    means = [(arm.label, arm.trials("probe", "top1").mean) for arm in group.arms]
+    return [
+        Text(
+            [Sentence(say("below_random", arm=arm, mean=mean, random=random), "Warning:")], "notice"
+        )
+        for arm, mean in means
+        if mean is not None and random is not None and mean < random
+    ]
 
 
 def published_table(group: Group) -> Table | None:

@@ -117,7 +117,7 @@ def compare_reports(ours: Iterable[Row], theirs: Iterable[Row]) -> ReportDiff:
             f"the two reports share no {'arm in any ' if same else ''}setting: data, config, "
             "schedule, batch, precision and engine must be the same to compare them"
         )
-    made = [compare(a.trials(metric), b.trials(metric)) for metric, (_, a), (_, b) in pairs]
+    made = [_compared(metric, *both) for metric, *both in pairs]
     corrected = correct(dict(enumerate(made)))
     changes = [
         Change(group.title, metric, a, b, corrected[i])
@@ -130,6 +130,12 @@ def compare_reports(ours: Iterable[Row], theirs: Iterable[Row]) -> ReportDiff:
         if key not in other
     ]
     return ReportDiff(tuple(changes), tuple(only))
+
+
+def _compared(metric: str, here: tuple[Group, ArmRuns], there: tuple[Group, ArmRuns]) -> Comparison:
+    setting = [arm.trials(metric) for group, _ in (here, there) for arm in group.arms]
+    learned = any(arm.learned(metric) for _, arm in (here, there))
+    return compare(here[1].trials(metric), there[1].trials(metric), setting, learned=learned)
 
 
 def _arms(rows: Iterable[Row]) -> dict[tuple[str, str], tuple[Group, ArmRuns]]:

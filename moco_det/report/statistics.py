@@ -1,7 +1,9 @@
 """Means over seeds and differences between arms, with what may be said about them.
 
-Welch's t test (B. L. Welch, Biometrika 34, 1947), the paired t test, and Holm's correction
-(S. Holm, Scandinavian Journal of Statistics 6, 1979), over scipy's distributions.
+Welch's t test (B. L. Welch, Biometrika 34, 1947), for few trials with a deviation pooled over arms
+and the degrees of freedom of F. E. Satterthwaite (Biometrics Bulletin 2, 1946), the paired t test,
+and Holm's correction (S. Holm, Scandinavian Journal of Statistics 6, 1979), over scipy's
+distributions. benchmarks/verdict_errors.py measures how often they err.
 """
 
 from __future__ import annotations
@@ -16,6 +18,14 @@ import numpy as np
 from scipy import special
 
 CONFIDENCE = 0.95
+
+# With fewer trials than this in an arm, the deviations of the other arms are drawn upon.
+FEW = 5
+# What `compare` does, for the page.
+RULE = (
+    f"Welch's from {FEW} seeds per arm on; with fewer, the deviation is at least that pooled over "
+    "the setting's arms"
+)
 
 # The share of true differences of the asked size that so many seeds would find.
 POWER = 0.8
@@ -56,9 +66,11 @@ class Comparison:
     """One arm minus another; the interval is None where the trials allow none.
 
     `verdict` is one of "higher", "lower", "not distinguishable", "not distinguishable after
-    correction", "not enough trials", "no spread measured" (every trial gave the same number) and
-    "not measured". `p` is two-sided; `p_holm` is p after Holm's correction for the `family` of
-    comparisons that were made together. The interval is that of the single comparison.
+    correction", "not enough trials", "no spread measured" (every trial gave the same number),
+    "nothing learned" (by either arm) and "not measured". `p` is two-sided; `p_holm` is p after
+    Holm's correction for the `family` of comparisons that were made together. The interval is that
+    of the single comparison.
+    `deviation` is that of one trial, as the interval takes it.
     """
 
     difference: float | None
@@ -70,6 +82,7 @@ class Comparison:
     p: float | None = None
     p_holm: float | None = None
     family: int = 1
+    deviation: float | None = None
 
     @property
     def decided(self) -> bool:
@@ -102,10 +115,21 @@ def summarise(values: Iterable[float | None]) -> Trials:
     return Trials(values=defined, mean=mean, std=std)
 
 
-def compare(arm: Trials, reference: Trials) -> Comparison:
-    """The difference of two means with Welch's interval (unequal variances)."""
+def compare(
+    arm: Trials, reference: Trials, setting: Iterable[Trials] = (), *, learned: bool = True
+) -> Comparison:
+    """The difference of two means, with an interval for unequal variances.
+
+    It is Welch's from FEW trials per arm on. With fewer, the squared error is at least that of the
+    deviation pooled over the arms of the `setting`, these two included, and the degrees of freedom
+    are Satterthwaite's of the pooled variance; where the setting is two arms of equal n, that is
+    Welch's interval again. Where neither arm `learned` anything, nothing is tested.
+    """
     gap = None if arm.mean is None or reference.mean is None else arm.mean - reference.mean
-    return _judged(gap, arm, reference)
+    if gap is not None and not learned:
+        return Comparison(gap, None, None, arm.n, reference.n, "nothing learned")
+    few = min(arm.n, reference.n) < FEW
+    return _judged(gap, arm, reference, pool=setting if few else ())
 
 
 def compare_paired(
@@ -120,24 +144,37 @@ def compare_paired(
     return _judged(gaps.mean, gaps)
 
 
-def _judged(difference: float | None, *samples: Trials) -> Comparison:
+def _judged(difference: float | None, *samples: Trials, pool: Iterable[Trials] = ()) -> Comparison:
     """A difference of the means of two samples, or the mean of one, by the t distribution."""
     n, m = samples[0].n, samples[-1].n
-    stds = [one.std for one in samples if one.std is not None]
     if difference is None:
         return Comparison(None, None, None, n, m, "not measured")
-    if len(stds) < len(samples):
+    if any(one.std is None for one in samples):
         return Comparison(difference, None, None, n, m, "not enough trials")
-    if max(stds) < _NO_SPREAD:
+    weight = sum(1 / one.n for one in samples)
+    squared, freedom = _sum((_variance(one) / one.n, one.n - 1) for one in samples)
+    if pooled := [one for one in pool if one.n > 1]:
+        squares, freedom = _sum(((one.n - 1) * _variance(one), one.n - 1) for one in pooled)
+        squared = max(squared, weight * squares / sum(one.n - 1 for one in pooled))
+    error, deviation = math.sqrt(squared), math.sqrt(squared / weight)
+    if deviation < _NO_SPREAD:
         return Comparison(difference, None, None, n, m, "no spread measured")
-    squares = [std**2 / one.n for std, one in zip(stds, samples, strict=True)]
-    error, freedoms = math.sqrt(sum(squares)), [one.n - 1 for one in samples]
-    freedom = sum(squares) ** 2 / sum(s**2 / d for s, d in zip(squares, freedoms, strict=True))
     half = error * float(special.stdtrit(freedom, 0.5 + CONFIDENCE / 2))
     p = 2 * float(special.stdtr(freedom, -abs(difference) / error))
     low, high = difference - half, difference + half
     verdict = "higher" if low > 0 else "lower" if high < 0 else "not distinguishable"
-    return Comparison(difference, low, high, n, m, verdict, p=p)
+    return Comparison(difference, low, high, n, m, verdict, p=p, deviation=deviation)
+
+
+def _variance(trials: Trials) -> float:
+    return (trials.std or 0.0) ** 2
+
+
+def _sum(estimates: Iterable[tuple[float, int]]) -> tuple[float, float]:
+    """The sum of (estimate, its degrees of freedom), and Satterthwaite's degrees of freedom."""
+    found = list(estimates)
+    total = sum(estimate for estimate, _ in found)
+    return total, total**2 / (sum(estimate**2 / freedom for estimate, freedom in found) or 1.0)
 
 
 def correct(comparisons: Mapping[Name, Comparison]) -> dict[Name, Comparison]:
@@ -159,17 +196,13 @@ def correct(comparisons: Mapping[Name, Comparison]) -> dict[Name, Comparison]:
     return corrected
 
 
-def seeds_needed(difference: float, arm: Trials, reference: Trials) -> int | None:
-    """Seeds per arm for a two-sided t test to find a difference, at the measured deviation.
+def seeds_needed(difference: float, deviation: float | None) -> int | None:
+    """Seeds per arm for a two-sided t test to find a difference, at a deviation of one trial.
 
-    The power is POWER at the level 1 - CONFIDENCE, the deviation the root mean square of the two
-    arms'. None where a deviation is unknown or zero, or the difference is zero; MOST_SEEDS + 1
-    stands for any larger number.
+    The power is POWER at the level 1 - CONFIDENCE. None where the deviation is unknown or the
+    difference is zero; MOST_SEEDS + 1 stands for any larger number.
     """
-    if arm.std is None or reference.std is None or not difference:
-        return None
-    deviation = math.sqrt((arm.std**2 + reference.std**2) / 2)
-    if deviation < _NO_SPREAD:
+    if deviation is None or not difference:
         return None
     effect = abs(difference) / deviation
     # Power grows with the number of seeds, so that the first number with enough can be bisected.

@@ -22,7 +22,14 @@ from moco_det.report.formats import (
 )
 from moco_det.report.groups import ArmRuns, Group
 from moco_det.report.sentences import config_note, say
-from moco_det.report.statistics import POWER, Comparison, Trials, compare_paired, seeds_needed
+from moco_det.report.statistics import (
+    POWER,
+    RULE,
+    Comparison,
+    Trials,
+    compare_paired,
+    seeds_needed,
+)
 from moco_det.results import AP_KEYS
 
 # The differences of which a reader asks how many seeds they would need, in AP.
@@ -122,12 +129,14 @@ def certainty_table(group: Group) -> Table | None:
         # supervised against random stands there the other way round
         if gap is None or gap.difference is None or arm is group.supervised:
             continue
+        if gap.verdict == "nothing learned":
+            continue
         runs = ({row.seed: row.metric(metric, "AP") for row in a.rows} for a in (arm, reference))
         paired, shared = compare_paired(*runs), Cell(UNDEFINED, "no shared seeds")
         if paired.difference is not None:
             found = f"{interval(paired)}, {counted(paired.n, 'pair')}"
             shared = Cell(signed(paired.difference), found)
-        pair = arm.trials(metric), reference.trials(metric)
+        needed = [seeds_needed(size, gap.deviation) for size in ASKED]
         corrected = f"corrected {p_value(gap.p_holm)}" if gap.family > 1 else ""
         compared = f"{METRICS[metric]}, {gap.trials}"
         line = {
@@ -136,11 +145,12 @@ def certainty_table(group: Group) -> Table | None:
             "difference": difference_cell(gap),
             "p": Cell(p_value(gap.p), corrected),
             "paired": shared,
-            f"seeds for {sizes} AP": " / ".join(seeds(seeds_needed(s, *pair)) for s in ASKED),
+            f"seeds for {sizes} AP": " / ".join(map(seeds, needed)),
         }
         body.append(line)
     note = config_note(group)
-    caption = say("certainty", group=group, sizes=sizes, power=POWER, config=note)
+    facts = {"rule": RULE, "sizes": sizes, "power": POWER, "config": note}
+    caption = say("certainty", group=group, **facts)
     return table_of(caption, body, words=2) if body else None
 
 

@@ -36,6 +36,10 @@ _PARTS = ("loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc
 # key in a pre-training's log -> digits
 _QUANTITIES = {"loss": 3, "accuracy": 1, "knn_accuracy": 1}
 _RANDOM, _MARGIN = "knn_random", "knn_margin"
+# Until a queue is filled the loss means nothing; it is then looked at in so many parts of the run.
+_START, _PARTS_OF_RUN = 100, 5
+# Shares of the chance loss: a rise of so much is no noise; an end so close to it is near.
+_RISE, _NEAR = 0.05, 0.1
 
 Log = Sequence[Mapping[str, Any]]
 
@@ -171,7 +175,22 @@ def read_pretraining(folder: Path, colours: Mapping[str, int]) -> PretrainingRun
         for entry in log
         if isinstance(entry.get("warning"), str)
     }
-    return PretrainingRun(folder, figures, list(said), _nothing_learned(log))
+    warnings = [*said, *(f"{folder.name}: {one}" for one in _loss_warnings(log))]
+    return PretrainingRun(folder, figures, warnings, _nothing_learned(log))
+
+
+def _loss_warnings(log: Log) -> list[str]:
+    """That the loss rose, or ended near that of an encoder that knows nothing."""
+    loss, chances = series(log, "loss"), series(log, "chance_loss")
+    values = [y for x, y in loss if x > max(_START, loss[-1][0] / 10)]
+    if not chances or len(values) < _PARTS_OF_RUN:
+        return []
+    size, chance = len(values) // _PARTS_OF_RUN, chances[-1][1]
+    means = [fmean(values[i - size : i]) for i in range(len(values), size - 1, -size)]
+    end, least = means[0], min(means)
+    facts = {"chance": chance, "end": end, "iteration": int(loss[-1][0])}
+    rose = [say("loss_rose", least=least, **facts)] if end - least > _RISE * chance else []
+    return [*rose, say("near_chance", **facts)] if end > (1 - _NEAR) * chance else rose
 
 
 def pretraining_blocks(runs: Sequence[PretrainingRun]) -> list[Block]:

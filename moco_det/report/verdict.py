@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from moco_det.report.document import Sentence
 from moco_det.report.formats import METRICS, interval, mean_std, signed
-from moco_det.report.groups import RANDOM, ArmRuns, Group, short_name
+from moco_det.report.groups import NEAR_NOTHING, RANDOM, ArmRuns, Group, short_name
 from moco_det.report.sentences import sentence
-from moco_det.report.statistics import POWER, Comparison, seeds_needed
+from moco_det.report.statistics import POWER, RULE, Comparison, seeds_needed
 
 # With more arms on trial than this the verdict lists them instead of telling of each.
 MANY_ARMS = 3
@@ -19,7 +19,10 @@ def verdict(group: Group) -> list[Sentence]:
     metrics, many, data = group.metrics, len(group.on_trial), group.data
     test = short_name(data["dataset"]["test"])
     said = [sentence("lead", data=data, test=test, runs=len(group.rows))]
-    said += [*_comparisons(group, metrics), *_power(group, metrics)]
+    learned = [m for m in metrics if any(arm.learned(m) for arm in group.arms)]
+    if names := [METRICS[metric] for metric in metrics if metric not in learned]:
+        said.append(sentence("nothing", names=names, data=data, limit=NEAR_NOTHING))
+    said += [*_comparisons(group, learned), *_power(group, learned)]
     for metric in metrics if many <= MANY_ARMS else ():
         trials = {_subject(arm): arm.trials(metric) for arm in group.arms}
         known = [f"{mean_std(t)} for {name} (n={t.n})" for name, t in trials.items() if t.n]
@@ -30,7 +33,7 @@ def verdict(group: Group) -> list[Sentence]:
             every = len(arms) == len(group.arms)
             said.append(sentence("undefined_ap", name=METRICS[metric], arms=arms, every=every))
     if any("[" in one.text for one in said if one.finding):
-        said.append(sentence("brackets", many=many))
+        said.append(sentence("brackets", many=many, rule=RULE))
     if not group.matched.ok:
         said.append(sentence("not_matched"))
     return said
@@ -80,16 +83,15 @@ def _many(group: Group, supervised: ArmRuns, metrics: Sequence[str]) -> list[Sen
 def _power(group: Group, metrics: Sequence[str]) -> list[Sentence]:
     """What it would take to decide the closest undecided arm; nothing where all are decided."""
     supervised = group.supervised
-    undecided: list[tuple[float, ArmRuns]] = []
+    undecided: list[tuple[float, ArmRuns, Comparison]] = []
     for arm in group.on_trial if metrics else ():
         gap = group.against(arm, supervised, metrics[0])
         if gap is not None and gap.interval is not None and not gap.decided:
-            undecided.append((abs(gap.difference or 0.0), arm))
+            undecided.append((abs(gap.difference or 0.0), arm, gap))
     if supervised is None or not undecided:
         return []
-    size, arm = max(undecided, key=lambda found: found[0])
-    pair = arm.trials(metrics[0]), supervised.trials(metrics[0])
-    counts = {"one": seeds_needed(1.0, *pair), "measured": seeds_needed(size, *pair)}
+    size, arm, gap = max(undecided, key=lambda found: found[0])
+    counts = {n: seeds_needed(s, gap.deviation) for n, s in (("one", 1.0), ("measured", size))}
     if None in counts.values():
         return []
     names = {"metric": METRICS[metrics[0]], "arm": arm, "supervised": supervised}

@@ -80,8 +80,8 @@ def test_the_tool_says_what_it_skipped_of_both_reports(
     assert "warning: new.jsonl line 4: torn" in said and "warning: old.jsonl line 4: torn" in said
     (tmp_path / "new.jsonl").write_text(text + "{\n" * 12, encoding="utf-8")
     main([str(tmp_path / "new.jsonl"), "--against", str(tmp_path / "old.jsonl")])
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 11 and said[-1] == "warning: and 3 lines more"
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11 and lines[-1] == "warning: and 3 lines more"
 
 
 def test_rows_without_a_finished_run_are_named_as_such(make_row: Any) -> None:

@@ -107,3 +107,28 @@ def test_a_run_whose_checkpoint_was_moved_is_still_shown(
     path = write_rows([made_from(make_row("moco"), digest)])
     page, _ = page_of(path, tmp_path / "out", pretraining=[tmp_path / "run"])
     assert ENDED in page.text and "learned nothing" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([3.0, 5.0, 4.5, 4.0, 3.5, 3.0], []),  # low while the queue held its random start
+        ([6.0, 5.0, 3.0, 3.5, 4.0, 4.5], ["rose from 3.00 to 4.50", "(chance 6.24)"]),
+        ([2.0, 6.0, 6.1, 5.9, 5.9, 5.9], ["is 5.90", "near the 6.24"]),
+        ([6.0, 4.0, 3.0, 3.1, 3.2, 3.25], []),  # no more than noise
+    ],
+)
+def test_a_loss_that_rises_or_ends_near_chance_is_a_warning(
+    losses: list[float], said: list[str], tmp_path: Path, make_row: Any, write_rows: Any
+) -> None:
+    (tmp_path / "moco").mkdir()
+    lines = [
+        {"iteration": 20 * i + 20, "loss": losses[i // 5], "chance_loss": 6.238} for i in range(30)
+    ]
+    text = "\n".join(map(json.dumps, lines))
+    (tmp_path / "moco" / "metrics.jsonl").write_text(text, encoding="utf-8")
+    path = write_rows([make_row()])
+    page, markdown = page_of(path, tmp_path / "out", pretraining=[tmp_path / "moco"])
+    assert ("Warning: moco: the loss" in page.text) == bool(said)
+    for part in said:
+        assert part in page.text and part in markdown

@@ -219,3 +219,12 @@ def test_without_any_finished_row_both_tools_are_named(
 
     with pytest.raises(InputError, match="moco-det train-net or moco-det probe"):
         make_report([write_rows([make_probe(status="failed")])], tmp_path / "out")
+
+
+def test_features_below_random_weights_are_a_warning(make_probe: MakeProbe) -> None:
+    random = make_probe("random", 0, 36.0, iterations=0)
+    groups = group_probes(rows_of(random, make_probe("moco", 0, 35.0), make_probe("sup", 0, 36.0)))
+    texts = [block for block in blocks(groups) if isinstance(block, Text)]
+    (warning,) = [text for text in texts if text.style == "notice"]
+    (said,) = warning.sentences
+    assert (said.finding, said.text[:25]) == ("Warning:", " the features of moco tel")

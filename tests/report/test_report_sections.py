@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moco_det.report import make_report
+from moco_det.report import compare_reports, make_report
 from moco_det.report.document import Figures, Table
 from moco_det.report.families import BY_LABELS, BY_SCHEDULE, FamilyAxis, blocks
 from moco_det.report.groups import Group, group_runs
@@ -20,6 +20,8 @@ from moco_det.report.paper_comparison import (
     paper_tables,
     spread_limit,
 )
+from moco_det.report.screen import screen_lines
+from moco_det.report.statistics import RULE
 from moco_det.report.table_files import csv_text, escaped, tex_text
 from moco_det.report.tables import certainty_table, class_table
 from moco_det.report.verdict import verdict
@@ -324,3 +326,75 @@ def test_probes_of_the_same_weights_stand_beside_their_ap(
     probe["init"]["sha256"] = "other".ljust(64, "0")
     files = make_report([write_rows([*rows, probe])], tmp_path / "out")
     assert "top-1, kNN" not in files["report.md"].read_text(encoding="utf-8")
+
+
+def test_where_nothing_was_learned_every_output_says_so_and_tests_nothing(
+    make_row: Any, write_rows: Any, tmp_path: Path
+) -> None:
+    rows = [
+        make_row(arm, seed, (ap + seed / 100, 4.9, 0.0), (mask + seed / 10, 5.0, 0.0))
+        for arm, ap, mask in (("random", 0.1, 1.0), ("supervised", 0.1, 2.0), ("moco", 1.3, 2.1))
+        for seed in (0, 1)
+    ]
+    files = make_report([write_rows(rows)], tmp_path / "out")
+    text = files["report.md"].read_text(encoding="utf-8")
+    assert "**Nothing was learned** in box AP: AP50 is below 5 in every arm" in text
+    verdict_text = text.split("## Average precision")[0]
+    assert "box AP [" not in verdict_text and "mask AP [" in verdict_text
+    assert "+1.2 nothing learned" in text and "moco − supervised (box AP" not in text
+    cells = list(csv.DictReader(io.StringIO(files["tables.csv"].read_text(encoding="utf-8"))))
+    verdicts = {(c["ruler"], c["verdict"], c["p"] != "") for c in cells if c["arm"] == "moco"}
+    assert {v for v in verdicts if v[0] == "bbox"} == {("bbox", "nothing learned", False)}
+    assert ("segm", "nothing learned", False) not in verdicts
+    shown = " ".join(screen_lines(files["report.md"], files["tables.csv"]))
+    assert "Nothing was learned in box AP" in shown
+    (box, *_) = compare_reports(group_of(*rows).rows, group_of(*rows).rows).changes
+    assert (box.metric, box.outcome) == ("bbox", "nothing learned")
+
+
+def test_two_arms_near_nothing_are_not_compared_beside_one_that_learned(make_row: Any) -> None:
+    means = {"random": (0.1, 1.0), "supervised": (20.0, 40.0), "moco": (0.3, 1.5)}
+    rows = [
+        make_row(arm, seed, (ap + seed / 100, ap50, 5.0))
+        for arm, (ap, ap50) in means.items()
+        for seed in (0, 1)
+    ]
+    group = group_of(*rows)
+    said = " ".join(f"{one.finding}{one.text}" for one in verdict(group))
+    assert "moco is lower than supervised" in said and "Nothing was learned" not in said
+    assert "moco against random initialisation: +0.2 box AP, but nothing learned" in said
+    table = certainty_table(group)
+    assert table is not None
+    compared = [row[0].text for row in table.rows]
+    assert compared == ["random − supervised", "moco − supervised"]
+
+
+def test_page_csv_tex_and_diff_take_their_intervals_from_one_rule(
+    make_row: Any, write_rows: Any, tmp_path: Path
+) -> None:
+    # the case of test_report_statistics.py: by Welch alone it would not be higher
+    rows = [
+        make_row(arm, seed, (mean + sign * std / 2**0.5, 50.0, 20.0))
+        for arm, mean, std in (
+            ("random", 2.0, 0.2),
+            ("supervised", 4.0, 0.4),
+            ("moco", 6.4, 0.1),
+            ("dense", 5.0, 0.3),
+        )
+        for seed, sign in ((0, 1), (1, -1))
+    ]
+    files = make_report([write_rows(rows)], tmp_path / "out")
+    html, text, table, tex = (path.read_text(encoding="utf-8") for path in files.values())
+    assert "+2.4 box AP [+1.4, +3.4]" in text and "+2.4 [+1.4, +3.4]" in html
+    assert f"difference ({RULE});" in text and f"two-sided p ({RULE});" in text
+    (cell,) = (
+        c
+        for c in csv.DictReader(io.StringIO(table))
+        if (c["arm"], c["ruler"], c["metric"]) == ("moco", "bbox", "AP")
+    )
+    assert (cell["low"], cell["high"], cell["verdict"]) == ("1.3701", "3.4299", "higher")
+    assert r"\gain{+2.4}" in tex
+    there = [row | {"metrics": {"bbox": {"AP": 4.0, "AP50": 50.0, "AP75": 20.0}}} for row in rows]
+    moco = compare_reports(group_of(*rows).rows, group_of(*there).rows).changes[3]
+    # pooled over the arms of both reports, half of which have no spread
+    assert moco.here.label == "moco" and moco.comparison.deviation == pytest.approx(0.0375**0.5)

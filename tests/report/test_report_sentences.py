@@ -10,6 +10,7 @@ import yaml
 from moco_det import report
 from moco_det.report.families import BY_LABELS, BY_SCHEDULE
 from moco_det.report.sentences import say, sentence
+from moco_det.report.statistics import RULE
 
 FOLDER = Path(report.__file__).parent
 
@@ -24,7 +25,7 @@ def test_every_template_is_said_somewhere_and_what_is_said_has_one() -> None:
 
 
 def test_a_finding_stands_apart_and_names_stay_text() -> None:
-    plain = sentence("brackets", many=1)
+    plain = sentence("brackets", many=1, rule=RULE)
     assert (plain.finding, plain.text[:8]) == ("", "Brackets")
     found = sentence("many", verdict="higher", supervised="<b>", metric="box AP", arms=["a*b", "c"])
     assert (found.finding, found.text) == ("Higher than <b> in box AP", ": a*b and c.")

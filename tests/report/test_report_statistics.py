@@ -81,6 +81,42 @@ def test_a_verdict_says_no_more_than_the_trials_allow(
     assert (comparison.low is None) == (verdict not in ("higher", "lower"))
 
 
+def test_with_few_trials_the_deviation_is_pooled_over_the_setting_by_hand() -> None:
+    # n=2 and deviations 0.1, 0.4, 0.2, 0.3: Welch's squared error is (0.01 + 0.16) / 2 = 0.085, the
+    # pooled variance 0.3 / 4 = 0.075 and its error less; df = 0.3^2 / 0.0354 = 2.542, where Welch's
+    # are 1.125; t(0.975, 2.542) = 3.530, so that 2.4 +- 1.029
+    moco, sup, random, dense = (
+        summarise([mean - std / math.sqrt(2), mean + std / math.sqrt(2)])
+        for mean, std in ((6.4, 0.1), (4.0, 0.4), (2.0, 0.2), (5.0, 0.3))
+    )
+    assert compare(moco, sup).verdict == "not distinguishable"
+    found = compare(moco, sup, [random, sup, moco, dense])
+    assert found.verdict == "higher"
+    assert (found.low, found.high) == pytest.approx((2.4 - 1.029, 2.4 + 1.029), abs=2e-3)
+    assert found.deviation == pytest.approx(math.sqrt(0.085))
+    # 0.1 against 0.3: beside two arms of real spread the pooled deviation, 0.25, decides
+    none, little = summarise([0.1, 0.11]), summarise([0.3, 0.31])
+    assert compare(little, none).decided
+    found = compare(little, none, [none, little, random, dense, summarise([9.0])])
+    assert found.verdict == "not distinguishable"
+    assert found.deviation == pytest.approx(math.sqrt((0.04 + 0.09 + 2 * 0.00005) / 4))
+
+
+def test_from_five_trials_on_the_other_arms_say_nothing() -> None:
+    five, six = summarise([30, 31, 32, 33, 35.0]), summarise([25, 26, 27, 29, 32, 33.0])
+    wide = summarise([0.0, 50.0])
+    assert compare(five, six, [five, six, wide]) == compare(five, six)
+    four = summarise(five.values[:4])
+    assert compare(four, six, [four, six, wide]) != compare(four, six)
+
+
+def test_nothing_is_tested_where_no_arm_learned() -> None:
+    found = compare(summarise([0.3, 0.31]), summarise([0.1, 0.11]), learned=False)
+    assert (found.verdict, found.interval, found.p) == ("nothing learned", None, None)
+    assert found.difference == pytest.approx(0.2)
+    assert compare(summarise([]), summarise([0.1]), learned=False).verdict == "not measured"
+
+
 def test_one_arm_without_spread_still_has_an_interval_and_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -136,18 +172,18 @@ def test_one_comparison_needs_no_correction() -> None:
 
 def test_seeds_needed_are_those_of_the_tables_of_power() -> None:
     # Cohen (1988), two-sided 5 % and power 0.8: 17 an arm for one deviation, 64 for half, 26 for .8
-    one = summarise([9.0, 10.0, 11.0])  # deviation 1
-    assert [seeds_needed(d, one, one) for d in (1.0, 0.5, 0.8)] == [17, 64, 26]
-    assert seeds_needed(-1.0, one, one) == 17
-    assert seeds_needed(100.0, one, one) == 2
-    assert seeds_needed(0.001, one, one) == MOST_SEEDS + 1
+    assert [seeds_needed(d, 1.0) for d in (1.0, 0.5, 0.8)] == [17, 64, 26]
+    assert seeds_needed(-1.0, 1.0) == 17
+    assert seeds_needed(100.0, 1.0) == 2
+    assert seeds_needed(0.001, 1.0) == MOST_SEEDS + 1
 
 
 def test_seeds_needed_are_unknown_without_a_deviation() -> None:
     one, single, flat = summarise([9.0, 11.0]), summarise([9.0]), summarise([9.0, 9.0])
-    assert seeds_needed(1.0, one, single) is None
-    assert seeds_needed(1.0, flat, flat) is None
-    assert seeds_needed(0.0, one, one) is None
+    assert [compare(a, a).deviation for a in (single, flat)] == [None, None]
+    assert compare(one, one).deviation == one.std
+    assert seeds_needed(1.0, None) is None
+    assert seeds_needed(0.0, 1.0) is None
 
 
 def test_numbers_are_written_with_a_true_minus_and_never_as_minus_zero() -> None:
