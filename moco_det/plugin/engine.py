@@ -52,10 +52,13 @@ class Detectron2Run:
         self.model = build_detector(self.cfg)
         self.loaded = load_weights(cfg, self.model)
         self.checkpointer = DetectionCheckpointer(self.model, save_dir=cfg.OUTPUT_DIR)
+        scaled = Trainer.auto_scale_workers(self.cfg, comm.get_world_size())
+        self.iterations = scaled.SOLVER.MAX_ITER
+        self.trained: int | None = None
         self.resumes = options.resume and self.checkpointer.has_checkpoint()
         if self.resumes:
             path = self.checkpointer.get_checkpoint_file()
-            check_resumable(self.model, path, training=not options.eval_only)
+            self.trained = check_resumable(self.model, path, training=not options.eval_only)
             if not options.eval_only:
                 self.warnings.append(
                     f"resumed from {Path(path).name}: detectron2 saves no random state, so the "

@@ -14,8 +14,11 @@ from moco_det.foundation.errors import InputError
 from moco_det.weights.loading import check_model_state, read_checkpoint
 
 
-def check_resumable(model: nn.Module, path: str, *, training: bool) -> None:
-    """InputError unless detectron2's checkpointer can go on from this file, nothing left out."""
+def check_resumable(model: nn.Module, path: str, *, training: bool) -> int | None:
+    """InputError unless detectron2's checkpointer can go on from this file, nothing left out.
+
+    Returns how many iterations it has, None where it is only scored.
+    """
     state = read_checkpoint(Path(path))
     check_model_state(model, state["model"], Path(path))
     if training and "trainer" not in state:
@@ -23,3 +26,4 @@ def check_resumable(model: nn.Module, path: str, *, training: bool) -> None:
             f"--resume: {path} was not written by a training run of detectron2: go on with "
             "--engine standalone, or start from it with MODEL.WEIGHTS in another OUTPUT_DIR"
         )
+    return int(state["trainer"]["iteration"]) + 1 if training else None

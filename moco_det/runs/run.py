@@ -105,7 +105,13 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
     prepared = engine.prepare(cfg, options)
     warnings = [*prepared.train_set.skipped, *(f"test: {x}" for x in prepared.test_set.skipped)]
     warnings += overlap_warnings(prepared.train_set, prepared.test_set) + prepared.warnings
-    if prepared.resumes and not options.eval_only:
+    if prepared.trained is not None:
+        if prepared.trained > prepared.iterations:
+            raise InputError(
+                f"--resume: {output} is trained for {prepared.trained} iterations and "
+                f"SOLVER.MAX_ITER is {prepared.iterations}: give {prepared.trained} or more, or "
+                "choose another OUTPUT_DIR"
+            )
         warnings += check_unchanged(output, cfg)
     if leader and options.results is not None:
         check_results(options.results)

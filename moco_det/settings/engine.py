@@ -55,8 +55,9 @@ class Detector:
 class PreparedRun(Protocol):
     """Data, model and weights of a run, which fit together; nothing is written yet.
 
-    ``cfg`` is the config that runs: scaled to the processes, and with a seed. ``resumes`` says
-    whether a checkpoint of OUTPUT_DIR is gone on from.
+    ``cfg`` is the config that runs: scaled to the processes, and with a seed. ``iterations`` is how
+    many the run is to reach, ``trained`` how many the checkpoint of OUTPUT_DIR has that is gone on
+    from, None where there is none.
     """
 
     cfg: CfgNode
@@ -64,7 +65,8 @@ class PreparedRun(Protocol):
     test_set: DetectionDataset
     loaded: Loaded
     precision: str
-    resumes: bool
+    iterations: int
+    trained: int | None
     warnings: list[str]
 
     def log_into(self, output: Path) -> AbstractContextManager[None]:

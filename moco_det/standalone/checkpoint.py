@@ -74,14 +74,15 @@ def last_checkpoint(folder: Path) -> tuple[Path, Content] | None:
     return newest_whole(checkpoints(folder), read_checkpoint)
 
 
-def check_resumable(path: Path, content: Content) -> None:
-    """InputError where a checkpoint is another engine's."""
+def check_resumable(path: Path, content: Content) -> int:
+    """The iterations that a checkpoint has; InputError where it is another engine's."""
     lacking = [key for key in ("optimizer", "scaler", "iteration", "random") if key not in content]
     if lacking:
         raise InputError(
             f"--resume: {path} has no {', '.join(lacking)}: it is not of the standalone engine; "
             "resume it with --engine detectron2, or give it as MODEL.WEIGHTS of a new run"
         )
+    return int(content["iteration"]) + 1
 
 
 def restore(

@@ -49,10 +49,11 @@ class StandaloneRun:
             progress=collectives.is_main(),
         )
         self.found = last_checkpoint(self.output) if options.resume else None
-        self.resumes = self.found is not None
+        self.iterations = self.cfg.SOLVER.MAX_ITER
+        self.trained: int | None = None
         drawn_before = -1
         if self.found is not None and not options.eval_only:
-            check_resumable(*self.found)
+            self.trained = check_resumable(*self.found)
             drawn_before = int(self.found[1].get("seed", -1))
         seed = shared_seed(cfg.SEED if cfg.SEED >= 0 else drawn_before)
         self.cfg = set_values(self.cfg, ["SEED", seed])

@@ -134,6 +134,16 @@ def test_resume_goes_on_from_the_last_checkpoint_and_keeps_the_log(
     assert [row.data["iterations"] for row in read_rows([copy]).rows] == [4, 6]
 
 
+def test_resume_to_fewer_iterations_than_are_trained_is_one_line(
+    copy: Path, train_net: Tool, backbone_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (copy / "results.jsonl").read_bytes()
+    options = {"MODEL__WEIGHTS": str(backbone_file), "SOLVER__MAX_ITER": "2"}
+    assert train_net("--engine", "detectron2", "--resume", OUTPUT_DIR=str(copy), **options) == 2
+    assert "4 iterations and SOLVER.MAX_ITER is 2: give 4 or more" in capsys.readouterr().err
+    assert (copy / "results.jsonl").read_bytes() == before
+
+
 def test_resume_of_a_finished_run_scores_it_once_more_to_the_same(
     copy: Path, finished: Path, train_net: Tool
 ) -> None:

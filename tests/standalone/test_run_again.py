@@ -61,6 +61,17 @@ def test_a_changed_config_a_damaged_or_foreign_checkpoint_resumes_nothing(
     assert (killed / "config.yaml").read_text() == config and checkpoint.read_bytes() == b"torn"
 
 
+def test_a_run_is_not_resumed_to_fewer_iterations_than_it_has(
+    killed: Path, painted: ScenesPaths
+) -> None:
+    fewer = on_scenes(painted, killed, {"SEED": "-1", "SOLVER.MAX_ITER": "1"})
+    with pytest.raises(InputError, match="2 iterations and SOLVER.MAX_ITER is 1: give 2 or more"):
+        run(fewer, RESUME)
+    assert not (killed / "results.jsonl").exists()
+    run(on_scenes(painted, killed, {"SEED": "-1", "SOLVER.MAX_ITER": "2"}), RESUME)
+    assert json.loads((killed / "results.jsonl").read_text())["iterations"] == 2
+
+
 @pytest.mark.parametrize("changes", [{}, {"TEST.PRECISE_BN.ENABLED": "True"}])
 def test_weights_that_burst_in_the_last_step_are_never_scored_or_kept(
     painted: ScenesPaths, tmp_path: Path, changes: dict[str, str]
