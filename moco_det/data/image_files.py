@@ -35,7 +35,9 @@ def image_files(uri: str) -> tuple[str, list[str]]:
     if scheme == "voc":
         root = absolute(path)
         return str(root / "JPEGImages"), [file for _, file in voc_files(root, options["split"])]
-    return str(coco_folder(options["images"])), coco_files(absolute(path))
+    folder = coco_folder(options["images"])
+    names = (coco_image(folder, name) for name in coco_files(absolute(path)))
+    return str(folder), list(dict.fromkeys(names))
 
 
 def voc_files(root: Path, split: str) -> list[tuple[str, str]]:
@@ -70,6 +72,13 @@ def coco_folder(path: str | Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"image folder {folder} does not exist: check the path")
     return folder
+
+
+def coco_image(folder: Path, name: str) -> str:
+    """A "file_name" as it is on disk; one written on Windows has backslashes between folders."""
+    if "\\" in name and not os.path.exists(folder / name):
+        return name.replace("\\", "/")
+    return name
 
 
 def coco_files(path: Path) -> list[str]:

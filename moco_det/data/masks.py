@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pycocotools.mask
 
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 # Characters looked at in one go: their arrays stay in the cache, which makes it twice as fast.
@@ -27,6 +28,31 @@ def compressed(segmentation: Any, height: int, width: int) -> dict[str, Any]:
         parts = pycocotools.mask.frPyObjects(segmentation, height, width)
         segmentation = pycocotools.mask.merge(parts)
     return segmentation
+
+
+def bounded(polygon: list[float], height: int, width: int) -> list[float]:
+    """The polygon [x, y, ...], or what of it lies in the image where it goes farther than the image
+    is large beyond it: to draw an outline takes memory by its length. Empty where nothing does.
+    """
+    size = max(height, width)
+    if -size <= min(polygon) and max(polygon) <= 2 * size:
+        return polygon
+    points = np.array(polygon).reshape(-1, 2).clip(-1e9, 1e9)  # (N, 2)
+    for axis, end in ((0, width), (1, height)):
+        points = _cut(points, points[:, axis])
+        points = _cut(points, end - points[:, axis])
+    return points.ravel().tolist() if len(points) >= 3 else []
+
+
+def _cut(points: Floats, inside: Floats) -> Floats:
+    """The part of a polygon on one side of a line, `inside` (N,) the points' distances to it
+    (Sutherland and Hodgman 1974)."""
+    end, there = np.roll(points, -1, axis=0), np.roll(inside, -1)
+    crosses = (inside < 0) != (there < 0)
+    share = np.divide(inside, inside - there, out=np.zeros_like(inside), where=crosses)
+    crossing = points + share[:, None] * (end - points)
+    kept = np.stack([crosses, there >= 0], axis=1)
+    return np.stack([crossing, end], axis=1)[kept]
 
 
 def whole_masks(counts: Sequence[str | bytes], pixels: Sequence[int]) -> Bools:

@@ -16,8 +16,8 @@ import pycocotools.mask
 from moco_det.data.boxes import Tally, fit_box
 from moco_det.data.catalog_names import coco_uri
 from moco_det.data.image import image_size
-from moco_det.data.image_files import coco_folder
-from moco_det.data.masks import compressed, whole_masks
+from moco_det.data.image_files import coco_folder, coco_image
+from moco_det.data.masks import bounded, compressed, whole_masks
 from moco_det.data.records import (
     Annotation,
     DetectionDataset,
@@ -30,6 +30,7 @@ from moco_det.data.text_files import absolute, read_json
 from moco_det.foundation.errors import InputError
 
 ID = (int, str)
+LARGEST_AREA = 1e10  # that COCO's scoring knows, in square pixels
 # list of a json -> what one entry is called, the fields that every entry has, and their types
 FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     "images": ("image", {"id": ID, "file_name": str}),
@@ -45,9 +46,10 @@ def read_coco(
 
     Classes come in the order of their category ids, or in the order of `classes`; a class the json
     does not know is then given an unused id. "ignore": 1 reads as difficult. Polygons of fewer than
-    three points are dropped; an object that has none left, a box of zero area and an annotation of
-    an image that is not listed are dropped, a box outside its image is clipped; all are counted.
-    Raises InputError naming the file and what to do about it.
+    three points are dropped, and an object that has none left serves its box alone; a box of no
+    area and an annotation of an image that is not listed are dropped, what leaves its image is
+    clipped, an area that is no number is measured; all are counted. Raises InputError naming the
+    file and what to do about it.
     """
     path, folder = absolute(json_file), coco_folder(image_dir)
     content = _load(path)
@@ -56,14 +58,18 @@ def read_coco(
     ids, unused = {name: own for own, name in names.items()}, itertools.count(max(names) + 1)
     category_ids = tuple(ids[name] if name in ids else next(unused) for name in classes)
     index = {own: place for place, own in enumerate(category_ids)}
-    images = _images(path, folder, content["images"])
-
     tally = Tally()
+    images = _images(path, folder, content["images"], tally)
+
+    texts = set(map(str, images))
     objects: dict[int | str, list[Annotation]] = {image_id: [] for image_id in images}
     for item in content["annotations"]:
         number, image_id, category = item.get("id", 0), item["image_id"], item["category_id"]
         if image_id not in objects:
-            tally.add("annotations of images that are not listed dropped", f"id {number}")
+            what = "annotations of images that are not listed dropped"
+            if str(image_id) in texts:
+                what = "annotations dropped, for image_id and id of their image are text and number"
+            tally.add(what, f"id {number}, image_id {image_id!r}")
             continue
         if category not in names:
             raise InputError(
@@ -84,11 +90,15 @@ def read_coco(
         if annotation is not None:
             objects[image_id].append(annotation)
 
+    tally.check_pixels(str(path))
     if not any(objects.values()):
-        raise InputError(f"{path} holds {len(images)} images and no usable object: check it")
-    masks = [a.segmentation is not None for of in objects.values() for a in of if not a.iscrowd]
-    some = f"only {sum(masks)} of {len(masks)} objects have a mask: the set serves boxes only"
-    skipped = (*tally.messages(), *([some] if any(masks) and not all(masks) else []))
+        reasons = "; ".join(tally.messages()) or "its list of annotations is empty"
+        raise InputError(f"{path} holds {len(images)} images and no usable object: {reasons}")
+    masks = [a.segmentation for of in objects.values() for a in of if not a.iscrowd]
+    given = sum(mask is not None for mask in masks)
+    has_masks = any(masks) and given == len(masks)
+    some = f"only {given} of {len(masks)} objects have a mask: the set serves boxes only"
+    skipped = (*tally.messages(), *([some] if any(masks) and not has_masks else []))
     return DetectionDataset(
         name=path.stem,
         uri=coco_uri(path, folder),
@@ -97,7 +107,7 @@ def read_coco(
         ),
         classes=classes,
         category_ids=category_ids,
-        has_masks=bool(masks) and all(masks),
+        has_masks=has_masks,
         skipped=skipped,
     )
 
@@ -137,17 +147,26 @@ def _refuse_twice(path: Path, what: str, values: Iterable[int | str]) -> None:
 
 
 def _images(
-    path: Path, folder: Path, images: list[dict[str, Any]]
+    path: Path, folder: Path, images: list[dict[str, Any]], tally: Tally
 ) -> dict[int | str, tuple[str, int, int]]:
     """File, height and width by id."""
     images = sorted(images, key=lambda item: (isinstance(item["id"], str), item["id"]))
-    files = [os.path.join(folder, item["file_name"]) for item in images]
+    files = [os.path.join(folder, coco_image(folder, item["file_name"])) for item in images]
     missing = [file for file in files if not os.path.isfile(file)]
     if missing:
+        name, way_out = os.path.basename(missing[0]), "is this the right image folder?"
+        if os.path.isfile(folder / name):
+            way_out = f"{name} lies in {folder} itself: take the folders out of \"file_name\""
         raise InputError(
             f"image {missing[0]} does not exist ({len(missing)} of the {len(images)} images of "
-            f"{path} are missing): is this the right image folder?"
+            f"{path} are missing): {way_out}"
         )
+    first: dict[str, Any] = {}
+    for item, file in zip(images, files, strict=True):
+        before = first.setdefault(os.path.normpath(file), item["id"])
+        if before != item["id"]:
+            where = f"{item['file_name']}, ids {before!r} and {item['id']!r}"
+            tally.add("images under a second id, each id with objects of its own", where)
     table = {}
     for item, file in zip(images, files, strict=True):
         height, width = item.get("height"), item.get("width")
@@ -160,20 +179,25 @@ def _images(
 def _annotation(
     item: dict[str, Any], number: int, category: int, height: int, width: int, tally: Tally
 ) -> Annotation | None:
-    where, bbox, area = f"annotation id {number}", item.get("bbox"), item.get("area")
+    where, bbox = f"annotation id {number}", item.get("bbox")
     if not isinstance(bbox, list) or len(bbox) != 4:
         raise ValueError(f"bbox {bbox!r} is not four numbers x, y, width, height")
     x, y, w, h = map(float, bbox)
     box = fit_box((x, y, x + w, y + h), height, width, tally, where)
     if box is None:
         return None
-    segmentation = _segmentation(item.get("segmentation"), height, width)
+    segmentation, cut = _segmentation(item.get("segmentation"), height, width)
+    if cut:
+        tally.add("masks with a polygon far outside their image clipped to it", where)
     if segmentation == []:
-        tally.add("objects without a polygon of three points dropped", where)
-        return None
+        tally.add("objects without a polygon of three points serve their box alone", where)
+    area = item.get("area")
+    if area is not None and not 0 <= float(area) <= LARGEST_AREA:
+        tally.add(f"areas outside 0..{LARGEST_AREA:g} measured anew by mask or box", where)
+        area = None
     if area is None:
         area = (box[2] - box[0]) * (box[3] - box[1])
-        if segmentation is not None:
+        if segmentation:
             area = pycocotools.mask.area(compressed(segmentation, height, width))
     iscrowd, difficult = _flag(item, "iscrowd"), _flag(item, "ignore")
     return Annotation(box, category, iscrowd, difficult, float(area), segmentation, number)
@@ -186,9 +210,10 @@ def _flag(item: dict[str, Any], key: str) -> bool:
     return bool(value)
 
 
-def _segmentation(raw: Any, height: int, width: int) -> Segmentation:
+def _segmentation(raw: Any, height: int, width: int) -> tuple[Segmentation, bool]:
+    """The mask, and whether it had to be cut."""
     if not raw:
-        return None
+        return None, False
     if isinstance(raw, dict):
         if [int(side) for side in raw["size"]] != [height, width]:
             raise ValueError(f"RLE of size {raw['size']} in an image of {[height, width]}")
@@ -200,8 +225,10 @@ def _segmentation(raw: Any, height: int, width: int) -> Segmentation:
         # pycocotools reads past the end of a damaged one: pixels that nobody has written
         if not isinstance(counts, str) or not whole_masks([counts], [height * width])[0]:
             raise ValueError("RLE counts that are no mask of the image")
-        return {"size": [height, width], "counts": counts}
+        return {"size": [height, width], "counts": counts}, False
     polygons = [[float(value) for value in polygon] for polygon in raw]
     if not all(math.isfinite(value) for polygon in polygons for value in polygon):
         raise ValueError("a polygon with a coordinate that is no number")
-    return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    outlines = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    inside = [bounded(outline, height, width) for outline in outlines]
+    return [outline for outline in inside if outline], inside != outlines

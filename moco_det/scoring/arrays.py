@@ -18,7 +18,8 @@ Bools = npt.NDArray[np.bool_]
 class ObjectArrays(NamedTuple):
     """The truth: N objects by image position and class index.
 
-    `box` (N, 4) xyxy, `area` as annotated, `ignored` crowds and difficult ones.
+    `box` (N, 4) xyxy, `area` as annotated, `ignored` crowds and difficult ones, `maskless` those
+    whose mask is not known.
     """
 
     image: Ints
@@ -27,6 +28,7 @@ class ObjectArrays(NamedTuple):
     area: Floats
     crowd: Bools
     ignored: Bools
+    maskless: Bools
 
 
 class DetectionArrays(NamedTuple):
@@ -47,19 +49,20 @@ class DetectionArrays(NamedTuple):
 def objects_of(dataset: DetectionDataset) -> ObjectArrays:
     """All annotations of a data set in reading order."""
     rows = [
-        (i, a.category, a.iscrowd, a.difficult, a.area, *a.bbox)
+        (i, a.category, a.iscrowd, a.difficult, a.segmentation == [], a.area, *a.bbox)
         for i, record in enumerate(dataset.records)
         for a in record.annotations
     ]
-    table = np.array(rows, dtype=np.float64).reshape(-1, 9)
+    table = np.array(rows, dtype=np.float64).reshape(-1, 10)
     crowd = table[:, 2].astype(bool)
     return ObjectArrays(
         image=table[:, 0].astype(np.int64),
         category=table[:, 1].astype(np.int64),
-        box=table[:, 5:],
-        area=table[:, 4],
+        box=table[:, 6:],
+        area=table[:, 5],
         crowd=crowd,
         ignored=crowd | table[:, 3].astype(bool),
+        maskless=table[:, 4].astype(bool),
     )
 
 

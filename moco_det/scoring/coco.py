@@ -38,8 +38,8 @@ def score_coco(
 
     Keys AP AP50 AP75 APs APm APl AR1 AR10 AR<max_dets> ARs ARm ARl per_class; None where the data
     set has no object that would define the number. No predictions at all score 0. Masks are sized
-    by their own area, as detectron2 does. Difficult objects are neither asked for nor counted as
-    mistakes.
+    by their own area, as detectron2 does. Difficult objects, and for masks those whose mask is not
+    known, are neither asked for nor counted as mistakes.
     """
     found = check_predictions(predictions, dataset)
     if "segm" in iou_types:
@@ -68,17 +68,18 @@ def _score(
     max_dets: int,
 ) -> Metrics:
     """One kind's numbers; `rank` (from 0) is each detection's place within image and class."""
-    classes, lowest = len(dataset.classes), float(THRESHOLDS[0])
+    classes, lowest, ignored = len(dataset.classes), float(THRESHOLDS[0]), truth.ignored
     group = found.image * classes + found.category
     pairs = same_group(group, truth.image * classes + truth.category)
     if iou_type == "segm":
         areas, there = mask_areas(masks), truth_rles(dataset)
+        ignored = ignored | truth.maskless
         pairs = mask_overlap(pairs, masks, there, crowd=truth.crowd, group=group, lowest=lowest)
     else:
         areas = found.box[:, 2] * found.box[:, 3]
         xywh = np.concatenate([truth.box[:, :2], truth.box[:, 2:] - truth.box[:, :2]], axis=1)
         pairs = box_overlap(pairs, found.box, xywh, truth.crowd)
-    counted = ~truth.ignored & _within(truth.area)  # (A, N)
+    counted = ~ignored & _within(truth.area)  # (A, N)
     near = pairs.at(pairs.iou >= lowest)
     matches = match(near, group, rank, wanted=counted, crowd=truth.crowd, thresholds=THRESHOLDS)
     # COCOeval orders classes by category id, which need not be our order

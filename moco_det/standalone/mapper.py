@@ -170,7 +170,7 @@ class Mapper:
         segmentation = annotation.segmentation
         if isinstance(segmentation, list):
             polygons = [moved.points(polygon) for polygon in segmentation]
-            if self.mask_format == "polygon":
+            if self.mask_format == "polygon" or not polygons:
                 return polygons
             encoded = coco_mask.merge(coco_mask.frPyObjects(polygons, *moved.size))
             return coco_mask.decode(encoded).astype(bool)

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.coco_ground_truth import coco_ground_truth
 from moco_det.data import read_coco
+from moco_det.data.masks import compressed
 from moco_det.foundation.errors import InputError
 from tests.data.builders import coco_content, write_coco
 
@@ -43,8 +44,9 @@ def test_what_cannot_be_used_is_dropped_and_counted(tmp_path: Path) -> None:
     content["annotations"] += [
         {**base, "id": 1, "bbox": [5, 5, 0, 3]},
         {**base, "id": 2, "bbox": [25, 5, 10, 3]},
-        {**base, "id": 3, "segmentation": [[1, 1, 2, 2]]},
+        {**base, "id": 3, "bbox": [9, 5, -4, 3]},
         {**base, "id": 4, "image_id": 777},
+        {**base, "id": 5, "image_id": "4"},
     ]
     dataset = read_coco(*write_coco(tmp_path, content))
     assert [a.id for a in dataset.records[0].annotations] == [100, 2]
@@ -52,9 +54,107 @@ def test_what_cannot_be_used_is_dropped_and_counted(tmp_path: Path) -> None:
     assert dataset.skipped == (
         "1 boxes of zero area dropped (first: annotation id 1)",
         "1 boxes clipped to their image (first: annotation id 2)",
-        "1 objects without a polygon of three points dropped (first: annotation id 3)",
-        "1 annotations of images that are not listed dropped (first: id 4)",
+        "1 boxes with xmax below xmin or ymax below ymin dropped (first: annotation id 3)",
+        "1 annotations of images that are not listed dropped (first: id 4, image_id 777)",
+        "1 annotations dropped, for image_id and id of their image are text and number "
+        "(first: id 5, image_id '4')",
     )
+
+
+def test_where_nothing_can_be_used_the_counted_reasons_are_told(tmp_path: Path) -> None:
+    content = coco_content()
+    for annotation in content["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    with pytest.raises(InputError, match=r"no usable object: 2 annotations dropped, for image_id"):
+        read_coco(*write_coco(tmp_path, content))
+
+
+@pytest.mark.parametrize("nothing", [[[]], [[1, 1, 2, 2]], [[1, 1, 2, 2, 3]]])
+def test_an_object_whose_polygon_is_none_keeps_its_box(tmp_path: Path, nothing: list) -> None:
+    content = coco_content()
+    content["annotations"].append(
+        {**content["annotations"][0], "id": 3, "area": None, "segmentation": nothing}
+    )
+    dataset = read_coco(*write_coco(tmp_path, content))
+    mask, box = dataset.records[0].annotations
+    assert box.bbox == mask.bbox and box.segmentation == [] and box.area == 50.0
+    assert dataset.has_masks and dataset.skipped == (
+        "1 objects without a polygon of three points serve their box alone "
+        "(first: annotation id 3)",
+    )
+    content["annotations"] = content["annotations"][2:]
+    assert not read_coco(*write_coco(tmp_path, content)).has_masks
+
+
+@pytest.mark.parametrize("area", [math.nan, -50, math.inf, -math.inf, 1e300])
+def test_an_area_that_is_no_number_of_pixels_is_measured_and_counted(
+    tmp_path: Path, area: float
+) -> None:
+    content = coco_content()
+    del content["annotations"][0]["area"]
+    by_mask = read_coco(*write_coco(tmp_path, content)).records[0].annotations[0].area
+    content["annotations"][0]["area"] = area
+    dataset = read_coco(*write_coco(tmp_path, content))
+    assert dataset.records[0].annotations[0].area == by_mask
+    assert dataset.skipped == (
+        "1 areas outside 0..1e+10 measured anew by mask or box (first: annotation id 100)",
+    )
+
+
+@pytest.mark.parametrize("far", [1e7, -1e7, 1e18, -1.7e308])
+def test_a_polygon_far_outside_its_image_is_cut_to_it(tmp_path: Path, far: float) -> None:
+    content = coco_content()
+    outline = [2, 3, far, 3, far, 8, 2, 8] if far > 0 else [12, 3, 12, 8, far, 8, far, 3]
+    content["annotations"][0] |= {"segmentation": [outline], "area": None}
+    dataset = read_coco(*write_coco(tmp_path, content))
+    found = dataset.records[0].annotations[0]
+    expected = np.zeros((20, 30), bool)
+    expected[3:8, slice(2, 30) if far > 0 else slice(0, 12)] = True
+    drawn = pycocotools.mask.decode(compressed(found.segmentation, 20, 30)).astype(bool)
+    assert np.array_equal(drawn, expected) and found.area == expected.sum()
+    assert "1 masks with a polygon far outside their image clipped to it" in dataset.skipped[0]
+
+
+def test_a_slanted_edge_of_a_polygon_far_outside_keeps_its_slope(tmp_path: Path) -> None:
+    # the line from (0, 20) up to the right: half of the image's 20 x 20 left part lies below it
+    content = coco_content()
+    content["annotations"][0] |= {"segmentation": [[0, 20, 4000, -3980, 4000, 20]], "area": None}
+    found = read_coco(*write_coco(tmp_path, content)).records[0].annotations[0]
+    assert found.area == pytest.approx(400 - 200 + 10 * 20, abs=20)
+    # one that overhangs its image a little stays as it is
+    content["annotations"][0] |= {"segmentation": [[-30, 20, 60, 20, 60, -30]]}
+    found = read_coco(*write_coco(tmp_path, content)).records[0].annotations[0]
+    assert found.segmentation == [[-30, 20, 60, 20, 60, -30]]
+
+
+def test_boxes_in_shares_of_the_image_are_refused(tmp_path: Path) -> None:
+    content = coco_content()
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [0.1, 0.2, 0.5, 0.8]
+    with pytest.raises(InputError, match=r"every box lies within 0\.\.1.* multiply them"):
+        read_coco(*write_coco(tmp_path, content))
+    content["annotations"] = [{**content["annotations"][0], "bbox": [0, 0, 1, 1]}]
+    assert read_coco(*write_coco(tmp_path, content)).objects == 1  # one pixel, and whole numbers
+
+
+def test_an_image_under_two_ids_is_told(tmp_path: Path) -> None:
+    content = coco_content()
+    content["images"].append({**content["images"][1], "id": "again", "file_name": "./a.jpg"})
+    dataset = read_coco(*write_coco(tmp_path, content))
+    assert len(dataset) == 4 and dataset.skipped == (
+        "1 images under a second id, each id with objects of its own "
+        "(first: ./a.jpg, ids 4 and 'again')",
+    )
+
+
+def test_folders_that_only_the_json_has_are_told(tmp_path: Path) -> None:
+    content = coco_content()
+    path, images = write_coco(tmp_path, content)
+    for image in content["images"]:
+        image["file_name"] = f"C:\\photos\\{image['file_name']}"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"a.jpg lies in .* itself: take the folders out"):
+        read_coco(path, images)
 
 
 def test_a_set_with_some_masks_serves_boxes_and_says_so(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -200,6 +200,16 @@ def test_a_bitmap_that_vanishes_takes_its_object_with_it(tmp_path: Path) -> None
     nothing = replace(TRIANGLE, segmentation=rle(slice(0, 0), slice(0, 0)))
     sample = map_record(replace(TRAIN, mask_format="bitmask"), record_of(tmp_path, nothing))
     assert sample.targets is not None and len(sample.targets.boxes) == 0
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_an_object_whose_mask_is_not_known_trains_no_mask(
+    tmp_path: Path, mask_format: Literal["polygon", "bitmask"]
+) -> None:
+    record = record_of(tmp_path, replace(TRIANGLE, segmentation=[]), TRIANGLE)
+    targets = map_record(replace(TRAIN, mask_format=mask_format), record).targets
+    assert targets is not None and targets.masks is not None
+    assert len(targets.boxes) == len(targets.masks) == 1
 
 
 def test_boxes_are_learned_from_objects_without_masks(tmp_path: Path) -> None:
