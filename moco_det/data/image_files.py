@@ -1,9 +1,10 @@
 """Where the images of a VOC or COCO set are: the one rule of detection and of pre-training.
 
-VOC    DIR/ImageSets/Main/<split>.txt has one image name per line; the flag -1, 0 or 1 that follows
-       it in the lists of one class is no part of the name. The image is DIR/JPEGImages/<name> with
-       one of IMAGE_SUFFIXES, in capitals or not, the first in their order where there are several.
-COCO   the "file_name" of each entry of "images", in the folder that the URI names.
+VOC    DIR/ImageSets/Main/<split>.txt has one image name per line, with or without its suffix. In
+       the list of one class every line ends with a flag -1, 0 or 1, which is no part of the name
+       unless an image is called so. The image is DIR/JPEGImages/<name> with one of IMAGE_SUFFIXES,
+       in capitals or not, the first in their order where there are several.
+COCO   the "file_name" of each entry of "images", in the folder that the URI names, once each.
 
 A name may hold spaces and % (only URIs are percent-encoded), lie in a sub-folder, or be absolute.
 Annotations aren't read here and an image need not exist: its reader says so where one is missing.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from moco_det.data.catalog_names import parse_uri
 from moco_det.data.text_files import absolute, read_text
 from moco_det.foundation.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".jpe"),
+)
 
 VOC_LAYOUT = "a VOC folder holds Annotations/, ImageSets/Main/ and JPEGImages/"
 
@@ -52,18 +56,35 @@ def voc_files(root: Path, split: str) -> list[tuple[str, str]]:
         raise InputError(f"split file {path} does not exist: {way_out}")
     if not folder.is_dir():
         raise InputError(f"image folder {folder} does not exist: {VOC_LAYOUT}")
-    stored: dict[str, str] = {}
-    files = sorted(os.listdir(folder), reverse=True)
-    for suffix in reversed(IMAGE_SUFFIXES):  # what is found last stays
-        stored |= {file[: -len(suffix)]: file for file in files if file.lower().endswith(suffix)}
-    names = []
-    for line in filter(None, map(str.strip, read_text(path, "split file").splitlines())):
-        words = line.split()
-        flagged = len(words) == 2 and words[1] in ("-1", "0", "1") and line not in stored
-        names.append(words[0] if flagged else line)
-    if not names:
+    lines = list(filter(None, map(str.strip, read_text(path, "split file").splitlines())))
+    if not lines:
         raise InputError(f"split file {path} is empty: write one image name per line into it")
+    stored: dict[str, str] = {}
+    for place in {os.path.dirname(line) for line in lines}:
+        stored |= _images_in(folder, place)
+    flagless = [match[1] for line in lines if (match := re.fullmatch(r"(.+?)\s+(-1|0|1)", line))]
+    if len(set(flagless)) == len(lines) and not any(line in stored for line in lines):
+        lines = flagless
+    suffixed = {file: name for name, file in stored.items()}
+    names = Counter(line if line in stored else suffixed.get(line, line) for line in lines)
+    for name, count in names.items():
+        if count > 1:
+            raise InputError(f"split file {path} names {name} {count} times: name each image once")
     return [(name, stored.get(name, f"{name}.jpg")) for name in names]
+
+
+def _images_in(folder: Path, place: str) -> dict[str, str]:
+    """The images of one folder below `folder` by their names without suffix."""
+    try:
+        files = sorted(os.listdir(folder / place), reverse=True)
+    except OSError:
+        return {}  # the reader of its images says what is missing
+    stored = {}
+    for suffix in reversed(IMAGE_SUFFIXES):  # what is found last stays
+        for file in files:
+            if file.lower().endswith(suffix):
+                stored[os.path.join(place, file[: -len(suffix)])] = os.path.join(place, file)
+    return stored
 
 
 def coco_folder(path: str | Path) -> Path:

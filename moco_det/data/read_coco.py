@@ -156,7 +156,7 @@ def _images(
     if missing:
         name, way_out = os.path.basename(missing[0]), "is this the right image folder?"
         if os.path.isfile(folder / name):
-            way_out = f"{name} lies in {folder} itself: take the folders out of \"file_name\""
+            way_out = f'{name} lies in {folder} itself: take the folders out of "file_name"'
         raise InputError(
             f"image {missing[0]} does not exist ({len(missing)} of the {len(images)} images of "
             f"{path} are missing): {way_out}"

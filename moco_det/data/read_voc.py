@@ -1,7 +1,7 @@
 """The reader of data sets in PASCAL VOC layout.
 
 DIR/ImageSets/Main/<split>.txt    one image name per line
-DIR/Annotations/<name>.xml        boxes, 1-based and inclusive
+DIR/Annotations/<name>.xml        boxes, 1-based and inclusive; or beside the image
 DIR/JPEGImages/<name>.jpg         or .png and so on: moco_det.data.image_files
 """
 
@@ -37,20 +37,17 @@ def read_voc(
 ) -> DetectionDataset:
     """The images and boxes of one split of a VOC folder, in the order of the split's file.
 
-    A box [xmin, ymin, xmax, ymax] of the file becomes [xmin - 1, ymin - 1, xmax, ymax]; boxes of
-    zero area in the file's own numbers (xmax <= xmin) are dropped and counted, boxes outside the
-    image are clipped and counted. Without `classes`: the 20 VOC classes when the split names no
+    Each box [xmin, ymin, xmax, ymax] of an object becomes an object [xmin - 1, ymin - 1, xmax,
+    ymax]; boxes without area in the file's own numbers (xmax <= xmin) are dropped and counted,
+    boxes outside the image are clipped and counted. Without `classes`: the 20 VOC classes when the split names no
     other, else the names found, alphabetically. Category ids are 1..C.
     Raises InputError naming the file and what to do about it.
     """
     root, tally, parsed = absolute(directory), Tally(), {}
     for name, file in voc_files(root, split):
-        if name in parsed:
-            raise InputError(
-                f"split {split} of {root} names {name} more than once: name each image once"
-            )
         parsed[name] = _parse(root, split, name, file, tally)
 
+    tally.check_pixels(str(root / "Annotations"))
     first: dict[str, str] = {}  # class -> the first image that has it
     for name, (_, objects) in parsed.items():
         for label, _ in objects:
@@ -74,7 +71,7 @@ def read_voc(
     if not first:
         raise InputError(
             f"split {split} of {root} holds {len(records)} images and no object with a usable box: "
-            "check its Annotations"
+            + ("; ".join(tally.messages()) or "its annotations hold no <object>")
         )
     return DetectionDataset(
         name=f"{root.name}/{split}",
@@ -91,6 +88,9 @@ def read_voc(
 def _parse(root: Path, split: str, name: str, file: str, tally: Tally) -> Parsed:
     """The image, and its objects with their classes by name, not numbered yet."""
     path, image = root / "Annotations" / f"{name}.xml", str(root / "JPEGImages" / file)
+    beside = root / "JPEGImages" / f"{name}.xml"
+    if not path.exists() and beside.exists():
+        path = beside
     try:
         tree = ET.parse(path).getroot()
     except FileNotFoundError as error:
@@ -102,8 +102,8 @@ def _parse(root: Path, split: str, name: str, file: str, tally: Tally) -> Parsed
         raise InputError(f"annotation {path} is not readable xml ({error}): fix it") from error
     if not os.path.isfile(image):
         raise InputError(
-            f"image {image} (or .png) does not exist although split {split} names it: add it, or "
-            "take the name out of the split"
+            f"image {image} does not exist, nor one of another ending, although split {split} "
+            "names it: add it, or take the name out of the split"
         )
     try:
         height, width = (int(float(tree.findtext(f"size/{s}") or 0)) for s in ("height", "width"))
@@ -116,21 +116,18 @@ def _parse(root: Path, split: str, name: str, file: str, tally: Tally) -> Parsed
         label = (item.findtext("name") or "").strip()
         if not label:
             raise InputError(f"annotation {path} has an object without a name: fix it")
-        corners = [item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-        try:
-            x0, y0, x1, y1 = (float(corner or "missing") for corner in corners)
-        except ValueError as error:
-            raise InputError(
-                f"annotation {path} has an object {label!r} whose bndbox is not four numbers "
-                "xmin, ymin, xmax, ymax: fix it"
-            ) from error
-        if x1 <= x0 or y1 <= y0:
-            # compared before the 1-based shift, which would turn a point into one pixel
-            tally.add("boxes of zero area dropped", path.name)
-            continue
-        box = fit_box((x0 - 1.0, y0 - 1.0, x1, y1), height, width, tally, path.name)
-        if box is not None:
-            difficult = (item.findtext("difficult") or "0").strip() == "1"
-            area = (box[2] - box[0]) * (box[3] - box[1])
-            objects.append((label, Annotation(box, -1, difficult=difficult, area=area)))
+        difficult = (item.findtext("difficult") or "0").strip() == "1"
+        for given in item.findall("bndbox") or [item]:
+            sides = [given.findtext(side) for side in ("xmin", "ymin", "xmax", "ymax")]
+            try:
+                corners = [float(side or "missing") for side in sides]
+            except ValueError as error:
+                raise InputError(
+                    f"annotation {path} has an object {label!r} whose bndbox is not four numbers "
+                    "xmin, ymin, xmax, ymax: fix it"
+                ) from error
+            box = fit_box(corners, height, width, tally, path.name, first=1)
+            if box is not None:
+                area = (box[2] - box[0]) * (box[3] - box[1])
+                objects.append((label, Annotation(box, -1, difficult=difficult, area=area)))
     return Record(name, image, height, width), objects

@@ -1,7 +1,8 @@
-"""Reading the text files of a data set: UTF-8, with or without a byte order mark."""
+"""Reading the text files of a data set: UTF-8 or, where it is marked as such, UTF-16."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from pathlib import Path
@@ -20,7 +21,9 @@ def read_text(path: Path, what: str) -> str:
     if not path.is_file():
         raise InputError(f"{what} {path} does not exist: check the path")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:  # PowerShell's ">" writes UTF-16 with its mark
+            marked = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        return path.read_text(encoding="utf-16" if marked else "utf-8-sig")
     except OSError as error:
         raise InputError(f"{what} {path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

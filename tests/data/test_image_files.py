@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moco_det.data import coco_uri, image_files, load_dataset, voc_uri
+from moco_det.data.image_files import IMAGE_SUFFIXES
 from moco_det.foundation.errors import InputError
 from pretrain.data import list_images
 from tests.data.builders import coco_content, write_coco, write_image, write_voc
@@ -49,24 +50,71 @@ def test_only_uris_are_percent_encoded_names_in_files_are_not(tmp_path: Path) ->
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     root = write_voc(tmp_path / "voc", {"x": BOX, "y": BOX})
     split = root / "ImageSets" / "Main" / "train.txt"
-    split.write_bytes(b"\xef\xbb\xbfx\r\ny\r\n")
-    assert [Path(path).name for path in found(voc_uri(root, "train"))] == ["x.jpg", "y.jpg"]
     path, images = write_coco(tmp_path / "coco", coco_content())
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert len(found(coco_uri(path, images))) == 3
+    text = path.read_text()
+    for encoding in ("utf-8-sig", "utf-16"):
+        split.write_text("x\r\ny\r\n", encoding=encoding)
+        assert [Path(path).name for path in found(voc_uri(root, "train"))] == ["x.jpg", "y.jpg"]
+        path.write_text(text, encoding=encoding)
+        assert len(found(coco_uri(path, images))) == 3
+        listed = tmp_path / "list.txt"
+        listed.write_text("voc/JPEGImages/x.jpg\nvoc/JPEGImages/y.jpg\n", encoding=encoding)
+        assert [Path(path).name for path in list_images(str(listed)).paths] == ["x.jpg", "y.jpg"]
+
+
+def test_a_file_that_a_json_names_twice_is_pre_trained_on_once(tmp_path: Path) -> None:
+    content = coco_content()
+    content["images"].append({**content["images"][0], "id": 77})
+    uri = coco_uri(*write_coco(tmp_path / "coco", content))
+    assert [Path(path).name for path in list_images(uri).paths] == ["b.jpg", "a.jpg", "c.jpg"]
+    assert len(load_dataset(uri)) == 4
+
+
+def test_folders_may_be_separated_by_backslashes_in_a_json_made_on_windows(tmp_path: Path) -> None:
+    content = coco_content()
+    path, images = write_coco(tmp_path / "coco", content)
+    write_image(images / "left" / "a.jpg")
+    write_image(images / r"left\b.jpg")
+    content["images"][0]["file_name"] = r"left\a.jpg"
+    content["images"][1]["file_name"] = r"left\b.jpg"
+    path.write_text(json.dumps(content))
+    names = ["left/a.jpg", r"left\b.jpg", "c.jpg"]
+    assert found(coco_uri(path, images)) == [str(images / name) for name in names]
 
 
 def test_names_may_hold_spaces_and_the_flags_of_one_class_are_no_part_of_them(
     tmp_path: Path,
 ) -> None:
-    root = write_voc(tmp_path / "voc", {"my cell 1": BOX, "scan 1": BOX, "x": BOX, "y": BOX})
+    root = write_voc(tmp_path / "voc", {"my cell": BOX, "scan 1": BOX, "x": BOX, "y": BOX})
     split = root / "ImageSets" / "Main" / "train.txt"
-    split.write_text("my cell 1\n scan 1 \n\nx  1\ny -1\n")
-    names = [Path(path).stem for path in found(voc_uri(root, "train"))]
-    assert names == ["my cell 1", "scan 1", "x", "y"]
+    for lines, names in (
+        ("my cell\n scan 1 \n\nx\ny\n", ["my cell", "scan 1", "x", "y"]),
+        ("my cell  1\nx -1\ny  0\n", ["my cell", "x", "y"]),
+        ("scan 1\n", ["scan 1"]),
+        ("x.jpg\nmy cell.jpg\n", ["x", "my cell"]),
+    ):
+        split.write_text(lines)
+        assert [Path(path).stem for path in found(voc_uri(root, "train"))] == names
+        assert [r.image_id for r in load_dataset(voc_uri(root, "train")).records] == names
 
 
-@pytest.mark.parametrize("suffix", [".jpeg", ".png", ".JPG", ".bmp", ".webp", ".tif"])
+@pytest.mark.parametrize("names", [("cam", "cam 1"), ("frame 0", "frame 1")])
+def test_a_name_that_ends_as_a_flag_does_never_stands_for_another_image(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    root = write_voc(tmp_path / "voc", dict.fromkeys(("cam", "frame", *names), BOX))
+    split = root / "ImageSets" / "Main" / "train.txt"
+    split.write_text("".join(f"{name}\n" for name in names))
+    assert [Path(path).stem for path in found(voc_uri(root, "train"))] == list(names)
+    for name in names:
+        if " " in name:
+            (root / "JPEGImages" / f"{name}.jpg").unlink()
+    assert image_files(voc_uri(root, "train"))[1] == [f"{name}.jpg" for name in names]
+    with pytest.raises(InputError, match=r" \d\.jpg does not exist"):
+        load_dataset(voc_uri(root, "train"))
+
+
+@pytest.mark.parametrize("suffix", [*IMAGE_SUFFIXES, ".JPG", ".Tif"])
 def test_an_image_may_have_any_suffix(tmp_path: Path, suffix: str) -> None:
     root = write_voc(tmp_path / "voc", {"x.1": BOX}, suffix=suffix)
     (root / "JPEGImages" / "x.1.txt").write_text("no image")
@@ -90,9 +138,9 @@ def test_absolute_names_and_names_in_sub_folders_stand_for_themselves(tmp_path: 
     root = write_voc(tmp_path / "voc", {"x": BOX})
     (root / "Annotations" / "2008").mkdir()
     (root / "Annotations" / "x.xml").rename(root / "Annotations" / "2008" / "x.xml")
-    write_image(root / "JPEGImages" / "2008" / "x.jpg")
+    write_image(root / "JPEGImages" / "2008" / "x.png")
     (root / "ImageSets" / "Main" / "train.txt").write_text("2008/x\n")
-    assert found(voc_uri(root, "train")) == [str(root / "JPEGImages" / "2008" / "x.jpg")]
+    assert found(voc_uri(root, "train")) == [str(root / "JPEGImages" / "2008" / "x.png")]
     content = coco_content()
     write_image(tmp_path / "elsewhere" / "a.jpg")
     path, images = write_coco(tmp_path / "coco", content)
