@@ -39,8 +39,8 @@ def read_voc(
 
     Each box [xmin, ymin, xmax, ymax] of an object becomes an object [xmin - 1, ymin - 1, xmax,
     ymax]; boxes without area in the file's own numbers (xmax <= xmin) are dropped and counted,
-    boxes outside the image are clipped and counted. Without `classes`: the 20 VOC classes when the split names no
-    other, else the names found, alphabetically. Category ids are 1..C.
+    boxes outside the image are clipped and counted. Without `classes`: the 20 VOC classes when the
+    split names no other, else the names found, alphabetically. Category ids are 1..C.
     Raises InputError naming the file and what to do about it.
     """
     root, tally, parsed = absolute(directory), Tally(), {}

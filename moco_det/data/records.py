@@ -29,8 +29,9 @@ class Annotation:
     """One object.
 
     `segmentation`: polygons [[x, y, x, y, ...], ...] in pixels, or a compressed RLE
-    {"size": [height, width], "counts": str}, or None; no polygon, [], is a mask that is not known,
-    for which no mask is asked. `area`: square pixels, of the mask where there is one. `iscrowd`: a region of many objects (COCO). `difficult`: neither asked for nor
+    {"size": [height, width], "counts": str}, or None; no polygon, [], is a mask that is not known:
+    the object is none where masks are trained or scored. `area`: square pixels, of the mask where
+    there is one. `iscrowd`: a region of many objects (COCO). `difficult`: neither asked for nor
     counted as a mistake when scoring (VOC).
     """
 

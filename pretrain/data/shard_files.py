@@ -1,5 +1,8 @@
 """WebDataset shards: tar files whose members `key.jpg` and `key.cls` make one sample.
 
+A key ends at the first dot of a name, so that `key.seg.png` belongs to `key.jpg`. Where no member
+of a key is `key.jpg`, each of its images is a sample: `cam03.0007.jpg` with `cam03.0007.cls`.
+
 They are found, read, counted and written here, and so is the index beside them.
 """
 
@@ -20,12 +23,13 @@ import numpy as np
 import webdataset
 from tqdm import tqdm
 
+from moco_det.data.image_files import IMAGE_SUFFIXES
 from moco_det.data.text_files import read_json
 from moco_det.foundation.atomic import new_folder, write_text
 from moco_det.foundation.errors import InputError
 from pretrain.data.listing import ImageList
 
-IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+IMAGE_FIELDS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 
 # The file beside shards that says how many samples each holds, and the names of the classes:
 # {"shards": {"name-000000.tar": 1000, ...}, "classes": ["cat", ...]}
@@ -101,7 +105,7 @@ def read_shard(url: str) -> Iterator[Encoded]:
     """The samples of one shard in their order; raises InputError where it is damaged."""
     try:
         for sample in webdataset.tarfile_samples([{"url": url}]):
-            yield _encoded(url, sample)
+            yield from _pictures(url, sample)
     except DAMAGE as error:
         reason = str(error.args[0]) if error.args else type(error).__name__
         raise InputError(
@@ -116,7 +120,8 @@ def count_samples(url: str) -> int:
     try:
         with tarfile.open(url) as archive:
             names = tqdm(_names(archive), desc=f"counting {url}", unit="file", delay=5, leave=False)
-            return sum(1 for _ in webdataset.tariterators.group_by_keys(names))
+            groups = webdataset.tariterators.group_by_keys(names)
+            return sum(len(_pictures(url, group)) for group in groups)
     except DAMAGE as error:
         raise InputError(f"shard {url} is damaged: {error}") from error
 
@@ -129,13 +134,21 @@ def _names(archive: tarfile.TarFile) -> Iterator[dict[str, Any]]:
             yield {"fname": member.name, "data": b"", "__url__": ""}
 
 
-def _encoded(url: str, sample: dict[str, Any]) -> Encoded:
-    name = f"{url}:{sample['__key__']}"
-    fields = [field for field in sample if field.rpartition(".")[2] in IMAGE_FIELDS]
+def _pictures(url: str, group: dict[str, Any]) -> list[Encoded]:
+    """The samples of the members of a key; one that says what is wrong where no image is there."""
+    name = f"{url}:{group['__key__']}"
+    stems = {field: field.rpartition(".") for field in group}
+    fields = [field for field, (_, _, kind) in stems.items() if kind in IMAGE_FIELDS]
     if not fields:
         kinds = ", ".join(f".{kind}" for kind in IMAGE_FIELDS)
-        return Encoded(name, b"", None, f"the sample has no image ({kinds})")
-    return Encoded(name, sample[fields[0]], sample.get("cls"), "")
+        return [Encoded(name, b"", None, f"the sample has no image ({kinds})")]
+    plain = [field for field in fields if field in IMAGE_FIELDS][:1]
+    samples = []
+    for field in plain or fields:
+        stem, dot, _ = stems[field]
+        cls = group.get(f"{stem}{dot}cls", group.get("cls"))
+        samples.append(Encoded(name + dot + stem, group[field], cls, ""))
+    return samples
 
 
 def is_local(url: str) -> bool:

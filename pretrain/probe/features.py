@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ from pretrain.encoders import Encoder
 from pretrain.images import CorruptImage, Image, read_image
 from pretrain.probe.options import Conditions
 
+logger = logging.getLogger(__name__)
+
 TOP = 5  # classes that a probe names
 Pair = tuple[data.ImageList, data.ImageList]  # to learn from, and to test on
 
@@ -31,9 +34,17 @@ Pair = tuple[data.ImageList, data.ImageList]  # to learn from, and to test on
 def labelled_pair(train: str, test: str, *, keys: tuple[str, str] = ("train", "test")) -> Pair:
     """The images to learn from and to test on, which errors call by `keys`.
 
-    Raises InputError for sets without labels and for sets of different classes.
+    Raises InputError for sets without labels, of different classes or of the same images.
     """
     pair = labelled(train, key=keys[0]), labelled(test, key=keys[1])
+    known, asked = map(_places, pair)
+    if asked <= known:
+        raise InputError(
+            f"{keys[0]} {train} and {keys[1]} {test} are the same images: each would be its own "
+            "nearest neighbour; name images that are not learned from"
+        )
+    if shared := len(asked & known):
+        logger.warning("%d of %d images of %s are in %s too", shared, len(asked), test, train)
     only = [sorted(set(a.classes) - set(b.classes)) for a, b in (pair, pair[::-1])]
     if any(only):
         parts = [
@@ -43,6 +54,12 @@ def labelled_pair(train: str, test: str, *, keys: tuple[str, str] = ("train", "t
         ]
         raise InputError(f"{train} and {test} have different classes: {'; '.join(parts)}")
     return pair
+
+
+def _places(images: data.ImageList) -> set[str]:
+    """Where the images lie, links to folders followed."""
+    real = cache(os.path.realpath)  # asked for every image it takes minutes of a large set
+    return {os.path.join(real(folder), name) for folder, name in map(os.path.split, images.paths)}
 
 
 def labelled(path: str, *, key: str) -> data.ImageList:

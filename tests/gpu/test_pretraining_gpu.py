@@ -171,7 +171,7 @@ def test_neighbours_are_measured(
     device: str, tiny: list[str], tmp_path: Path, class_folders: Path
 ) -> None:
     folder = str(class_folders)
-    pairs = ["KNN.TRAIN", folder, "KNN.TEST", folder, "KNN.EVERY", "1", "KNN.SIZE", "32"]
+    pairs = ["KNN.TRAIN", folder, "KNN.EVERY", "1", "KNN.SIZE", "32"]
     run(tiny, device, tmp_path / "run", *pairs)
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     found = [row["knn_accuracy"] for row in map(json.loads, text.splitlines()) if "loss" not in row]

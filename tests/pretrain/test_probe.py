@@ -156,8 +156,28 @@ def test_accuracies_by_hand() -> None:
 
 
 def test_every_image_is_its_own_nearest_neighbour(encoder: Encoder, class_folders: Path) -> None:
-    root = str(class_folders)
-    assert knn_probe(encoder, root, root, k=1) == 100.0
+    start = replace(random_start("small", seed=0), encoder=encoder)
+    images = data.list_images(str(class_folders))
+    found = measure(KnnOptions(k=1), start, (images, images), Conditions(32))
+    assert found.accuracy.top1 == 100.0
+
+
+def test_a_set_is_not_tested_on_itself(
+    class_folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "link").symlink_to(class_folders)
+    files = sorted(class_folders.glob("*/*.jpg"))
+    listed = tmp_path / "list.txt"
+    lines = [f"{file}\t{file.parent.name}\n" for file in files]
+    listed.write_text("".join(lines[::2]))
+    train = str(class_folders)
+    for test in (train, f"{train}/", str(tmp_path / "link"), str(listed)):
+        with pytest.raises(InputError, match=r"train .* and test .* are the same images"):
+            features.labelled_pair(train, test)
+        with pytest.raises(InputError, match=r"KNN.TRAIN .* and KNN.TEST .* are the same images"):
+            KnnMonitor(KnnArgs(TRAIN=train, TEST=test), size=32)
+    features.labelled_pair(str(listed), train)
+    assert "12 of 24 images of" in caplog.text
 
 
 def test_features_are_those_of_one_image_at_a_time(encoder: Encoder, class_folders: Path) -> None:

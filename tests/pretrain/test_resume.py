@@ -92,7 +92,7 @@ def test_neighbours_and_workers_do_not_disturb_it(
     tiny: list[str], tmp_path: Path, class_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """24 images in batches of 8: step 3 ends an epoch, where kNN is measured, step 5 is inside."""
-    knn = ["KNN.TRAIN", str(class_folders), "KNN.TEST", str(class_folders), "KNN.EVERY", "0.67"]
+    knn = ["KNN.TRAIN", str(class_folders), "KNN.EVERY", "0.67"]
     pairs = ["DATA.WORKERS", "2", "SOLVER.MAX_ITER", "5", "KNN.SIZE", "32", *knn]
     compare(tiny, pairs, tmp_path, monkeypatch)
     measured = [row["iteration"] for row in records(tmp_path / "parts") if "knn_accuracy" in row]
@@ -214,7 +214,7 @@ def test_another_config_is_refused_but_for_what_does_not_teach(
     other = load_config(QUICK, [*pairs, "SOLVER.LR", "0.5"])
     with pytest.raises(InputError, match=r"another config: SOLVER.LR \(0.06 then, 0.5 now\)"):
         train.train(other, resume=True)
-    knn = ["KNN.TRAIN", str(class_folders), "KNN.TEST", str(class_folders), "KNN.EVERY", "1"]
+    knn = ["KNN.TRAIN", str(class_folders), "KNN.EVERY", "1"]
     path = train.train(load_config(QUICK, [*pairs, "KNN.SIZE", "32", *knn]), resume=True)
     assert [row["iteration"] for row in records(path.parent) if "knn_accuracy" in row] == [3, 4]
 

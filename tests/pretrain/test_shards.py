@@ -137,10 +137,33 @@ def test_samples_are_counted_as_they_are_read(suffix: str, tmp_path: Path) -> No
     assert [(s.name.rpartition(":")[2], s.data, s.cls) for s in samples] == [
         ("a/1", b"1", b"2"),
         ("a/2", b"", None),
-        ("3", b"3", None),
+        ("3.left", b"3", None),
     ]
     assert [bool(s.fault) for s in samples] == [False, True, False]
     assert count_samples(str(shard)) == 3
+
+
+def test_pictures_whose_names_hold_dots_are_samples_of_their_own(tmp_path: Path) -> None:
+    shard = tmp_path / "x-00.tar"
+    members = [
+        (f"{folder}cam{cam:02d}.{frame:04d}.{kind}", content)
+        for folder in ("", "a.b/")
+        for cam in (3, 4)
+        for frame in range(50)
+        for kind, content in (("jpg", picture(frame, ".jpg")), ("cls", b"%d" % (frame % 2)))
+    ]
+    whole = [("5.depth.png", b"d"), ("5.jpg", b"5"), ("5.seg.png", b"s"), ("5.cls", b"1")]
+    write_tar(shard, members + whole)
+    samples = list(read_shard(str(shard)))
+    assert [s.name.rpartition(":")[2] + ".jpg" for s in samples] == [
+        *(name for name, _ in members if name.endswith(".jpg")),
+        "5.jpg",
+    ]
+    assert [(s.data, s.cls) for s in samples[:200]] == [
+        (image, cls) for (_, image), (_, cls) in zip(members[::2], members[1::2], strict=True)
+    ]
+    assert (samples[200].data, samples[200].cls) == (b"5", b"1")
+    assert count_samples(str(shard)) == len(samples) == 201
 
 
 def test_an_epoch_shows_every_sample_once_mixed_over_shards(tmp_path: Path) -> None:
