@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PIL
 
+from pretrain.jpeg import is_damaged
+
 Image = NDArray[Any]  # uint8, RGB
 
 # A larger image is refused before it is decoded: a few kilobytes can unpack to all of the memory.
@@ -34,13 +36,19 @@ class CorruptImage(Exception):
     """A file that does not open as an image; the message says why."""
 
 
-def read_image(path: str, *, shorter_side: int = 0) -> Image:
-    """`decode` of a file's content; raises CorruptImage where it can't be opened, too."""
+def read_image(path: str, *, shorter_side: int = 0, damaged: list[str] | None = None) -> Image:
+    """`decode` of a file's content; raises CorruptImage where it can't be opened, too.
+
+    To the list `damaged`, where there is one, the path of a JPEG that is damaged inside is added.
+    """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise CorruptImage(error.strerror or str(error)) from error
-    return decode(data, shorter_side=shorter_side)
+    image = decode(data, shorter_side=shorter_side)
+    if damaged is not None and is_damaged(data):
+        damaged.append(path)
+    return image
 
 
 def decode(data: bytes, *, shorter_side: int = 0) -> Image:

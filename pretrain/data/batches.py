@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from moco_det.foundation.errors import InputError
 from pretrain.data.corrupt import CorruptCount
 from pretrain.data.views import NONE_OPENS, Sample
+from pretrain.jpeg import DAMAGED
 
 
 class RawBatch(NamedTuple):
@@ -79,7 +80,7 @@ class BatchLoader(DataLoader[Any]):
                     for name, reason in raw.bad:
                         self.corrupt.add(name, reason)
                 if raw.bad and bool((raw.indices == NONE_OPENS).any()):
-                    name, reason = raw.bad[-1]
+                    name, reason = [one for one in raw.bad if one[1] != DAMAGED][-1]
                     raise InputError(
                         "an image does not open, nor any of those tried in its place; the last is "
                         f"{name}: {reason}; is the disk still there?"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moco_det.foundation.errors import InputError
+from pretrain.jpeg import DAMAGED
 
 logger = logging.getLogger(__name__)
 
@@ -20,15 +21,17 @@ FIRST = 1000
 class CorruptCount:
     """The images that did not open: named once each, and an error when they are too many.
 
-    `max_share` bounds their share of all `total` images. Of the images seen so far, the share may
-    be larger by three standard deviations of chance, so that a set half of which is damaged stops
-    a run in its first batches.
+    JPEGs that are damaged inside are named too, and used. `max_share` bounds the share of images
+    that did not open among all `total`. Of the images seen so far, the share may be larger by three
+    standard deviations of chance, so that a set half of which is damaged stops a run in its first
+    batches.
     """
 
     total: int
     max_share: float = 0.0
     strict: bool = False
     names: set[str] = field(default_factory=set)
+    damaged: set[str] = field(default_factory=set)
     seen: int = 0
     way_out: str = "fix or remove it, or set DATA.STRICT False to skip it"
 
@@ -57,7 +60,10 @@ class CorruptCount:
 
     def add(self, path: str, reason: str) -> None:
         """Count and name one image; raises InputError where it is one too many."""
-        if path in self.names:
+        if reason == DAMAGED and path not in self.damaged:
+            self.damaged.add(path)
+            logger.warning("image %s: %s", path, reason)
+        if reason == DAMAGED or path in self.names:
             return
         self.names.add(path)
         if self.strict:

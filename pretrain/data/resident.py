@@ -27,6 +27,7 @@ from pretrain.data.listing import ImageList
 from pretrain.data.order import Key
 from pretrain.data.views import Sample, ViewSet, ViewSpec, in_threads, open_image, replacements
 from pretrain.images import Image
+from pretrain.jpeg import DAMAGED
 
 # The set may take this share of a GPU's free memory or of the host's; training needs the rest.
 SHARE = 0.75
@@ -126,9 +127,10 @@ def decode_squares(
     pixels = torch.empty(len(images), side, 3, side, dtype=torch.uint8, device=device)
     shapes = np.zeros((len(images), 2), dtype=np.int64)
     blank = np.zeros((side, 3, side), dtype=np.uint8)
+    damaged: list[str] = []
 
     def square(number: int) -> Image | str:
-        image = open_image(images.paths[number], side)
+        image = open_image(images.paths[number], side, damaged)
         if isinstance(image, str):
             return image
         shapes[number] = image.shape[:2]
@@ -143,6 +145,8 @@ def decode_squares(
                 corrupt.add(images.paths[number], found)
         stacked = np.stack([blank if isinstance(found, str) else found for found in chunk])
         pixels[start : start + len(chunk)] = torch.from_numpy(stacked)
+    for path in sorted(damaged):
+        corrupt.add(path, DAMAGED)
     opens = shapes[:, 0] > 0
     used = np.arange(len(images))
     for number in np.flatnonzero(~opens).tolist():

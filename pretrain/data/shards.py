@@ -24,6 +24,7 @@ from pretrain.data.order import Steps, shuffled
 from pretrain.data.shard_files import Encoded, ShardList, count_samples, read_shard
 from pretrain.data.views import NONE_OPENS, Bad, Sample, ViewSpec
 from pretrain.images import CorruptImage, Image, decode
+from pretrain.jpeg import DAMAGED, is_damaged
 
 Item = TypeVar("Item")
 
@@ -165,6 +166,8 @@ class EncodedViews(Dataset[Sample]):
                     bad.append((sample.name, str(error)))
                 else:
                     number = key.number
+                    if key.epoch == 0 and is_damaged(sample.data):
+                        bad.append((sample.name, DAMAGED))
                     break
             samples.append((self.spec.make(image, key.epoch, key.number), number, label, bad))
         return samples

@@ -21,6 +21,7 @@ from pretrain.data.corrupt import CorruptCount
 from pretrain.data.listing import ImageList
 from pretrain.data.order import Key
 from pretrain.images import CorruptImage, Image, read_image
+from pretrain.jpeg import DAMAGED
 
 # How many other images are tried in place of one that does not open.
 REPLACEMENTS = 100
@@ -69,26 +70,31 @@ class ViewSet(Dataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
-        image, used, bad = self._read(index)
+        image, used, bad = self._read(index, look=epoch == 0)
         label = -1 if self.images.labels is None else int(self.images.labels[used])
         return self.spec.make(image, epoch, index), used, label, bad
 
-    def _read(self, index: int) -> tuple[Image, int, Bad]:
-        """The image, or the next one that opens; the loader counts those that did not."""
+    def _read(self, index: int, *, look: bool) -> tuple[Image, int, Bad]:
+        """The image, or the next one that opens; the loader counts those that did not.
+
+        With `look` it tells also of damaged JPEGs.
+        """
         bad: Bad = []
+        damaged: list[str] | None = [] if look else None
+        side = self.spec.shorter_side
         for used in replacements(index, len(self)):
             path = self.images.paths[used]
-            found = self.cache[used] if self.cache else open_image(path, self.spec.shorter_side)
+            found = self.cache[used] if self.cache else open_image(path, side, damaged)
             if not isinstance(found, str):
-                return found, used, bad
+                return found, used, [*bad, *((one, DAMAGED) for one in damaged or ())]
             bad.append((path, found))
         return self.spec.blank(), NONE_OPENS, bad
 
 
-def open_image(path: str, shorter_side: int) -> Image | str:
-    """The image, or why it does not open."""
+def open_image(path: str, shorter_side: int, damaged: list[str] | None = None) -> Image | str:
+    """The image, or why it does not open; `damaged` as in `read_image`."""
     try:
-        return read_image(path, shorter_side=shorter_side)
+        return read_image(path, shorter_side=shorter_side, damaged=damaged)
     except CorruptImage as error:
         return str(error)
 
@@ -137,9 +143,13 @@ def cache_images(
     if not sizes or float(np.mean(sizes)) * len(images) > budget_mb * 2**20:
         return None
     cache: list[Image | str] = []
-    for image in in_threads(read, images.paths, what="reading images"):
+    damaged: list[str] = []
+    look = partial(read, damaged=damaged)
+    for image in in_threads(look, images.paths, what="reading images"):
         corrupt.saw(1)
         if isinstance(image, str):
             corrupt.add(images.paths[len(cache)], image)
         cache.append(image)
+    for path in sorted(damaged):
+        corrupt.add(path, DAMAGED)
     return cache

@@ -23,6 +23,7 @@ from moco_det.foundation.errors import InputError
 from pretrain import augment, data
 from pretrain.encoders import Encoder
 from pretrain.images import CorruptImage, Image, read_image
+from pretrain.jpeg import DAMAGED
 from pretrain.probe.options import Conditions
 
 logger = logging.getLogger(__name__)
@@ -94,10 +95,14 @@ def centre_views(
 
 
 def _centre_view(path: str, size: int) -> Image:
+    damaged: list[str] = []
     try:
-        return augment.centre_view(read_image(path), size)
+        image = read_image(path, damaged=damaged)
     except CorruptImage as error:
         raise InputError(f"image {path}: {error}; fix or remove it") from error
+    for one in damaged:
+        logger.warning("image %s: %s", one, DAMAGED)
+    return augment.centre_view(image, size)
 
 
 @contextmanager
