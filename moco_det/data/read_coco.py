@@ -30,6 +30,7 @@ from moco_det.data.text_files import absolute, read_json
 from moco_det.foundation.errors import InputError
 
 ID = (int, str)
+MOST_PIXELS = 2**28  # no larger image opens, and a mask takes memory by its image's size
 LARGEST_AREA = 1e10  # that COCO's scoring knows, in square pixels
 # list of a json -> what one entry is called, the fields that every entry has, and their types
 FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -170,7 +171,8 @@ def _images(
     table = {}
     for item, file in zip(images, files, strict=True):
         height, width = item.get("height"), item.get("width")
-        if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+        sized = isinstance(height, int) and isinstance(width, int) and min(height, width) > 0
+        if not sized or height * width > MOST_PIXELS:
             height, width = image_size(file)
         table[item["id"]] = (file, height, width)
     return table

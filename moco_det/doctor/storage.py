@@ -11,6 +11,7 @@ from pathlib import Path
 
 from moco_det.data.catalog import datasets_root
 from moco_det.data.catalog_names import BUILTIN_COCO, BUILTIN_VOC
+from moco_det.data.text_files import read_text
 from moco_det.doctor.finding import FAULT, NOTE, OK, Finding
 
 # Images of the splits that the configs name, as their makers count them.
@@ -84,7 +85,8 @@ def check_voc(name: str, root: Path) -> Finding | None:
     listing = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not listing.is_file():
         return None
-    ids = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
+    lines = read_text(listing, "split file").splitlines()
+    ids = [line.split()[0] for line in lines if line.strip()]
     images, boxes = (
         {file.stem for file in (folder / part).glob("*")} for part in ("JPEGImages", "Annotations")
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import unquote
 
 from moco_det.foundation.errors import InputError
 from moco_det.report.formats import ALL_METRICS, METRICS, counted
@@ -300,8 +301,8 @@ def short_name(dataset: str) -> str:
         return dataset
     path, _, options = dataset.split("://", 1)[1].partition("?")
     parts = [part for part in path.split("/") if part]
-    name = parts[-1] if parts else dataset
-    splits = [option[6:] for option in options.split("&") if option.startswith("split=")]
+    name = unquote(parts[-1]) if parts else dataset
+    splits = [unquote(option[6:]) for option in options.split("&") if option.startswith("split=")]
     return f"{name} ({splits[0]})" if splits else name
 
 

@@ -149,7 +149,7 @@ def read_rows(paths: Iterable[str | Path]) -> Rows:
 
 def _parse(line: bytes, *, whole: bool) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         state = "not json" if whole else "torn, the writer stopped in the middle"
         raise InputError(f"{state}; skipped") from error

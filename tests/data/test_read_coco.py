@@ -176,6 +176,15 @@ def test_area_is_measured_where_the_json_has_none(tmp_path: Path) -> None:
     assert by_box.area == 50.0
 
 
+def test_a_size_that_no_image_has_is_read_from_the_image(tmp_path: Path) -> None:
+    content = coco_content()
+    path, images = write_coco(tmp_path, content)
+    for image, size in zip(content["images"], (10**9, None, -3), strict=True):
+        image["height"] = image["width"] = size
+    path.write_text(json.dumps(content))
+    assert {(r.height, r.width) for r in read_coco(path, images).records} == {(20, 30)}
+
+
 def test_ignore_reads_as_difficult_and_is_written_back(tmp_path: Path) -> None:
     content = coco_content()
     content["annotations"][0]["ignore"] = 1

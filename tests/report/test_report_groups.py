@@ -98,6 +98,7 @@ def test_a_config_that_is_no_yaml_still_has_a_group(make_row: Any) -> None:
 def test_addresses_of_data_are_shortened_to_names() -> None:
     assert short_name("voc:///data/voc_bccd?split=test") == "voc_bccd (test)"
     assert short_name("coco:///data/val.json?images=/data/val") == "val.json"
+    assert short_name("voc:///my%20data/blood%20cells?split=half%20a") == "blood cells (half a)"
     assert short_name("coco_2017_val") == "coco_2017_val"
 
 

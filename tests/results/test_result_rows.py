@@ -94,6 +94,12 @@ def test_a_row_after_a_torn_line_survives(tmp_path: Path) -> None:
     assert [problem.line for problem in read.problems] == [2]
 
 
+def test_a_byte_order_mark_costs_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(f"{json.dumps(row())}\n", encoding="utf-8-sig")
+    assert [one.data["run"] for one in read_rows([path]).rows] == ["moco_seed0"]
+
+
 def test_a_torn_last_line_is_reported_and_skipped(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     append_row(path, row("first"))
