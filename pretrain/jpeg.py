@@ -17,6 +17,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 DAMAGED = "the JPEG is damaged inside; it is used as it decodes"
 
 LOOKAHEAD = bytes(8)  # that libjpeg's decoder holds before it takes the last bits
+# Markers of the image's end, and of what may stand between two scans.
+END, BETWEEN_SCANS = 0xD9, (0xC4, 0xDA, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE)
 EIGHTH = 64  # pixels of width from which an eighth of the size has rows of enough pixels
 
 
@@ -28,29 +30,31 @@ def is_damaged(data: bytes) -> bool:
     if not data.startswith(b"\xff\xd8"):
         return False
     try:
-        with JpegImageFile(io.BytesIO(data)) as image:
-            return "progressive" not in image.info and not _is_whole(image, data)
+        stream = io.BytesIO(data)
+        with JpegImageFile(stream) as image:
+            start = stream.tell()  # of the scan
+            return "progressive" not in image.info and not _is_whole(image, data, start)
     except Exception:  # of a kind that Pillow does not know
         return False
 
 
-def _is_whole(image: JpegImageFile, data: bytes) -> bool:
-    start = image.fp.tell()
+def _is_whole(image: JpegImageFile, data: bytes, start: int) -> bool:
     scan = np.frombuffer(data, np.uint8, offset=start)
+    marks = np.flatnonzero(scan[:-1] == 0xFF)
+    after = scan[marks + 1]
     # 0xFF stands for itself before 0; restarts, D0 to D7, and fill bytes belong to the scan
-    after = scan[1:][scan[:-1] == 0xFF]
-    marks = np.flatnonzero(scan[:-1] == 0xFF)[
-        (after != 0) & ((after < 0xD0) | (after > 0xD7)) & (after != 0xFF)
-    ]
-    if not len(marks) or scan[marks[0] + 1] != 0xD9:
+    first = np.flatnonzero((after != 0) & ((after < 0xD0) | (after > 0xD7)) & (after != 0xFF))[:1]
+    if not len(first) or int(after[first[0]]) not in (END, *BETWEEN_SCANS):
         return False
-    end = start + int(marks[0])
+    if after[first[0]] != END:
+        return True  # there are several scans
+    end = start + int(marks[first[0]])
     if image.width >= EIGHTH:
         image.draft("L", (image.width // 8, max(image.height // 8, 1)))
     codec, box, _, options = image.tile[0]
     decoder = PIL._getdecoder(image.mode, codec, options, image.decoderconfig)
-    rows = PIL.fromarray(np.resize(np.arange(13, 251, 97, np.uint8), image.size[::-1]))
-    rows = rows.convert(image.mode)  # no picture
+    stripes = np.resize(np.array([13, 110, 207], np.uint8), image.width)  # no picture has them
+    rows = PIL.fromarray(np.tile(stripes, (image.height, 1))).convert(image.mode)
     decoder.setimage(rows.im, box)
     last = (0, image.height - 1, image.width, image.height)
     blank = rows.crop(last).tobytes()

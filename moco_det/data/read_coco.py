@@ -170,9 +170,9 @@ def _images(
             tally.add("images under a second id, each id with objects of its own", where)
     table = {}
     for item, file in zip(images, files, strict=True):
-        height, width = item.get("height"), item.get("width")
-        sized = isinstance(height, int) and isinstance(width, int) and min(height, width) > 0
-        if not sized or height * width > MOST_PIXELS:
+        sides = (item.get("height"), item.get("width"))
+        height, width = (side if isinstance(side, int) else 0 for side in sides)
+        if min(height, width) <= 0 or height * width > MOST_PIXELS:
             height, width = image_size(file)
         table[item["id"]] = (file, height, width)
     return table
