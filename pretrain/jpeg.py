@@ -18,7 +18,7 @@ DAMAGED = "the JPEG is damaged inside; it is used as it decodes"
 
 LOOKAHEAD = bytes(8)  # that libjpeg's decoder holds before it takes the last bits
 # Markers of the image's end, and of what may stand between two scans.
-END, BETWEEN_SCANS = 0xD9, (0xC4, 0xDA, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE)
+END, BETWEEN_SCANS = 0xD9, (0xC4, 0xDA, 0xDB, 0xDC, 0xDD)
 EIGHTH = 64  # pixels of width from which an eighth of the size has rows of enough pixels
 
 
