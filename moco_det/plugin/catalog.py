@@ -99,7 +99,13 @@ def register_coco(name: str, *, keypoints: bool) -> DetectionDataset:
         evaluator_type="coco",
         **points,
     )
-    DatasetCatalog.get(name)  # also fills in the classes
+    try:
+        DatasetCatalog.get(name)  # also fills in the classes
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(
+            f"data set {name}: detectron2 does not read {path} ({type(error).__name__}: {error}): "
+            "set TEST.EVALUATOR moco_det, which does, or mend the file"
+        ) from error
     return dataset
 
 

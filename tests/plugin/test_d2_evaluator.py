@@ -164,7 +164,10 @@ def load(**changes: Any) -> object:
 
 
 def test_bad_data_is_one_line_that_names_the_way_out(
-    scenes: ScenesPaths, persons: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    scenes: ScenesPaths,
+    persons: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(InputError, match="coco_2017_train cannot be read.*DETECTRON2_DATASETS"):
         load()
@@ -178,6 +181,10 @@ def test_bad_data_is_one_line_that_names_the_way_out(
         load(train=(scenes.train,), test=(persons["test"],))
     with pytest.raises(InputError, match="NUM_CLASSES is 80"):
         load(train=(scenes.train,), test=(scenes.test,))
+    marked = tmp_path / "marked.json"
+    marked.write_text(scenes.train_json.read_text(), encoding="utf-8-sig")
+    with pytest.raises(InputError, match=r"detectron2 does not read .* BOM.*EVALUATOR moco_det"):
+        load(train=(f"coco://{marked}?images={scenes.train_images}",))
     monkeypatch.setitem(sys.modules, "lvis", None)
     with pytest.raises(InputError, match=r"lvis_v0.5_train needs a package.*pip install lvis"):
         load(train=("lvis_v0.5_train",))
