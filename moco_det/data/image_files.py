@@ -40,7 +40,7 @@ def image_files(uri: str) -> tuple[str, list[str]]:
         root = absolute(path)
         return str(root / "JPEGImages"), [file for _, file in voc_files(root, options["split"])]
     folder = coco_folder(options["images"])
-    names = (coco_image(folder, name) for name in coco_files(absolute(path)))
+    names = (with_slashes(folder, name) for name in coco_files(absolute(path)))
     return str(folder), list(dict.fromkeys(names))
 
 
@@ -95,9 +95,9 @@ def coco_folder(path: str | Path) -> Path:
     return folder
 
 
-def coco_image(folder: Path, name: str) -> str:
-    """A "file_name" as it is on disk; one written on Windows has backslashes between folders."""
-    if "\\" in name and not os.path.exists(folder / name):
+def with_slashes(folder: str | Path, name: str) -> str:
+    """An image's name as it is on disk; one written on Windows has backslashes between folders."""
+    if "\\" in name and not os.path.exists(os.path.join(folder, name)):
         return name.replace("\\", "/")
     return name
 

@@ -16,7 +16,7 @@ import pycocotools.mask
 from moco_det.data.boxes import Tally, fit_box
 from moco_det.data.catalog_names import coco_uri
 from moco_det.data.image import image_size
-from moco_det.data.image_files import coco_folder, coco_image
+from moco_det.data.image_files import coco_folder, with_slashes
 from moco_det.data.masks import bounded, compressed, whole_masks
 from moco_det.data.records import (
     Annotation,
@@ -152,7 +152,7 @@ def _images(
 ) -> dict[int | str, tuple[str, int, int]]:
     """File, height and width by id."""
     images = sorted(images, key=lambda item: (isinstance(item["id"], str), item["id"]))
-    files = [os.path.join(folder, coco_image(folder, item["file_name"])) for item in images]
+    files = [os.path.join(folder, with_slashes(folder, item["file_name"])) for item in images]
     missing = [file for file in files if not os.path.isfile(file)]
     if missing:
         name, way_out = os.path.basename(missing[0]), "is this the right image folder?"

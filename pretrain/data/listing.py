@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from moco_det.data.image_files import IMAGE_SUFFIXES, image_files
+from moco_det.data.image_files import IMAGE_SUFFIXES, image_files, with_slashes
 from moco_det.data.text_files import read_text
 from moco_det.foundation.errors import InputError
 
@@ -157,20 +157,21 @@ def _walk(root: str, key: str) -> list[str]:
 
 
 def _list_text(path: str, key: str) -> ImageList:
+    root = os.path.dirname(path)
     names: list[str] = []
     classes: list[str] = []
     for number, line in enumerate(read_text(Path(path), key).split("\n"), 1):
         if not line.strip():
             continue
         name, *rest = line.rstrip().split("\t")
-        names.append(name)
+        names.append(with_slashes(root, name))
         classes += rest
         if len(rest) > 1 or len(classes) not in (0, len(names)):
             raise InputError(
                 f"{key} {path}, line {number}: every line must be a path, or every line "
                 "path<TAB>class"
             )
-    paths = PathList(os.path.dirname(path), names)
+    paths = PathList(root, names)
     return _labelled(path, paths, classes) if classes else ImageList(path, paths, None, [])
 
 

@@ -141,12 +141,14 @@ def test_a_folder_that_may_not_be_read_is_no_empty_folder(
 
 def test_a_text_list_may_come_from_windows_and_name_absolute_paths(tmp_path: Path) -> None:
     write_images(tmp_path, 2)
+    write_images(tmp_path / "my cat", 1)
     listing = tmp_path / "list.txt"
-    listing.write_bytes(f"\ufeff000.jpg\r\n{tmp_path / '001.jpg'}\r\n".encode())
-    assert list(data.list_images(str(listing)).paths) == [
-        str(tmp_path / "000.jpg"),
-        str(tmp_path / "001.jpg"),
-    ]
+    text = f"000.jpg\r\n{tmp_path / '001.jpg'}\r\nmy cat\\000.jpg\r\n"
+    for encoding in ("utf-8-sig", "utf-16"):
+        listing.write_text(text, encoding=encoding, newline="")
+        assert list(data.list_images(str(listing)).paths) == [
+            str(tmp_path / name) for name in ("000.jpg", "001.jpg", "my cat/000.jpg")
+        ]
 
 
 @pytest.mark.parametrize(
