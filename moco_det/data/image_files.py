@@ -23,9 +23,8 @@ from moco_det.data.catalog_names import parse_uri
 from moco_det.data.text_files import absolute, read_text
 from moco_det.foundation.errors import InputError
 
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".jpe"),
-)
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe")
+IMAGE_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 VOC_LAYOUT = "a VOC folder holds Annotations/, ImageSets/Main/ and JPEGImages/"
 

@@ -41,8 +41,8 @@ def labelled_pair(train: str, test: str, *, keys: tuple[str, str] = ("train", "t
     known, asked = map(_places, pair)
     if asked <= known:
         raise InputError(
-            f"{keys[0]} {train} and {keys[1]} {test} are the same images: each would be its own "
-            "nearest neighbour; name images that are not learned from"
+            f"{keys[1]} {test} has the images of {keys[0]} {train} and no others, so its accuracy "
+            f"would say nothing: name images in {keys[1]} that are not learned from"
         )
     if shared := len(asked & known):
         logger.warning("%d of %d images of %s are in %s too", shared, len(asked), test, train)
