@@ -97,9 +97,7 @@ def _process_group(
         torch.cuda.set_device(local_rank)
     backend = "nccl" if device == "cuda" else "gloo"
     try:
-        dist.init_process_group(
-            backend, rank=rank, world_size=world_size, timeout=TIMEOUT, **where
-        )
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT, **where)
     except dist.DistNetworkError as error:
         raise InputError(
             f"the processes do not meet ({str(error).splitlines()[0]}): name a free port of the "
