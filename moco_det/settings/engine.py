@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
     from moco_det.data import DetectionDataset
+    from moco_det.foundation.metrics_file import Writer
     from moco_det.weights.loading import Loaded
 
 ENGINES = ("auto", "detectron2", "standalone")
@@ -73,8 +74,11 @@ class PreparedRun(Protocol):
     def begin(self) -> None:
         """What the engine does and logs before it trains or scores."""
 
-    def train(self) -> dict[str, Any]:
-        """All iterations that are left and the final score; the metrics, on the main process."""
+    def train(self, also: Writer | None) -> dict[str, Any]:
+        """All iterations that are left and the final score; the metrics, on the main process.
+
+        Each line of metrics.jsonl is given to ``also``, too.
+        """
 
     def evaluate(self) -> dict[str, Any]:
         """The scores of the weights as they are, on the main process."""
