@@ -163,6 +163,7 @@ class Detectron2Engine:
             Path(cfg.MODEL.WEIGHTS),
             tuple(cfg.DATASETS.TRAIN),
             "float32",  # mixed precision is for training in detectron2
+            model,
         )
 
 

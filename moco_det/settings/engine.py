@@ -42,8 +42,8 @@ class Detector:
 
     `detect` takes a data set without annotations and the title of a progress bar, "" for none,
     and gives COCO result rows in the data set's ids.
-    `train` are the data sets that it learned from, by the names in its config, and `precision` is
-    the one it computes in.
+    `train` are the data sets that it learned from, by the names in its config, `precision` is the
+    one it computes in, and `model` the engine's own.
     """
 
     detect: Callable[[DetectionDataset, str], list[dict[str, Any]]]
@@ -51,6 +51,7 @@ class Detector:
     weights: Path
     train: tuple[str, ...]
     precision: str
+    model: Any
 
 
 class PreparedRun(Protocol):

@@ -154,6 +154,7 @@ class StandaloneEngine:
             Path(cfg.MODEL.WEIGHTS),
             tuple(cfg.DATASETS.TRAIN),
             precision.name,
+            model,
         )
 
 

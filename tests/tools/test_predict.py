@@ -243,7 +243,7 @@ def test_an_output_folder_with_something_in_it_is_left_alone(
 
 
 def detector(rows: Any, train: tuple[str, ...] = (), folder: Path = Path("none")) -> Detector:
-    return Detector(rows, 2, folder / "model_final.pth", train, "float32")
+    return Detector(rows, 2, folder / "model_final.pth", train, "float32", None)
 
 
 def nothing(monkeypatch: pytest.MonkeyPatch) -> Predictor:
@@ -308,7 +308,7 @@ def test_class_names_are_given_or_recorded_or_read_from_the_training_data(
     tmp_path: Path, data_root: Path
 ) -> None:
     uri = f"voc://{data_root / 'voc_bccd'}?split=val"
-    cells = Detector(lambda *_: [], 3, tmp_path / "model_final.pth", (uri,), "float32")
+    cells = Detector(lambda *_: [], 3, tmp_path / "model_final.pth", (uri,), "float32", None)
     assert class_names(cells) == ("Platelets", "RBC", "WBC")
     rows = [{"dataset": {"classes": ["x", "y"]}}, {"dataset": {"classes": ["p", "r", "w"]}}]
     lines = [*(json.dumps(row) for row in rows), json.dumps({"dataset": 3}), "{half a li"]
