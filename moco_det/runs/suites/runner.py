@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -140,7 +139,7 @@ def failed_row(run: Run, output: Path, why: str, seconds: float) -> RunRow:
         wall_seconds=round(seconds, 3),
         hardware={"device": None, "cores": None},
         output_dir=relative(run.folder(output), output),
-        command=f"{command('train-net')} {shlex.join(run.options(output))}",
+        command=command("train-net", *run.options(output)),
         started=now(),
         warnings=[],
         error=why,
