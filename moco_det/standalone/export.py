@@ -151,14 +151,19 @@ def export_program(
     corner = image[:, : (height + least) // 2, : (width + least) // 2].contiguous()
     found = [difference(detector([x])[0], run(x)) for x in (image, corner)]
     largest = {name: max(one[name] for one in found) for name in found[0]}
-    for name, value in largest.items():
+    check_same(largest)
+    return content.getvalue(), largest, len(run(image)[0])
+
+
+def check_same(differences: Mapping[str, float]) -> None:
+    """InputError where an output differs by more than its tolerance."""
+    for name, value in differences.items():
         if not value <= TOLERANCES[name]:
             raise InputError(
                 f"the exported program's {name} differ from the detector's by {value:.2g}, more "
                 f"than {TOLERANCES[name]:g}: nothing is written; near ties of scores can do that, "
                 "so try another --image"
             )
-    return content.getvalue(), largest, len(run(image)[0])
 
 
 def difference(wanted: ImageDetections, found: tuple[Tensor, ...]) -> dict[str, float]:
