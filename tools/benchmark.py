@@ -125,13 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     now = state.read_state(output / "results.jsonl", runs)
     live.show_cost(runs, now, output, at_once=len(slots))
     if args.dry_run:
-        words = [word for word in given if word not in ("--dry-run", "--slurm")]
-        for one in now.left(runs):
-            if not one.arm.absent:
-                print(command("benchmark", *words, "--only", one.name))
-        for arm in (arm for arm in arms if arm.absent):
-            way_out = f"name it by --weights {arm.name}=FILE, and its commands stand here"
-            print(f"# {arm.name}: {arm.weights} does not exist: {way_out}")
+        live.show_commands(now.left(runs), given)
         return 0
     if args.slurm:
         gpus = args.gpus_per_run if args.gpus else 0
