@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from moco_det.foundation import collectives
 from moco_det.foundation.checkpoints import save_checkpoint
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.metrics_file import Record
+from moco_det.foundation.metrics_file import Writer
 from pretrain import augment, checkpoints, data
 from pretrain.capture import CapturedStep, Compute
 from pretrain.config import PretrainConfig
@@ -30,8 +30,6 @@ from pretrain.schedule import make_schedule
 from pretrain.watch import Watch, knn_gain
 
 logger = logging.getLogger(__name__)
-
-Writer = Callable[[Record], None]  # of records, to metrics.jsonl and elsewhere
 
 
 @dataclass

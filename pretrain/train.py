@@ -5,7 +5,6 @@ The steps are in pretrain/loop.py; here is what comes before the first one.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import shutil
 from contextlib import ExitStack
@@ -20,7 +19,14 @@ from moco_det.foundation.atomic import write_text
 from moco_det.foundation.checkpoints import newest_whole
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.launching import torchrun_group, torchrun_process
-from moco_det.foundation.metrics_file import MetricsFile, Record, event_writer
+from moco_det.foundation.metrics_file import (
+    MetricsFile,
+    Record,
+    event_writer,
+    import_wandb,
+    numbers,
+    wandb_writer,
+)
 from moco_det.foundation.precision import pick_device, use_bfloat16
 from moco_det.foundation.strict_yaml import flatten
 from pretrain import checkpoints
@@ -69,6 +75,7 @@ def train(cfg: PretrainConfig, *, resume: bool = False) -> Path:
 
 
 def _train(cfg: PretrainConfig, device: torch.device, folder: Path, *, resume: bool) -> Path:
+    import_wandb(cfg.WANDB)
     found = _find_checkpoint(cfg, folder, resume=resume)
     if found is not None and found[0].name == checkpoints.FINAL:
         logger.info("%s is finished already", found[0])
@@ -100,43 +107,25 @@ def open_writers(cfg: PretrainConfig, stack: ExitStack, *, upto: int) -> list[Wr
     """The writers of a run that continues after iteration `upto`, 0 for a new one.
 
     `stack` closes them. What a resumed run writes again takes the place of the old. Where
-    TensorBoard is not installed the log says so; without wandb its key is an InputError.
+    TensorBoard is not installed the log says so.
     """
     folder, writers = Path(cfg.OUTPUT_DIR), list[Writer]()
-    if cfg.WANDB:
-        try:
-            module = importlib.import_module("wandb")
-        except ImportError as error:
-            raise InputError(
-                f"WANDB is {cfg.WANDB} and wandb is not installed: pip install wandb, or leave the "
-                "key empty"
-            ) from error
-        run = module.init(
-            project=cfg.WANDB,
-            id=folder.resolve().name,
-            dir=str(folder),
-            config=cfg.plain(),
-            resume="allow",
-        )
-        stack.callback(run.finish)
-        writers.append(lambda record: run.log(_numbers(record), step=record["iteration"]))
+    also = stack.enter_context(wandb_writer(cfg.WANDB, folder, cfg.plain()))
     events = event_writer(folder, upto + 1 if upto else 0) if cfg.TENSORBOARD else None
     if events is not None:
         stack.callback(events.close)
 
         def write(record: Record) -> None:
-            for name, value in _numbers(record).items():
+            for name, value in numbers(record).items():
                 events.add_scalar(f"pretrain/{name}", value, record["iteration"])
 
         writers.append(write)
     path = folder / "metrics.jsonl"
-    metrics = MetricsFile(path, keep=lambda record: upto > 0 and record["iteration"] <= upto)
-    return [metrics.write, *writers]
 
+    def kept(record: Record) -> bool:
+        return upto > 0 and bool(record["iteration"] <= upto)
 
-def _numbers(record: Record) -> dict[str, float]:
-    words = ("iteration", "warning")
-    return {name: value for name, value in record.items() if name not in words}
+    return [MetricsFile(path, keep=kept, also=also).write, *writers]
 
 
 def _bad_input(cfg: PretrainConfig, error: Exception) -> str | None:

@@ -116,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         random=not args.no_random,
         supervised=not args.no_supervised,
         default_supervised=read.supervised,
+        may_be_absent=args.dry_run,
     )
     matrix.check_settings(read.settings, arms, engine=choice.engine)
     seeds = matrix.read_seeds(args.seeds, read.seeds)
@@ -124,8 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     now = state.read_state(output / "results.jsonl", runs)
     live.show_cost(runs, now, output, at_once=len(slots))
     if args.dry_run:
-        for one in now.left(runs):
-            print(f"{command('train-net')} {shlex.join(one.options(output))}")
+        live.show_commands(now.left(runs), given)
         return 0
     if args.slurm:
         gpus = args.gpus_per_run if args.gpus else 0
@@ -138,8 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             directives=args.sbatch,
         )
         where = f"{gpus} GPU(s) per task" if gpus else "on the CPU; --gpus asks for GPUs"
-        print(f"submit it with: sbatch {script}  ({where})")
-        print(f"then see them with: {command('report')} {output} -o {output}")
+        print(f"submit it with: sbatch {shlex.quote(str(script))}  # {where}")
+        print(f"then see them with: {command('report', output, '-o', output)}")
         return 0
     return live.run_and_report(runs, output, slots, report=not args.no_report, title=args.title)
 

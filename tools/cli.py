@@ -24,6 +24,7 @@ COMMANDS = {
     "check-matched": "prove that configs differ in their initialisation and in nothing else",
     "make-configs": "write the matrix of detection configs into a folder",
     "predict": "draw a trained detector's detections on images",
+    "export": "write a trained detector as a file that needs torch and torchvision alone",
     "report": "make report.html, .md and .csv from results.jsonl",
 }
 

@@ -2,7 +2,8 @@
 
 The weights are the model_final.pth beside the config, or those of --weights. Images that do not
 open are named and skipped; videos are not read. The output folder holds every image under its
-name, predictions.json (COCO result rows of what is drawn) and classes.json.
+name (as NAME.png unless it is a JPEG), predictions.json (COCO result rows of what is drawn) and
+classes.json.
 """
 
 from __future__ import annotations

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
 
-def command(tool: str) -> str:
+def command(tool: str, *arguments: str | Path) -> str:
     """ "moco-det convert-weights"; "python tools/convert_weights.py" where such a script was run.
+
+    With arguments, a line that can be pasted into a shell.
 
     A wheel has no tools/ and a checkout may have no `moco-det` on the PATH, so a message names a
     command the way this process was started.
@@ -15,4 +18,5 @@ def command(tool: str) -> str:
     script = Path(sys.argv[0] or "moco-det")
     other = script.with_name(f"{tool.replace('-', '_')}.py")
     is_tool = script.suffix == ".py" and script.resolve().parent.name == "tools"
-    return f"python {other}" if is_tool and other.is_file() else f"moco-det {tool}"
+    words = ["python", other] if is_tool and other.is_file() else ["moco-det", tool]
+    return shlex.join(map(str, [*words, *arguments]))

@@ -21,7 +21,10 @@ def cores() -> int:
 
 
 class ProcessLayout(NamedTuple):
-    """How many processes on each of how many machines, this one's rank, and where they meet."""
+    """How many processes on each of how many machines, this one's rank, and where they meet.
+
+    Without a ``url`` they meet at a free port of this machine.
+    """
 
     processes: int = 1
     machines: int = 1
@@ -77,13 +80,14 @@ def torchrun_group(process: TorchrunProcess | None, device: str) -> Iterator[Non
         return
     if device == "cuda":
         check_gpus(process.local_world_size)
-    with _process_group(device, process.local_rank, process.rank, process.world_size, "env://"):
+    place = (process.rank, process.world_size)
+    with _process_group(device, process.local_rank, *place, init_method="env://"):
         yield
 
 
 @contextmanager
 def _process_group(
-    device: str, local_rank: int, rank: int, world_size: int, url: str | None
+    device: str, local_rank: int, rank: int, world_size: int, **where: Any
 ) -> Iterator[None]:
     # Imported here so that --help does not wait for torch.
     import torch
@@ -92,9 +96,14 @@ def _process_group(
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, init_method=url, rank=rank, world_size=world_size, timeout=TIMEOUT
-    )
+    try:
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT, **where)
+    except dist.DistNetworkError as error:
+        raise InputError(
+            f"the processes do not meet ({str(error).splitlines()[0]}): name a free port of the "
+            "machine of rank 0 by --dist-url tcp://HOST:PORT (torchrun: --master-port PORT), or "
+            "on one machine leave it out (torchrun: --standalone)"
+        ) from None
     try:
         yield
     finally:
@@ -114,9 +123,9 @@ def check_gpus(processes: int) -> None:
 
 
 def meeting_place(layout: ProcessLayout) -> ProcessLayout:
-    """The layout with an address at which the processes meet, one of this machine if it is alone.
+    """The layout, whose url is None where this machine is alone and none is given.
 
-    InputError for counts and an address with which they would never meet.
+    InputError for counts and an address with which the processes would never meet.
     """
     processes, machines, machine_rank, url = layout
     if torchrun_process() is not None:
@@ -134,9 +143,7 @@ def meeting_place(layout: ProcessLayout) -> ProcessLayout:
                 f"--num-machines {machines} needs --dist-url tcp://HOST:PORT, the same on every "
                 "machine: a free port of the machine of rank 0"
             )
-        # detectron2's own choice: as many ports as users
-        port = 2**15 + 2**14 + (os.getuid() if hasattr(os, "getuid") else 1) % 2**14
-        return layout._replace(url=f"tcp://127.0.0.1:{port}")
+        return layout._replace(url=None)
     try:
         parts = urlsplit(url)
         named = parts.scheme == "tcp" and parts.hostname and parts.port
@@ -154,6 +161,7 @@ def launch(
 
     NCCL on GPUs, gloo on CPUs. Under torchrun the processes exist already and are joined.
     """
+    import torch.distributed as dist
     import torch.multiprocessing as mp
 
     started = torchrun_process()
@@ -166,8 +174,14 @@ def launch(
     if layout.processes * layout.machines == 1:
         function(*arguments)
         return
+    store = None
+    if layout.url is None:  # this process holds the port until all have ended
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = store and store.port
     try:
-        mp.spawn(_process, args=(function, arguments, layout, device), nprocs=layout.processes)
+        mp.spawn(
+            _process, args=(function, arguments, layout, device, port), nprocs=layout.processes
+        )
     except mp.ProcessRaisedException as error:
         line = next((x for x in reversed(str(error).splitlines()) if "InputError: " in x), None)
         if line is None:
@@ -181,12 +195,18 @@ def _process(
     arguments: tuple[Any, ...],
     layout: ProcessLayout,
     device: str,
+    port: int | None,
 ) -> None:
     import torch
+    import torch.distributed as dist
 
     processes, machines, machine_rank, url = layout
     total = processes * machines
     if device == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // total))
-    with _process_group(device, local_rank, machine_rank * processes + local_rank, total, url):
+    where: dict[str, Any] = {"init_method": url}
+    if port is not None:
+        where = {"store": dist.TCPStore("127.0.0.1", port, is_master=False)}
+    rank = machine_rank * processes + local_rank
+    with _process_group(device, local_rank, rank, total, **where):
         function(*arguments)

@@ -1,25 +1,34 @@
-"""metrics.jsonl, one json object per logged iteration, and TensorBoard's event files beside it."""
+"""metrics.jsonl, one json object per logged iteration, and the same for TensorBoard and W&B."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from moco_det.foundation.atomic import replacing
+from moco_det.foundation.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
+Writer = Callable[[Record], None]
 
 
 class MetricsFile:
-    """Appends records; of an earlier part of the run those stay for which ``keep`` is true."""
+    """Appends records; of an earlier part of the run those stay for which ``keep`` is true.
 
-    def __init__(self, path: Path, *, keep: Callable[[Record], bool]) -> None:
-        self.path = path
+    Each record goes to ``also``, too.
+    """
+
+    def __init__(
+        self, path: Path, *, keep: Callable[[Record], bool], also: Writer | None = None
+    ) -> None:
+        self.path, self.also = path, also
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         kept = [line for line in text.splitlines() if _whole(line) and keep(json.loads(line))]
         with replacing(path) as file:
@@ -29,6 +38,8 @@ class MetricsFile:
         """Append one record."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        if self.also is not None:
+            self.also(record)
 
 
 def _whole(line: str) -> bool:
@@ -65,3 +76,43 @@ def event_writer(folder: Path, first: int) -> Any:
         )
         return None
     return SummaryWriter(str(folder), purge_step=first or None)
+
+
+def numbers(record: Record) -> dict[str, float]:
+    """What of a record can be drawn over the iterations."""
+    drawn = {name: value for name, value in record.items() if isinstance(value, (int, float))}
+    drawn.pop("iteration", None)
+    return drawn
+
+
+def import_wandb(project: str) -> Any:
+    """Weights & Biases, None without a project; InputError where it is not installed."""
+    try:
+        return importlib.import_module("wandb") if project else None
+    except ImportError as error:
+        raise InputError(
+            f"WANDB is {project} and wandb is not installed: pip install wandb, or leave the key "
+            "empty"
+        ) from error
+
+
+@contextmanager
+def wandb_writer(project: str, folder: Path, config: Mapping[str, Any]) -> Iterator[Writer | None]:
+    """Writes to a run of this project that is called as its folder; None without a project.
+
+    InputError where Weights & Biases begins no run: without a login, or without a network.
+    """
+    wandb = import_wandb(project)
+    if wandb is None:
+        yield None
+        return
+    named = {"id": folder.resolve().name, "dir": str(folder), "config": dict(config)}
+    try:
+        run = wandb.init(project=project, resume="allow", **named)
+    except wandb.Error as error:
+        raise InputError(
+            f"WANDB is {project} and Weights & Biases begins no run ({error}): run wandb login, "
+            "or set WANDB_MODE=offline"
+        ) from error
+    with run:
+        yield lambda record: run.log(numbers(record), step=record["iteration"])

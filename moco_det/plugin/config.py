@@ -39,12 +39,13 @@ def add_moco_det_config(cfg: CfgNode) -> None:
 
     MODEL.DILATED_C5 is the 3x3 convolution of build_resnet_dilated_c5_backbone. TEST.EVALUATOR
     says whose scorer train_net takes: moco_det's, which both engines share, or detectron2's for
-    the tasks that moco_det's has not. SOLVER.CUDA_GRAPHS is the standalone engine's. Calling
-    twice is harmless.
+    the tasks that moco_det's has not. SOLVER.CUDA_GRAPHS is the standalone engine's. WANDB is a
+    project of Weights & Biases to log to. Calling twice is harmless.
     """
     cfg.MODEL.setdefault("DILATED_C5", CfgNode({"NORM": "", "OUT_CHANNELS": 512}))
     cfg.TEST.setdefault("EVALUATOR", "moco_det")
     cfg.SOLVER.setdefault("CUDA_GRAPHS", False)
+    cfg.setdefault("WANDB", "")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from moco_det.data import DetectionDataset
 from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.metrics_file import Writer
 from moco_det.foundation.precision import check_device
 from moco_det.plugin.catalog import load_catalog_data
 from moco_det.plugin.datasets import joined, load_data, register
@@ -96,8 +97,8 @@ class Detectron2Run:
         )
         default_setup(self.cfg, args)
 
-    def train(self) -> dict[str, Any]:
-        trainer = Trainer(self.cfg, model=self.model, test_set=self.test_set)
+    def train(self, also: Writer | None) -> dict[str, Any]:
+        trainer = Trainer(self.cfg, model=self.model, test_set=self.test_set, also=also)
         self.cfg = trainer.cfg  # scaled to the processes
         if self.resumes:
             trainer.resume_or_load(resume=True)
@@ -165,6 +166,7 @@ class Detectron2Engine:
             Path(cfg.MODEL.WEIGHTS),
             tuple(cfg.DATASETS.TRAIN),
             "float32",  # mixed precision is for training in detectron2
+            model,
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from moco_det.foundation.metrics_file import MetricsFile, before
+from moco_det.foundation.metrics_file import MetricsFile, Writer, before
 
 # Scalars that are scores of the test set; they get a line of their own.
 SCORES = ("bbox/", "segm/", "voc/", "keypoints/")
@@ -21,14 +21,14 @@ class MetricsLog(EventWriter):
     and a score that is undefined is null.
     """
 
-    def __init__(self, path: Path, max_iter: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, max_iter: int, also: Writer | None = None) -> None:
+        self.path, self.also = path, also
         self.last = max_iter - 1
         self.written: dict[str, int] = {}
 
     def keep_before(self, iteration: int) -> None:
         """Start the file; of an earlier part of the run the lines before ``iteration`` stay."""
-        self.file = MetricsFile(self.path, keep=before(iteration, self.last))
+        self.file = MetricsFile(self.path, keep=before(iteration, self.last), also=self.also)
 
     def write(self) -> None:
         rows: dict[tuple[int, bool], dict[str, float | None]] = defaultdict(dict)

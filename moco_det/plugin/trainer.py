@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from moco_det.data import DetectionDataset
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.metrics_file import Writer
 from moco_det.plugin.evaluator import evaluate, numbers_only
 from moco_det.plugin.metrics_log import MetricsLog
 from moco_det.plugin.modeling import any_width
@@ -37,13 +38,20 @@ class Trainer(DefaultTrainer):
     ``test_set`` is what DATASETS.TEST names; the last scores are in ``metrics``.
     """
 
-    def __init__(self, cfg: CfgNode, *, model: nn.Module, test_set: DetectionDataset) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        *,
+        model: nn.Module,
+        test_set: DetectionDataset,
+        also: Writer | None = None,
+    ) -> None:
         self.loaded_model = model
         self.test_set = test_set
         self.metrics: dict[str, Any] = {}
         self.failure: InputError | None = None
         self.metrics_log = MetricsLog(
-            Path(cfg.OUTPUT_DIR) / "metrics.jsonl", max_iter=cfg.SOLVER.MAX_ITER
+            Path(cfg.OUTPUT_DIR) / "metrics.jsonl", max_iter=cfg.SOLVER.MAX_ITER, also=also
         )
         super().__init__(cfg)
 

@@ -15,7 +15,7 @@ from typing import Any
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import flatten, load_mapping
 
-IGNORED_KEYS = ("OUTPUT_DIR", "SEED")
+IGNORED_KEYS = ("OUTPUT_DIR", "SEED", "WANDB")
 WEIGHTS_KEY = "MODEL.WEIGHTS"
 FREEZE_KEY = "MODEL.BACKBONE.FREEZE_AT"
 NORM_KEY = "MODEL.RESNETS.NORM"
@@ -82,7 +82,7 @@ def compare_configs(
     `inputs` holds, for each arm, the "input" object of its weights file (format, mean, std on the
     0..255 scale, stride_in_1x1), or None where there are no weights or they say nothing. An input
     key may differ between arms if every arm with metadata has the value that it demands and the
-    arms without metadata agree with each other. OUTPUT_DIR and SEED are not compared.
+    arms without metadata agree with each other. IGNORED_KEYS are not compared.
     """
     flats = {arm: flatten_config(text, arm) for arm, text in configs.items()}
     demands = {arm: _demanded(inputs.get(arm)) for arm in configs}

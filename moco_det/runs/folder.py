@@ -28,6 +28,7 @@ FREE = (
     "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.CUDA_GRAPHS",
     "TEST.EVAL_PERIOD",
+    "WANDB",
 )
 # A run may be made longer or shorter; its row says so.
 SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.STEPS")

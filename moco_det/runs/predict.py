@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +13,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, read_image
-from moco_det.data.image_files import IMAGE_SUFFIXES
 from moco_det.foundation.atomic import new_folder, write_text
 from moco_det.foundation.errors import InputError
 from moco_det.report.detections import Box
@@ -29,13 +28,20 @@ FRAMES = "take its frames first, as by ffmpeg -i VIDEO FOLDER/%06d.png, and name
 KEPT = (".jpg", ".jpeg", ".png")
 
 
+def readable_suffixes() -> set[str]:
+    """The suffixes of every image format that the installed Pillow reads, but for videos."""
+    formats = Image.registered_extensions()
+    return {suffix for suffix, name in formats.items() if name in Image.OPEN}.difference(VIDEOS)
+
+
 def find_images(inputs: Iterable[str | Path]) -> dict[str, Path]:
     """{name: path} of the files named and of all images below the folders named, in order.
 
-    A name is the path below its folder, or the file's own; where two would be drawn into the same
-    file the second has a number. InputError for what does not exist, a folder without images and
-    a video that is named; videos in a folder are counted in a warning.
+    A name is the path below its folder, or the file's own; a second image of one name has a
+    number. InputError for what does not exist, a folder without images and a video that is named;
+    videos in a folder are counted in a warning.
     """
+    suffixes = readable_suffixes()
     found: list[tuple[str, Path]] = []
     for text in inputs:
         path = Path(text)
@@ -45,11 +51,9 @@ def find_images(inputs: Iterable[str | Path]) -> dict[str, Path]:
             videos = sum(f.suffix.lower() in VIDEOS for f in shown.values())
             if videos:
                 logger.warning("%s: videos are left out, %d of them: %s", path, videos, FRAMES)
-            below = [(n, f) for n, f in shown.items() if f.suffix.lower() in IMAGE_SUFFIXES]
+            below = [(n, f) for n, f in shown.items() if f.suffix.lower() in suffixes]
             if not below:
-                raise InputError(
-                    f"folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)}): name another"
-                )
+                raise InputError(f"folder {path} holds no images that Pillow reads: name another")
             found += below
         elif path.suffix.lower() in VIDEOS and path.is_file():
             raise InputError(f"{path} is a video, and images are read here: {FRAMES}")
@@ -59,21 +63,42 @@ def find_images(inputs: Iterable[str | Path]) -> dict[str, Path]:
             raise InputError(f"{path} does not exist: name images or folders of images")
     images: dict[str, Path] = {}
     seen: set[Path] = set()
-    drawn: set[str] = set()
+    taken: set[str] = set()
     for name, path in found:
         if path.resolve() in seen:
             continue
         seen.add(path.resolve())
-        free = name
-        for number in itertools.count(2):
-            if _drawn_name(free).lower() not in drawn:
-                break
-            free = str(PurePosixPath(name).with_stem(f"{PurePosixPath(name).stem}_{number}"))
-        if free != name:
-            logger.warning("%s is called %s, for another image has its name", path, free)
-        drawn.add(_drawn_name(free).lower())
-        images[free] = path
+        own = _free([name], taken)
+        if own != name:
+            logger.warning("%s is called %s, for another image has its name", path, own)
+        images[own] = path
     return images
+
+
+def drawn_names(names: Iterable[str]) -> dict[str, str]:
+    """{an image's name: the file it is drawn into}, all different.
+
+    JPEG and PNG keep their names; "pic.webp" becomes "pic.png", or "pic.webp.png" beside another
+    image of that name.
+    """
+    kept = [name for name in names if name.lower().endswith(KEPT)]
+    taken = {name.lower() for name in kept}
+    found = dict(zip(kept, kept, strict=True))
+    for name in names:
+        if name not in found:
+            path = PurePosixPath(name)
+            stem = path.with_suffix("") if path.suffix.lower() in readable_suffixes() else path
+            found[name] = _free([f"{stem}.png", f"{name}.png"], taken)
+    return found
+
+
+def _free(names: Sequence[str], taken: set[str]) -> str:
+    """The first name that is not taken, of these or with a number; a system may ignore case."""
+    last = PurePosixPath(names[-1])
+    numbered = (str(last.with_stem(f"{last.stem}_{number}")) for number in itertools.count(2))
+    free = next(name for name in itertools.chain(names, numbered) if name.lower() not in taken)
+    taken.add(free.lower())
+    return free
 
 
 @dataclass(frozen=True)
@@ -98,7 +123,7 @@ def predict_folder(
 ) -> Summary:
     """Draw each image's detections into a new folder; it is whole or absent.
 
-    The folder has the images under their names, predictions.json with what is drawn (COCO result
+    The folder has the images under `drawn_names`, predictions.json with what is drawn (COCO result
     rows; image_id is the image's name) and classes.json, {category_id: class name}.
     """
     dataset = describe_images(images, predictor.classes, strict=strict)
@@ -120,13 +145,10 @@ def _draw_all(dataset: DetectionDataset, rows: Rows, names: dict[int, str], fold
         )
         of_image.setdefault(row["image_id"], []).append(box)
     colours = class_colours(dataset.classes)
+    files = drawn_names([str(record.image_id) for record in dataset.records])
     for record in tqdm(dataset.records, desc="drawing", unit="img", delay=2):
         boxes = of_image.get(record.image_id, [])
         drawn = draw_detections(read_image(record.file_name), boxes, colours)
-        path = folder / _drawn_name(str(record.image_id))
+        path = folder / files[str(record.image_id)]
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(drawn).save(path, quality=92)
-
-
-def _drawn_name(name: str) -> str:
-    return name if name.lower().endswith(KEPT) else f"{name}.png"

@@ -68,11 +68,11 @@ class Predictor:
             weights = file.parent / FINAL  # where a run leaves both
         whole = [] if weights is None else ["MODEL.WEIGHTS", str(weights)]
         self.choice = choose_engine(engine)
-        cfg = load_config(self.choice.engine, file, [*whole, *overrides])
-        self.detector = load_engine(self.choice.engine).open_detector(cfg)
+        self.cfg = load_config(self.choice.engine, file, [*whole, *overrides])
+        self.detector = load_engine(self.choice.engine).open_detector(self.cfg)
         self.classes = class_names(self.detector, classes)
         self.threshold = threshold
-        self.with_masks = bool(cfg.MODEL.MASK_ON)
+        self.with_masks = bool(self.cfg.MODEL.MASK_ON)
 
     def rows(self, dataset: DetectionDataset, title: str) -> Rows:
         """COCO result rows of what reaches the threshold; `title` is a progress bar's, or ""."""

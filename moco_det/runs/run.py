@@ -19,6 +19,8 @@ from moco_det.foundation import collectives
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.launching import ProcessLayout, launch, torchrun_process
+from moco_det.foundation.metrics_file import import_wandb, wandb_writer
+from moco_det.foundation.strict_yaml import flatten
 from moco_det.results import append_row
 from moco_det.runs.engines import choose_engine, load_config, load_engine
 from moco_det.runs.folder import CONFIG, check_free, check_results, check_unchanged, claimed
@@ -102,6 +104,7 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
     check_free(
         output, resume=options.resume, eval_only=options.eval_only, weights=cfg.MODEL.WEIGHTS
     )
+    import_wandb(cfg.WANDB)
     prepared = engine.prepare(cfg, options)
     warnings = [*prepared.train_set.skipped, *(f"test: {x}" for x in prepared.test_set.skipped)]
     warnings += overlap_warnings(prepared.train_set, prepared.test_set) + prepared.warnings
@@ -132,7 +135,9 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
             return prepared.evaluate()
         started, clock = now(), time.monotonic()
         try:
-            metrics = prepared.train()
+            project = cfg.WANDB if leader else ""
+            with wandb_writer(project, output, flatten(prepared.cfg)) as also:
+                metrics = prepared.train(also)
         except KeyboardInterrupt:
             if leader:
                 logger.info("%s", what_is_kept(output, cfg.SOLVER.CHECKPOINT_PERIOD))

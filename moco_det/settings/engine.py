@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
     from moco_det.data import DetectionDataset
+    from moco_det.foundation.metrics_file import Writer
     from moco_det.weights.loading import Loaded
 
 ENGINES = ("auto", "detectron2", "standalone")
@@ -41,8 +42,8 @@ class Detector:
 
     `detect` takes a data set without annotations and the title of a progress bar, "" for none,
     and gives COCO result rows in the data set's ids.
-    `train` are the data sets that it learned from, by the names in its config, and `precision` is
-    the one it computes in.
+    `train` are the data sets that it learned from, by the names in its config, `precision` is the
+    one it computes in, and `model` the engine's own.
     """
 
     detect: Callable[[DetectionDataset, str], list[dict[str, Any]]]
@@ -50,6 +51,7 @@ class Detector:
     weights: Path
     train: tuple[str, ...]
     precision: str
+    model: Any
 
 
 class PreparedRun(Protocol):
@@ -75,8 +77,11 @@ class PreparedRun(Protocol):
     def begin(self) -> None:
         """What the engine does and logs before it trains or scores."""
 
-    def train(self) -> dict[str, Any]:
-        """All iterations that are left and the final score; the metrics, on the main process."""
+    def train(self, also: Writer | None) -> dict[str, Any]:
+        """All iterations that are left and the final score; the metrics, on the main process.
+
+        Each line of metrics.jsonl is given to ``also``, too.
+        """
 
     def evaluate(self) -> dict[str, Any]:
         """The scores of the weights as they are, on the main process."""

@@ -17,6 +17,7 @@ from moco_det.data import DetectionDataset
 from moco_det.data.check import load_pair
 from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.metrics_file import Writer
 from moco_det.foundation.precision import check_device, choose_precision
 from moco_det.settings.config import set_values
 from moco_det.settings.engine import Detector, RunOptions
@@ -97,7 +98,7 @@ class StandaloneRun:
             logger.info("%s", scaling_line(self.asked, self.cfg))
         self.model.to(self.device)
 
-    def train(self) -> dict[str, Any]:
+    def train(self, also: Writer | None) -> dict[str, Any]:
         return train(
             self.cfg,
             self.model,
@@ -106,6 +107,7 @@ class StandaloneRun:
             self.computes,
             self.output,
             found=self.found,
+            also=also,
         )
 
     def evaluate(self) -> dict[str, Any]:
@@ -153,6 +155,7 @@ class StandaloneEngine:
             Path(cfg.MODEL.WEIGHTS),
             tuple(cfg.DATASETS.TRAIN),
             precision.name,
+            model,
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_det.foundation import collectives
-from moco_det.foundation.metrics_file import MetricsFile, before, event_writer
+from moco_det.foundation.metrics_file import MetricsFile, Writer, before, event_writer, numbers
 
 
 class Log:
@@ -18,14 +18,16 @@ class Log:
     Only the main process writes.
     """
 
-    def __init__(self, path: Path, max_iter: int, *, keep_before: int) -> None:
+    def __init__(
+        self, path: Path, max_iter: int, *, keep_before: int, also: Writer | None = None
+    ) -> None:
         self.period = max(1, min(20, max_iter // 40))
         self.last = max_iter - 1
         self.file: MetricsFile | None = None
         self.events: Any = None
         self.recent: deque[float] = deque(maxlen=20)  # seconds of the last steps
         if collectives.is_main():
-            self.file = MetricsFile(path, keep=before(keep_before, self.last))
+            self.file = MetricsFile(path, keep=before(keep_before, self.last), also=also)
             self.events = event_writer(path.parent, keep_before)
 
     def is_due(self, iteration: int) -> bool:
@@ -40,9 +42,8 @@ class Log:
         if self.file is not None:
             self.file.write(row)
         if self.events is not None:
-            for name, value in row.items():
-                if name != "iteration" and value is not None:
-                    self.events.add_scalar(name, value, row["iteration"])
+            for name, value in numbers(row).items():
+                self.events.add_scalar(name, value, row["iteration"])
 
     def write_step(
         self,

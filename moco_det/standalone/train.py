@@ -19,6 +19,7 @@ from moco_det.data.check import check_trainable
 from moco_det.foundation import collectives
 from moco_det.foundation.checkpoints import Content
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.metrics_file import Writer
 from moco_det.foundation.precision import Precision
 from moco_det.scoring import metric_lines, score, write_predictions
 from moco_det.standalone.build import build_mapper, build_solver
@@ -44,6 +45,7 @@ def train(
     output: Path,
     *,
     found: tuple[Path, Content] | None,
+    also: Writer | None = None,
 ) -> dict[str, Any]:
     """All iterations after those of the checkpoint ``found``, and the final score, returned."""
     records = training_records(cfg, train_set)
@@ -68,7 +70,7 @@ def train(
     wrapped = collectives.parallel(model)
     if captures(cfg, world):
         model.capture()
-    log = Log(output / "metrics.jsonl", cfg.SOLVER.MAX_ITER, keep_before=first)
+    log = Log(output / "metrics.jsonl", cfg.SOLVER.MAX_ITER, keep_before=first, also=also)
 
     def finish(iteration: int) -> dict[str, Any]:
         try:

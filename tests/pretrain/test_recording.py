@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import json
 import sys
-import types
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from moco_det.foundation.errors import InputError
 from pretrain.config import PretrainConfig, load_config
 from pretrain.loop import Writer
-from pretrain.train import open_writers
+from pretrain.train import open_writers, train
+from tests.fake_wandb import FakeWandb
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+    return FakeWandb.installed(monkeypatch)
 
 
 @pytest.fixture
@@ -79,40 +83,38 @@ def test_without_tensorboard_the_log_says_so_and_the_run_goes_on(
     assert "pip install tensorboard" in caplog.text
 
 
-def test_wandb_is_named_where_it_is_missing(
-    tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+def test_wandb_is_named_where_it_is_missing_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match="WANDB is mine and wandb is not installed"):
-        writers(tmp_path, stack, WANDB="mine")
+    with pytest.raises(InputError, match="WANDB is mine and wandb is not installed: pip install"):
+        train(config(tmp_path / "run", WANDB="mine"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_wandb_gets_the_config_and_the_numbers_of_each_iteration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wandb: FakeWandb
 ) -> None:
-    seen: list[Any] = []
-
-    class Run:
-        def log(self, numbers: dict[str, float], *, step: int) -> None:
-            seen.append((step, numbers))
-
-        def finish(self) -> None:
-            seen.append("finished")
-
-    def init(**named: Any) -> Run:
-        seen.append((named["project"], named["id"], named["resume"], named["config"]))
-        return Run()
-
-    stub = types.ModuleType("wandb")
-    stub.init = init  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "wandb", stub)
     folder = tmp_path / "run7"
     folder.mkdir()
     with ExitStack() as stack:
         for write in writers(folder, stack, WANDB="mine"):
             write({"iteration": 5, "loss": 2.0, "warning": "words"})
-    assert seen == [
-        ("mine", "run7", "allow", config(folder, WANDB="mine").plain()),
-        (5, {"loss": 2.0}),
-        "finished",
-    ]
+        assert not wandb.finished
+    assert wandb.begun == {
+        "project": "mine",
+        "id": "run7",
+        "dir": str(folder),
+        "config": config(folder, WANDB="mine").plain(),
+        "resume": "allow",
+    }
+    assert wandb.logged == [(5, {"loss": 2.0})]
+    assert wandb.finished
+
+
+def test_wandb_without_a_login_is_one_line(
+    tmp_path: Path, stack: ExitStack, wandb: FakeWandb
+) -> None:
+    wandb.refuses = True
+    with pytest.raises(InputError, match=r"begins no run \(no key\): run wandb login, or set W"):
+        writers(tmp_path, stack, WANDB="mine")

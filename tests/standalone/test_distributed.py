@@ -62,7 +62,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, painted: ScenesPaths) -> Two:
         launching.launch(
             exercise,
             (folder, cfg, RunOptions("R18_FPN")),
-            launching.ProcessLayout(2, url=free_url()),
+            launching.ProcessLayout(2),
             "cpu",
         )
     found = [

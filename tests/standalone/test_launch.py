@@ -60,7 +60,7 @@ def finished(process: subprocess.Popen[str]) -> str:
 def whole(painted: ScenesPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of four steps by ``--num-gpus 2`` that nobody stopped."""
     output = tmp_path_factory.mktemp("launch") / "whole"
-    command = words(painted, output, "--num-gpus", "2", "--dist-url", free_url())
+    command = words(painted, output, "--num-gpus", "2")
     assert run(lambda: main(command)) == 0
     return output
 
@@ -88,12 +88,12 @@ def test_two_processes_that_were_killed_and_resumed_equal_two_that_were_not(
         launching.launch(
             run_until_killed,
             (cfg, RunOptions("R18_FPN"), 3),
-            launching.ProcessLayout(2, url=free_url()),
+            launching.ProcessLayout(2),
             "cpu",
         )
     assert (output / "model_0000001.pth").exists() and not (output / "model_final.pth").exists()
     assert len(losses(output)) == 2  # the third step's are read after the fourth has been started
-    command = words(painted, output, "--resume", "--num-gpus", "2", "--dist-url", free_url())
+    command = words(painted, output, "--resume", "--num-gpus", "2")
     assert run(lambda: main(command)) == 0
     assert lines_of(output) == lines_of(whole)
     one, two = final_state(whole), final_state(output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,41 @@ def test_a_dry_run_shows_matrix_cost_and_commands_and_writes_nothing(
     said = capsys.readouterr().out
     assert "2 runs on standalone" in said and "14 of 14 iterations" in said
     assert "hours are known after the first run" in said
-    assert said.count("moco-det train-net --config-file") == 2
+    assert said.count("moco-det benchmark --suite") == 2
     assert not out.exists()
+
+
+def test_a_command_of_a_dry_run_can_be_pasted_and_runs_that_run_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "it's a folder"
+    folder.mkdir()
+    words = ["--suite", str(suite(folder)), "-o", str(folder / "out"), *RANDOM_ONLY]
+    assert main([*words, "--dry-run"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("moco-det ")]
+    for seed, line in enumerate(lines):
+        tool, benchmark, *pasted = shlex.split(line)
+        assert (tool, benchmark) == ("moco-det", "benchmark") and pasted[: len(words)] == words
+        assert main([*pasted, "--dry-run"]) == 0
+        said = capsys.readouterr().out
+        assert "1 runs on standalone" in said and f"random_seed{seed}" in said
+    assert len(lines) == 2
+
+
+def test_a_dry_run_needs_no_weights_and_says_which_are_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--suite", str(suite(tmp_path)), "--engine", "standalone"]
+    words += ["-o", str(tmp_path / "out"), "--weights", "moco=later.pkl"]
+    assert main([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "6 runs on standalone" in said and said.count("\nmoco-det benchmark") == 2
+    for arm, file in (("supervised", "supervised.pkl"), ("moco", "later.pkl")):
+        assert f"# {arm}: {file} does not exist: name it by --weights {arm}=FILE" in said
+    with pytest.raises(InputError, match="no supervised arm to compare with"):
+        main(words)
+    with pytest.raises(InputError, match=r"later\.pkl does not exist"):
+        main([*words, "--no-supervised"])
 
 
 def test_a_job_array_calls_this_command_again_for_one_run(

@@ -15,11 +15,10 @@ import torch
 from PIL import Image
 
 from moco_det import zoo
-from moco_det.data.image_files import IMAGE_SUFFIXES
 from moco_det.foundation.errors import InputError
 from moco_det.runs import predict as prediction
 from moco_det.runs import predictor
-from moco_det.runs.predict import find_images, predict_folder
+from moco_det.runs.predict import drawn_names, find_images, predict_folder, readable_suffixes
 from moco_det.runs.predictor import Predictor, class_names
 from moco_det.settings.config import dump
 from moco_det.settings.engine import Detector
@@ -77,18 +76,18 @@ def test_every_image_of_a_folder_is_drawn_and_its_numbers_stand_beside_it(
     output = tmp_path / "drawn"
     assert call(finished, [photos], output, "--confidence-threshold", "0") == 0
     files = {p.relative_to(output).as_posix() for p in output.rglob("*") if p.is_file()}
-    assert files == {"b.jpg", "deep/a.png", "c.bmp.png", "predictions.json", "classes.json"}
+    assert files == {"b.jpg", "deep/a.png", "c.png", "predictions.json", "classes.json"}
     rows = json.loads((output / "predictions.json").read_text())
     assert {row["image_id"] for row in rows} == {"b.jpg", "deep/a.png", "c.bmp"}
     names = json.loads((output / "classes.json").read_text())
     assert list(names.values()) == NAMES and {str(r["category_id"]) for r in rows} <= set(names)
     assert all("segmentation" in row for row in rows)
-    for name, size in (("b.jpg", (90, 60)), ("deep/a.png", (64, 80)), ("c.bmp.png", (70, 70))):
+    for name, size in (("b.jpg", (90, 60)), ("deep/a.png", (64, 80)), ("c.png", (70, 70))):
         with Image.open(output / name) as drawn:
             assert drawn.size == size and drawn.mode == "RGB"
     # lossless, so what differs was drawn
     before = np.asarray(Image.open(photos / "c.bmp"))
-    assert (before != np.asarray(Image.open(output / "c.bmp.png"))).any()
+    assert (before != np.asarray(Image.open(output / "c.png"))).any()
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("engine standalone (") and first.endswith("), float32")
     assert last == f"{len(rows)} detections on 3 images, in {output}"
@@ -116,7 +115,7 @@ def test_the_threshold_decides_what_is_drawn_and_written(
     some = json.loads((tmp_path / "some" / "predictions.json").read_text())
     assert sorted(row["score"] for row in some) == scores[-2:]
     assert call(finished, [photos / "c.bmp"], tmp_path / "none") == 0  # 0.5: nothing is that sure
-    drawn = np.asarray(Image.open(tmp_path / "none" / "c.bmp.png"))
+    drawn = np.asarray(Image.open(tmp_path / "none" / "c.png"))
     assert np.array_equal(drawn, np.asarray(Image.open(photos / "c.bmp")))
 
 
@@ -244,7 +243,7 @@ def test_an_output_folder_with_something_in_it_is_left_alone(
 
 
 def detector(rows: Any, train: tuple[str, ...] = (), folder: Path = Path("none")) -> Detector:
-    return Detector(rows, 2, folder / "model_final.pth", train, "float32")
+    return Detector(rows, 2, folder / "model_final.pth", train, "float32", None)
 
 
 def nothing(monkeypatch: pytest.MonkeyPatch) -> Predictor:
@@ -277,18 +276,39 @@ def test_images_of_one_name_in_two_folders_keep_apart(
     assert list(once) == ["a.png", "b.jpg", "c.bmp", "deep/a.png"]  # nothing twice
     both = find_images([photos / "a.png", photos / "deep" / "a.png"])
     assert both == {"a.png": photos / "a.png", "a_2.png": photos / "deep" / "a.png"}
-    # c.bmp is drawn into c.bmp.png, which must not be another image's file
-    shutil.copyfile(photos / "a.png", photos / "c.bmp.png")
-    images = find_images([photos / "c.bmp", photos / "c.bmp.png"])
-    done = predict_folder(nothing(monkeypatch), images, tmp_path / "drawn")
-    assert done.images == 2 == len(list((tmp_path / "drawn").rglob("*.png")))
+
+
+def test_what_is_no_jpeg_is_drawn_into_a_png_of_its_stem_and_never_over_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [
+        "pic.webp",
+        "pic.JPG",
+        "cam.07.tif",
+        "pic.gif",
+        "pic.webp.png",
+        "deep/pic.gif",
+        "raw.1",
+    ]
+    drawn = ["pic.png", "pic.JPG", "cam.07.png", "pic.gif.png", "pic.webp.png", "deep/pic.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        kind = "PNG" if name == "raw.1" else None
+        Image.new("RGB", (32, 32)).save(tmp_path / name, kind)
+    images = find_images(tmp_path / name for name in names)
+    images = {str(path.relative_to(tmp_path)): path for path in images.values()}
+    assert drawn_names(images) == dict(zip(names, [*drawn, "raw.1.png"], strict=True))
+    assert drawn_names(["a.bmp", "A.png", "a.bmp.png"])["a.bmp"] == "a.bmp_2.png"
+    predict_folder(nothing(monkeypatch), images, tmp_path / "out")
+    written = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
+    assert written == {*drawn, "raw.1.png", "classes.json", "predictions.json"}
 
 
 def test_class_names_are_given_or_recorded_or_read_from_the_training_data(
     tmp_path: Path, data_root: Path
 ) -> None:
     uri = f"voc://{data_root / 'voc_bccd'}?split=val"
-    cells = Detector(lambda *_: [], 3, tmp_path / "model_final.pth", (uri,), "float32")
+    cells = Detector(lambda *_: [], 3, tmp_path / "model_final.pth", (uri,), "float32", None)
     assert class_names(cells) == ("Platelets", "RBC", "WBC")
     rows = [{"dataset": {"classes": ["x", "y"]}}, {"dataset": {"classes": ["p", "r", "w"]}}]
     lines = [*(json.dumps(row) for row in rows), json.dumps({"dataset": 3}), "{half a li"]
@@ -318,8 +338,9 @@ def test_both_engines_draw_the_same(finished: Path, photos: Path, tmp_path: Path
         assert mine["score"] == pytest.approx(other["score"], abs=1e-5)
 
 
-def test_images_of_every_kind_that_a_data_set_may_hold_are_found(tmp_path: Path) -> None:
-    names = [f"photo{suffix}" for suffix in IMAGE_SUFFIXES]
-    for name in names:
+def test_images_of_every_kind_that_pillow_reads_are_found(tmp_path: Path) -> None:
+    names = [f"photo{suffix}" for suffix in readable_suffixes()]
+    assert {"photo.webp", "photo.gif", "photo.jfif", "photo.tga"} < set(names)
+    for name in (*names, "photo.pdf", "photo.mpg"):
         (tmp_path / name).touch()
     assert sorted(path.name for path in find_images([tmp_path]).values()) == sorted(names)

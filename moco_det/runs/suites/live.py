@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
 from moco_det.report import make_report
 from moco_det.report.formats import mean_std
@@ -124,6 +125,17 @@ def show_cost(runs: Sequence[Run], state: MatrixState, output: Path, *, at_once:
     print(time_left_line(runs, state, at_once=at_once), flush=True)
     for problem in state.problems:
         print(f"warning: {problem}", file=sys.stderr)
+
+
+def show_commands(left: Sequence[Run], given: Sequence[str]) -> None:
+    """The command of each run for a shell, by a benchmark's own arguments; what runs wait for."""
+    words = [word for word in given if word not in ("--dry-run", "--slurm")]
+    for run in left:
+        if not run.arm.absent:
+            print(command("benchmark", *words, "--only", run.name))
+    for name, file in {run.arm.name: run.arm.weights for run in left if run.arm.absent}.items():
+        way_out = f"name it by --weights {name}=FILE, and its commands stand here"
+        print(f"# {name}: {file} does not exist: {way_out}")
 
 
 def run_shown(

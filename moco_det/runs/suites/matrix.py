@@ -40,6 +40,11 @@ class SuiteArm:
     input: Mapping[str, Any]
     architecture: str | None = None
 
+    @property
+    def absent(self) -> bool:
+        """Whether the weights are not there yet: a run's name holds their sha256."""
+        return self.weights is not None and self.sha256 is None
+
     def keys(self) -> dict[str, Any]:
         """The config keys that the weights' own metadata demands."""
         found = {key: self.input.get(field) for key, field in INPUT_KEYS.items()}
@@ -98,11 +103,13 @@ def read_arms(
     random: bool = True,
     supervised: bool = True,
     default_supervised: Path | None = None,
+    may_be_absent: bool = False,
 ) -> list[SuiteArm]:
     """The arms of "NAME=FILE" words, with the random and the supervised one unless refused.
 
-    Every weights file is opened and checked here, before the first run. Raises InputError for a
-    name given twice, a file that is no backbone, and a supervised arm that nobody named.
+    Every weights file is opened and checked here, before the first run; those that are not there
+    may be absent from a dry run. Raises InputError for a name given twice, a file that is no
+    backbone, and a supervised arm that nobody named.
     """
     files: dict[str, Path] = {}
     for word in given:
@@ -117,15 +124,19 @@ def read_arms(
             raise InputError(f"--weights: the name {name} is given twice")
         files[name] = Path(path)
     if supervised and not any(name in SUPERVISED for name in files):
-        if default_supervised is None or not default_supervised.is_file():
+        there = default_supervised is not None and default_supervised.is_file()
+        if not there and not may_be_absent:
             looked = f" ({default_supervised} is not there)" if default_supervised else ""
             raise InputError(
                 f"no supervised arm to compare with{looked}: add supervised=FILE to --weights, "
                 "or refuse it with --no-supervised"
             )
-        files["supervised"] = default_supervised
+        files["supervised"] = default_supervised or Path("supervised.pkl")
     arms = [SuiteArm(RANDOM, None, None, {})] if random else []
     for name, file in sorted(files.items(), key=lambda item: item[0] not in SUPERVISED):
+        if may_be_absent and not file.exists():
+            arms.append(SuiteArm(name, file, None, {}))
+            continue
         weights = load_backbone(file)
         arms.append(
             SuiteArm(name, file, weights.sha256, dict(weights.input or {}), weights.architecture)

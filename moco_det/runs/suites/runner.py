@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -75,10 +74,8 @@ def run_matrix(
         if not mine or run.name in read_state(results, [run]).finished:
             os.close(claim)
             return None
-        words = [*train_command, "--num-gpus", str(max(1, len(gpus)))]
-        if len(gpus) > 1:  # runs side by side must not meet at one port
-            words += ["--dist-url", f"tcp://127.0.0.1:{free_port()}"]
-        job = Job(run.name, [*words, *run.options(output)], folder, run.setting.iterations)
+        words = [*train_command, "--num-gpus", str(max(1, len(gpus))), *run.options(output)]
+        job = Job(run.name, words, folder, run.setting.iterations)
         return start_job(job, gpus, environment, claim)
 
     def ended(one: RunningJob) -> None:
@@ -142,14 +139,8 @@ def failed_row(run: Run, output: Path, why: str, seconds: float) -> RunRow:
         wall_seconds=round(seconds, 3),
         hardware={"device": None, "cores": None},
         output_dir=relative(run.folder(output), output),
-        command=f"{command('train-net')} {' '.join(run.options(output))}",
+        command=command("train-net", *run.options(output)),
         started=now(),
         warnings=[],
         error=why,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
