@@ -73,6 +73,7 @@ def load_pair(
     check_classes_of_config(num_classes, train_set)
     pair = []
     for part in (train_set, test_set):
+        check_crowds(part)
         if with_masks and not part.has_masks:
             raise InputError(f"MODEL.MASK_ON is True, but {part.name} has no masks: set it False")
         if len(part) <= CHECK_LIMIT:
@@ -81,23 +82,47 @@ def load_pair(
     return pair[0], pair[1]
 
 
-def check_trainable(
-    dataset: DetectionDataset, *, mask_format: str | None, skip_empty: bool
-) -> None:
-    """InputError where nothing is left to train on, or a mask does not come in this format.
+def check_trainable(dataset: DetectionDataset, *, skip_empty: bool) -> None:
+    """InputError where nothing is left to train on.
 
-    ``mask_format`` is polygon or bitmask, or None where no masks are trained; ``skip_empty`` leaves
-    out images without objects.
+    ``skip_empty`` leaves out images without objects.
     """
-    objects = [(r, a) for r in dataset.records for a in r.annotations if not a.iscrowd]
-    if not dataset.records or (skip_empty and not objects):
+    check_crowds(dataset)
+    if not dataset.records or (skip_empty and not dataset.objects):
         raise InputError(f"{dataset.name} has no image with an object to train on")
-    for record, annotation in objects:
-        if mask_format == "polygon" and isinstance(annotation.segmentation, dict):
-            raise InputError(
-                f"object {annotation.id} of {record.file_name} has a run-length mask: "
-                "set INPUT.MASK_FORMAT bitmask"
-            )
+
+
+def check_crowds(dataset: DetectionDataset) -> None:
+    """InputError where there are objects and all of them are crowds."""
+    if dataset.objects and all(a.iscrowd for r in dataset.records for a in r.annotations):
+        raise InputError(
+            f"all {dataset.objects} objects of {dataset.name} are crowd regions (iscrowd 1), which "
+            "are neither trained nor scored: write iscrowd 0 where a region is one object"
+        )
+
+
+def choose_mask_format(dataset: DetectionDataset, asked: str) -> tuple[str, list[str]]:
+    """INPUT.MASK_FORMAT as the masks to train on allow it, with a warning where not as asked.
+
+    Polygons can be trained as bitmaps, run-lengths not as polygons.
+    """
+    objects = [a for record in dataset.records for a in record.annotations if not a.iscrowd]
+    coded = sum(isinstance(a.segmentation, dict) for a in objects)
+    if not coded or asked == "bitmask":
+        return asked, []
+    of = f"{coded} of {len(objects)} masks of {dataset.name} are run-lengths"
+    return "bitmask", [f"INPUT.MASK_FORMAT bitmask: {of}"]
+
+
+def choose_masks(train: DetectionDataset, test: DetectionDataset) -> tuple[str, str]:
+    """The mask format that both splits allow, "" for boxes alone, and why in a line."""
+    for part in (train, test):
+        if not part.has_masks:
+            rows = [a for r in part.records for a in r.annotations if not a.iscrowd]
+            without = sum(a.segmentation is None for a in rows)
+            return "", f"boxes alone: {without} of {len(rows)} objects of {part.name} have no mask"
+    found, why = choose_mask_format(train, "polygon")
+    return found, f"boxes and masks: {why[0] if why else 'all masks are polygons'}"
 
 
 def overlap_warnings(train: DetectionDataset, test: DetectionDataset) -> list[str]:

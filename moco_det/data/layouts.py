@@ -145,7 +145,7 @@ def _coco(folder: Folder, made: Path) -> FoundData | None:
     if len(wanted) == 1:
         return split_coco(wanted[0], _image_folder(folder, wanted[0]), made)
     uris = tuple(coco_uri(file, _image_folder(folder, file)) for file in wanted)
-    return FoundData(f"{wanted[0]} (COCO) is trained, {wanted[1].name} tested on", uris)
+    return FoundData(f"{wanted[0]} (COCO) is trained, {wanted[1]} tested on", uris)
 
 
 def _image_folder(folder: Folder, file: Path) -> Path:

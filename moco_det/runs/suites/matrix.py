@@ -92,18 +92,8 @@ class Run:
         ]
 
 
-def read_arms(
-    given: Sequence[str],
-    *,
-    random: bool = True,
-    supervised: bool = True,
-    default_supervised: Path | None = None,
-) -> list[SuiteArm]:
-    """The arms of "NAME=FILE" words, with the random and the supervised one unless refused.
-
-    Every weights file is opened and checked here, before the first run. Raises InputError for a
-    name given twice, a file that is no backbone, and a supervised arm that nobody named.
-    """
+def read_weights(given: Sequence[str]) -> dict[str, Path]:
+    """The files of "NAME=FILE" words by name; InputError for a name given twice."""
     files: dict[str, Path] = {}
     for word in given:
         name, _, path = word.partition("=")
@@ -116,6 +106,22 @@ def read_arms(
         if name in files:
             raise InputError(f"--weights: the name {name} is given twice")
         files[name] = Path(path)
+    return files
+
+
+def read_arms(
+    given: Sequence[str],
+    *,
+    random: bool = True,
+    supervised: bool = True,
+    default_supervised: Path | None = None,
+) -> list[SuiteArm]:
+    """The arms of "NAME=FILE" words, with the random and the supervised one unless refused.
+
+    Every weights file is opened and checked here, before the first run. Raises InputError for a
+    name given twice, a file that is no backbone, and a supervised arm that nobody named.
+    """
+    files = read_weights(given)
     if supervised and not any(name in SUPERVISED for name in files):
         if default_supervised is None or not default_supervised.is_file():
             looked = f" ({default_supervised} is not there)" if default_supervised else ""
