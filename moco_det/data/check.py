@@ -106,23 +106,23 @@ def choose_mask_format(dataset: DetectionDataset, asked: str) -> tuple[str, list
 
     Polygons can be trained as bitmaps, run-lengths not as polygons.
     """
-    objects = [a for record in dataset.records for a in record.annotations if not a.iscrowd]
-    coded = sum(isinstance(a.segmentation, dict) for a in objects)
+    masks = [a.segmentation for r in dataset.records for a in r.annotations if not a.iscrowd]
+    coded = sum(isinstance(mask, dict) for mask in masks)
     if not coded or asked == "bitmask":
         return asked, []
-    of = f"{coded} of {len(objects)} masks of {dataset.name} are run-lengths"
-    return "bitmask", [f"INPUT.MASK_FORMAT bitmask: {of}"]
+    of = f"{coded} of {len(masks)} masks of {dataset.name} are run-lengths"
+    return "bitmask", [f"INPUT.MASK_FORMAT is taken as bitmask: {of}"]
 
 
 def choose_masks(train: DetectionDataset, test: DetectionDataset) -> tuple[str, str]:
-    """The mask format that both splits allow, "" for boxes alone, and why in a line."""
+    """The mask format that both splits allow, "" for boxes alone, and a line that says so."""
     for part in (train, test):
         if not part.has_masks:
-            rows = [a for r in part.records for a in r.annotations if not a.iscrowd]
-            without = sum(a.segmentation is None for a in rows)
-            return "", f"boxes alone: {without} of {len(rows)} objects of {part.name} have no mask"
-    found, why = choose_mask_format(train, "polygon")
-    return found, f"boxes and masks: {why[0] if why else 'all masks are polygons'}"
+            masks = [a.segmentation for r in part.records for a in r.annotations if not a.iscrowd]
+            without = f"{masks.count(None)} of {len(masks)} objects of {part.name} have no mask"
+            return "", f"boxes are trained, masks are not: {without}"
+    found, warnings = choose_mask_format(train, "polygon")
+    return found, "; ".join([f"boxes and masks are trained, masks as {found}s", *warnings])
 
 
 def overlap_warnings(train: DetectionDataset, test: DetectionDataset) -> list[str]:

@@ -118,6 +118,8 @@ def own_data(
         print(f"{part.name}: {counts}")
         for line in part.skipped:
             print(f"  warning: {line}")
+    if len(train_set) < 2:
+        raise InputError(f"{train_set.name} has one image: at least two are needed to train on")
     mask_format, why = choose_masks(train_set, test_set)
     print(why)
     return QuickstartPlan(
