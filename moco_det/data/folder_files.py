@@ -17,6 +17,7 @@ from moco_det.data.text_files import absolute
 from moco_det.foundation.atomic import write_text
 
 HEAD = 4096  # bytes by which a file is recognised
+HIDDEN = (".", "__MACOSX")
 MOST = 50  # so many files of a kind are looked at, the largest first
 
 
@@ -44,15 +45,21 @@ class Folder:
 def list_folder(root: Path, made: Path) -> Folder:
     """All files below `root`, but for those of the output folder `made`."""
     files: dict[str, list[Path]] = defaultdict(list)
+    seen: set[str] = set()  # a link that leads back up must not be followed for ever
     for place, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and not made.is_relative_to(Path(place, name))
+            if not name.startswith(HIDDEN) and not made.is_relative_to(Path(place, name))
         )
         for name in sorted(names):
-            if not name.startswith("."):
+            if not name.startswith(HIDDEN):
                 files[os.path.splitext(name)[1].lower()].append(Path(place, name))
+        seen.add(real)
     images = sorted(file for ending in IMAGE_SUFFIXES for file in files.get(ending, ()))
     return Folder(root, files, images)
 

@@ -56,6 +56,8 @@ def find_data(directory: str | Path, made: Path) -> FoundData:
     for exports of CVAT, LabelMe and VIA.
     """
     root = absolute(directory)
+    if root.suffix in (".yaml", ".yml") and root.is_file():  # as YOLO's own tools are told
+        root = root.parent
     if not root.is_dir():
         raise InputError(f"--data {root} is no folder: name the one that holds your images")
     folder = list_folder(root, made)
@@ -124,8 +126,8 @@ def _voc(folder: Folder, made: Path) -> FoundData | None:
 
 
 def _coco(folder: Folder, made: Path) -> FoundData | None:
-    instances = r'\s*\{\s*"(info|licenses|images|annotations|categories|type)"\s*:'
-    files = [f for f in largest(folder.of(".json")) if re.match(instances, head(f))]
+    keys = r'"(info|licenses|images|annotations|categories)"\s*:'
+    files = [f for f in largest(folder.of(".json")) if re.search(keys, head(f))]
     files = [f for f in files if "instances" in f.name] or files
     texts = {file: read_text(file, "annotation file") for file in files}
     files = sorted(f for f, text in texts.items() if '"bbox"' in text and '"images"' in text)

@@ -27,10 +27,12 @@ CLASS_FILES = ("classes.txt", "obj.names", "labels.txt")
 
 
 def read_data_yaml(file: Path) -> dict[str, Any] | None:
-    """The content of a data.yaml, None of any other yaml."""
+    """The content of a data.yaml by whatever name, None of any other yaml."""
     try:
         content = yaml.safe_load(read_text(file, "data description"))
     except yaml.YAMLError as error:
+        if file.stem not in ("data", "dataset"):
+            return None
         raise InputError(f"{file} is not yaml ({' '.join(str(error).split())}): fix it") from None
     known = isinstance(content, dict) and {"names", "nc"} & content.keys()
     return content if known and {"train", "val", "test"} & content.keys() else None

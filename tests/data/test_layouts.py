@@ -102,7 +102,7 @@ def test_yolo_is_read_in_both_of_its_forms(form: str, tmp_path: Path) -> None:
         labels = root / folder.replace("images", "labels")
         write_label(labels / f"{name}.txt", yolo_text(name))
     write_label(root / "data.yaml", YAMLS[form])
-    train, test = load(root, tmp_path / "made")
+    train, test = load(root / "data.yaml", tmp_path / "made")
     assert names_of(train) == list(OBJECTS)[:7] and names_of(test) == list(OBJECTS)[7:]
     assert train.classes == CLASSES
 
@@ -262,6 +262,8 @@ def test_exports_of_other_tools_are_named_with_what_converts_them(
 def test_images_alone_are_photos_and_an_empty_folder_is_nothing(tmp_path: Path) -> None:
     write_image(tmp_path / "deep" / "a.jpg")
     write_image(tmp_path / "made" / "b.jpg")
+    write_image(tmp_path / "__MACOSX" / "._a.jpg")
+    (tmp_path / "deep" / "up").symlink_to(tmp_path)
     found = find_data(tmp_path, tmp_path / "made" / "data")
     assert found.photos == (tmp_path / "deep" / "a.jpg",) and not found.uris
     (tmp_path / "empty").mkdir()
