@@ -171,6 +171,6 @@ def voc_data(root: Path, train: str | None, test: str | None, made: Path) -> Fou
 def coco_data(files: Sequence[Path], images: Sequence[Path], made: Path) -> FoundData:
     """A training and a test file, each with its folder of images, or one file for both."""
     if len(files) == 1:
-        return split_coco(files[0].resolve(), images[0].resolve(), made)
+        return split_coco(files[0].resolve(), images[0].resolve(), made / files[0].stem)
     uris = tuple(map(coco_uri, (f.resolve() for f in files), (i.resolve() for i in images)))
     return FoundData(f"{files[0]} is trained, {files[1]} tested on", uris)

@@ -20,13 +20,14 @@ def check_together(args: argparse.Namespace) -> None:
     files, folders = len(args.coco or ()), len(args.images or ())
     without = not (own or args.pretrain)
     made = "needs encoders that are made for it: add --pretrain"
+    its_options = "--pretrain, --pretrain-steps, --labels and --arms instdisc"
     made_here = args.pretrain or args.pretrain_steps or args.labels or "instdisc" in args.arms
     for found, message in (
         (files > 2, "--coco takes TRAIN.json and TEST.json, or one file, which is split"),
         (files != folders, "--coco TRAIN TEST goes with --images TRAIN TEST, one with one"),
         (splits and not args.voc, "--train-split and --test-split are for --voc"),
         (args.labels and own, "--labels is for the painted scenes: leave out your own data"),
-        (args.weights and made_here, "--weights stands for pre-training: leave out what is for it"),
+        (args.weights and made_here, f"--weights stands for pre-training: leave out {its_options}"),
         (args.labels and without, f"--labels (a supervised encoder for each number) {made}"),
         ("instdisc" in args.arms and without, f"--arms instdisc {made}"),
         (args.pretrain_steps and without, f"--pretrain-steps {made}"),
