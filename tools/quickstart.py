@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME=FILE",
-        help="checkpoints of one ResNet as the arms beside random, in place of pre-training",
+        help="checkpoints of one ResNet as the arms beside random (default: pre-training)",
     )
     add("--pretrain", action="store_true", help="make the painted world's encoders anew")
     add(
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="in any layout: VOC, COCO, YOLO, photos alone (default: painted scenes)",
     )
-    either("--voc", type=Path, metavar="DIR", help="in PASCAL VOC layout")
+    either("--voc", type=Path, metavar="DIR", help="in PASCAL VOC layout (default: painted scenes)")
     split = "a list of ImageSets/Main (default: {} or else {})"
     add("--train-split", metavar="SPLIT", help=split.format("trainval", "train"))
     add("--test-split", metavar="SPLIT", help=split.format("test", "val"))
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar=("TRAIN.json", "TEST.json"),
-        help="annotation files in COCO format, or one, which is split",
+        help="COCO annotation files, or one, which is split (default: painted scenes)",
     )
     add(
         "--images",
