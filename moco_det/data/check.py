@@ -119,10 +119,13 @@ def choose_masks(train: DetectionDataset, test: DetectionDataset) -> tuple[str, 
     for part in (train, test):
         if not part.has_masks:
             masks = [a.segmentation for r in part.records for a in r.annotations if not a.iscrowd]
-            without = f"{masks.count(None)} of {len(masks)} objects of {part.name} have no mask"
-            return "", f"boxes are trained, masks are not: {without}"
+            some = len(masks) - masks.count(None)
+            return (
+                "",
+                f"boxes alone: {some} of {len(masks)} objects of {part.name} have a mask",
+            )
     found, warnings = choose_mask_format(train, "polygon")
-    return found, "; ".join([f"boxes and masks are trained, masks as {found}s", *warnings])
+    return found, "; ".join([f"boxes and masks, as {found}s", *warnings])
 
 
 def overlap_warnings(train: DetectionDataset, test: DetectionDataset) -> list[str]:
