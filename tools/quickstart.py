@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     check_together(args)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    weights = read_weights(args.weights)
+    weights = {arm: Path(file) for arm, file in read_weights(args.weights).items()}
     steps = OWN_STEPS if args.data or args.voc or args.coco else PAINTED_STEPS
     learned = [] if weights else [arm for arm in ARMS if arm in args.arms and arm != "random"]
     budget = Budget(

@@ -133,7 +133,10 @@ def shipped_encoders(plan: QuickstartPlan) -> dict[str, Path]:
 
 def shared_architecture(given: Mapping[str, Path]) -> str:
     """The one ResNet that all checkpoints are of, InputError where they differ; "" of none."""
-    found = {arm: read_checkpoint(file).architecture for arm, file in given.items()}
+    sources = {arm: read_checkpoint(file) for arm, file in given.items()}
+    for source in sources.values():
+        source.known_input()
+    found = {arm: source.architecture for arm, source in sources.items()}
     if len(set(found.values())) > 1:
         shown = ", ".join(f"{arm} is a {name}" for arm, name in found.items())
         raise InputError(

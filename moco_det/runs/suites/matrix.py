@@ -92,9 +92,9 @@ class Run:
         ]
 
 
-def read_weights(given: Sequence[str]) -> dict[str, Path]:
+def read_weights(given: Sequence[str]) -> dict[str, str]:
     """The files of "NAME=FILE" words by name; InputError for a name given twice."""
-    files: dict[str, Path] = {}
+    files: dict[str, str] = {}
     for word in given:
         name, _, path = word.partition("=")
         if not path or not re.fullmatch(NAME, name):
@@ -105,7 +105,7 @@ def read_weights(given: Sequence[str]) -> dict[str, Path]:
             raise InputError("--weights random=...: the random arm has no weights; leave it out")
         if name in files:
             raise InputError(f"--weights: the name {name} is given twice")
-        files[name] = Path(path)
+        files[name] = path
     return files
 
 
@@ -121,7 +121,7 @@ def read_arms(
     Every weights file is opened and checked here, before the first run. Raises InputError for a
     name given twice, a file that is no backbone, and a supervised arm that nobody named.
     """
-    files = read_weights(given)
+    files = {name: Path(file) for name, file in read_weights(given).items()}
     if supervised and not any(name in SUPERVISED for name in files):
         if default_supervised is None or not default_supervised.is_file():
             looked = f" ({default_supervised} is not there)" if default_supervised else ""
