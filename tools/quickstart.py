@@ -1,7 +1,7 @@
 """The main job on a laptop: data, pre-training, conversion, fine-tuning, an honest report.
 
 Without options it paints its own data set and takes encoders pre-trained on such pictures; with
---pretrain it makes them anew. With --voc or --coco it does the same on yours.
+--pretrain it makes them anew. With --data, --voc or --coco it does the same on yours.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from moco_det.foundation.errors import InputError
 from moco_det.runs.quickstart.plan import ARMS, Budget
 from moco_det_tools.entry import at_least, make_parser, run
 
@@ -24,7 +23,7 @@ OWN_STEPS = {"pretrain": 1000, "finetune": 150}
 
 def parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
-    p = make_parser("quickstart", __doc__, example="--voc VOC_DIR -o runs/mine")
+    p = make_parser("quickstart", __doc__, example="--data DIR -o runs/mine")
     add = p.add_argument
     add(
         "-o",
@@ -40,6 +39,13 @@ def parser() -> argparse.ArgumentParser:
         default=["random", "supervised", "moco"],
         help="initialisations to compare (default: random supervised moco)",
     )
+    add(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE",
+        help="checkpoints of one ResNet as the arms beside random (default: pre-training)",
+    )
     add("--pretrain", action="store_true", help="make the painted world's encoders anew")
     add(
         "--labels",
@@ -51,6 +57,12 @@ def parser() -> argparse.ArgumentParser:
     )
     group = p.add_argument_group("your own data")
     either, add = group.add_mutually_exclusive_group().add_argument, group.add_argument
+    either(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="in any layout: VOC, COCO, YOLO, photos alone (default: painted scenes)",
+    )
     either("--voc", type=Path, metavar="DIR", help="in PASCAL VOC layout (default: painted scenes)")
     split = "a list of ImageSets/Main (default: {} or else {})"
     add("--train-split", metavar="SPLIT", help=split.format("trainval", "train"))
@@ -58,16 +70,16 @@ def parser() -> argparse.ArgumentParser:
     either(
         "--coco",
         type=Path,
-        nargs=2,
+        nargs="+",
         metavar=("TRAIN.json", "TEST.json"),
-        help="annotation files in COCO format (default: painted scenes)",
+        help="COCO annotation files, or one, which is split (default: painted scenes)",
     )
     add(
         "--images",
         type=Path,
-        nargs=2,
+        nargs="+",
         metavar=("TRAIN_DIR", "TEST_DIR"),
-        help="the images of --coco's two files (default: none)",
+        help="the images of --coco's files (default: none)",
     )
     add("--strict", action="store_true", help="one broken image is an error")
     add = partial(p.add_argument_group("budget").add_argument, metavar="N")
@@ -82,23 +94,17 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is not there yet, then make the report."""
     args = parser().parse_args(argv)
-    check_together(args)
-    from moco_det.runs.quickstart.data_sets import coco_uris, own_data, painted_data, voc_uris
     from moco_det.runs.quickstart.flow import compare
+    from moco_det.runs.quickstart.options import check_together, choose_data
+    from moco_det.runs.suites.matrix import read_weights
 
+    check_together(args)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    if args.voc:
-        uris = voc_uris(args.voc, args.train_split, args.test_split)
-    elif args.coco:
-        uris = coco_uris(args.coco, args.images)
-    if args.voc or args.coco:
-        steps = OWN_STEPS
-        prepare = partial(own_data, train=uris[0], test=uris[1], strict=args.strict)
-    else:
-        steps = PAINTED_STEPS
-        prepare = partial(painted_data, labels=args.labels, pretrain=args.pretrain)
+    weights = {arm: Path(file) for arm, file in read_weights(args.weights).items()}
+    steps = OWN_STEPS if args.data or args.voc or args.coco else PAINTED_STEPS
+    learned = [] if weights else [arm for arm in ARMS if arm in args.arms and arm != "random"]
     budget = Budget(
-        arms=tuple(arm for arm in ARMS if arm in args.arms),
+        arms=(*["random"] * ("random" in args.arms), *learned, *weights),
         seed=args.seed,
         seeds=args.seeds,
         pretrain_steps=args.pretrain_steps or steps["pretrain"],
@@ -107,25 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = Path("runs/pretrained" if args.pretrain else "runs/quickstart")
     # the report finds the images again from wherever it is made
     output = (args.output or default).resolve()
-    compare(prepare, budget, output, device=describe_machine(), strict=args.strict)
+    prepare, device = choose_data(args, weights), describe_machine()
+    compare(prepare, budget, output, device=device, strict=args.strict, given=weights)
     return 0
-
-
-def check_together(args: argparse.Namespace) -> None:
-    """Refuse options that do not go together, before anything is written."""
-    own, splits = args.voc or args.coco, args.train_split or args.test_split
-    without = not (own or args.pretrain)
-    made = "needs encoders that are made for it: add --pretrain"
-    for found, message in (
-        (bool(args.coco) != bool(args.images), "--coco TRAIN TEST goes with --images TRAIN TEST"),
-        (splits and not args.voc, "--train-split and --test-split are for --voc"),
-        (args.labels and own, "--labels is for the painted scenes: leave out --voc and --coco"),
-        (args.labels and without, f"--labels (a supervised encoder for each number) {made}"),
-        ("instdisc" in args.arms and without, f"--arms instdisc {made}"),
-        (args.pretrain_steps and without, f"--pretrain-steps {made}"),
-    ):
-        if found:
-            raise InputError(message)
 
 
 def describe_machine() -> str:

@@ -73,6 +73,7 @@ def load_pair(
     check_classes_of_config(num_classes, train_set)
     pair = []
     for part in (train_set, test_set):
+        check_crowds(part)
         if with_masks and not part.has_masks:
             raise InputError(f"MODEL.MASK_ON is True, but {part.name} has no masks: set it False")
         if len(part) <= CHECK_LIMIT:
@@ -81,23 +82,50 @@ def load_pair(
     return pair[0], pair[1]
 
 
-def check_trainable(
-    dataset: DetectionDataset, *, mask_format: str | None, skip_empty: bool
-) -> None:
-    """InputError where nothing is left to train on, or a mask does not come in this format.
+def check_trainable(dataset: DetectionDataset, *, skip_empty: bool) -> None:
+    """InputError where nothing is left to train on.
 
-    ``mask_format`` is polygon or bitmask, or None where no masks are trained; ``skip_empty`` leaves
-    out images without objects.
+    ``skip_empty`` leaves out images without objects.
     """
-    objects = [(r, a) for r in dataset.records for a in r.annotations if not a.iscrowd]
-    if not dataset.records or (skip_empty and not objects):
+    check_crowds(dataset)
+    if not dataset.records or (skip_empty and not dataset.objects):
         raise InputError(f"{dataset.name} has no image with an object to train on")
-    for record, annotation in objects:
-        if mask_format == "polygon" and isinstance(annotation.segmentation, dict):
-            raise InputError(
-                f"object {annotation.id} of {record.file_name} has a run-length mask: "
-                "set INPUT.MASK_FORMAT bitmask"
+
+
+def check_crowds(dataset: DetectionDataset) -> None:
+    """InputError where there are objects and all of them are crowds."""
+    if dataset.objects and all(a.iscrowd for r in dataset.records for a in r.annotations):
+        raise InputError(
+            f"all {dataset.objects} objects of {dataset.name} are crowd regions (iscrowd 1), which "
+            "are neither trained nor scored: write iscrowd 0 where a region is one object"
+        )
+
+
+def choose_mask_format(dataset: DetectionDataset, asked: str) -> tuple[str, list[str]]:
+    """INPUT.MASK_FORMAT as the masks to train on allow it, with a warning where not as asked.
+
+    Polygons can be trained as bitmaps, run-lengths not as polygons.
+    """
+    masks = [a.segmentation for r in dataset.records for a in r.annotations if not a.iscrowd]
+    coded = sum(isinstance(mask, dict) for mask in masks)
+    if not coded or asked == "bitmask":
+        return asked, []
+    of = f"{coded} of {len(masks)} masks of {dataset.name} are run-lengths"
+    return "bitmask", [f"INPUT.MASK_FORMAT is taken as bitmask: {of}"]
+
+
+def choose_masks(train: DetectionDataset, test: DetectionDataset) -> tuple[str, str]:
+    """The mask format that both splits allow, "" for boxes alone, and a line that says so."""
+    for part in (train, test):
+        if not part.has_masks:
+            masks = [a.segmentation for r in part.records for a in r.annotations if not a.iscrowd]
+            some = len(masks) - masks.count(None)
+            return (
+                "",
+                f"boxes alone: {some} of {len(masks)} objects of {part.name} have a mask",
             )
+    found, warnings = choose_mask_format(train, "polygon")
+    return found, "; ".join([f"boxes and masks, as {found}s", *warnings])
 
 
 def overlap_warnings(train: DetectionDataset, test: DetectionDataset) -> list[str]:

@@ -81,15 +81,15 @@ def load_data(
     train: Sequence[str],
     test: Sequence[str],
     num_classes: int,
-    mask_format: str | None,
+    with_masks: bool,
     skip_empty: bool,
     strict: bool,
     progress: bool,
 ) -> tuple[DetectionDataset, DetectionDataset]:
     """The training and test sets of a config, checked against each other and the config.
 
-    ``mask_format`` is None where no masks are trained. Several data sets become one, which is
-    trained on and scored as one. Both are registered under their `joined` names.
+    Several data sets become one, which is trained on and scored as one. Both are registered under
+    their `joined` names.
     """
     for name in (*train, *test):
         ours = "://" in name or name in BUILTIN_COCO or name in BUILTIN_VOC
@@ -102,11 +102,11 @@ def load_data(
         train=train,
         test=test,
         num_classes=num_classes,
-        with_masks=mask_format is not None,
+        with_masks=with_masks,
         strict=strict,
         progress=progress,
     )
-    check_trainable(train_set, mask_format=mask_format, skip_empty=skip_empty)
+    check_trainable(train_set, skip_empty=skip_empty)
     register(joined(train), train_set)
     register(joined(test), test_set)
     return train_set, test_set

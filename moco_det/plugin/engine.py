@@ -24,6 +24,7 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset
+from moco_det.data.check import choose_mask_format
 from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.metrics_file import Writer
@@ -47,6 +48,10 @@ class Detectron2Run:
         self.options, self.output = options, Path(cfg.OUTPUT_DIR)
         self.train_set, self.test_set = data_of(cfg, strict=options.strict)
         self.cfg, self.warnings = resolve(cfg)
+        if cfg.MODEL.MASK_ON and cfg.TEST.EVALUATOR == "moco_det":
+            found, said = choose_mask_format(self.train_set, cfg.INPUT.MASK_FORMAT)
+            self.cfg = set_values(self.cfg, ["INPUT.MASK_FORMAT", found])
+            self.warnings += said
         # detectron2's AMPTrainer computes in float16, its SimpleTrainer in float32
         self.precision = "float16" if self.cfg.SOLVER.AMP.ENABLED else "float32"
         seed_all_rng(self.cfg.SEED + comm.get_rank())
@@ -187,7 +192,7 @@ def data_of(cfg: CfgNode, *, strict: bool) -> tuple[DetectionDataset, DetectionD
         train=cfg.DATASETS.TRAIN,
         test=cfg.DATASETS.TEST,
         num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-        mask_format=cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None,
+        with_masks=cfg.MODEL.MASK_ON,
         skip_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         strict=strict,
         progress=progress,

@@ -24,14 +24,16 @@ def make_report(
     title: str | None = None,
     pretraining: Sequence[str | Path] = (),
     against: Sequence[str | Path] = (),
+    notes: Sequence[str] = (),
 ) -> dict[str, Path]:
     """Write report.html (one file, no network), report.md, tables.csv and tables.tex.
 
     Returns {file name: path}.
 
     `results` are results.jsonl files (or folders that hold one), `pretraining` folders with a
-    pre-training's metrics.jsonl, `against` results to compare these with. The same data gives the
-    same bytes. Raises InputError where a file is missing or no run has finished.
+    pre-training's metrics.jsonl, `against` results to compare these with, `notes` sentences to
+    follow the verdict. The same data gives the same bytes. Raises InputError where a file is
+    missing or no run has finished.
     """
     if isinstance(results, (str, Path)):
         results = [results]
@@ -39,7 +41,8 @@ def make_report(
         raise InputError("no results given; name one results.jsonl or more")
     rows = read_rows(results)
     diff = compare_reports(rows.rows, read_rows(against).rows) if against else None
-    page = build_page(rows, title=title, pretraining=[Path(p) for p in pretraining], diff=diff)
+    curves = [Path(p) for p in pretraining]
+    page = build_page(rows, title=title, pretraining=curves, diff=diff, notes=notes)
     groups = group_runs(rows.rows)
     texts = {
         "report.html": render_html(page),

@@ -27,7 +27,12 @@ from moco_det.results import Rows
 
 
 def build_page(
-    rows: Rows, *, title: str | None, pretraining: Sequence[Path], diff: ReportDiff | None = None
+    rows: Rows,
+    *,
+    title: str | None,
+    pretraining: Sequence[Path],
+    diff: ReportDiff | None = None,
+    notes: Sequence[str] = (),
 ) -> Page:
     """Everything the report says; raises InputError where there is nothing to report."""
     groups, probed = group_runs(rows.rows), group_probes(rows.rows)
@@ -47,7 +52,7 @@ def build_page(
         return blocks
 
     said: list[Block] = each(lambda group: _verdict(group, groups[0], encoders))
-    said += [text(paper_sentence(groups)), *notice] if groups else []
+    said += [text(paper_sentence(groups)), *map(text, notes), *notice] if groups else []
     schedules = families.blocks(groups, families.BY_SCHEDULE)
     labels = families.blocks(groups, families.BY_LABELS)
     classes = each(lambda group: tables.class_blocks(group, alone=alone))

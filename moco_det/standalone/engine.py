@@ -14,7 +14,7 @@ from fvcore.common.config import CfgNode
 
 from moco_det import __version__
 from moco_det.data import DetectionDataset
-from moco_det.data.check import load_pair
+from moco_det.data.check import choose_mask_format, load_pair
 from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.metrics_file import Writer
@@ -49,6 +49,10 @@ class StandaloneRun:
             strict=options.strict,
             progress=collectives.is_main(),
         )
+        self.warnings: list[str] = []
+        if cfg.MODEL.MASK_ON:
+            found, self.warnings = choose_mask_format(self.train_set, cfg.INPUT.MASK_FORMAT)
+            self.cfg = set_values(self.cfg, ["INPUT.MASK_FORMAT", found])
         self.found = last_checkpoint(self.output) if options.resume else None
         self.iterations = self.cfg.SOLVER.MAX_ITER
         self.trained: int | None = None
@@ -61,7 +65,6 @@ class StandaloneRun:
         torch.manual_seed(seed + collectives.rank())
         self.model = build_detector(self.cfg)
         self.loaded = load_weights(cfg, self.model)
-        self.warnings: list[str] = []
         if options.eval_only:
             if self.found is not None:
                 load_model_state(self.model, self.found[1]["model"], self.found[0])

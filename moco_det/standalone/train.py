@@ -162,8 +162,7 @@ def training_records(cfg: CfgNode, train_set: DetectionDataset) -> list[Record]:
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide by {world} processes"
         )
     skip_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    mask_format = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None
-    check_trainable(train_set, mask_format=mask_format, skip_empty=skip_empty)
+    check_trainable(train_set, skip_empty=skip_empty)
     return usable(train_set.records) if skip_empty else list(train_set.records)
 
 

@@ -155,7 +155,9 @@ def listed_source(
 def check_enough(images: int, batch: int, what: str) -> None:
     """Raise InputError where `what` has fewer images than the global batch."""
     if images < batch:
+        # each of these keys alone would be refused for the next
+        fits = f"SOLVER.BATCH {images} ENCODER.BN_SPLITS 0 MOCO.K {images}"
         raise InputError(
             f"{what} has {images} image{'s' if images != 1 else ''}, fewer than the {batch} of "
-            "SOLVER.BATCH: give more images, or lower SOLVER.BATCH to their number"
+            f"SOLVER.BATCH: give more images{f', or add {fits}' if images > 1 else ''}"
         )

@@ -7,7 +7,13 @@ from dataclasses import replace
 import pytest
 
 from moco_det.data import Annotation, DetectionDataset, Record
-from moco_det.data.check import check_classes_of_config, check_trainable, overlap_warnings
+from moco_det.data.check import (
+    check_classes_of_config,
+    check_trainable,
+    choose_mask_format,
+    choose_masks,
+    overlap_warnings,
+)
 from moco_det.foundation.errors import InputError
 
 
@@ -45,18 +51,29 @@ def dataset_of(*objects: Annotation) -> DetectionDataset:
     return DetectionDataset("two", "two", records, ("cat", "dog"), (3, 11))
 
 
-def test_a_run_length_mask_needs_the_bitmask_format() -> None:
+def test_run_length_masks_are_trained_as_bitmaps_and_crowds_do_not_count() -> None:
     coded = dataset_of(POLYGON, replace(CROWD, iscrowd=False, id=12))
-    check_trainable(coded, mask_format="bitmask", skip_empty=True)
-    check_trainable(coded, mask_format=None, skip_empty=True)
-    with pytest.raises(InputError, match=r"object 12 of /img/a7.jpg.*INPUT.MASK_FORMAT bitmask"):
-        check_trainable(coded, mask_format="polygon", skip_empty=True)
-    check_trainable(dataset_of(POLYGON, CROWD), mask_format="polygon", skip_empty=True)
+    said = "INPUT.MASK_FORMAT is taken as bitmask: 1 of 2 masks of two are run-lengths"
+    assert choose_mask_format(coded, "polygon") == ("bitmask", [said])
+    for asked in ("polygon", "bitmask"):
+        assert choose_mask_format(dataset_of(POLYGON, CROWD), asked) == (asked, [])
 
 
-def test_training_data_with_crowds_alone_is_an_error_where_empty_images_are_left_out() -> None:
-    check_trainable(dataset_of(CROWD), mask_format=None, skip_empty=False)
+def test_masks_are_on_where_both_splits_have_them() -> None:
+    whole = replace(dataset_of(POLYGON, CROWD), has_masks=True)
+    coded = replace(dataset_of(POLYGON, replace(CROWD, iscrowd=False)), has_masks=True)
+    boxes = replace(dataset_of(replace(POLYGON, segmentation=None)), name="boxes")
+    assert choose_masks(whole, coded)[0] == "polygon" and choose_masks(coded, whole)[0] == "bitmask"
+    for pair in ((whole, boxes), (boxes, whole)):
+        found, said = choose_masks(*pair)
+        assert not found and said == "boxes alone: 0 of 1 objects of boxes have a mask"
+
+
+def test_nothing_to_train_on_is_an_error_that_speaks_of_crowds_where_there_are_no_others() -> None:
+    check_trainable(dataset_of(), skip_empty=False)
+    with pytest.raises(InputError, match="all 1 objects of two are crowd regions"):
+        check_trainable(dataset_of(CROWD), skip_empty=False)
     with pytest.raises(InputError, match="no image with an object"):
-        check_trainable(dataset_of(CROWD), mask_format=None, skip_empty=True)
+        check_trainable(dataset_of(), skip_empty=True)
     with pytest.raises(InputError, match="no image with an object"):
-        check_trainable(replace(dataset_of(), records=()), mask_format=None, skip_empty=False)
+        check_trainable(replace(dataset_of(), records=()), skip_empty=False)

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pycocotools.mask
 import pytest
 
-from moco_det.data import check_images, load_dataset
-from moco_det.data.crops import write_crops, write_image_list
+from moco_det.data import (
+    Annotation,
+    DetectionDataset,
+    Record,
+    check_images,
+    load_dataset,
+    read_image,
+)
+from moco_det.data.crops import BACKGROUND, write_crops, write_image_list
+from moco_det.data.image import write_jpeg
 from moco_det.data.masks import mask_polygons
 from moco_det.data.scene_painter import Scene, paint_close_up, paint_scene
 from moco_det.data.scene_shapes import CLASSES, FORMS, SURFACES
@@ -212,3 +221,26 @@ def test_the_image_list_names_absolute_paths(paths: ScenesPaths, tmp_path: Path)
     lines = (tmp_path / "list.txt").read_text().splitlines()
     assert lines == [record.file_name for record in dataset.records]
     assert all(Path(line).is_absolute() and Path(line).is_file() for line in lines)
+
+
+def test_background_crops_touch_no_object_not_even_one_that_is_difficult(tmp_path: Path) -> None:
+    corners = [(x, y) for x in range(0, 250, 50) for y in range(0, 250, 50)]
+    picture = np.zeros((250, 250, 3), np.uint8)
+    objects = []
+    for n, (x, y) in enumerate(corners):
+        picture[y : y + 20, x : x + 20] = 255
+        objects.append(Annotation((x, y, x + 20.0, y + 20.0), 0, difficult=n % 5 == 0))
+    file = tmp_path / "a.jpg"
+    write_jpeg(file, picture)
+    record = Record(1, str(file), 250, 250, tuple(objects))
+    dataset = DetectionDataset("set", "set", (record,), ("cell",), (1,))
+    folder = tmp_path / "crops"
+    counts = write_crops(dataset, folder, background=True, progress=False)
+    assert counts["cell"] == 20 and counts[BACKGROUND] >= 15
+    for crop in (folder / BACKGROUND).iterdir():
+        pixels = read_image(str(crop))
+        assert min(pixels.shape[:2]) >= 16 and pixels.mean() < 8  # but for what JPEG smears
+    whole = replace(record, annotations=(Annotation((0.0, 0.0, 250.0, 250.0), 0),))
+    filled = replace(dataset, records=(whole,))
+    counts = write_crops(filled, tmp_path / "filled", background=True, progress=False)
+    assert counts == {"cell": 1, BACKGROUND: 0}

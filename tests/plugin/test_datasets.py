@@ -46,7 +46,7 @@ def load(paths: ScenesPaths, **changes: object) -> tuple[DetectionDataset, Detec
         "train": (paths.train,),
         "test": (paths.test,),
         "num_classes": len(paths.classes),
-        "mask_format": "polygon",
+        "with_masks": True,
         "skip_empty": True,
         "strict": False,
         "progress": False,
@@ -128,7 +128,7 @@ def test_several_data_sets_are_joined_to_one(scenes: ScenesPaths) -> None:
 
 
 def test_the_test_set_takes_the_classes_of_the_training_set(scenes: ScenesPaths) -> None:
-    train, test = load(scenes, test=(scenes.voc_test,), mask_format=None)
+    train, test = load(scenes, test=(scenes.voc_test,), with_masks=False)
     assert load_dataset(scenes.voc_test).classes != train.classes
     assert train.classes == test.classes == tuple(scenes.classes)
 

@@ -17,6 +17,7 @@ import yaml
 from moco_det.data.scenes import ScenesPaths
 from moco_det.results import read_rows
 from moco_det.runs.row import sha256_of
+from tests.standalone.tiny import coded_scenes
 
 pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2
@@ -318,3 +319,14 @@ def test_a_detector_that_detectron2_cannot_resume_is_refused(
     torch.save(content, copy / "model_final.pth")
     assert train_net("--engine", "detectron2", "--resume", OUTPUT_DIR=str(copy)) == 2
     assert "--engine standalone" in capsys.readouterr().err
+
+
+def test_run_length_masks_are_trained_as_bitmaps(
+    scenes: ScenesPaths, train_net: Tool, tmp_path: Path
+) -> None:
+    changes = {"DATASETS__TRAIN": repr((coded_scenes(scenes, tmp_path),)), "SOLVER__MAX_ITER": "1"}
+    output = tmp_path / "run"
+    assert train_net("--engine", "detectron2", OUTPUT_DIR=str(output), **changes) == 0
+    (row,) = lines_of(output / "results.jsonl")
+    assert any("taken as bitmask" in line for line in row["warnings"])
+    assert row["metrics"]["segm"]

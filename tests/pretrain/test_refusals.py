@@ -61,9 +61,20 @@ KINDS = ["folder", "list", "voc", "coco", "shards with an index", "shards with D
 @pytest.mark.parametrize("kind", KINDS)
 def test_fewer_images_than_a_batch_are_refused(kind: str, tiny: list[str], tmp_path: Path) -> None:
     cfg = config(tiny, *source_of_three(kind, tmp_path))
-    with pytest.raises(InputError, match=r"3 images, fewer than the 8 of SOLVER\.BATCH: .*lower"):
+    with pytest.raises(InputError, match=r"3 images, fewer than the 8 of SOLVER\.BATCH: .*add"):
         train.train(cfg)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_keys_that_fewer_images_than_a_batch_are_offered_are_enough(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    many = ["ENCODER.BN_SPLITS", 4, "MOCO.K", 16, "SOLVER.MAX_ITER", 1]
+    folder = source_of_three("folder", tmp_path)
+    with pytest.raises(InputError) as error:
+        train.train(config(tiny, *folder, *many))
+    _, _, keys = str(error.value).partition(", or add ")
+    assert train.train(config(tiny, *folder, *many, *keys.split())).is_file()
 
 
 def test_as_many_images_as_a_batch_are_enough(tiny: list[str], tmp_path: Path) -> None:

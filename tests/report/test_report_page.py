@@ -327,3 +327,12 @@ def test_every_cell_names_its_column_for_narrow_screens(
     columns = {attributes["data-column"] for tag, attributes in page.tags if tag == "td"}
     named = {name for table in page.tables for name in table[0][1:]}
     assert columns == named >= {"n", "AP50", "AP − random"}
+
+
+def test_a_note_follows_the_verdict_on_the_page_and_in_the_text(
+    tmp_path: Path, make_row: Any, write_rows: Any
+) -> None:
+    files = make_report([write_rows([make_row()])], tmp_path / "out", notes=["Mind a < b."])
+    _, verdict = files["report.md"].read_text().split("## Verdict")
+    assert "Mind a" in verdict.split("\n## ")[0]
+    assert "Mind a &lt; b." in files["report.html"].read_text()

@@ -1,4 +1,4 @@
-"""Runs that stop badly or go on with something changed."""
+"""Runs that stop badly, go on with something changed, or find other masks than they asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moco_det.data.scenes import ScenesPaths
 from moco_det.foundation.errors import InputError
 from moco_det.settings.engine import RunOptions
 from tests.standalone.test_run import stop_before_step
-from tests.standalone.tiny import on_scenes, run
+from tests.standalone.tiny import coded_scenes, on_scenes, run
 
 RESUME = RunOptions("R18_FPN", resume=True)
 
@@ -81,3 +81,15 @@ def test_weights_that_burst_in_the_last_step_are_never_scored_or_kept(
     with pytest.raises(InputError, match=r"Inf or NaN in iteration 0: lower SOLVER.BASE_LR"):
         run(on_scenes(painted, output, keys | changes), RunOptions("R18_FPN"))
     assert not (output / "model_final.pth").exists() and not (output / "results.jsonl").exists()
+
+
+def test_run_length_masks_are_trained_as_bitmaps_and_the_row_says_so(
+    painted: ScenesPaths, tmp_path: Path
+) -> None:
+    data = {"DATASETS.TRAIN": repr((coded_scenes(painted, tmp_path),)), "SOLVER.MAX_ITER": "1"}
+    cfg = on_scenes(painted, tmp_path / "run", data)
+    assert cfg.INPUT.MASK_FORMAT == "polygon"
+    assert "segm" in run(cfg, RunOptions("R18_FPN"))
+    row = json.loads((tmp_path / "run" / "results.jsonl").read_text())
+    (said,) = [x for x in row["warnings"] if x.startswith("INPUT.MASK_FORMAT is taken as bitmask")]
+    assert said.endswith("masks of coded are run-lengths")

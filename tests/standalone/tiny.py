@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pycocotools.mask
 from fvcore.common.config import CfgNode
 
+from moco_det.data import coco_uri
 from moco_det.data.scenes import ScenesPaths, write_scenes
 from moco_det.runs.run import run as run_on
 from moco_det.settings.config import load_config
@@ -66,6 +69,17 @@ def scenes(folder: Path) -> ScenesPaths:
     return write_scenes(
         folder / "scenes", seed=1, unlabelled=0, train=8, test=4, size=64, progress=False
     )
+
+
+def coded_scenes(paths: ScenesPaths, folder: Path) -> str:
+    """The training scenes with every second mask as run-lengths."""
+    content = json.loads(paths.train_json.read_text())
+    for row in content["annotations"][::2]:
+        parts = pycocotools.mask.frPyObjects(row["segmentation"], 64, 64)
+        mask = pycocotools.mask.merge(parts)
+        row["segmentation"] = {**mask, "counts": mask["counts"].decode()}
+    (folder / "coded.json").write_text(json.dumps(content))
+    return coco_uri(folder / "coded.json", paths.train_images)
 
 
 def on_scenes(paths: ScenesPaths, output: Path, changes: dict[str, str] | None = None) -> CfgNode:

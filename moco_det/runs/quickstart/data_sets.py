@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from moco_det.data import check_images, coco_uri, load_dataset, voc_uri
-from moco_det.data.check import overlap_warnings
+from moco_det.data.check import check_crowds, choose_masks, overlap_warnings
+from moco_det.data.crops import largest_objects
+from moco_det.data.folder_files import FoundData
+from moco_det.data.layouts import split_coco
 from moco_det.data.scenes import write_scenes
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
-from moco_det.runs.quickstart.plan import Budget, QuickstartPlan
+from moco_det.runs.quickstart.plan import Budget, QuickstartPlan, recall, setting_name
 
 PAINTED = ("striped_disk", "checked_square", "dotted_triangle", "ringed_star")
 CLOSE_UPS, LABELLED = 10_000, 100
 
 
 def painted_data(
-    output: Path, budget: Budget, *, labels: Sequence[int], pretrain: bool
+    output: Path,
+    budget: Budget,
+    *,
+    labels: Sequence[int],
+    pretrain: bool,
+    architecture: str = "",
 ) -> QuickstartPlan:
     """Labelled scenes of textured shapes, a test set and close-ups without labels to pre-train on.
 
@@ -39,7 +48,7 @@ def painted_data(
         objects=(1, 4),
     )
     detector = "quick/demo_R18_FPN.yaml"
-    setting = Path(detector).stem
+    setting = setting_name(detector, architecture)
     train = {}
     for number in sorted(labels) or [LABELLED]:
         if number == LABELLED:
@@ -56,6 +65,7 @@ def painted_data(
         masks=True,
         detector=detector,
         budget=budget,
+        architecture=architecture,
     )
 
 
@@ -70,54 +80,97 @@ def write_first_images(annotations: Path, part: Path, number: int) -> None:
 
 
 def own_data(
-    output: Path, budget: Budget, *, train: str, test: str, strict: bool
+    output: Path,
+    budget: Budget,
+    *,
+    source: str,
+    find: Callable[[Path], FoundData],
+    architecture: str = "",
+    strict: bool,
 ) -> QuickstartPlan:
-    """A data set of one's own, checked; its training images without labels are pre-trained on.
+    """Data of one's own, checked; its training images without labels are pre-trained on.
 
-    Nothing is written yet: the folder may hold the results of other settings.
+    `find` is given a folder to write into what a layout needs. Photos without labels give a plan
+    without data sets.
     """
-    train_set = load_dataset(train)
-    test_set = load_dataset(test, classes=train_set.classes)
+    before = recall(output).get("source", source)
+    if before != source:  # what is found may be written down
+        raise InputError(f"{output} holds results of {before}: name another folder with -o")
+    found = find(output / "data")
+    print(found.said)
+    unlabelled, detector = output / "unlabelled.txt", "quick/own_R18_w0.5x_FPN.yaml"
+    if not found.uris:
+        return photos_alone(found, output, budget, detector, source=source)
+    train_set = load_dataset(found.uris[0])
+    test_set = load_dataset(found.uris[1], classes=train_set.classes)
     for overlap in overlap_warnings(train_set, test_set):
         raise InputError(f"{overlap}: name disjoint splits with --train-split and --test-split")
-    if len(train_set.classes) < 2 and "supervised" in budget.arms:
-        others = " ".join(arm for arm in budget.arms if arm != "supervised")
-        raise InputError(
-            f"{train_set.name} has one class, and the supervised arm learns to tell classes "
-            f"apart: leave it out with --arms {others}"
-        )
     train_set = check_images(train_set, strict=strict)
     test_set = check_images(test_set, strict=strict)
     for part in (train_set, test_set):
+        check_crowds(part)
+        if not largest_objects(part):
+            raise InputError(
+                f"all {part.objects} objects of {part.name} are difficult or crowd regions, which "
+                "are not scored: correct the flags"
+            )
         counts = f"{len(part)} images, {part.objects} objects, {len(part.classes)} classes"
         print(f"{part.name}: {counts}")
         for line in part.skipped:
             print(f"  warning: {line}")
-    detector = "quick/own_R18_w0.5x_FPN.yaml"
+    if len(train_set) < 2:
+        raise InputError(f"{train_set.name} has one image: at least two are needed to train on")
+    mask_format, why = choose_masks(train_set, test_set)
+    print(why)
     return QuickstartPlan(
-        train={Path(detector).stem: train},
-        test=test,
-        unlabelled=str(output / "unlabelled.txt"),
+        train={setting_name(detector, architecture): found.uris[0]},
+        test=found.uris[1],
+        unlabelled="" if architecture else str(unlabelled),
         classes=len(train_set.classes),
-        masks=train_set.has_masks,
+        masks=bool(mask_format),
         detector=detector,
         budget=budget,
+        mask_format=mask_format or "polygon",
+        source=source,
+        architecture=architecture,
     )
 
 
-def voc_uris(root: Path, train: str | None, test: str | None) -> tuple[str, str]:
-    """The splits asked for, or the usual ones that exist."""
+def photos_alone(
+    found: FoundData, output: Path, budget: Budget, detector: str, *, source: str
+) -> QuickstartPlan:
+    """The plan of pre-training on photos without labels, which ends with a converted backbone."""
+    arms = tuple(arm for arm in budget.arms if arm not in ("random", "supervised"))
+    if not arms or len(found.photos) < 2:
+        raise InputError(
+            f"{found.said}: pre-training without labels needs two photos and --arms moco or "
+            "instdisc"
+        )
+    listed = output / "data" / "photos.txt"
+    write_text(listed, "".join(f"{photo}\n" for photo in found.photos))
+    budget = replace(budget, arms=arms)
+    return QuickstartPlan({}, "", str(listed), 0, False, detector, budget, source=source)
+
+
+def voc_data(root: Path, train: str | None, test: str | None, made: Path) -> FoundData:
+    """The splits of a VOC folder asked for, or the usual ones that exist."""
     there = {file.stem for file in (root / "ImageSets" / "Main").glob("*.txt")}
     if not there:
-        raise InputError(f"--voc {root} has no ImageSets/Main/*.txt: name a folder in VOC layout")
+        raise InputError(
+            f"--voc {root} has no ImageSets/Main/*.txt: --data {root} finds other layouts and "
+            "makes a split"
+        )
     # trainval holds val, so that the two cannot be trained and tested on
     wanted_test = test or ("test" if "test" in there else "val")
     usual = ("train",) if wanted_test == "val" and "train" in there else ("trainval", "train")
     wanted_train = train or next((name for name in usual if name in there), "trainval")
-    return voc_uri(root.resolve(), wanted_train), voc_uri(root.resolve(), wanted_test)
+    uris = tuple(voc_uri(root.resolve(), split) for split in (wanted_train, wanted_test))
+    return FoundData(f"{root}: {wanted_train} is trained, {wanted_test} tested on", uris)
 
 
-def coco_uris(files: Sequence[Path], images: Sequence[Path]) -> tuple[str, str]:
-    """The training and the test file, each with its folder of images."""
-    train, test = map(coco_uri, (f.resolve() for f in files), (i.resolve() for i in images))
-    return train, test
+def coco_data(files: Sequence[Path], images: Sequence[Path], made: Path) -> FoundData:
+    """A training and a test file, each with its folder of images, or one file for both."""
+    if len(files) == 1:
+        return split_coco(files[0].resolve(), images[0].resolve(), made / files[0].stem)
+    uris = tuple(map(coco_uri, (f.resolve() for f in files), (i.resolve() for i in images)))
+    return FoundData(f"{files[0]} is trained, {files[1]} tested on", uris)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from moco_det.foundation.atomic import write_text
+from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.launching import cores
 from moco_det.foundation.strict_yaml import flatten, load_yaml
 from moco_det.report import make_report
 from moco_det.report.screen import screen_lines
+from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.runs.quickstart.encoders import (
     convert_encoders,
     encoder_jobs,
     encoder_name,
+    notes,
     shipped_encoders,
 )
 from moco_det.runs.quickstart.plan import Budget, QuickstartPlan, remember
@@ -40,18 +43,27 @@ def compare(
     *,
     device: str,
     strict: bool,
+    given: Mapping[str, Path],
 ) -> None:
     """Run what is not there yet, then make the report.
 
     `prepare` gives the data set, painted or one's own; with `strict` one broken image is an error.
+    `given` are checkpoints by arm, in place of pre-training.
     """
     clock = Clock()
     clock.heading("data")
     plan = prepare(output, budget)
     remember(plan, output)
-    if plan.unlabelled:
-        clock.heading(f"pre-training, {budget.pretrain_steps} steps each; runs from random weights")
+    said: list[str] = []
+    if given:
+        clock.heading(f"pre-training: none, --weights gives {plan.architecture} checkpoints")
+        checkpoints, curves = dict(given), []
+    elif plan.unlabelled:
+        beside = "; runs from random weights" if "random" in plan.budget.arms else ""
+        clock.heading(f"pre-training, {budget.pretrain_steps} steps each{beside}")
         jobs = encoder_jobs(plan, output, device=device, strict=strict)
+        said = notes(plan, output)
+        print("\n".join(said))
         others = jobs_without_encoder(plan, output, device=device)
         run_side_by_side([*jobs, *others], at_once=at_once(device))
         checkpoints = {job.name: job.folder / "checkpoint.pth" for job in jobs}
@@ -61,10 +73,17 @@ def compare(
         checkpoints, curves = shipped_encoders(plan), []
     clock.heading("conversion, with proof")
     weights = convert_encoders(checkpoints, output)
+    if not plan.test:
+        for arm, file in weights.items():
+            print(f"backbone of {checkpoints[arm]}: {file}")
+        words = " ".join(f"{arm}={checkpoints[arm]}" for arm in weights)
+        again = f"{command('quickstart')} --data LABELLED_DIR --weights {words}"
+        print(f"fine-tuning and the report need labelled images; with them: {again}")
+        return
     clock.heading(f"fine-tuning, {budget.finetune_steps} steps each")
     results = fine_tune(plan, weights, output, device=device)
     clock.heading("report")
-    write_report(results, output, curves)
+    write_report(results, output, curves, said)
     print(f"done in {clock.passed()}")
 
 
@@ -98,7 +117,10 @@ def fine_tune(plan: QuickstartPlan, weights: dict[str, Path], output: Path, *, d
     left = read_state(results, runs).left(runs)
     if left:
         why = outcome.failed.get(left[0].name, "another process runs it")
-        raise InputError(f"{len(left)} of {len(runs)} runs have no result, {left[0].name}: {why}")
+        raise InputError(
+            f"{len(left)} of {len(runs)} runs have no result, {left[0].name}: {why}; "
+            "type the same command again to run what is left"
+        )
     return results
 
 
@@ -115,6 +137,10 @@ def build_runs(plan: QuickstartPlan, weights: dict[str, Path], *, device: str) -
         "SOLVER.STEPS": [max(1, steps * 3 // 4), max(1, steps * 9 // 10)],
         "SOLVER.WARMUP_ITERS": max(1, steps * 3 // 20),
     }
+    if plan.mask_format == "bitmask":
+        base["INPUT.MASK_FORMAT"] = plan.mask_format
+    if plan.architecture:
+        base |= ARCHITECTURES[plan.architecture].keys
     runs: list[Run] = []
     for name, train in plan.train.items():
         pretrained = [arm for arm in plan.budget.arms if arm != "random"]
@@ -125,10 +151,10 @@ def build_runs(plan: QuickstartPlan, weights: dict[str, Path], *, device: str) -
     return runs
 
 
-def write_report(results: Path, output: Path, curves: Sequence[Path]) -> None:
+def write_report(results: Path, output: Path, curves: Sequence[Path], said: Sequence[str]) -> None:
     """report.html and report.md beside the results, and the verdict on the screen."""
     title = f"Transfer to detection: {output.name}"
-    files = make_report([results], output, title=title, pretraining=curves)
+    files = make_report([results], output, title=title, pretraining=curves, notes=said)
     print("\n".join(screen_lines(files["report.md"], files["tables.csv"])))
     for path in files.values():
         print(f"{path}   ({path.stat().st_size / 1024:.0f} KiB)")

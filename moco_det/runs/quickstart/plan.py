@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from moco_det.foundation.atomic import make_folder, write_text
 from moco_det.foundation.errors import InputError
@@ -40,11 +41,14 @@ class QuickstartPlan:
     masks: bool
     detector: str  # the config of the runs by its name; it says nothing of data
     budget: Budget
+    mask_format: str = "polygon"
+    source: str = ""  # where one's own data lie
+    architecture: str = ""  # of the encoders that are brought; else the detector's own
 
     @property
     def setting(self) -> str:
         """The name of the setting with all labelled images; others are called after it."""
-        return Path(self.detector).stem
+        return setting_name(self.detector, self.architecture)
 
     @property
     def detector_seeds(self) -> range:
@@ -53,25 +57,35 @@ class QuickstartPlan:
         return range(first, first + self.budget.seeds)
 
 
+def setting_name(detector: str, architecture: str) -> str:
+    """The config's name with the ResNet that takes the place of its own."""
+    stem = Path(detector).stem
+    return f"{stem.partition('_')[0]}_{architecture}_FPN" if architecture else stem
+
+
 # What only adds runs to those that are there.
 _GROWS = ("seeds", "arms", "train")
 
 
+def recall(output: Path) -> dict[str, Any]:
+    """The plan that a folder's results were made by; empty where there is none."""
+    file = output / "quickstart.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except (ValueError, TypeError, OSError):
+        raise InputError(f"{file} is damaged: name another folder with -o") from None
+
+
 def remember(plan: QuickstartPlan, output: Path) -> None:
     """Note the plan in its folder; a folder with another plan's results is refused."""
-    file = output / "quickstart.json"
     now = json.loads(json.dumps({**asdict(plan), **asdict(plan.budget)}))
     del now["budget"]
-    if file.is_file():
-        try:
-            before = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, OSError):
-            raise InputError(f"{file} is damaged: name another folder with -o") from None
-        changed = [key for key in now if before.get(key) != now[key] and key not in _GROWS]
-        if changed:
-            raise InputError(
-                f"{output} holds results of other settings ({', '.join(changed)} differ): "
-                "name another folder with -o"
-            )
+    before = recall(output)
+    changed = [key for key in now if before.get(key, now[key]) != now[key] and key not in _GROWS]
+    if changed:
+        raise InputError(
+            f"{output} holds results of other settings ({', '.join(changed)} differ): "
+            "name another folder with -o"
+        )
     make_folder(output)
-    write_text(file, json.dumps(now, indent=1) + "\n")
+    write_text(output / "quickstart.json", json.dumps(now, indent=1) + "\n")

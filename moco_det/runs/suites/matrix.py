@@ -97,6 +97,23 @@ class Run:
         ]
 
 
+def read_weights(given: Sequence[str]) -> dict[str, str]:
+    """The files of "NAME=FILE" words by name; InputError for a name given twice."""
+    files: dict[str, str] = {}
+    for word in given:
+        name, _, path = word.partition("=")
+        if not path or not re.fullmatch(NAME, name):
+            raise InputError(
+                f"--weights {word}: write NAME=FILE, the name of letters, digits and . _ + -"
+            )
+        if name == RANDOM:
+            raise InputError("--weights random=...: the random arm has no weights; leave it out")
+        if name in files:
+            raise InputError(f"--weights: the name {name} is given twice")
+        files[name] = path
+    return files
+
+
 def read_arms(
     given: Sequence[str],
     *,
@@ -111,18 +128,7 @@ def read_arms(
     may be absent from a dry run. Raises InputError for a name given twice, a file that is no
     backbone, and a supervised arm that nobody named.
     """
-    files: dict[str, Path] = {}
-    for word in given:
-        name, _, path = word.partition("=")
-        if not path or not re.fullmatch(NAME, name):
-            raise InputError(
-                f"--weights {word}: write NAME=FILE, the name of letters, digits and . _ + -"
-            )
-        if name == RANDOM:
-            raise InputError("--weights random=...: the random arm has no weights; leave it out")
-        if name in files:
-            raise InputError(f"--weights: the name {name} is given twice")
-        files[name] = Path(path)
+    files = {name: Path(file) for name, file in read_weights(given).items()}
     if supervised and not any(name in SUPERVISED for name in files):
         there = default_supervised is not None and default_supervised.is_file()
         if not there and not may_be_absent:

@@ -24,6 +24,8 @@ from moco_det.foundation.launching import cores
 POLL_SECONDS = 0.5
 # A stopped process may write its last checkpoint before it is ended by force.
 GRACE_SECONDS = 20.0
+# The exit code of a tool that was interrupted.
+STOPPED = 130
 # Of a console that may hold a night's progress bars, and of a log that grows for days.
 _CONSOLE_TAIL, _LOG_TAIL = 65536, 4096
 
@@ -133,8 +135,8 @@ def run_in_slots(
                     release(one)
             watch(running)
     except KeyboardInterrupt:
-        said = f"\nstopping {len(running)} process(es), at most {GRACE_SECONDS:.0f} s; "
-        print(f"{said}the same command goes on from their checkpoints", file=sys.stderr)
+        said = f"\nstopping {len(running)} process(es), at most {GRACE_SECONDS:.0f} s; type the "
+        print(f"{said}same command again to go on from their checkpoints", file=sys.stderr)
         raise
     finally:
         stop([one.process for one in running])
@@ -156,7 +158,14 @@ def run_side_by_side(jobs: Sequence[Job], *, at_once: int, stream: TextIO | None
     bar = tqdm(total=steps, unit="step", file=stream, mininterval=5)
 
     def ended(one: RunningJob) -> None:
-        if one.process.returncode:
+        code = one.process.returncode
+        if code < 0 or code == STOPPED:
+            how = f"by signal {-code}" if code < 0 else "from outside"
+            raise InputError(
+                f"{one.job.name} was stopped {how}: type the same command again to go on from its "
+                "last checkpoint"
+            )
+        if code:
             raise InputError(f"{one.job.name}: {one.last_words()}")
 
     def watch(running: Sequence[RunningJob]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_det.data import load_datasets
+from moco_det.data.check import choose_masks
 from moco_det.foundation import declared
 from moco_det.foundation.declared import at_least
 from moco_det.foundation.errors import InputError
@@ -143,6 +144,6 @@ def run_changes(
         dataset = load_datasets([train])
         found |= {"DATASETS.TRAIN": [train], "DATASETS.TEST": [test]}
         found["MODEL.ROI_HEADS.NUM_CLASSES"] = len(dataset.classes)
-        if not dataset.has_masks:
+        if not choose_masks(dataset, load_datasets([test], classes=dataset.classes))[0]:
             found["MODEL.MASK_ON"] = False
     return found | {key: parse_value(text) for key, text in pairs}

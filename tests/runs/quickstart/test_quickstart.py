@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import pycocotools.mask
 import pytest
+import torch
+import torchvision
 
 from moco_det.data import coco_uri, load_dataset
+from moco_det.data.crops import BACKGROUND
+from moco_det.data.folder_files import FoundData
+from moco_det.data.layouts import find_data
 from moco_det.data.scenes import ScenesPaths, write_scenes
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
@@ -17,7 +26,7 @@ from moco_det.runs.quickstart import encoders
 from moco_det.runs.quickstart.data_sets import (
     own_data,
     painted_data,
-    voc_uris,
+    voc_data,
     write_first_images,
 )
 from moco_det.runs.quickstart.flow import build_runs, jobs_without_encoder
@@ -130,30 +139,145 @@ def test_more_labelled_scenes_than_there_are_is_refused_before_painting(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_class_is_refused_for_the_supervised_arm_with_the_way_out(
-    scenes: ScenesPaths, tmp_path: Path
-) -> None:
+def prepare(output: Path, *uris: str, said: str = "two files") -> QuickstartPlan:
+    return own_data(output, BUDGET, source=said, find=lambda _: FoundData(said, uris), strict=False)
+
+
+def changed(
+    scenes: ScenesPaths, folder: Path, change: Callable[[dict[str, Any]], None]
+) -> tuple[str, str]:
+    """Both splits with every annotation changed."""
     for split in ("train", "test"):
         content = json.loads(getattr(scenes, f"{split}_json").read_text())
         for row in content["annotations"]:
-            row["category_id"] = 1
-        content["categories"] = content["categories"][:1]
-        (tmp_path / f"{split}.json").write_text(json.dumps(content))
-    train = coco_uri(tmp_path / "train.json", scenes.train_images)
-    test = coco_uri(tmp_path / "test.json", scenes.test_images)
-    with pytest.raises(InputError, match="leave it out with --arms random moco"):
-        own_data(tmp_path / "out", BUDGET, train=train, test=test, strict=False)
+            change(row)
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return (
+        coco_uri(folder / "train.json", scenes.train_images),
+        coco_uri(folder / "test.json", scenes.test_images),
+    )
+
+
+def test_objects_of_one_class_are_told_from_parts_of_the_images_without_any(
+    scenes: ScenesPaths, tmp_path: Path
+) -> None:
+    uris = changed(scenes, tmp_path, lambda row: row.update(category_id=1))
+    output = tmp_path / "out"
+    plan = prepare(output, *uris)
+    assert not output.exists()
+    jobs = encoders.encoder_jobs(plan, output, device="cpu", strict=False)
+    assert [job.name for job in jobs] == ["supervised", "moco"]
+    crops = {folder.name: encoders.count_images(folder) for folder in (output / "crops").iterdir()}
+    assert len(crops) == 2 and 0 < crops[BACKGROUND] <= min(crops.values())
+    assert f"cut-out objects from {crops[BACKGROUND]} parts" in encoders.notes(plan, output)[0]
+
+
+def test_one_class_that_fills_its_images_is_refused_for_the_supervised_arm_alone(
+    scenes: ScenesPaths, tmp_path: Path
+) -> None:
+    uris = changed(scenes, tmp_path, lambda row: row.update(category_id=1, bbox=[0, 0, 64, 64]))
+    plan = prepare(tmp_path / "out", *uris)
+    with pytest.raises(InputError, match="leave the supervised arm out with --arms random moco"):
+        encoders.encoder_jobs(plan, tmp_path / "out", device="cpu", strict=False)
+    alone = replace(plan, budget=replace(BUDGET, arms=("random", "moco")))
+    jobs = encoders.encoder_jobs(alone, tmp_path / "out", device="cpu", strict=False)
+    assert [job.name for job in jobs] == ["moco"] and "KNN.TRAIN" not in jobs[0].command
+    assert encoders.notes(alone, tmp_path / "out") == []
+
+
+def test_objects_that_are_all_smaller_than_a_crop_are_cut_out_all_the_same(
+    scenes: ScenesPaths, tmp_path: Path
+) -> None:
+    uris = changed(scenes, tmp_path, lambda row: row.update(bbox=[row["id"] % 50, 9, 5, 5]))
+    crops = encoders.cut_crops(prepare(tmp_path / "out", *uris), tmp_path / "out", strict=False)
+    objects = load_dataset(uris[0]).objects
+    assert [encoders.count_images(folder) for folder in crops.values()] == [objects]
+
+
+def test_crowds_alone_are_refused_before_anything_is_written(
+    scenes: ScenesPaths, tmp_path: Path
+) -> None:
+    uris = changed(scenes, tmp_path, lambda row: row.update(iscrowd=1))
+    with pytest.raises(InputError, match="objects of train are crowd regions"):
+        prepare(tmp_path / "out", *uris)
+    with pytest.raises(InputError, match="objects of test are crowd regions"):
+        prepare(tmp_path / "out", scenes.train, uris[1])
     assert not (tmp_path / "out").exists()
-    alone = replace(BUDGET, arms=("random", "moco"))
-    assert own_data(tmp_path / "out", alone, train=train, test=test, strict=False).classes == 1
-    assert not (tmp_path / "out").exists()
+
+
+def test_run_length_masks_become_bitmaps_and_a_split_without_masks_boxes_alone(
+    scenes: ScenesPaths, tmp_path: Path
+) -> None:
+    def code(row: dict[str, Any]) -> None:
+        mask = pycocotools.mask.frPyObjects(row["segmentation"], 64, 64)
+        merged = pycocotools.mask.merge(mask)
+        row["segmentation"] = {**merged, "counts": merged["counts"].decode()}
+
+    uris = changed(scenes, tmp_path, code)
+    plan = prepare(tmp_path / "out", *uris)
+    assert plan.masks and plan.mask_format == "bitmask"
+    alone = replace(plan, budget=replace(BUDGET, arms=("random",)))
+    assert build_runs(alone, {}, device="cpu")[0].setting.keys["INPUT.MASK_FORMAT"] == "bitmask"
+    assert not prepare(tmp_path / "out", uris[0], scenes.voc_test).masks
+
+
+def test_photos_alone_are_pretrained_on_by_the_arms_without_labels(
+    scenes: ScenesPaths, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    plan = own_data(
+        output, BUDGET, source="photos", find=partial(find_data, scenes.train_images), strict=False
+    )
+    assert plan.budget.arms == ("moco",) and not plan.test
+    (job,) = encoders.encoder_jobs(plan, output, device="cpu", strict=False)
+    keys = load_config(job.command[4], job.command[6:])
+    assert keys.SOLVER.BATCH == 12 and len(Path(keys.DATA.PATH).read_text().splitlines()) == 12
+    supervised = replace(BUDGET, arms=("random", "supervised"))
+    with pytest.raises(InputError, match="--arms moco or instdisc"):
+        own_data(
+            output, supervised, source="", find=partial(find_data, scenes.train_images), strict=True
+        )
+
+
+def test_a_folder_with_results_of_other_data_is_refused_before_the_split_is_written(
+    scenes: ScenesPaths, tmp_path: Path
+) -> None:
+    remember(prepare(tmp_path, scenes.train, scenes.test), tmp_path)
+    with pytest.raises(InputError, match="holds results of two files: name another"):
+        prepare(tmp_path, scenes.train, scenes.test, said="others")
+
+
+def test_checkpoints_that_are_brought_give_the_detector_their_resnet(
+    scenes: ScenesPaths, tmp_path: Path
+) -> None:
+    given = {"dense": encoders.SHIPPED / "moco.pth"}
+    architecture = encoders.shared_architecture(given)
+    plan = own_data(
+        tmp_path,
+        replace(BUDGET, arms=("random", "dense")),
+        source="",
+        find=lambda _: FoundData("", (scenes.train, scenes.test)),
+        architecture="resnet34",
+        strict=False,
+    )
+    assert architecture == "resnet18_w0.5x" and list(plan.train) == ["own_resnet34_FPN"]
+    alone = replace(plan, budget=replace(BUDGET, arms=("random",)))
+    keys = build_runs(alone, {}, device="cpu")[0].setting.keys
+    assert keys["MODEL.RESNETS.DEPTH"] == 34 and keys["MODEL.RESNETS.STEM_OUT_CHANNELS"] == 64
+
+
+def test_checkpoints_of_two_resnets_are_refused_by_name(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "whole.pth")
+    given = {"moco": encoders.SHIPPED / "moco.pth", "sup": tmp_path / "whole.pth"}
+    with pytest.raises(InputError, match="moco is a resnet18_w0.5x, sup is a resnet18: arms"):
+        encoders.shared_architecture(given)
 
 
 def test_images_that_are_trained_and_tested_on_are_refused(
     scenes: ScenesPaths, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="12 of 12 test images .* name disjoint splits"):
-        own_data(tmp_path, BUDGET, train=scenes.train, test=scenes.train, strict=False)
+        prepare(tmp_path, scenes.train, scenes.train)
 
 
 @pytest.mark.parametrize(
@@ -167,15 +291,15 @@ def test_images_that_are_trained_and_tested_on_are_refused(
 def test_the_usual_splits_of_a_voc_folder_are_taken_train_alone_where_val_is_tested_on(
     there: list[str], train: str, test: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="name a folder in VOC layout"):
-        voc_uris(tmp_path, None, None)
+    with pytest.raises(InputError, match="--data .* finds other layouts"):
+        voc_data(tmp_path, None, None, tmp_path)
     lists = tmp_path / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     for name in there:
         (lists / f"{name}.txt").touch()
-    uris = voc_uris(tmp_path, None, None)
+    uris = voc_data(tmp_path, None, None, tmp_path).uris
     assert [uri.partition("?split=")[2] for uri in uris] == [train, test]
-    assert voc_uris(tmp_path, "mine", "yours")[1].endswith("?split=yours")
+    assert voc_data(tmp_path, "mine", "yours", tmp_path).uris[1].endswith("?split=yours")
 
 
 def test_a_broken_image_of_ones_own_is_left_out_of_both_encoders(
@@ -185,7 +309,7 @@ def test_a_broken_image_of_ones_own_is_left_out_of_both_encoders(
     shutil.copytree(scenes.train_images, images)
     (images / "000003.jpg").write_bytes(b"no image")
     train, output = coco_uri(scenes.train_json, images), tmp_path / "out"
-    plan = own_data(output, BUDGET, train=train, test=scenes.test, strict=False)
+    plan = prepare(output, train, scenes.test)
     encoders.encoder_jobs(plan, output, device="cpu", strict=False)
     listed = Path(plan.unlabelled).read_text().split()
     assert len(listed) == 11 and not any(line.endswith("000003.jpg") for line in listed)

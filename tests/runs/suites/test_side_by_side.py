@@ -63,6 +63,21 @@ def test_the_failure_of_one_is_its_last_words_and_stops_the_others(tmp_path: Pat
     assert (tmp_path / "fails" / "console.txt").read_text().startswith("a line")
 
 
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("os.kill(os.getpid(), 9)", "by signal 9"),
+        ("print('--resume'); sys.exit(130)", "from outside"),
+    ],
+)
+def test_one_that_is_stopped_goes_on_by_the_same_command(
+    how: str, said: str, tmp_path: Path
+) -> None:
+    jobs = [job(tmp_path, "moco", f"import os, sys; {how}")]
+    with pytest.raises(InputError, match=f"^moco was stopped {said}: type the same command again"):
+        run_side_by_side(jobs, at_once=1, stream=io.StringIO())
+
+
 def test_the_newest_iteration_is_read_past_a_line_that_is_half_written(tmp_path: Path) -> None:
     logging = Job("a", [], tmp_path, 5)
     assert logging.iteration() is None
@@ -88,6 +103,6 @@ def test_a_terminated_caller_leaves_no_process_behind(tmp_path: Path) -> None:
     child = int(console.read_text().split()[0])
     caller.send_signal(signal.SIGTERM)
     _, said = caller.communicate(timeout=60)
-    assert "the same command goes on" in said
+    assert "type the same command again" in said
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)

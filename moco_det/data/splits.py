@@ -1,0 +1,48 @@
+"""One rule by which images without a split of their own are divided into training and testing."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from pathlib import PurePath
+
+from moco_det.foundation.errors import InputError
+
+# One image in so many is tested on; the seed is part of the rule, so that all runs share a split.
+SHARE, SEED = 5, 0
+RULE = f"one image in {SHARE} by the sha256 of its name, seed {SEED}"
+WORDS = {"train": "train", "training": "train", "trainval": "train"}
+WORDS |= {"val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
+
+
+def choose_test(labels: Mapping[str, Collection[str]]) -> set[str]:
+    """The names of the images to test on, given the classes of the objects of each image.
+
+    One in SHARE of those with objects and of those without, by a hash of the name; the first image
+    of each class stays in training. Raises InputError where two images with objects are not there.
+    """
+    ranked = sorted(labels, key=lambda name: hashlib.sha256(f"{SEED} {name}".encode()).digest())
+    seen: set[str] = set()
+    free: list[str] = []  # with objects, and not needed in training for a class
+    for name in ranked:
+        if labels[name] and seen.issuperset(labels[name]):
+            free.append(name)
+        seen |= set(labels[name])
+    objects = sum(map(bool, labels.values()))
+    if not free:
+        raise InputError(
+            f"{objects} of {len(labels)} images have objects, which is too few to set one aside "
+            "for testing: each class needs an image to train on; label more images"
+        )
+    empty = [name for name in ranked if not labels[name]]
+    return {*free[: max(1, objects // SHARE)], *empty[: len(empty) // SHARE]}
+
+
+def split_of(path: PurePath) -> str:
+    """train, val or test, as the deepest part of a path says that has such a word; else ""."""
+    for part in reversed(path.parts):
+        for word in re.split(r"[^a-z]+", part.lower()):
+            if word in WORDS:
+                return WORDS[word]
+    return ""
