@@ -13,12 +13,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from moco_det.runs.quickstart.plan import ARMS, Budget
+from moco_det.runs.quickstart.plan import ARMS, MINUTES, PAINTED_STEPS
 from moco_det_tools.entry import at_least, make_parser, run
-
-# Steps of each encoder and of each run.
-PAINTED_STEPS = {"pretrain": 2000, "finetune": 200}
-OWN_STEPS = {"pretrain": 1000, "finetune": 150}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,11 +79,18 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--strict", action="store_true", help="one broken image is an error")
     add = partial(p.add_argument_group("budget").add_argument, metavar="N")
+    add(
+        "--minutes",
+        type=at_least(1),
+        help=f"time for your own data, which sets the steps (default: {MINUTES})",
+    )
     add("--seed", type=at_least(0), default=0, help="seed of painter, encoders and runs")
     add("--seeds", type=at_least(1), default=2, help="fine-tuning runs per arm")
-    for stage, what in (("pretrain", "encoder"), ("finetune", "run")):
-        shown = f"(default: {PAINTED_STEPS[stage]}; own data {OWN_STEPS[stage]})"
-        add(f"--{stage}-steps", type=at_least(1), help=f"steps of each {what} {shown}")
+    for stage, what, painted in zip(
+        ("pretrain", "finetune"), ("encoder", "run"), PAINTED_STEPS, strict=True
+    ):
+        shown = f"steps of each {what} (default: {painted}; own data by --minutes)"
+        add(f"--{stage}-steps", type=at_least(1), help=shown)
     return p
 
 
@@ -95,25 +98,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is not there yet, then make the report."""
     args = parser().parse_args(argv)
     from moco_det.runs.quickstart.flow import compare
-    from moco_det.runs.quickstart.options import check_together, choose_data
+    from moco_det.runs.quickstart.options import check_together, choose_budget, choose_data
     from moco_det.runs.suites.matrix import read_weights
 
     check_together(args)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     weights = {arm: Path(file) for arm, file in read_weights(args.weights).items()}
-    steps = OWN_STEPS if args.data or args.voc or args.coco else PAINTED_STEPS
-    learned = [] if weights else [arm for arm in ARMS if arm in args.arms and arm != "random"]
-    budget = Budget(
-        arms=(*["random"] * ("random" in args.arms), *learned, *weights),
-        seed=args.seed,
-        seeds=args.seeds,
-        pretrain_steps=args.pretrain_steps or steps["pretrain"],
-        finetune_steps=args.finetune_steps or steps["finetune"],
-    )
     default = Path("runs/pretrained" if args.pretrain else "runs/quickstart")
     # the report finds the images again from wherever it is made
     output = (args.output or default).resolve()
     prepare, device = choose_data(args, weights), describe_machine()
+    budget = choose_budget(args, weights, output, device=device)
     compare(prepare, budget, output, device=device, strict=args.strict, given=weights)
     return 0
 

@@ -11,7 +11,16 @@ from moco_det.data.layouts import find_data
 from moco_det.foundation.errors import InputError
 from moco_det.runs.quickstart.data_sets import coco_data, own_data, painted_data, voc_data
 from moco_det.runs.quickstart.encoders import shared_architecture
-from moco_det.runs.quickstart.plan import Budget, QuickstartPlan
+from moco_det.runs.quickstart.flow import at_once
+from moco_det.runs.quickstart.minutes import steps_within
+from moco_det.runs.quickstart.plan import (
+    ARMS,
+    MINUTES,
+    PAINTED_STEPS,
+    Budget,
+    QuickstartPlan,
+    recall,
+)
 
 
 def check_together(args: argparse.Namespace) -> None:
@@ -26,6 +35,10 @@ def check_together(args: argparse.Namespace) -> None:
         (files > 2, "--coco takes TRAIN.json and TEST.json, or one file, which is split"),
         (files != folders, "--coco TRAIN TEST goes with --images TRAIN TEST, one with one"),
         (splits and not args.voc, "--train-split and --test-split are for --voc"),
+        (
+            args.minutes and not own,
+            "--minutes is for your own data: --finetune-steps shortens the painted demo",
+        ),
         (args.labels and own, "--labels is for the painted scenes: leave out your own data"),
         (args.weights and made_here, f"--weights stands for pre-training: leave out {its_options}"),
         (args.labels and without, f"--labels (a supervised encoder for each number) {made}"),
@@ -34,6 +47,37 @@ def check_together(args: argparse.Namespace) -> None:
     ):
         if found:
             raise InputError(message)
+
+
+def choose_budget(
+    args: argparse.Namespace, weights: Mapping[str, Path], output: Path, *, device: str
+) -> Budget:
+    """The arms, and the steps that are asked for or fit into the minutes.
+
+    A folder keeps the steps that its minutes once gave: arms and seeds may come to it.
+    """
+    learned = [] if weights else [arm for arm in ARMS if arm in args.arms and arm != "random"]
+    arms = (*["random"] * ("random" in args.arms), *learned, *weights)
+    minutes, steps = 0, PAINTED_STEPS
+    if args.data or args.voc or args.coco:
+        minutes, before = args.minutes or MINUTES, recall(output)
+        steps = steps_within(
+            minutes,
+            encoders=sum(arm != "supervised" for arm in learned),
+            runs=len(arms) * args.seeds,
+            at_once=at_once(device),
+            device=device,
+        )
+        if before.get("minutes") == minutes:
+            steps = (before["pretrain_steps"], before["finetune_steps"])
+    return Budget(
+        arms=arms,
+        seed=args.seed,
+        seeds=args.seeds,
+        pretrain_steps=args.pretrain_steps or steps[0],
+        finetune_steps=args.finetune_steps or steps[1],
+        minutes=minutes,
+    )
 
 
 def choose_data(

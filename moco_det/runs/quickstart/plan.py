@@ -18,6 +18,10 @@ ARMS: dict[str, str | None] = {
     "instdisc": "pretrain/quick/demo_inst_disc_r18",
 }
 
+# Steps of each encoder and of each run on the painted scenes; on one's own data minutes set them.
+PAINTED_STEPS = (2000, 200)
+MINUTES = 10
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -28,6 +32,7 @@ class Budget:
     seeds: int  # runs per arm
     pretrain_steps: int  # of each encoder
     finetune_steps: int  # of each run
+    minutes: int = 0  # that the steps were chosen for; 0: not by time
 
 
 @dataclass(frozen=True)
