@@ -52,6 +52,7 @@ def convert(
     source_format: str | None = None,
     target_format: str | None = None,
     encoder: str | None = None,
+    prefix: str | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Convert a checkpoint, prove the result, then write it.
@@ -66,7 +67,9 @@ def convert(
     with suppress(OSError):  # one of the two is not there
         if os.path.samefile(output, input_path):
             raise InputError(f"{output} is the input itself: name another output file")
-    source = read_checkpoint(input_path, source_format=source_format, encoder=encoder)
+    source = read_checkpoint(
+        input_path, source_format=source_format, encoder=encoder, prefix=prefix
+    )
     pixels = source.known_input()
     in_1x1 = pixels["stride_in_1x1"]
     if target != "detectron2" and (pixels["format"] != "RGB" or in_1x1):

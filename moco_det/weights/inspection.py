@@ -19,7 +19,16 @@ from moco_det.weights.tensors import tensors_of
 
 SCHEMA = "moco-det/inspect/1"
 OF_A_FORMAT = (  # the keys of `describe`
-    *("format", "architecture", "method", "encoder", "encoders", "input", "backbone_tensors"),
+    *(
+        "format",
+        "prefix",
+        "architecture",
+        "method",
+        "encoder",
+        "encoders",
+        "input",
+        "backbone_tensors",
+    ),
     *("parameters", "dtypes", "head", "other_encoder_tensors", "batch_counters", "stages"),
     *("finite", "least_variance", "convolution_std_over_kaiming", "random_looking"),
     *("source", "verified"),
@@ -28,7 +37,11 @@ SHOWN_TENSORS = 8  # of each table of a file that no format claims
 
 
 def inspect(
-    path: str | Path, *, source_format: str | None = None, encoder: str | None = None
+    path: str | Path,
+    *,
+    source_format: str | None = None,
+    encoder: str | None = None,
+    prefix: str | None = None,
 ) -> dict[str, Any]:
     """Everything `--inspect` shows, as plain data that json can hold; docs/weights.md has the keys.
 
@@ -40,7 +53,7 @@ def inspect(
     with input_errors(contents.path):
         facts = _facts_of_file(contents)
     try:
-        source = recognise(contents, source_format=source_format, encoder=encoder)
+        source = recognise(contents, source_format=source_format, encoder=encoder, prefix=prefix)
         arrays = source.arrays()
         facts.update(describe(source, arrays))
         source.known_input()
@@ -95,6 +108,7 @@ def describe(source: SourceCheckpoint, arrays: Mapping[str, np.ndarray]) -> dict
     ratios = [kaiming_ratio(a) for a in arrays.values() if a.ndim == 4]
     return {
         "format": source.format,
+        "prefix": None if source.resnet is None else source.resnet.prefix,
         "architecture": source.architecture,
         "method": source.method,
         "encoder": source.encoder,
