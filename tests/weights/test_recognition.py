@@ -18,6 +18,15 @@ def save(path: Path, value: object) -> Path:
     return path
 
 
+def test_two_possible_encoders_are_an_error_unless_one_is_named(
+    tmp_path: Path, query: dict[str, Any]
+) -> None:
+    both = {**query, **{f"encoder_q.{n}": t for n, t in query.items()}}
+    path = save(tmp_path / "both.pth", both)
+    with pytest.raises(InputError, match="2 ResNets.*--prefix ''`, or --prefix encoder_q"):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     ("prefix", "format_"),
     [
