@@ -13,6 +13,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights.architectures import STAGES, backbone_tensors
 from moco_det.weights.containers import Contents, input_errors, read_contents
+from moco_det.weights.download import local_path
 from moco_det.weights.number_checks import check_numbers, kaiming_ratio, untrained
 from moco_det.weights.reading import SourceCheckpoint, check_format, printable, recognise
 from moco_det.weights.tensors import tensors_of
@@ -49,7 +50,7 @@ def inspect(
     "problem". Raises InputError for what is no readable checkpoint at all.
     """
     check_format(source_format)
-    contents = read_contents(path)
+    contents = read_contents(local_path(path))
     with input_errors(contents.path):
         facts = _facts_of_file(contents)
     try:

@@ -208,12 +208,16 @@ def find_resnet(
 
 def convert_command(path: Path, *options: str) -> str:
     """What to type to convert a file; the output is never the file itself."""
-    stem = path.name.split(".")[0] or path.stem
-    output = Path("weights") / f"{stem}.pkl"
+    output = Path("weights") / f"{file_stem(path)}.pkl"
     if output.resolve() == path.resolve():
-        output = output.with_name(f"{stem}_converted.pkl")
+        output = output.with_name(f"{file_stem(path)}_converted.pkl")
     words = [shlex.quote(str(word)) for word in (path, output, *options)]
     return f"{command('convert-weights')} {' '.join(words)}"
+
+
+def file_stem(path: Path) -> str:
+    """A checkpoint's name without the suffixes: "moco" of moco.pth.tar."""
+    return path.name.split(".pt")[0].split(".ckpt")[0] if path.stem else path.name
 
 
 def _search(root: Any, row: Format | None) -> Iterator[FoundResNet]:
