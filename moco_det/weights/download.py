@@ -1,5 +1,7 @@
 """Weights by name: https://..., torchvision:NAME[/WEIGHTS], timm:NAME and hf://OWNER/REPO/FILE.
 
+And detectron2://..., as detectron2's own configs name theirs.
+
 What is fetched lies in torch.hub's cache (Hugging Face's own for hf:// and timm:), whole or not at
 all; it is read as every file is: nothing in it is run.
 """
@@ -27,6 +29,7 @@ from moco_det.weights.file_slices import BLOCK
 
 TIMEOUT = 30  # seconds without an answer
 FORMS = "https://..., torchvision:resnet50, timm:NAME or hf://OWNER/REPO/FILE"
+DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"  # as its own path manager has it
 # torch.hub's rule for the start of a sha256, of eight digits or more and no date
 IN_NAME = re.compile(r"-(?=[0-9]*[a-f])([0-9a-f]{8,64})\.[a-z.]+$")
 NOTHING = "e3b0c442"  # the sha256 of no bytes, which OpenSelfSup's names carry
@@ -49,6 +52,8 @@ def local_path(name: str | Path) -> Path:
     A path is given back as it is. Raises InputError, one line, for whatever cannot be had.
     """
     text = str(name)
+    if text.startswith("detectron2://"):
+        text = DETECTRON2 + text.removeprefix("detectron2://")
     if text.startswith(("https://", "http://")):
         return _fetch(text)
     if text.startswith("torchvision:"):

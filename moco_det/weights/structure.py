@@ -217,7 +217,7 @@ def convert_command(path: Path, *options: str) -> str:
 
 def file_stem(path: Path) -> str:
     """A checkpoint's name without the suffixes: "moco" of moco.pth.tar."""
-    return path.name.split(".pt")[0].split(".ckpt")[0] if path.stem else path.name
+    return re.sub(r"(\.(pth?|tar|pkl|ckpt|torch|safetensors|npz|bin))+$", "", path.name) or "weights"
 
 
 def _search(root: Any, row: Format | None) -> Iterator[FoundResNet]:

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 
 from moco_det.foundation.errors import InputError
+from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights import download
 from moco_det.weights.convert import convert
 from moco_det.weights.download import local_path
@@ -153,9 +155,25 @@ def test_torchvisions_names_are_its_published_files(
         "resnet50-0676ba61.pth",
         "resnet50-11ad3fa6.pth",
     ]
+    names = [name for name in torchvision.models.list_models() if name in ARCHITECTURES]
+    for name in names:
+        weights = torchvision.models.get_model_weights(name).__members__
+        for one in weights:
+            local_path(f"torchvision:{name}/{one}")
+    assert len(names) == 10 and len(asked) > 12
     assert all(download.IN_NAME.search(one) for one in asked)
     assert "resnet18, resnet34" in refusal("torchvision:resnet5")
     assert "IMAGENET1K_V1" in refusal("torchvision:resnet18/IMAGENET1K_V9")
+
+
+def test_detectron2s_addresses_are_where_detectron2_finds_them(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(download, "_fetch", lambda address: asked.append(address) or cache)
+    local_path("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
+    at = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"
+    assert asked == [at]
 
 
 def test_hugging_face_and_timm_are_asked_where_installed(

@@ -16,6 +16,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.weights.convert import convert
 from moco_det.weights.inspection import inspect
 from moco_det.weights.reading import read_checkpoint
+from moco_det.weights.structure import convert_command
 from moco_det.weights.summaries import conversion_lines
 from moco_det_tools.convert_weights import main
 
@@ -232,3 +233,13 @@ def test_a_dictionary_within_itself_and_many_dictionaries_end(tmp_path: Path) ->
     assert "no known format" in refusal(save(tmp_path / "x.pth", endless))
     many = {str(n): {str(m): {"w": 1} for m in range(40)} for n in range(60)}
     assert "no known format" in refusal(save(tmp_path / "y.pth", many))
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("moco.pth.tar", "moco"), ("R-50.pkl", "R-50"), ("v1.2.pt", "v1.2"), (".pth", "weights")],
+)
+def test_the_advised_output_is_named_after_the_file(name: str, stem: str) -> None:
+    assert convert_command(Path(name)).endswith(f"weights/{stem}.pkl")
+    inside = Path("weights") / f"{stem}.pkl"
+    assert convert_command(inside).endswith(f"weights/{stem}_converted.pkl")
