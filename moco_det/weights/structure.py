@@ -217,7 +217,9 @@ def convert_command(path: Path, *options: str) -> str:
 
 def file_stem(path: Path) -> str:
     """A checkpoint's name without the suffixes: "moco" of moco.pth.tar."""
-    return re.sub(r"(\.(pth?|tar|pkl|ckpt|torch|safetensors|npz|bin))+$", "", path.name) or "weights"
+    return (
+        re.sub(r"(\.(pth?|tar|pkl|ckpt|torch|safetensors|npz|bin))+$", "", path.name) or "weights"
+    )
 
 
 def _search(root: Any, row: Format | None) -> Iterator[FoundResNet]:
