@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ OWN = {
 }
 KNOWN = ", ".join(BY_NAME)
 DEPTH = 4  # of dictionaries in one another
-MOST = 1000  # dictionaries that are looked into
+MOST_ENTRIES = 50_000  # of all that are looked into
+MOST_FOUND = 16  # ResNets; no file has as many
 
 
 @dataclass(frozen=True)
@@ -164,11 +165,15 @@ def _why_unknown(
 def dictionaries(root: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
     """The root and the dictionaries below it, the outermost first, each once, by "key/key"."""
     waiting = [("", root)] if isinstance(root, dict) else []
-    seen = set()
+    seen: set[int] = set()
+    entries = 0
     for place, table in waiting:  # grows while it is read
-        if id(table) in seen or len(seen) == MOST:
+        if id(table) in seen:
             continue
+        if entries > MOST_ENTRIES:
+            return
         seen.add(id(table))
+        entries += 1 + len(table)
         yield place, table
         if place.count("/") + bool(place) < DEPTH:
             waiting += [
@@ -186,7 +191,7 @@ def find_resnet(
     Whole ones go before others. `row` is the format that was named, which gives the pixels.
     Raises InputError for several, and for a prefix that none has.
     """
-    found = list(_search(root, row))
+    found = list(islice(_search(root, row), MOST_FOUND))
     found = [one for one in found if one.why is None] or found
     if prefix is not None:
         chosen = [one for one in found if prefix.rstrip(".") in _names(one)]

@@ -233,6 +233,9 @@ def test_a_dictionary_within_itself_and_many_dictionaries_end(tmp_path: Path) ->
     assert "no known format" in refusal(save(tmp_path / "x.pth", endless))
     many = {str(n): {str(m): {"w": 1} for m in range(40)} for n in range(60)}
     assert "no known format" in refusal(save(tmp_path / "y.pth", many))
+    start = {"0.weight": torch.ones(1), "4.0.conv1.weight": torch.ones(1)}
+    starts = {f"{n}.{name}": tensor for n in range(5000) for name, tensor in start.items()}
+    assert "16 ResNets" in refusal(save(tmp_path / "z.pth", starts))
 
 
 @pytest.mark.parametrize(
