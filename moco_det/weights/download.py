@@ -113,7 +113,7 @@ def _fetch(address: str) -> Path:
 def _body(address: str, name: str) -> Iterator[bytes]:
     """The blocks of what an address gives, to the last byte that was promised, with a bar."""
     host = urlsplit(address).netloc
-    elsewhere = "fetch the file on another way and name it"
+    elsewhere = "download the file by other means and name it"
     try:
         request = Request(address, headers={"User-Agent": "moco-det"})
         with urlopen(request, timeout=TIMEOUT) as answer:
@@ -221,5 +221,5 @@ def _hugging_face_file(text: str, repository: str, file: str) -> Path:
         why = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{text} cannot be fetched ({type(error).__name__}: {why}): check the name and the "
-            "network, or fetch the file on another way and name it"
+            "network, or download the file by other means and name it"
         ) from None
