@@ -16,7 +16,7 @@ from moco_det.weights.architectures import STAGES, backbone_tensors, deduce
 from moco_det.weights.containers import Contents, input_errors, read_contents, sha256_of
 from moco_det.weights.formats import BY_NAME, RGB_IMAGENET, Table
 from moco_det.weights.recognition import FormatMatch, classify_keys, encoders_in
-from moco_det.weights.structure import KNOWN, FoundResNet, choose_match, convert_command
+from moco_det.weights.structure import FoundResNet, choose_match, convert_command
 from moco_det.weights.tensors import FLOATING
 
 # Who writes detectron2 files whose input is known though the file does not say it: the converters
@@ -151,7 +151,7 @@ def read_checkpoint(
 def check_format(source_format: str | None) -> None:
     """Raise InputError for a format that does not exist."""
     if source_format is not None and source_format not in BY_NAME:
-        raise InputError(f"unknown format {source_format!r}: choose from {KNOWN}")
+        raise InputError(f"unknown format {source_format!r}: choose from {', '.join(BY_NAME)}")
 
 
 def recognise(

@@ -44,7 +44,6 @@ OWN = {
     "children": r"[0-7]\.",
     "detectron2": r"stem\.(?!fc)|res\d\.",
 }
-KNOWN = ", ".join(BY_NAME)
 DEPTH = 4  # of dictionaries in one another
 MOST_ENTRIES = 50_000  # of all that are looked into
 MOST_FOUND = 16  # ResNets; no file has as many
@@ -154,8 +153,8 @@ def _why_unknown(
     near = nearest_format(root, rows)
     return (
         f"{path} is of no known format: found {seen}; {near + '; ' if near else ''}known are "
-        f"a whole ResNet behind any prefix, and {KNOWN} (docs/weights.md): save the backbone's "
-        "state_dict()"
+        f"a whole ResNet behind any prefix and what {command('convert-weights')} --help lists: "
+        "save the backbone's state_dict()"
     )
 
 
