@@ -55,6 +55,8 @@ EXTRAS = {
         "tensorboard",
     ],
     "tensorboard": ["tensorboard"],
+    # for weights by the names timm:NAME and hf://OWNER/REPO/FILE
+    "hub": ["timm>=0.9", "huggingface_hub>=0.20"],
     "dev": [
         "pytest>=8.0",
         "pytest-xdist>=3.5",

@@ -80,7 +80,7 @@ def test_every_foreign_import_is_a_declared_requirement(
     folder: str, metadata: dict[str, Any]
 ) -> None:
     declared = requirement_names(metadata["install_requires"])
-    for extra in ("detectron2", "tensorboard"):
+    for extra in ("detectron2", "tensorboard", "hub"):
         declared |= requirement_names(metadata["extras_require"][extra])
     declared.add("detectron2")  # on no index; its own instructions install it
     declared.add("triton")  # comes with torch for GPUs, and only there it is imported

@@ -48,6 +48,11 @@ def parser() -> argparse.ArgumentParser:
         choices=ENCODERS,
         help="which encoder, where the file has two (default: its format's, which is printed)",
     )
+    add(
+        "--prefix",
+        help="what the names of the ResNet begin with, where the file holds several that no format "
+        "names (default: the only one)",
+    )
     add("--overwrite", action="store_true", help="replace OUTPUT if another file has its name")
     add(
         "--inspect",
@@ -73,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         source_format=arguments.source,
         target_format=arguments.target,
         encoder=arguments.encoder,
+        prefix=arguments.prefix,
         overwrite=arguments.overwrite,
     )
     print("\n".join(conversion_lines(conversion)))
@@ -83,7 +89,12 @@ def print_inspection(arguments: argparse.Namespace) -> int:
     """Print what INPUT is; InputError after it where it cannot be converted."""
     if arguments.output is not None or arguments.target is not None or arguments.overwrite:
         raise InputError("--inspect writes nothing: leave OUTPUT, --to and --overwrite out")
-    facts = inspect(arguments.input, source_format=arguments.source, encoder=arguments.encoder)
+    facts = inspect(
+        arguments.input,
+        source_format=arguments.source,
+        encoder=arguments.encoder,
+        prefix=arguments.prefix,
+    )
     print(json.dumps(facts, indent=2) if arguments.json else "\n".join(table_lines(facts)))
     if facts["problem"] is not None:
         raise InputError(facts["problem"])

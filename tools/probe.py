@@ -135,7 +135,7 @@ def load_file(path: Path) -> Start:
             arrays,
             arch=source.architecture,
             method=source.method,
-            fed=source.input,
+            fed=source.known_input(),
             origin=str(path),
         )
         return replace(

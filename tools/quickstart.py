@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME=FILE",
-        help="checkpoints of one ResNet as the arms beside random (default: pre-training)",
+        help="checkpoints or addresses of one ResNet as the arms beside random (default: pre-training)",
     )
     add("--pretrain", action="store_true", help="make the painted world's encoders anew")
     add(
@@ -100,10 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from moco_det.runs.quickstart.flow import compare
     from moco_det.runs.quickstart.options import check_together, choose_budget, choose_data
     from moco_det.runs.suites.matrix import read_weights
+    from moco_det.weights.download import local_path
 
     check_together(args)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    weights = {arm: Path(file) for arm, file in read_weights(args.weights).items()}
+    weights = {arm: local_path(file) for arm, file in read_weights(args.weights).items()}
     default = Path("runs/pretrained" if args.pretrain else "runs/quickstart")
     # the report finds the images again from wherever it is made
     output = (args.output or default).resolve()

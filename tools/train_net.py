@@ -45,6 +45,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="file that the row is added to (default: OUTPUT_DIR/results.jsonl)",
     )
+    add(
+        "--convert",
+        action="store_true",
+        help="convert MODEL.WEIGHTS first where they are anybody's checkpoint (to weights/)",
+    )
     add("--strict", action="store_true", help="one broken image is an error")
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys over the file's")
     return p
@@ -64,9 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"--engine auto takes standalone: {choice.reason}")
 
     from moco_det.runs.run import launch_run
+    from moco_det.runs.weights_file import ready_weights
 
+    cfg = load_config(choice.engine, config_file, args.opts)
+    if args.convert and cfg.MODEL.WEIGHTS:
+        ready = ["MODEL.WEIGHTS", str(ready_weights(cfg.MODEL.WEIGHTS))]
+        cfg = load_config(choice.engine, config_file, [*args.opts, *ready])
     launch_run(
-        load_config(choice.engine, config_file, args.opts),
+        cfg,
         RunOptions(
             config_file=config_file,
             resume=args.resume,

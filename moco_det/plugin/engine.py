@@ -36,6 +36,7 @@ from moco_det.plugin.trainer import Trainer, build_detector
 from moco_det.plugin.weights import check_resumable
 from moco_det.settings.config import set_values
 from moco_det.settings.engine import Detector, RunOptions
+from moco_det.weights.download import local_path
 from moco_det.weights.loading import load_weights, load_whole_detector
 
 LOGGERS = ("detectron2", "fvcore", "moco_det")
@@ -168,7 +169,7 @@ class Detectron2Engine:
         return Detector(
             detect,
             cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            Path(cfg.MODEL.WEIGHTS),
+            local_path(cfg.MODEL.WEIGHTS),
             tuple(cfg.DATASETS.TRAIN),
             "float32",  # mixed precision is for training in detectron2
             model,

@@ -36,6 +36,7 @@ from moco_det.runs.row import (
 from moco_det.settings.config import dump
 from moco_det.settings.engine import Engine, PreparedRun, RunOptions
 from moco_det.settings.zoo import find_config
+from moco_det.weights.download import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def launch_run(cfg: CfgNode, options: RunOptions, engine: str, layout: ProcessLa
     local = layout.processes if started is None else started.local_world_size
     total = layout.processes * layout.machines if started is None else started.world_size
     load_engine(engine).check_processes(cfg, total)
+    local_path(cfg.MODEL.WEIGHTS)  # fetched once, before there are several processes
     device = cfg.MODEL.DEVICE.split(":")[0]
     launch(run_in_process, (cfg, options, engine, local), layout, device)
 
@@ -145,13 +147,14 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
         if leader:
             results = options.results or output / "results.jsonl"
             solver = prepared.cfg.SOLVER
+            loaded = prepared.loaded
             row = RunRow(
                 run=output.name,
                 task="box+mask" if cfg.MODEL.MASK_ON else "box",
                 dataset=describe_data(prepared.train_set, prepared.test_set),
                 config_name=Path(options.config_file).stem,
                 config=dump(cfg),
-                init=describe_init(options.init_name, cfg.MODEL.WEIGHTS, prepared.loaded.backbone),
+                init=describe_init(options.init_name, str(loaded.path or ""), loaded.backbone),
                 engine=describe_engine(**engine.describe()),
                 precision=prepared.precision,
                 seed=prepared.cfg.SEED,

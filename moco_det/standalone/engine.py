@@ -26,6 +26,7 @@ from moco_det.standalone.checkpoint import check_resumable, last_checkpoint
 from moco_det.standalone.evaluate import predict
 from moco_det.standalone.scaling import scale_to_processes, scaling_line, small_norm_groups
 from moco_det.standalone.train import captures, evaluate, train, training_records
+from moco_det.weights.download import local_path
 from moco_det.weights.loading import load_model_state, load_weights, load_whole_detector
 
 logger = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class StandaloneEngine:
         return Detector(
             detect,
             cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            Path(cfg.MODEL.WEIGHTS),
+            local_path(cfg.MODEL.WEIGHTS),
             tuple(cfg.DATASETS.TRAIN),
             precision.name,
             model,

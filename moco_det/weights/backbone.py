@@ -12,8 +12,10 @@ from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights.architectures import backbone_tensors
+from moco_det.weights.download import local_path
 from moco_det.weights.number_checks import check_numbers
 from moco_det.weights.reading import read_checkpoint
+from moco_det.weights.structure import convert_command
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,19 @@ class Backbone:
 
 
 def load_backbone(path: str | Path) -> Backbone:
-    """Load a backbone.pkl, a .safetensors of this project, or a detectron2 file.
+    """Load a backbone.pkl, a .safetensors of this project, or a detectron2 file, or fetch one.
 
     A detectron2 detector gives its backbone alone. Raises InputError for a missing, empty or
     damaged file, for a checkpoint that was not converted yet, and for incomplete backbones.
     """
-    path = Path(path)
+    path = local_path(path)
     check_exists(path)
     source = read_checkpoint(path)
     if source.format != "detectron2":
+        source.known_input()
         raise InputError(
             f"{path} is a {source.format} checkpoint, not a backbone file: convert it with "
-            f"`{command('convert-weights')} {path} {path.with_suffix('.pkl').name}`"
+            f"`{convert_command(path)}`, or let train-net --convert do it"
         )
     arrays = source.arrays()
     names = backbone_tensors(ARCHITECTURES[source.architecture])

@@ -1,4 +1,4 @@
-"""From a path to its contents: torch files old and new, pickles, safetensors.
+"""From a path to its contents: torch files old and new, pickles, safetensors, numpy's npz.
 
 Nothing in a file is ever executed, and every wrong kind of file is one clear line. A single reader
 serves them all (`pickle_machine`), instead of `torch.load(weights_only=True)` plus a second one for
@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from moco_det.foundation.errors import InputError
 from moco_det.weights.architectures import UnknownArchitecture
 from moco_det.weights.file_slices import BLOCK, FileSlice, FileState, open_regular
@@ -29,6 +31,7 @@ from moco_det.weights.pickle_machine import InertUnpickler
 from moco_det.weights.pickled_names import DamagedFile, GlobalRef, HostilePickle, Stub
 from moco_det.weights.tensors import (
     DTYPES,
+    NUMPY_CODES,
     SAFETENSORS_DTYPES,
     TENSOR_BUILDERS,
     Storage,
@@ -40,6 +43,13 @@ from moco_det.weights.tensors import (
 MAX_FILE = 16 << 30  # a ResNet-152 with optimizer is 0.7 GB
 MAX_HEADER = 8 << 20  # of safetensors; names and shapes take about 100 bytes per tensor
 MAX_DIRECTORY = 8 << 20  # of a zip; likewise
+MAX_NPY_HEADER = 16 << 10  # numpy itself reads 10,000 bytes of one
+NPY_HEADER = re.compile(
+    rb"\x93NUMPY(?:\x01\0..|[\x02\x03]\0....)\{'descr': '[<|](?P<dtype>%s)', "
+    rb"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[\dL, ]{0,400})\), \}"
+    % "|".join(NUMPY_CODES).encode(),
+    re.DOTALL,
+)
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save before 1.6 starts with this pickled number
 LEGACY_MAGIC_TEXT = b"L%dL\n" % LEGACY_MAGIC  # by protocol 0
 BIG_ENDIAN = "was saved on a big-endian machine: save it on a common one"
@@ -134,7 +144,7 @@ def _dispatch(state: FileState, file: BinaryIO) -> Contents:
 # Files that are plainly something else ----------------------------------------------------------
 
 NO_CHECKPOINT = (
-    "is not a checkpoint: its first bytes are none of torch's, pickle's or safetensors': "
+    "is not a checkpoint: its first bytes are none of torch's, pickle's, numpy's or safetensors': "
     "name another file, or fetch it again"
 )
 
@@ -178,6 +188,9 @@ class BoundedFile:
 
 def _torch_zip(state: FileState, file: BinaryIO) -> Contents:
     slices = _members(state, file)
+    if slices and all(name.endswith(".npy") for name in slices):
+        root = {name.removesuffix(".npy"): _npy(part) for name, part in slices.items()}
+        return Contents(state, "npz", root)
     if "data.pkl" not in slices:
         raise InputError(f"{state.path} is a zip archive without a checkpoint in it: unpack it")
     order = slices.get("byteorder")
@@ -226,12 +239,17 @@ def _members(state: FileState, file: BinaryIO) -> dict[str, FileSlice]:
             "save its state_dict() instead"
         )
     for member in members:
+        npy = member.filename.endswith(".npy")
+        if npy and member.compress_type == zipfile.ZIP_DEFLATED:
+            raise InputError(
+                f"{state.path} is a compressed npz: save it with numpy.savez, not savez_compressed"
+            )
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise InputError(
                 f"{state.path} is a compressed archive, which torch.save never writes: unpack it "
                 "and name the checkpoint inside"
             )
-        inner = member.filename.partition("/")[2] or member.filename
+        inner = member.filename if npy else member.filename.partition("/")[2] or member.filename
         if inner in slices:
             raise DamagedFile(f"an archive with two files {ascii(inner[:60])}")
         slices[inner] = _member(state, file, member)
@@ -249,6 +267,29 @@ def _member(state: FileState, file: BinaryIO, member: zipfile.ZipInfo) -> FileSl
     if member.file_size < 0 or offset + member.file_size > state.size:
         raise DamagedFile("the file ends too early")
     return FileSlice(state, offset, member.file_size, member.CRC)
+
+
+def _npy(member: FileSlice) -> TensorRef | Stub:
+    """An array of an npz: a text header as numpy writes it, then its bytes."""
+    start = bytes(member.read(0, min(member.length, MAX_NPY_HEADER)))
+    found = NPY_HEADER.match(start)
+    if found is None:
+        if start.startswith(b"\x93NUMPY"):
+            return Stub("numpy.ndarray")  # records, and what else is no table of numbers
+        raise DamagedFile("an npz with a broken header")
+    dtype = np.dtype(found["dtype"].decode())
+    shape = tuple(map(int, re.findall(rb"\d{1,18}", found["shape"])))
+    width = 2 if start[6] == 1 else 4
+    offset = 8 + width + int.from_bytes(start[8 : 8 + width], "little")
+    size = math.prod(shape) * dtype.itemsize
+    if len(shape) > 32 or offset + size != member.length:
+        raise DamagedFile("an array whose shape and size differ")
+
+    def fetch() -> np.ndarray:
+        flat = np.frombuffer(member.read(offset, size), dtype)
+        return flat.reshape(shape, order="F" if found["fortran"] == b"True" else "C")
+
+    return TensorRef(NUMPY_CODES[dtype.str[1:]], shape, fetch)
 
 
 # torch.save before 1.6, and plain pickles ------------------------------------------------------

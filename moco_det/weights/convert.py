@@ -16,6 +16,7 @@ from moco_det.foundation.atomic import make_folder, replacing
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights.architectures import backbone_tensors
+from moco_det.weights.download import local_path
 from moco_det.weights.number_checks import check_numbers, untrained
 from moco_det.weights.reading import SourceCheckpoint, read_checkpoint
 from moco_det.weights.writing import write_pickle, write_safetensors, write_torch
@@ -52,9 +53,10 @@ def convert(
     source_format: str | None = None,
     target_format: str | None = None,
     encoder: str | None = None,
+    prefix: str | None = None,
     overwrite: bool = False,
 ) -> Conversion:
-    """Convert a checkpoint, prove the result, then write it.
+    """Convert a checkpoint, a file or an address, prove the result, then write it.
 
     The target follows from the output's suffix (.pkl and .safetensors detectron2, .pth and .pt
     torchvision) unless `target_format` names it. Raises InputError, and writes nothing, when the
@@ -63,10 +65,13 @@ def convert(
     """
     output = Path(output_path)
     target = _target(output, target_format)
+    input_path = local_path(input_path)
     with suppress(OSError):  # one of the two is not there
         if os.path.samefile(output, input_path):
             raise InputError(f"{output} is the input itself: name another output file")
-    source = read_checkpoint(input_path, source_format=source_format, encoder=encoder)
+    source = read_checkpoint(
+        input_path, source_format=source_format, encoder=encoder, prefix=prefix
+    )
     pixels = source.known_input()
     in_1x1 = pixels["stride_in_1x1"]
     if target != "detectron2" and (pixels["format"] != "RGB" or in_1x1):

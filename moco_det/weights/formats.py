@@ -56,6 +56,7 @@ class Format:
     grouped: bool | None = None
     pixels: str | None = "rgb"
     by_name_only: bool = False
+    behind: list[str] = field(default_factory=list)
 
     @property
     def input(self) -> dict[str, Any] | None:

@@ -13,13 +13,23 @@ from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights.architectures import STAGES, backbone_tensors
 from moco_det.weights.containers import Contents, input_errors, read_contents
+from moco_det.weights.download import local_path
 from moco_det.weights.number_checks import check_numbers, kaiming_ratio, untrained
 from moco_det.weights.reading import SourceCheckpoint, check_format, printable, recognise
 from moco_det.weights.tensors import tensors_of
 
 SCHEMA = "moco-det/inspect/1"
 OF_A_FORMAT = (  # the keys of `describe`
-    *("format", "architecture", "method", "encoder", "encoders", "input", "backbone_tensors"),
+    *(
+        "format",
+        "prefix",
+        "architecture",
+        "method",
+        "encoder",
+        "encoders",
+        "input",
+        "backbone_tensors",
+    ),
     *("parameters", "dtypes", "head", "other_encoder_tensors", "batch_counters", "stages"),
     *("finite", "least_variance", "convolution_std_over_kaiming", "random_looking"),
     *("source", "verified"),
@@ -28,7 +38,11 @@ SHOWN_TENSORS = 8  # of each table of a file that no format claims
 
 
 def inspect(
-    path: str | Path, *, source_format: str | None = None, encoder: str | None = None
+    path: str | Path,
+    *,
+    source_format: str | None = None,
+    encoder: str | None = None,
+    prefix: str | None = None,
 ) -> dict[str, Any]:
     """Everything `--inspect` shows, as plain data that json can hold; docs/weights.md has the keys.
 
@@ -36,11 +50,11 @@ def inspect(
     "problem". Raises InputError for what is no readable checkpoint at all.
     """
     check_format(source_format)
-    contents = read_contents(path)
+    contents = read_contents(local_path(path))
     with input_errors(contents.path):
         facts = _facts_of_file(contents)
     try:
-        source = recognise(contents, source_format=source_format, encoder=encoder)
+        source = recognise(contents, source_format=source_format, encoder=encoder, prefix=prefix)
         arrays = source.arrays()
         facts.update(describe(source, arrays))
         source.known_input()
@@ -95,6 +109,7 @@ def describe(source: SourceCheckpoint, arrays: Mapping[str, np.ndarray]) -> dict
     ratios = [kaiming_ratio(a) for a in arrays.values() if a.ndim == 4]
     return {
         "format": source.format,
+        "prefix": None if source.resnet is None else source.resnet.prefix,
         "architecture": source.architecture,
         "method": source.method,
         "encoder": source.encoder,

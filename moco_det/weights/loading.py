@@ -25,6 +25,7 @@ from moco_det.results.matched import INPUT_KEYS, check_input
 from moco_det.weights.architectures import UnknownArchitecture, deduce
 from moco_det.weights.backbone import Backbone, check_exists, load_backbone
 from moco_det.weights.containers import input_errors, lookalike, read_contents
+from moco_det.weights.download import local_path
 from moco_det.weights.file_slices import open_regular
 from moco_det.weights.tensors import tensors_of
 from moco_det.weights.vocabularies import from_detectron2
@@ -93,16 +94,10 @@ def load_initial_weights(
     expected = backbone_names(model)
     if path == "":
         return Loaded(0, len(expected), new_layers(model), None, None)
-    if "://" in path:
-        name = path.rsplit("/", 1)[-1]
-        raise InputError(
-            f"MODEL.WEIGHTS {path} is an address, and weights are read from disk alone: download "
-            f"it, then {command('convert-weights')} {name} weights/{Path(name).stem}.pkl"
-        )
-    file = Path(path)
+    file = local_path(path)
     check_exists(file)
     is_run = file.suffix in (".pth", ".pt")
-    state = read_checkpoint(file)["model"] if is_run else pickled_detector(file)
+    state = detector_in(file)
     if state is not None and (is_run or fits(model, state)):
         load_model_state(model, state, file)
         of = len(floats(model.state_dict()))
@@ -197,12 +192,12 @@ def first_few(names: list[str], limit: int = 4) -> str:
     return "(" + ", ".join(names[:limit]) + more + ")"
 
 
-def pickled_detector(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a detector pickled as in detectron2's model zoo; None of anything else.
+def detector_in(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a whole detector, a run's or one of detectron2's model zoo; None of others.
 
     Nothing in the file is run.
     """
-    model = read_contents(path).entries.get("model") if path.suffix == ".pkl" else None
+    model = read_contents(path).entries.get("model")
     if not isinstance(model, dict) or not any(str(n).startswith("roi_heads.") for n in model):
         return None
     with input_errors(path):

@@ -14,16 +14,9 @@ from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights.architectures import STAGES, backbone_tensors, deduce
 from moco_det.weights.containers import Contents, input_errors, read_contents, sha256_of
-from moco_det.weights.formats import BY_NAME, FORMATS, RGB_IMAGENET, Table
-from moco_det.weights.pickled_names import Stub
-from moco_det.weights.recognition import (
-    FormatMatch,
-    classify_keys,
-    encoders_in,
-    first_keys,
-    matching_formats,
-    nearest_format,
-)
+from moco_det.weights.formats import BY_NAME, RGB_IMAGENET, Table
+from moco_det.weights.recognition import FormatMatch, classify_keys, encoders_in
+from moco_det.weights.structure import FoundResNet, choose_match, convert_command
 from moco_det.weights.tensors import FLOATING
 
 # Who writes detectron2 files whose input is known though the file does not say it: the converters
@@ -32,7 +25,12 @@ from moco_det.weights.tensors import FLOATING
 RGB_AUTHORS = (
     *("MOCO", "torchvision", "OpenSelfSup", "MMSelfSup", "PixPro", "Yonglong", "solo-learn"),
 )
-KNOWN = ", ".join(BY_NAME)
+# vocabulary -> the formats that name the pixels of a ResNet in it: RGB, and MSRA's BGR
+PIXELS_NAMED = {
+    "torchvision": ("torchvision", "torchvision-msra"),
+    "children": ("torchvision", "torchvision-msra"),
+    "detectron2": ("detectron2-rgb", "detectron2-msra"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ class SourceCheckpoint:
 
     `tensors` (and `counters`, BN's num_batches_tracked) are under torchvision's names; `input` is
     on the scale 0..255 and None where a detectron2 file does not state it; `origin` and `proven`
-    are the `source` and `verified` of a file this project wrote before.
+    are the `source` and `verified` of a file this project wrote before. `resnet` is one that no
+    format claims, found by its structure, and `prefix` how it was asked for.
     """
 
     path: Path
@@ -61,6 +60,8 @@ class SourceCheckpoint:
     contents: Contents = field(repr=False)
     origin: dict[str, Any] | None = None
     proven: dict[str, Any] | None = None
+    resnet: FoundResNet | None = None
+    prefix: str | None = None
 
     def source(self) -> dict[str, Any]:
         """The `source` record of a backbone file; a re-packed backbone keeps its first one."""
@@ -95,9 +96,14 @@ class SourceCheckpoint:
     def known_input(self) -> dict[str, Any]:
         """`input`; raises InputError, with what to do, where the file does not state it."""
         if self.input is None:
+            words = self.resnet.match.format.names if self.resnet else "detectron2"
+            rgb, msra = PIXELS_NAMED[words]
+            what = f" (a {self.architecture} {self.resnet.where})" if self.resnet else ""
+            again = () if self.prefix is None else ("--prefix", self.prefix)
             raise InputError(
-                f"{self.path} does not say in which channel order its network was trained: name it "
-                "with --from detectron2-rgb or --from detectron2-msra (BGR, std 1, stride in 1x1)"
+                f"{self.path}{what} does not say in which channel order its network was trained: "
+                f"`{convert_command(self.path, *again, '--from', rgb)}` for RGB with ImageNet's "
+                f"mean and std, or with --from {msra} for BGR, std 1 and the stride in 1x1"
             )
         return self.input
 
@@ -125,31 +131,40 @@ def printable(name: object) -> str:
 
 
 def read_checkpoint(
-    path: str | Path, *, source_format: str | None = None, encoder: str | None = None
+    path: str | Path,
+    *,
+    source_format: str | None = None,
+    encoder: str | None = None,
+    prefix: str | None = None,
 ) -> SourceCheckpoint:
     """Read and recognise a checkpoint; no program in it is run.
 
     `source_format` forces a format of `FORMATS`; `encoder` is one of the format's own,
-    by default its first.
+    by default its first; `prefix` names a ResNet by what its names begin with.
     Raises InputError when the file is unreadable, unknown, ambiguous or of an unknown architecture.
     """
     check_format(source_format)
-    return recognise(read_contents(path), source_format=source_format, encoder=encoder)
+    contents = read_contents(path)
+    return recognise(contents, source_format=source_format, encoder=encoder, prefix=prefix)
 
 
 def check_format(source_format: str | None) -> None:
     """Raise InputError for a format that does not exist."""
     if source_format is not None and source_format not in BY_NAME:
-        raise InputError(f"unknown format {source_format!r}: choose from {KNOWN}")
+        raise InputError(f"unknown format {source_format!r}: choose from {', '.join(BY_NAME)}")
 
 
 def recognise(
-    contents: Contents, *, source_format: str | None = None, encoder: str | None = None
+    contents: Contents,
+    *,
+    source_format: str | None = None,
+    encoder: str | None = None,
+    prefix: str | None = None,
 ) -> SourceCheckpoint:
     """What the contents of a file are; arguments and errors of `read_checkpoint`."""
     path = contents.path
     with input_errors(path):
-        match = _only_match(contents, source_format)
+        match, resnet = choose_match(contents, source_format, prefix)
         row = match.format
         choices = encoders_in(row, match.table)
         chosen = _chosen(path, row.name, choices, encoder)
@@ -159,7 +174,7 @@ def recognise(
         if keys.unclaimed:
             raise InputError(
                 f"{path}: {len(keys.unclaimed)} tensors that {row.name} does not have: "
-                f"{', '.join(keys.unclaimed[:5])}; if this is another format, name it with --from"
+                f"{', '.join(keys.unclaimed[:5])}: save the state_dict() of a plain ResNet"
             )
         architecture = deduce({name: tensor.shape for name, tensor in keys.tensors.items()})
         claimed = sum(tensor.nbytes for tensor in keys.tensors.values())
@@ -186,6 +201,8 @@ def recognise(
             contents=contents,
             origin=_origin(contents),
             proven=_proven(contents),
+            resnet=resnet,
+            prefix=prefix,
         )
 
 
@@ -197,48 +214,6 @@ def _chosen(path: Path, name: str, choices: tuple[str, ...], encoder: str | None
     there = f"encoders {' and '.join(choices)}" if several else f"{choices[0]} encoder only"
     raise InputError(
         f"{path}: this {name} file holds the {there}, not a {encoder} encoder: leave --encoder out"
-    )
-
-
-def _only_match(contents: Contents, source_format: str | None) -> FormatMatch:
-    path, root = contents.path, contents.root
-    rows = [BY_NAME[source_format]] if source_format else [f for f in FORMATS if not f.by_name_only]
-    found = matching_formats(root, rows)
-    if len(found) == 1:
-        return found[0]
-    seen = first_keys(root)
-    seen = seen if seen.isprintable() else ascii(seen)
-    if found:
-        names = sorted({match.format.name for match in found})
-        raise InputError(
-            f"{path} holds more than one encoder that could be meant (as {', '.join(names)}; "
-            f"first keys {seen}): name one with --from, or save only that one"
-        )
-    stamp = contents.entries.get("format")
-    if isinstance(stamp, str) and stamp.startswith("moco-det/") and stamp != "moco-det/1":
-        raise InputError(f"{path} is {stamp[:40]}, which a newer version wrote: update moco-det")
-    places = ("model", "net", "network", "encoder", "state_dict")
-    likely = [root, *(contents.entries.get(key) for key in places)]
-    whole = next((value for value in likely if isinstance(value, Stub)), None)
-    if whole is not None:
-        raise InputError(
-            f"{path} holds a whole {whole.origin} object, which is not opened: "
-            "save its state_dict()"
-        )
-    if "torch.storage._load_from_bytes" in contents.foreign:
-        raise InputError(
-            f"{path} holds tensors that were pickled without torch.save: load it with what made "
-            "it, and torch.save the state_dict"
-        )
-    if source_format:
-        raise InputError(
-            f"{path} is not a {source_format} checkpoint: found {seen}; "
-            "leave --from out to have the format recognised"
-        )
-    near = nearest_format(root, rows)
-    raise InputError(
-        f"{path} is of no known format: found {seen}; {near + '; ' if near else ''}known are "
-        f"{KNOWN} (see docs/weights.md; --from names one)"
     )
 
 
@@ -290,6 +265,8 @@ def _proven(contents: Contents) -> dict[str, Any] | None:
 def _input(contents: Contents, match: FormatMatch) -> dict[str, Any] | None:
     """Channel order, mean and std (0..255) and stride placement, as the file or its format says."""
     row = match.format
+    if row.name == "resnet":
+        return None
     if row.input is not None and (row.by_name_only or "input" not in contents.metadata):
         return dict(row.input)
     stated = _beside(contents, "input")

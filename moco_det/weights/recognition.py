@@ -18,6 +18,7 @@ from moco_det.weights.tensors import TensorRef, tensors_of
 
 EPSILON = 1e-5  # of every batch norm in question
 START = ("conv1.weight", "layer1.0.conv1.weight")
+COUNTED = r"(.*[.:])?n_averaged"  # by torch.optim.swa_utils.AveragedModel beside what it averages
 PLAINLY = 50  # backbone tensors that leave no doubt; a ResNet-18 has 100
 
 
@@ -68,7 +69,7 @@ def classify_keys(row: Format, encoder: str, table: Table) -> ClassifiedKeys:
             target[name] = tensor
         elif any(row.backbone_name(choice, key) for choice in others):
             other += 1
-        elif any(re.fullmatch(pattern, key) for pattern in row.head):
+        elif any(re.fullmatch(pattern, key) for pattern in (*row.head, COUNTED)):
             head.append(key)
         else:
             unclaimed.append(key)
@@ -140,22 +141,17 @@ def matching_formats(root: Any, rows: Iterable[Format]) -> list[FormatMatch]:
     """The formats that fit: marker and sign present, stem and first block in the named place.
 
     A marker settles the matter; among several formats that fit, those that claim every key count.
-    Raises UnknownArchitecture for a network that is plainly another kind of ResNet.
     """
     if not isinstance(root, dict):
         return []
-    tables: list[Table] = []
-    found = []
-    for match in _candidates(root, rows):
-        tables.append(match.table)
-        if match.format.shows_in(match.table) and _names(match).issuperset(START):
-            found.append(match)
+    found = [
+        match
+        for match in _candidates(root, rows)
+        if match.format.shows_in(match.table) and _names(match).issuperset(START)
+    ]
     found = [match for match in found if match.format.marker is not None] or found
     if len(found) > 1:
-        found = [match for match in found if not _unclaimed(match)] or found
-    reason = _another_network(root, found, tables)
-    if reason is not None:
-        raise UnknownArchitecture(reason)
+        found = [match for match in found if not unclaimed(match)] or found
     return found
 
 
@@ -176,7 +172,7 @@ def _candidates(root: Mapping[Any, Any], rows: Iterable[Format]) -> Iterator[For
         for paths in row.tables if row.is_marked(root) else ():
             for path in paths:
                 if path not in tables:
-                    tables[path] = _table(root, path)
+                    tables[path] = table_at(root, path)
             if len(paths) == 1:
                 yield FormatMatch(row, tables[paths[0]])
             else:
@@ -185,17 +181,21 @@ def _candidates(root: Mapping[Any, Any], rows: Iterable[Format]) -> Iterator[For
                 yield FormatMatch(row, joined)
 
 
-def _table(root: Any, path: str) -> Table:
+def table_at(root: Any, path: str) -> Table:
     """The tensors of the dict at a path of root keys ("a/b"; "" is the root).
 
-    Keys are as they are without torch.compile, which calls what it wraps `_orig_mod`; where both
-    forms of one name are there they stay: then nobody can say which is meant.
+    Keys are as they are without torch.compile, which calls what it wraps `_orig_mod`, and with one
+    `module` where wrappers stand in one another; where several forms of one name are there they
+    stay: then nobody can say which is meant.
     """
     inner = root
     for word in path.split("/") if path else ():
         inner = inner.get(word) if isinstance(inner, dict) else None
     table = tensors_of(inner) if isinstance(inner, dict) else {}
-    plain = {re.sub(r"(?<![^.])_orig_mod\.", "", key): tensor for key, tensor in table.items()}
+    plain = {
+        re.sub(r"(?<![^.])(module\.)+", "module.", re.sub(r"(?<![^.])_orig_mod\.", "", key)): tensor
+        for key, tensor in table.items()
+    }
     return plain if len(plain) == len(table) else table
 
 
@@ -205,23 +205,18 @@ def _names(match: FormatMatch) -> set[str | None]:
     return {match.format.backbone_name(default, key) for key in match.table}
 
 
-def _unclaimed(match: FormatMatch) -> tuple[str, ...]:
+def unclaimed(match: FormatMatch) -> tuple[str, ...]:
+    """The keys that are none of a format's."""
     default = next(iter(match.format.encoders))
     return classify_keys(match.format, default, match.table).unclaimed
 
 
-def _another_network(
-    root: Mapping[Any, Any], found: list[FormatMatch], tables: Iterable[Table]
-) -> str | None:
+def another_network(root: Mapping[Any, Any], match: FormatMatch) -> str | None:
     """Why this is no ResNet that a detector has, where names tell."""
-    if len(found) > 1:
-        return None
-    if not found:
-        return variant(key for table in tables for key in table)
     arch = root.get("arch")  # timm's and torch's training scripts store it
     if isinstance(arch, str) and re.match(r"(se)?resne(x)?t(aa|blur)\d", arch):
         return f"it says to be a {arch[:40]}, which pools with antialiasing"
-    return variant(_unclaimed(found[0]))
+    return variant(unclaimed(match))
 
 
 def first_keys(root: Any, count: int = 5) -> str:

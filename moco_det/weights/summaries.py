@@ -15,6 +15,8 @@ def conversion_lines(conversion: Conversion) -> list[str]:
     """The report of a conversion."""
     source, count = conversion.source, conversion.tensors
     how = "named by --from" if source.forced else "recognised from its keys"
+    if source.resnet is not None:
+        how += f", found by its names, {source.resnet.where}"
     if len(source.encoders) == 1:
         encoder = "the only one"
     elif source.encoder_named:
@@ -71,6 +73,7 @@ def table_lines(facts: Mapping[str, Any]) -> list[str]:
         ("file", f"{facts['file']} ({facts['stored_as']}, {facts['bytes']:,} bytes)"),
         ("sha256", facts["sha256"]),
         ("format", facts["format"] or "none that is known"),
+        *([("prefix", repr(facts["prefix"]))] if facts["prefix"] is not None else []),
     ]
     if facts["architecture"] is None:
         rows += [("tensors", _table_text(table)) for table in facts["tables"]] or [

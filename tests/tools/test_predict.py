@@ -205,7 +205,7 @@ BAD = {
     wrong_classes: "--classes names 2 classes",
     no_weights: "holds no whole detector",
     missing_weights: "bad.pth does not exist",
-    broken_weights: "bad.pth is no whole checkpoint",
+    broken_weights: "bad.pth is not a checkpoint",
 }
 
 

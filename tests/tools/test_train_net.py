@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from moco_det.data.scenes import ScenesPaths
+from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.results import read_rows
 from moco_det.runs.engines import choose_engine
+from moco_det.weights.architectures import backbone_tensors
 from moco_det_tools.entry import run
 from moco_det_tools.train_net import main
 from tests.data.builders import write_voc
@@ -61,6 +63,18 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
     lines = [line for line in text.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and text.rstrip().endswith(lines[0])
     return lines[0]
+
+
+def write_torchvision(path: Path, *place: str, prefix: str = "", **beside: Any) -> Path:
+    arrays = backbone_arrays()
+    state: dict[str, Any] = {
+        f"{prefix}{tensor.torchvision}": torch.from_numpy(arrays[tensor.detectron2])
+        for tensor in backbone_tensors(ARCHITECTURES["resnet18"])
+    }
+    for key in place:
+        state = {key: state, **beside}
+    torch.save(state, path)
+    return path
 
 
 def without_categories(folder: Path, painted: ScenesPaths) -> dict[str, str]:
@@ -135,8 +149,21 @@ def missing_weights(folder: Path, painted: ScenesPaths) -> dict[str, str]:
 
 
 def weights_at_an_address(folder: Path, painted: ScenesPaths) -> dict[str, str]:
-    """As detectron2's own configs name them."""
-    return {"MODEL.WEIGHTS": "detectron2://ImageNetPretrained/MSRA/R-50.pkl"}
+    return {"MODEL.WEIGHTS": "s3://bucket/R-50.pkl"}
+
+
+def weights_to_convert(folder: Path, painted: ScenesPaths) -> dict[str, str]:
+    """As anybody's torch.save(model.state_dict()) leaves them."""
+    return {"MODEL.WEIGHTS": str(write_torchvision(folder / "bad.pth"))}
+
+
+def weights_in_a_run_of_another_kind(folder: Path, painted: ScenesPaths) -> dict[str, str]:
+    """Under "model", where a detector's checkpoint has its own."""
+    return {"MODEL.WEIGHTS": str(write_torchvision(folder / "bad.pth", "model", args=Path("a")))}
+
+
+def weights_behind_a_prefix(folder: Path, painted: ScenesPaths) -> dict[str, str]:
+    return {"MODEL.WEIGHTS": str(write_torchvision(folder / "bad.pth", prefix="model.trunk."))}
 
 
 def empty_weights(folder: Path, painted: ScenesPaths) -> dict[str, str]:
@@ -177,7 +204,10 @@ BAD: dict[Spoil, str] = {
     wrong_number_of_classes: "MODEL.ROI_HEADS.NUM_CLASSES is 80",
     no_such_device: "MODEL.DEVICE is 'tpu'",
     missing_weights: "bad.pkl does not exist",
-    weights_at_an_address: "moco-det convert-weights R-50.pkl weights/R-50.pkl",
+    weights_at_an_address: "write https://..., torchvision:resnet50, timm:NAME",
+    weights_to_convert: "bad.pth weights/bad.pkl`, or let train-net --convert do it",
+    weights_in_a_run_of_another_kind: "bad.pth weights/bad.pkl`, or let train-net --convert do it",
+    weights_behind_a_prefix: "bad.pth weights/bad.pkl --from torchvision`",
     empty_weights: "bad.pkl is empty",
     weights_that_are_none: "bad.pth",
     weights_of_another_architecture: "bad.pkl does not fit this model",
@@ -307,6 +337,29 @@ def test_own_data_is_named_in_the_yaml(
     assert row["engine"]["name"] == engine[1] and row["config_name"] == "own"
     assert (row["dataset"]["train_uri"], row["dataset"]["test_uri"]) == (train, test)
     assert ("voc" in row["metrics"]) == (scheme == "voc")
+
+
+def test_a_checkpoint_is_converted_first_where_that_is_asked(
+    engine: tuple[str, str],
+    painted: ScenesPaths,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = {"MODEL.WEIGHTS": str(write_torchvision(tmp_path / "mine.pth.tar", "state_dict"))}
+    assert call(painted, tmp_path / "out", changes, ("--convert", *engine)) == 0
+    assert "difference    stem 0.0e+00" in capsys.readouterr().out
+    (made,) = (tmp_path / "weights").iterdir()
+    (row,) = (r.data for r in read_rows([tmp_path / "out" / "results.jsonl"]).rows)
+    assert row["init"]["weights"] == made.name and made.name.startswith("mine-")
+    assert row["init"]["source"]["format"] == "torchvision"
+    changes = {"MODEL.WEIGHTS": str(made)}  # what is a backbone already stays as it is
+    assert call(painted, tmp_path / "two", changes, ("--convert", *engine)) == 0
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == [made.name]
+    changes = weights_behind_a_prefix(tmp_path, painted)
+    assert call(painted, tmp_path / "three", changes, ("--convert", *engine)) == 2
+    assert "--from torchvision" in error_of(capsys)
 
 
 def test_one_broken_image_among_many_is_skipped_with_a_warning_and_strict_refuses(

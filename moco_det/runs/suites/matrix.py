@@ -23,8 +23,10 @@ from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.results.matched import INPUT_KEYS
 from moco_det.runs.row import version_of
 from moco_det.runs.suites.suite import NAME, SuiteSetting
+from moco_det.runs.weights_file import ready_weights
 from moco_det.settings.config import check, get_cfg, merge
 from moco_det.weights.backbone import load_backbone
+from moco_det.weights.download import is_address
 
 SUPERVISED = ("supervised", "sup")
 RANDOM = "random"
@@ -124,11 +126,11 @@ def read_arms(
 ) -> list[SuiteArm]:
     """The arms of "NAME=FILE" words, with the random and the supervised one unless refused.
 
-    Every weights file is opened and checked here, before the first run; those that are not there
-    may be absent from a dry run. Raises InputError for a name given twice, a file that is no
-    backbone, and a supervised arm that nobody named.
+    Every weights file is fetched, converted where it is no backbone, and checked here, before the
+    first run; files that are not there may be absent from a dry run. Raises InputError for a name
+    given twice, a file that cannot be converted, and a supervised arm that nobody named.
     """
-    files = {name: Path(file) for name, file in read_weights(given).items()}
+    files: dict[str, str | Path] = {**read_weights(given)}
     if supervised and not any(name in SUPERVISED for name in files):
         there = default_supervised is not None and default_supervised.is_file()
         if not there and not may_be_absent:
@@ -139,10 +141,11 @@ def read_arms(
             )
         files["supervised"] = default_supervised or Path("supervised.pkl")
     arms = [SuiteArm(RANDOM, None, None, {})] if random else []
-    for name, file in sorted(files.items(), key=lambda item: item[0] not in SUPERVISED):
-        if may_be_absent and not file.exists():
-            arms.append(SuiteArm(name, file, None, {}))
+    for name, given_as in sorted(files.items(), key=lambda item: item[0] not in SUPERVISED):
+        if may_be_absent and not is_address(given_as) and not Path(given_as).exists():
+            arms.append(SuiteArm(name, Path(given_as), None, {}))
             continue
+        file = ready_weights(given_as)
         weights = load_backbone(file)
         arms.append(
             SuiteArm(name, file, weights.sha256, dict(weights.input or {}), weights.architecture)

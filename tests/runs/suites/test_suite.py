@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from moco_det.foundation.errors import InputError
@@ -21,6 +22,8 @@ from moco_det.runs.suites.matrix import (
     read_seeds,
 )
 from moco_det.runs.suites.suite import SuiteSetting, read_suite
+from moco_det.weights import download
+from tests.weights.checkpoints import trained_state
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -181,3 +184,21 @@ def test_random_and_supervised_are_there_unless_refused(tmp_path: Path) -> None:
         read_arms([], random=False, supervised=False)
     with pytest.raises(InputError, match=r"default\.pkl is not there"):
         read_arms([], default_supervised=tmp_path / "default.pkl")
+
+
+def test_a_checkpoint_of_anybodys_becomes_an_arm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = trained_state("resnet18", seed=1)
+    torch.save({f"module.encoder_q.{name}": t for name, t in state.items()}, "moco.pth.tar")
+    torch.save({f"my.net.{name}": tensor for name, tensor in state.items()}, "mine.pth")
+    monkeypatch.setattr(download, "_fetch", lambda address: tmp_path / "moco.pth.tar")
+    words = ["moco=moco.pth.tar", "sup=torchvision:resnet18", "web=https://host/moco.pth.tar"]
+    arms = read_arms(words, random=False)
+    assert [arm.name for arm in arms] == ["sup", "moco", "web"]
+    assert {arm.architecture for arm in arms} == {"resnet18"}
+    assert arms[0].weights == arms[1].weights and arms[0].input["format"] == "RGB"
+    assert "facebookresearch/moco" in capsys.readouterr().out
+    with pytest.raises(InputError, match="convert-weights mine.pth weights/mine.pkl --from"):
+        read_arms(["sup=mine.pth"])
