@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import Tensor
 
 from moco_det.foundation.errors import InputError
@@ -248,7 +249,10 @@ def test_a_detector_of_other_classes_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_pretraining_checkpoint_names_the_conversion(tmp_path: Path) -> None:
-    torch.save({"format": "moco-det/1", "encoder": {}}, tmp_path / "checkpoint.pth")
+    pixels = {"format": "RGB", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    encoder = torchvision.models.resnet18().state_dict()
+    content = {"format": "moco-det/1", "arch": "resnet18", "encoder": encoder, "input": pixels}
+    torch.save(content, tmp_path / "checkpoint.pth")
     with pytest.raises(InputError, match=r"convert-weights .*checkpoint\.pth"):
         load_initial_weights(make_model(), str(tmp_path / "checkpoint.pth"))
 
