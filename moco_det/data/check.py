@@ -101,6 +101,17 @@ def check_crowds(dataset: DetectionDataset) -> None:
         )
 
 
+def crowd_warning(dataset: DetectionDataset) -> list[str]:
+    """A line on objects that are neither trained nor scored, where some but not all are crowds."""
+    crowds = sum(a.iscrowd for r in dataset.records for a in r.annotations)
+    if not crowds:
+        return []
+    return [
+        f"{crowds} of {dataset.objects} objects are crowd regions (iscrowd 1), neither trained nor "
+        "scored: write iscrowd 0 where a region is one object"
+    ]
+
+
 def choose_mask_format(dataset: DetectionDataset, asked: str) -> tuple[str, list[str]]:
     """INPUT.MASK_FORMAT as the masks to train on allow it, with a warning where not as asked.
 
@@ -130,7 +141,8 @@ def choose_masks(train: DetectionDataset, test: DetectionDataset) -> tuple[str, 
 
 def overlap_warnings(train: DetectionDataset, test: DetectionDataset) -> list[str]:
     """A line where images are both trained and tested on: their AP says nothing of transfer."""
-    shared = {r.file_name for r in train.records} & {r.file_name for r in test.records}
+    trained, tested = ({os.path.realpath(r.file_name) for r in s.records} for s in (train, test))
+    shared = trained & tested
     if not shared:
         return []
     return [f"{len(shared)} of {len(test)} test images are training images too"]

@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from moco_det.data.image_files import IMAGE_SUFFIXES
 from moco_det.data.splits import RULE, choose_test
 from moco_det.data.text_files import absolute
 from moco_det.foundation.atomic import write_text
+from moco_det.foundation.errors import InputError
 
 HEAD = 4096  # bytes by which a file is recognised
 HIDDEN = (".", "__MACOSX")
@@ -30,6 +32,10 @@ class FoundData:
     photos: tuple[Path, ...] = ()
 
 
+# Photographs that are not read, by the ending.
+NOT_READ = (".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".svg", ".mp4", ".mov")
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder's files, by their endings in small letters, hidden ones left out."""
@@ -41,9 +47,15 @@ class Folder:
     def of(self, *endings: str) -> list[Path]:
         return [file for ending in endings for file in self.files.get(ending, ())]
 
+    @property
+    def unread(self) -> str:
+        """A clause on photographs and films of formats that are not read, empty without any."""
+        counts = [f"{len(self.of(e))} {e} files" for e in NOT_READ if self.of(e)]
+        return f"; {', '.join(counts)} are not read: convert them to .jpg" if counts else ""
+
 
 def list_folder(root: Path, made: Path) -> Folder:
-    """All files below `root`, but for those of the output folder `made`."""
+    """All regular files below `root`, but for those of the output folder `made`."""
     files: dict[str, list[Path]] = defaultdict(list)
     seen: set[str] = set()  # a link that leads back up must not be followed for ever
     for place, folders, names in os.walk(root, followlinks=True):
@@ -57,11 +69,24 @@ def list_folder(root: Path, made: Path) -> Folder:
             if not name.startswith(HIDDEN) and not made.is_relative_to(Path(place, name))
         )
         for name in sorted(names):
-            if not name.startswith(HIDDEN):
-                files[os.path.splitext(name)[1].lower()].append(Path(place, name))
+            file = os.path.join(place, name)
+            ending = os.path.splitext(name)[1].lower()
+            if not name.startswith(HIDDEN) and os.path.isfile(file):
+                if ending in (*IMAGE_SUFFIXES, ".xml") and not _is_listable(file):
+                    raise InputError(f"the name {ascii(file)} has no place in a list: rename it")
+                files[ending].append(Path(file))
         seen.add(real)
     images = sorted(file for ending in IMAGE_SUFFIXES for file in files.get(ending, ()))
     return Folder(root, files, images)
+
+
+def _is_listable(name: str) -> bool:
+    """Whether a name is one line of UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return len(name.splitlines()) == 1
 
 
 def head(file: Path) -> str:
@@ -80,8 +105,11 @@ def largest(files: Sequence[Path]) -> list[Path]:
 
 def choose_below(labels: Mapping[str, Collection[str]], root: Path) -> set[str]:
     """`choose_test` by names below the root: a folder that was moved is split alike."""
-    short = {os.path.relpath(os.path.join(root, name), root): name for name in labels}
-    return {short[name] for name in choose_test({s: labels[name] for s, name in short.items()})}
+    spellings: dict[str, list[str]] = defaultdict(list)  # of the same image
+    for name in labels:
+        spellings[os.path.relpath(os.path.join(root, name), root)].append(name)
+    tested = choose_test({s: {*chain(*(labels[n] for n in of))} for s, of in spellings.items()})
+    return {name for short in tested for name in spellings[short]}
 
 
 def split_line(said: str, tested: Collection[str], labels: Collection[str], file: Path) -> str:

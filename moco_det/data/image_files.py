@@ -107,8 +107,8 @@ def coco_files(path: Path) -> list[str]:
     for match in re.finditer(r'"images"\s*:\s*(?=\[)', text):
         try:
             found, _ = json.JSONDecoder().raw_decode(text, match.end())
-        except json.JSONDecodeError:
-            break  # the file is cut short
+        except (ValueError, RecursionError):
+            break  # the file is cut short, or no json that anybody wrote
         if all(map(_is_image, found)):
             return [item["file_name"] for item in found]
     raise InputError(f"annotation file {path} has no list of images in COCO's form: is it whole?")

@@ -7,9 +7,11 @@ or COCO json files. The images themselves stay where they are.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 
 from moco_det.data.catalog_names import coco_uri, voc_uri
 from moco_det.data.folder_files import (
@@ -20,7 +22,7 @@ from moco_det.data.folder_files import (
     list_folder,
     write_coco,
 )
-from moco_det.data.image_files import coco_files
+from moco_det.data.image_files import coco_files, with_slashes
 from moco_det.data.read_yolo import find_bare_yolo, find_yolo
 from moco_det.data.splits import split_of
 from moco_det.data.text_files import absolute, read_json, read_text
@@ -56,6 +58,8 @@ def find_data(directory: str | Path, made: Path) -> FoundData:
     for exports of CVAT, LabelMe and VIA.
     """
     root = absolute(directory)
+    if root.suffix == ".json" and root.is_file():
+        raise InputError(f"--data {root} is a file: name it as --coco {root} --images DIR")
     if root.suffix in (".yaml", ".yml") and root.is_file():  # as YOLO's own tools are told
         root = root.parent
     if not root.is_dir():
@@ -65,13 +69,15 @@ def find_data(directory: str | Path, made: Path) -> FoundData:
     for find in (_voc, find_yolo, _coco, find_xml, find_bare_yolo):
         found = find(folder, made)
         if found is not None:
-            return found
+            return replace(found, said=found.said + folder.unread)
     _refuse_others(folder)
     if not folder.images:
-        raise InputError(f"--data {root} holds no images: what is read is {EXPECTED}")
+        raise InputError(
+            f"--data {root} holds no images: what is read is {EXPECTED}{folder.unread}"
+        )
     labels = [name for name in (".json", ".xml", ".csv", ".txt") if folder.of(name)]
     not_read = f"; its {', '.join(labels)} files are in no layout that is read" if labels else ""
-    said = f"{len(folder.images)} photos without labels in {root}{not_read}"
+    said = f"{len(folder.images)} photos without labels in {root}{not_read}{folder.unread}"
     return FoundData(said, photos=tuple(folder.images))
 
 
@@ -137,7 +143,7 @@ def _coco(folder: Folder, made: Path) -> FoundData | None:
     for file in files:
         by_split[split_of(file.relative_to(folder.root))].append(file)
     test = next((split for split in ("test", "val") if split in by_split), "")
-    wanted = [*by_split["train"], *by_split[test]] if test else files
+    wanted = [*by_split["train"], *by_split[test]] if test and by_split["train"] else files
     if len(wanted) > 2 or (len(wanted) == 2 and not (test and by_split["train"])):
         shown = ", ".join(str(file) for file in wanted[:6])
         raise InputError(
@@ -153,6 +159,8 @@ def _coco(folder: Folder, made: Path) -> FoundData | None:
 def _image_folder(folder: Folder, file: Path) -> Path:
     """The folder in which the images lie that a COCO json names."""
     names = coco_files(file)
+    if not names:
+        raise InputError(f"annotation file {file} lists no images")
     names = names[:: max(1, len(names) // 20)]
     parents = {file.parent, folder.root}
     for image in folder.images:
@@ -160,14 +168,17 @@ def _image_folder(folder: Folder, file: Path) -> Path:
     split = split_of(file.relative_to(folder.root))
 
     def fits(parent: Path) -> tuple[int, bool, bool, int]:
-        there = sum((parent / name).is_file() for name in names)
+        there = sum(os.path.isfile(parent / with_slashes(parent, name)) for name in names)
         same_split = split_of(parent.relative_to(folder.root)) == split
         return there, same_split, parent == file.parent, -len(parent.parts)
 
     best = max(sorted(parents), key=fits)
     if not fits(best)[0]:
+        way_out = "put them there, or name their folder by --coco and --images"
+        if PureWindowsPath(names[0]).name in {image.name for image in folder.images}:
+            way_out = 'take the folders out of "file_name", the images are there without them'
         raise InputError(
             f"none of the images that {file} names is below {folder.root}, such as {names[0]}: "
-            "put them there, or name their folder by --coco and --images"
+            f"{way_out}"
         )
     return best

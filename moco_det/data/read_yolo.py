@@ -7,9 +7,11 @@ image. Labels lie in labels/ where the images lie in images/, else beside them.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from moco_det.data.text_files import absolute, read_text
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
 
+MOST_CLASSES = 20_000
 CLASS_FILES = ("classes.txt", "obj.names", "labels.txt")
 
 
@@ -30,7 +33,7 @@ def read_data_yaml(file: Path) -> dict[str, Any] | None:
     """The content of a data.yaml by whatever name, None of any other yaml."""
     try:
         content = yaml.safe_load(read_text(file, "data description"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         if file.stem not in ("data", "dataset"):
             return None
         raise InputError(f"{file} is not yaml ({' '.join(str(error).split())}): fix it") from None
@@ -41,13 +44,18 @@ def read_data_yaml(file: Path) -> dict[str, Any] | None:
 def class_names(content: Mapping[str, Any], file: Path) -> dict[int, str]:
     """Class names by number."""
     names = content.get("names", content.get("nc"))
-    if isinstance(names, int):
+    if isinstance(names, int) and 0 < names <= MOST_CLASSES and names is not True:
         names = list(range(names))
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names or not all(isinstance(n, int) for n in names):
         raise InputError(f"{file}: 'names' is {names!r}: write a list of class names")
-    return {number: str(name) for number, name in names.items()}
+    found = {number: str(name) for number, name in names.items()}
+    if len(found) > MOST_CLASSES or len(set(found.values())) < len(found):
+        raise InputError(
+            f"{file}: 'names' has a name twice, or more than {MOST_CLASSES}: correct it"
+        )
+    return found
 
 
 def split_images(content: Mapping[str, Any], file: Path, split: str) -> list[Path]:
@@ -57,14 +65,17 @@ def split_images(content: Mapping[str, Any], file: Path, split: str) -> list[Pat
     longest end of its path that is there.
     """
     entries = content.get(split) or []
+    entries = [entries] if isinstance(entries, str) else entries
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise InputError(f"{file}: {split!r} is {entries!r}: write a folder or a list of folders")
     root = file.parent
     bases = [root / str(content["path"]), root] if content.get("path") else [root]
     images: list[Path] = []
-    for entry in [entries] if isinstance(entries, str) else entries:
-        parts = Path(str(entry)).parts
+    for entry in entries:
+        parts = Path(entry).parts
         tails = [Path(*parts[i:]) for i in range(len(parts))]
         places = [absolute(base / tail) for tail in tails for base in bases]
-        place = next((place for place in places if place.exists() and place != root), None)
+        place = next((place for place in places if os.path.exists(place) and place != root), None)
         if place is not None and place.is_dir():
             images += (f for f in place.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
         elif place is not None:
@@ -119,7 +130,10 @@ def _object(
     try:
         category, *shares = map(float, words[:5] if pose else words)
     except ValueError:
-        raise InputError(f"{where} has a word that is no number: fix it") from None
+        raise InputError(
+            f"{where} is {' '.join(words)[:60]!r}: write numbers with spaces between them, the "
+            "class by its number"
+        ) from None
     if category not in names:
         raise InputError(
             f"{where} has class {category:g}, and the classes are numbered {min(names)} to "
@@ -152,9 +166,14 @@ def find_yolo(folder: Folder, made: Path) -> FoundData | None:
         return None
     parts = {split: split_images(content, file, split) for split in ("train", "val", "test")}
     parts = {split: images for split, images in parts.items() if _labelled(images)}
-    if "train" not in parts:
-        where = content.get("train")
-        raise InputError(f"{file}: 'train' ({where}) has no images with labels: correct the path")
+    # a test set is often published without its labels
+    needed = ["train", *(["val"] if content.get("val") and "test" not in parts else [])]
+    for split in needed:
+        if split not in parts:
+            raise InputError(
+                f"{file}: {split!r} ({content.get(split)}) has no images with labels: correct the "
+                "path" + (", or take the line out" if split == "val" else "")
+            )
     names, pose = class_names(content, file), "kpt_shape" in content
     return write_yolo(parts, names, folder.root, made, f"{file} (YOLO)", pose=pose)
 
@@ -162,7 +181,7 @@ def find_yolo(folder: Folder, made: Path) -> FoundData | None:
 def find_bare_yolo(folder: Folder, made: Path) -> FoundData | None:
     """YOLO labels without a data.yaml; classes.txt, where there is one, names the classes."""
     labels = [file for file in map(label_file, folder.images) if file.exists()]
-    row = r"\s*\d+( [-+.\deE]+){4,}\s*(\n|$)"
+    row = r"\s*\d+([ \t]+[-+.\deE]+){4,}\s*(\n|$)"
     if not any(re.match(row, head(file)) for file in labels):
         return None
     lists = [file for file in folder.of(".txt", ".names") if file.name in CLASS_FILES]
@@ -170,11 +189,14 @@ def find_bare_yolo(folder: Folder, made: Path) -> FoundData | None:
         lines = read_text(lists[0], "class file").split("\n")
         names = dict(enumerate(line.strip() for line in lines if line.strip()))
     else:
-        numbers = [int(n) for f in labels for n in re.findall(r"(?m)^\s*(\d+) ", head(f))]
-        names = {number: f"class {number}" for number in range(max(numbers) + 1)}
+        texts = (read_text(file, "label file") for file in labels)
+        last = max(int(n[:9]) for text in texts for n in re.findall(r"(?m)^\s*(\d+)\s", text))
+        if last >= MOST_CLASSES:
+            raise InputError(f"{folder.root}: a label has class {last}: write a data.yaml of names")
+        names = {number: f"class {number}" for number in range(last + 1)}
     parts: dict[str, list[Path]] = defaultdict(list)
     for image in folder.images:
-        parts[split_of(image.relative_to(folder.root)) or "train"].append(image)
+        parts[split_of(image.relative_to(folder.root).parent) or "train"].append(image)
     said = f"{folder.root} (YOLO labels without data.yaml)"
     return write_yolo(parts, names, folder.root, made, said, pose=False)
 
@@ -193,6 +215,9 @@ def write_yolo(
     pose: bool,
 ) -> FoundData:
     train = parts.get("train", [])
+    without = sum(not label_file(image).exists() for part in parts.values() for image in part)
+    if without:
+        said += f", {without} images without a label file taken for images without objects"
     test = next((s for s in ("test", "val") if s in parts and set(parts[s]) != set(train)), "")
     if train and test:
         for split in ("train", test):
@@ -200,7 +225,7 @@ def write_yolo(
             write_text(json_file(made, split), json.dumps(content))
         said = f"{said}: train is trained, {test} tested on"
         return FoundData(said, coco_uris(made, "train", test, root))
-    content = yolo_content(train or next(iter(parts.values())), names, pose=pose)
+    content = yolo_content(train or sorted({*chain(*parts.values())}), names, pose=pose)
     labels: dict[str, set[str]] = {row["file_name"]: set() for row in content["images"]}
     for row in content["annotations"]:
         name = content["images"][row["image_id"] - 1]["file_name"]

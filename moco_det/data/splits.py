@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import PurePath
@@ -36,7 +37,10 @@ def choose_test(labels: Mapping[str, Collection[str]]) -> set[str]:
             "for testing: each class needs an image to train on; label more images"
         )
     empty = [name for name in ranked if not labels[name]]
-    return {*free[: max(1, objects // SHARE)], *empty[: len(empty) // SHARE]}
+    tested = {*free[: max(1, objects // SHARE)], *empty[: len(empty) // SHARE]}
+    # a.jpg and a.png are one picture
+    trained = {os.path.splitext(name)[0] for name in labels.keys() - tested}
+    return {name for name in tested if os.path.splitext(name)[0] not in trained} or tested
 
 
 def split_of(path: PurePath) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import re
 import xml.etree.ElementTree as ET
-from collections import defaultdict
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 from moco_det.data.catalog_names import voc_uri
 from moco_det.data.folder_files import MOST, Folder, FoundData, choose_below, head, split_line
 from moco_det.data.splits import split_of
 from moco_det.foundation.atomic import make_folder, write_text
+from moco_det.foundation.errors import InputError
 
 
 def find_xml(folder: Folder, made: Path, listed: Collection[str] | None = None) -> FoundData | None:
@@ -32,10 +34,10 @@ def find_xml(folder: Folder, made: Path, listed: Collection[str] | None = None) 
         return None
     stems = [xml.stem for xml in pairs]
     unique = len(set(stems)) == len(stems)
-    names = {
-        xml: xml.stem if unique else "_".join(xml.relative_to(folder.root).with_suffix("").parts)
-        for xml in pairs
-    }
+    names = {xml: xml.stem for xml in pairs} if unique else _joined(pairs, folder.root)
+    spaced = next((xml for xml in pairs if xml.stem != xml.stem.strip()), None)
+    if spaced is not None:
+        raise InputError(f"{str(spaced)!r}: a space at the end of a name: rename it and its image")
     parts: dict[str, list[str]] = defaultdict(list)
     for xml, name in names.items():
         parts[split_of(xml.relative_to(folder.root).parent)].append(name)
@@ -60,10 +62,20 @@ def find_xml(folder: Folder, made: Path, listed: Collection[str] | None = None) 
     return FoundData(said, (voc_uri(made, "train"), voc_uri(made, "test")))
 
 
+def _joined(files: Iterable[Path], root: Path) -> dict[Path, str]:
+    """A name for each file by its path below the root; no two have the same."""
+    names = {f: "_".join(f.relative_to(root).with_suffix("").parts) for f in files}
+    counts = Counter(names.values())
+    return {
+        file: name if counts[name] == 1 else f"{name}_{sha256(bytes(file)).hexdigest()[:8]}"
+        for file, name in names.items()
+    }
+
+
 def _classes(xml: Path) -> set[str]:
     try:
         return {(name.text or "").strip() for name in ET.parse(xml).iterfind("object/name")}
-    except (ET.ParseError, OSError, ValueError):  # its reader says so
+    except (ET.ParseError, OSError, ValueError, LookupError):  # its reader says so
         return set()
 
 

@@ -78,8 +78,12 @@ def _fetch(address: str) -> Path:
     """A file of the web, from the cache if it is there."""
     import torch.hub
 
-    name = urlsplit(address).path.rpartition("/")[2]
-    if not name:
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        raise InputError(f"{address} is no address: write {FORMS}") from None
+    name = parts.path.rpartition("/")[2]
+    if not name or not parts.netloc:
         raise InputError(f"{address} names no file: give the address of the checkpoint itself")
     stated = IN_NAME.search(name)
     algorithm, digest = ("sha256", stated[1]) if stated else ("md5", MD5.get(name, ""))
@@ -151,6 +155,8 @@ def _blocks(answer: HTTPResponse, address: str, name: str) -> Iterator[bytes]:
                 raise InputError(f"{address} does not end: no ResNet checkpoint is that large")
             bar.update(len(block))
             yield block
+    if not done:
+        raise InputError(f"{address} gave nothing (status {answer.status}): check the address")
     if promised is not None and done != promised:
         raise InputError(
             f"{address}: the connection broke off after {done} of {promised} bytes: try again"

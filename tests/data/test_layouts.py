@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def xml_text(name: str) -> str:
     return f'<annotation verified="yes">{objects}</annotation>'
 
 
-def coco_content(names: list[str]) -> dict[str, object]:
+def coco_content(names: list[str]) -> dict[str, Any]:
     images = [{"id": i, "file_name": f"{name}.jpg"} for i, name in enumerate(names)]
     rows = [
         {
@@ -137,7 +138,7 @@ def test_yolo_polygons_are_masks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("0 0.5 0.5 x 1", "line 1 has a word that is no number"),
+        ("0 0.5 0.5 x 1", "line 1 is '0 0.5 0.5 x 1': write numbers"),
         ("2 0.5 0.5 1 1", "class 2, and the classes are numbered 0 to 1"),
         ("0 0.5 0.5 1", "has 3 numbers after the class"),
         ("0 20 10 5 5", "is not in shares of the image"),

@@ -135,10 +135,9 @@ def test_a_checksum_in_the_name_or_published_is_held(
 
 
 def test_an_unreachable_host_ends_with_code_2_and_one_line(
-    server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.server_close()  # nobody listens there any more
-    address = f"{server.address}/x.pth"
+    address = "http://127.0.0.1:1/x.pth"  # nobody listens there
     assert run(lambda: main([address, str(tmp_path / "b.pkl")])) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {address}: ") and "cannot be reached" in error
@@ -221,3 +220,17 @@ def test_other_addresses_are_told_what_there_is(name: str) -> None:
 
 def test_a_path_is_given_back_as_it_is(tmp_path: Path) -> None:
     assert local_path(tmp_path / "x.pth") == tmp_path / "x.pth" and local_path("") == Path()
+
+
+@pytest.mark.parametrize("address", ["http://[bad/x.pth", "http:///x.pth", "https://"])
+def test_what_is_no_address_is_one_line(address: str) -> None:
+    with pytest.raises(InputError, match=r"no address|names no file"):
+        local_path(address)
+
+
+def test_an_empty_answer_is_not_kept(server: FileServer, cache: Path) -> None:
+    server.files["/x.pth"] = b""
+    with pytest.raises(InputError, match=r"gave nothing \(status 200\)"):
+        local_path(f"{server.address}/x.pth")
+    server.files["/x.pth"] = b"PK"
+    assert local_path(f"{server.address}/x.pth").read_bytes() == b"PK"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moco_det.data import check_images, coco_uri, load_dataset, voc_uri
-from moco_det.data.check import check_crowds, choose_masks, overlap_warnings
+from moco_det.data.check import check_crowds, choose_masks, crowd_warning, overlap_warnings
 from moco_det.data.crops import largest_objects
 from moco_det.data.folder_files import FoundData
 from moco_det.data.layouts import split_coco
@@ -93,6 +93,8 @@ def own_data(
     `find` is given a folder to write into what a layout needs. Photos without labels give a plan
     without data sets.
     """
+    if Path(source) == output:
+        raise InputError(f"-o {output} is the folder of your data: name another one")
     before = recall(output).get("source", source)
     if before != source:  # what is found may be written down
         raise InputError(f"{output} holds results of {before}: name another folder with -o")
@@ -100,6 +102,8 @@ def own_data(
     print(found.said)
     unlabelled, detector = output / "unlabelled.txt", "quick/own_R18_w0.5x_FPN.yaml"
     if not found.uris:
+        if architecture:
+            raise InputError(f"{found.said}: --weights is compared on labelled images")
         return photos_alone(found, output, budget, detector, source=source)
     train_set = load_dataset(found.uris[0])
     test_set = load_dataset(found.uris[1], classes=train_set.classes)
@@ -116,7 +120,7 @@ def own_data(
             )
         counts = f"{len(part)} images, {part.objects} objects, {len(part.classes)} classes"
         print(f"{part.name}: {counts}")
-        for line in part.skipped:
+        for line in (*part.skipped, *crowd_warning(part)):
             print(f"  warning: {line}")
     if len(train_set) < 2:
         raise InputError(f"{train_set.name} has one image: at least two are needed to train on")

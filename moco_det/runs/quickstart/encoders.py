@@ -109,8 +109,12 @@ def cut_crops(plan: QuickstartPlan, output: Path, *, strict: bool) -> dict[str, 
 def notes(plan: QuickstartPlan, output: Path) -> list[str]:
     """What the report says of labels that the data do not have."""
     background = output / "crops" / BACKGROUND
-    if "supervised" not in plan.budget.arms or not background.is_dir():
+    if "supervised" not in plan.budget.arms or not background.parent.is_dir():
         return []
+    if not background.is_dir():
+        seen = len(list(background.parent.iterdir()))
+        missing = f"{plan.classes - seen} of {plan.classes} classes have no object of {SMALLEST} px"
+        return [f"{missing}: the supervised encoder sees none of them."] * (seen < plan.classes)
     parts = count_images(background)
     objects = count_images(background.parent) - parts
     return [

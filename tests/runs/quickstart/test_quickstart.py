@@ -205,6 +205,34 @@ def test_crowds_alone_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_crowds_among_others_are_told(
+    scenes: ScenesPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uris = changed(scenes, tmp_path, lambda row: row.update(iscrowd=row["id"] % 2))
+    prepare(tmp_path / "out", *uris)
+    assert "objects are crowd regions (iscrowd 1), neither trained nor" in capsys.readouterr().out
+
+
+def test_classes_without_an_object_to_cut_out_are_told(scenes: ScenesPaths, tmp_path: Path) -> None:
+    def shrink(row: dict[str, Any]) -> None:
+        if row["category_id"] == 1:
+            row["bbox"] = [9, 9, 8, 8]
+
+    plan = prepare(tmp_path / "out", *changed(scenes, tmp_path, shrink))
+    encoders.encoder_jobs(plan, tmp_path / "out", device="cpu", strict=False)
+    (note,) = encoders.notes(plan, tmp_path / "out")
+    missing = plan.classes - len(list((tmp_path / "out" / "crops").iterdir()))
+    assert missing and note.startswith(
+        f"{missing} of {plan.classes} classes have no object of 16 px"
+    )
+
+
+def test_the_output_is_not_written_among_the_data(scenes: ScenesPaths, tmp_path: Path) -> None:
+    find = partial(find_data, tmp_path)
+    with pytest.raises(InputError, match="the folder of your data: name another"):
+        own_data(tmp_path, BUDGET, source=str(tmp_path), find=find, strict=False)
+
+
 def test_run_length_masks_become_bitmaps_and_a_split_without_masks_boxes_alone(
     scenes: ScenesPaths, tmp_path: Path
 ) -> None:
