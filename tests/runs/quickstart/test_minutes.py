@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from moco_det.runs.quickstart.minutes import LEAST, steps_within
 from moco_det.runs.quickstart.options import check_together, choose_budget
 from moco_det_tools.quickstart import parser
 
-TEN = {"encoders": 1, "runs": 6, "at_once": 2, "device": "cpu"}
+TEN: dict[str, Any] = {"encoders": 1, "runs": 6, "at_once": 2, "device": "cpu"}
 
 
 def test_time_cores_and_gpus_give_steps_and_more_runs_take_them() -> None:
