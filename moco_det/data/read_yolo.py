@@ -186,8 +186,8 @@ def find_bare_yolo(folder: Folder, made: Path) -> FoundData | None:
         return None
     lists = [file for file in folder.of(".txt", ".names") if file.name in CLASS_FILES]
     if lists:
-        lines = read_text(lists[0], "class file").split("\n")
-        names = dict(enumerate(line.strip() for line in lines if line.strip()))
+        lines = read_text(lists[0], "class file").rstrip().splitlines()
+        names = dict(enumerate(line.strip() or f"class {n}" for n, line in enumerate(lines)))
     else:
         texts = (read_text(file, "label file") for file in labels)
         last = max(int(n[:9]) for text in texts for n in re.findall(r"(?m)^\s*(\d+)\s", text))

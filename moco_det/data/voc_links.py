@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -54,6 +52,8 @@ def find_xml(folder: Folder, made: Path, listed: Collection[str] | None = None) 
         tested = choose_below(labels, folder.root)
         lists = {"train": sorted(labels.keys() - tested), "test": sorted(tested)}
         said = split_line(said, tested, labels, made / "ImageSets" / "Main" / "test.txt")
+    for link in [*made.glob("Annotations/*"), *made.glob("JPEGImages/*")]:
+        link.unlink()  # of another call, whose images may have gone
     for xml, name in names.items():
         _link(xml, made / "Annotations" / f"{name}.xml")
         _link(pairs[xml], made / "JPEGImages" / f"{name}{pairs[xml].suffix}")
@@ -81,8 +81,4 @@ def _classes(xml: Path) -> set[str]:
 
 def _link(file: Path, link: Path) -> None:
     make_folder(link.parent)
-    with suppress(FileNotFoundError):
-        if os.readlink(link) == str(file):
-            return
-        link.unlink()
     link.symlink_to(file)

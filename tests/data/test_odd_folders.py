@@ -160,3 +160,26 @@ def test_an_odd_coco_file_is_one_line(content: str, match: str, tmp_path: Path) 
     (tmp_path / "d" / "x.json").write_text(content)
     with pytest.raises(InputError, match=match):
         find_data(tmp_path / "d", tmp_path / "out")
+
+
+def test_blank_lines_in_a_class_list_shift_no_class(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "d", yaml=None)
+    (root / "classes.txt").write_text("cat\n\ndog\n\n")
+    label = root / "labels" / f"{NAMES[0]}.txt"
+    label.write_text(label.read_text() + "2 .5 .5 .2 .2\n")
+    assert load_dataset(find_data(root, tmp_path / "out").uris[0]).classes == (
+        "cat",
+        "class 1",
+        "dog",
+    )
+
+
+def test_images_that_took_anothers_place_are_found_again(tmp_path: Path) -> None:
+    for name in NAMES:
+        write_image(tmp_path / "d" / f"{name}.jpg")
+        (tmp_path / "d" / f"{name}.xml").write_text(xml_text(name))
+    find_data(tmp_path / "d", tmp_path / "out")
+    for name in NAMES:
+        (tmp_path / "d" / f"{name}.jpg").rename(tmp_path / "d" / f"{name}.jpeg")
+    found = find_data(tmp_path / "d", tmp_path / "out")
+    assert sum(len(load_dataset(uri, ("cat", "dog"))) for uri in found.uris) == len(NAMES)

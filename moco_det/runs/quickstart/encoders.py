@@ -150,12 +150,18 @@ def shared_architecture(given: Mapping[str, Path]) -> str:
     return next(iter(found.values()), "")
 
 
-def convert_encoders(checkpoints: Mapping[str, Path], output: Path) -> dict[str, Path]:
-    """Checkpoints to backbones, by encoder; each conversion prints what it proved."""
-    weights = {}
+def convert_encoders(
+    checkpoints: Mapping[str, Path], output: Path
+) -> tuple[dict[str, Path], list[str]]:
+    """Checkpoints to backbones, by encoder, and the warnings of their conversion.
+
+    Each conversion prints what it proved.
+    """
+    weights, warnings = {}, []
     make_folder(output / "weights")
     for name, checkpoint in checkpoints.items():
         weights[name] = output / "weights" / f"{name}.pkl"
         conversion = convert(checkpoint, weights[name], overwrite=True)
         print("\n".join(conversion_lines(conversion)))
-    return weights
+        warnings += [f"Warning: {name}: {warning}." for warning in conversion.warnings]
+    return weights, warnings

@@ -72,7 +72,7 @@ def compare(
         clock.heading("pre-training: done before, docs/demo.md says how; --pretrain does it again")
         checkpoints, curves = shipped_encoders(plan), []
     clock.heading("conversion, with proof")
-    weights = convert_encoders(checkpoints, output)
+    weights, warnings = convert_encoders(checkpoints, output)
     if not plan.test:
         for arm, file in weights.items():
             print(f"backbone of {checkpoints[arm]}: {file}")
@@ -83,7 +83,7 @@ def compare(
     clock.heading(f"fine-tuning, {budget.finetune_steps} steps each")
     results = fine_tune(plan, weights, output, device=device)
     clock.heading("report")
-    write_report(results, output, curves, said)
+    write_report(results, output, curves, [*said, *warnings])
     print(f"done in {clock.passed()}")
 
 

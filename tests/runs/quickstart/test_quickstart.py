@@ -350,7 +350,8 @@ def test_the_encoders_that_ship_convert_with_proof_and_are_small(tmp_path: Path)
     checkpoints = encoders.shipped_encoders(plan)
     assert list(checkpoints) == ["supervised", "moco"] and not plan.unlabelled
     assert all(file.stat().st_size < 8 * 2**20 for file in checkpoints.values())
-    weights = encoders.convert_encoders(checkpoints, tmp_path)
+    weights, warnings = encoders.convert_encoders(checkpoints, tmp_path)
+    assert not warnings
     architectures = {load_backbone(file).architecture for file in weights.values()}
     keys = {"DEPTH": 18, "STEM_OUT_CHANNELS": 32, "RES2_OUT_CHANNELS": 32}
     found = [ARCHITECTURES[name].keys for name in architectures if name]
@@ -372,3 +373,10 @@ def test_what_needs_encoders_of_its_own_says_so_before_anything_is_written(
     with pytest.raises(InputError, match="add --pretrain"):
         main([*option, "-o", str(tmp_path / "out")])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_conversion_of_random_weights_is_warned_of(tmp_path: Path) -> None:
+    network = torchvision.models.resnet18()
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    _, (warning,) = encoders.convert_encoders({"mine": tmp_path / "a.pth"}, tmp_path)
+    assert warning.startswith("Warning: mine: ")
