@@ -85,6 +85,24 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_classes_and_keys(parser: argparse.ArgumentParser) -> None:
+    """The options --classes and --opts of the tools that open a trained detector."""
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="the classes' names (default: those of the run's data set)",
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys over the file's (default: none)",
+    )
+
+
 def leave_out_torchs_remarks() -> None:
     """Say nothing of what a user can do nothing about, here and in the processes started here."""
     for start, category in REMARKS:

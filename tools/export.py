@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moco_det.runs.export import export_detector
-from moco_det_tools.entry import make_parser, run
+from moco_det_tools.entry import add_classes_and_keys, make_parser, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,20 +27,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="an image to compare on (default: the first one of the run's test set)",
     )
-    add(
-        "--classes",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="the classes' names (default: those of the run's data set)",
-    )
-    add(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config keys over the file's (default: none)",
-    )
+    add_classes_and_keys(p)
     return p
 
 

@@ -19,7 +19,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.runs.predict import FRAMES, find_images, predict_folder
 from moco_det.runs.predictor import Predictor
 from moco_det.settings.zoo import find_config
-from moco_det_tools.entry import add_engine, make_parser, run
+from moco_det_tools.entry import add_classes_and_keys, add_engine, make_parser, run
 
 
 class NoVideo(argparse.Action):
@@ -49,22 +49,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="SCORE",
         help="least score of what is drawn",
     )
-    add(
-        "--classes",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="the classes' names (default: those of the run's data set)",
-    )
     add_engine(p)
     add("--strict", action="store_true", help="one image that does not open is an error")
-    add(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config keys over the file's (default: none)",
-    )
+    add_classes_and_keys(p)
     return p
 
 

@@ -215,17 +215,18 @@ def write_yolo(
     pose: bool,
 ) -> FoundData:
     train = parts.get("train", [])
-    without = sum(not label_file(image).exists() for part in parts.values() for image in part)
+    test = next((s for s in ("test", "val") if s in parts and set(parts[s]) != set(train)), "")
+    used = [*train, *parts[test]] if train and test else train or sorted({*chain(*parts.values())})
+    without = sum(not label_file(image).exists() for image in used)
     if without:
         said += f", {without} images without a label file taken for images without objects"
-    test = next((s for s in ("test", "val") if s in parts and set(parts[s]) != set(train)), "")
     if train and test:
         for split in ("train", test):
             content = yolo_content(parts[split], names, pose=pose)
             write_text(json_file(made, split), json.dumps(content))
         said = f"{said}: train is trained, {test} tested on"
         return FoundData(said, coco_uris(made, "train", test, root))
-    content = yolo_content(train or sorted({*chain(*parts.values())}), names, pose=pose)
+    content = yolo_content(used, names, pose=pose)
     labels: dict[str, set[str]] = {row["file_name"]: set() for row in content["images"]}
     for row in content["annotations"]:
         name = content["images"][row["image_id"] - 1]["file_name"]

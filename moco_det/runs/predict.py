@@ -83,11 +83,11 @@ def drawn_names(names: Iterable[str]) -> dict[str, str]:
     """
     kept = [name for name in names if name.lower().endswith(KEPT)]
     taken = {name.lower() for name in kept}
-    found = dict(zip(kept, kept, strict=True))
+    found, suffixes = dict(zip(kept, kept, strict=True)), readable_suffixes()
     for name in names:
         if name not in found:
             path = PurePosixPath(name)
-            stem = path.with_suffix("") if path.suffix.lower() in readable_suffixes() else path
+            stem = path.with_suffix("") if path.suffix.lower() in suffixes else path
             found[name] = _free([f"{stem}.png", f"{name}.png"], taken)
     return found
 

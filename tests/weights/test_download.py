@@ -143,11 +143,15 @@ def test_an_unreachable_host_ends_with_code_2_and_one_line(
     assert error.startswith(f"error: {address}: ") and "cannot be reached" in error
 
 
-def test_torchvisions_names_are_its_published_files(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(download, "_fetch", lambda address: asked.append(address) or cache)
+@pytest.fixture
+def asked(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses that are asked for; nothing is fetched."""
+    addresses: list[str] = []
+    monkeypatch.setattr(download, "_fetch", lambda address: addresses.append(address) or cache)
+    return addresses
+
+
+def test_torchvisions_names_are_its_published_files(asked: list[str]) -> None:
     local_path("torchvision:resnet50")
     local_path("torchvision:resnet50/IMAGENET1K_V2")
     assert [one.rpartition("/")[2] for one in asked] == [
@@ -165,11 +169,7 @@ def test_torchvisions_names_are_its_published_files(
     assert "IMAGENET1K_V1" in refusal("torchvision:resnet18/IMAGENET1K_V9")
 
 
-def test_detectron2s_addresses_are_where_detectron2_finds_them(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(download, "_fetch", lambda address: asked.append(address) or cache)
+def test_detectron2s_addresses_are_where_detectron2_finds_them(asked: list[str]) -> None:
     local_path("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
     at = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"
     assert asked == [at]
