@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from moco_det.foundation import stopping
+
 
 def world_size() -> int:
     """How many processes train together; 1 without a process group."""
@@ -104,6 +106,34 @@ def mean(tensor: Tensor) -> Tensor:
         dist.all_reduce(total)
         total /= world_size()
     return total
+
+
+def largest(tensor: Tensor) -> Tensor:
+    """The largest of the processes' values, element by element, a new tensor."""
+    found = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found
+
+
+class Agreement:
+    """Whether any process of the run was asked to stop; all hear it after the same step.
+
+    On a GPU the answer is that of the call before: none waits for the step that is running.
+    """
+
+    def __init__(self, device: str | torch.device) -> None:
+        self.device = torch.device(device)
+        self._before: Tensor | None = None
+
+    def asked(self) -> int:
+        """The signal, 0 for none. Every process calls this after every step."""
+        if world_size() == 1:
+            return stopping.asked()
+        now = largest(torch.tensor(stopping.asked(), device=self.device))
+        if self.device.type == "cuda":
+            now, self._before = self._before, now  # type: ignore[assignment]
+        return 0 if now is None else int(now)
 
 
 def _all_gather(tensor: Tensor, processes: int) -> Tensor:

@@ -1,19 +1,17 @@
-"""The folder of a run: one run at a time writes into it, and its config stays that of its numbers.
+"""The folder of a run, whose config stays that of its numbers.
 
 Both engines use it: what is refused here is refused before anything of a run is touched.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from moco_det.foundation.atomic import make_folder, try_lock
+from moco_det.foundation.atomic import make_folder
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import flatten, load_mapping
 from moco_det.settings.config import dump
@@ -87,19 +85,3 @@ def check_unchanged(output: Path, cfg: CfgNode) -> list[str]:
 
 def _shown(value: Any) -> str:
     return repr(value) if value == "" else str(value)
-
-
-@contextlib.contextmanager
-def claimed(output: Path) -> Iterator[None]:
-    """The folder, made, and nobody else's until the block ends; InputError where it is taken.
-
-    The lock is on log.txt and goes with the process, however that ends.
-    """
-    make_folder(output)
-    with open(output / "log.txt", "a", encoding="utf-8") as file:
-        if not try_lock(file):
-            raise InputError(
-                f"another run is writing into {output}: wait for its end, or choose another "
-                "OUTPUT_DIR"
-            )
-        yield

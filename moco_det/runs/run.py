@@ -18,12 +18,13 @@ from moco_det.data.check import overlap_warnings
 from moco_det.foundation import collectives
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.folders import claimed
 from moco_det.foundation.launching import ProcessLayout, launch, torchrun_process
 from moco_det.foundation.metrics_file import import_wandb, wandb_writer
 from moco_det.foundation.strict_yaml import flatten
 from moco_det.results import append_row
 from moco_det.runs.engines import choose_engine, load_config, load_engine
-from moco_det.runs.folder import CONFIG, check_free, check_results, check_unchanged, claimed
+from moco_det.runs.folder import CONFIG, check_free, check_results, check_unchanged
 from moco_det.runs.row import (
     RunRow,
     describe_data,

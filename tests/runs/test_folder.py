@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.folders import claimed
 from moco_det.foundation.launching import ProcessLayout, meeting_place, torchrun_process
 from moco_det.runs.folder import (
     check_free,
     check_results,
     check_unchanged,
-    claimed,
 )
 from moco_det.settings.config import dump
 from tests.standalone.tiny import tiny_config
