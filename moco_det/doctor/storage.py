@@ -11,8 +11,8 @@ from pathlib import Path
 
 from moco_det.data.catalog import datasets_root
 from moco_det.data.catalog_names import BUILTIN_COCO, BUILTIN_VOC
-from moco_det.data.text_files import read_text
 from moco_det.doctor.finding import FAULT, NOTE, OK, Finding
+from moco_det.foundation.reading import read_text
 
 # Images of the splits that the configs name, as their makers count them.
 EXPECTED = dict(

@@ -24,9 +24,9 @@ import webdataset
 from tqdm import tqdm
 
 from moco_det.data.image_files import IMAGE_SUFFIXES
-from moco_det.data.text_files import read_json
 from moco_det.foundation.atomic import new_folder, write_text
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import read_json
 from pretrain.data.listing import ImageList
 
 IMAGE_FIELDS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
