@@ -16,6 +16,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from moco_det.foundation.checkpoints import load_checkpoint
 from moco_det.foundation.errors import InputError
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
 from pretrain.config import PretrainConfig
@@ -63,10 +64,9 @@ def unpack(method: Method, content: Mapping[str, Any]) -> None:
 def read(path: Path, kind: str = FORMAT, *, way_out: str = "") -> dict[str, Any]:
     """The content of a checkpoint of this kind; for anything else InputError with the way out."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).split("\n", 1)[0][:120] or type(error).__name__
-        raise InputError(f"{path} is not a whole checkpoint: {reason}{way_out}") from error
+        content = load_checkpoint(path)
+    except InputError as error:
+        raise InputError(f"{error}{way_out}") from None
     if not isinstance(content, dict) or content.get("format") != kind:
         raise InputError(f"{path} is not a checkpoint of format {kind}{way_out}")
     return content

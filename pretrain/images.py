@@ -8,7 +8,6 @@ first frame is taken, and the orientation that EXIF gives is applied.
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PIL
 
+from moco_det.foundation.reading import MOST_IMAGE, read_regular, too_many_pixels
 from pretrain.jpeg import is_damaged
 
 Image = NDArray[Any]  # uint8, RGB
 
-# A larger image is refused before it is decoded: a few kilobytes can unpack to all of the memory.
-# 2^27 pixels are 384 MiB of RGB, more than any photo; Pillow refuses from a third above that on.
-MAX_PIXELS = 2**27
+PIL.MAX_IMAGE_PIXELS = None  # the limit is `too_many_pixels`
 
 # The fractions of its size at which a JPEG can be decoded for less work (DCT scaling).
 REDUCED = {
@@ -42,7 +40,7 @@ def read_image(path: str, *, shorter_side: int = 0, damaged: list[str] | None = 
     To the list `damaged`, where there is one, the path of a JPEG that is damaged inside is added.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_regular(path, MOST_IMAGE)
     except OSError as error:
         raise CorruptImage(error.strerror or str(error)) from error
     image = decode(data, shorter_side=shorter_side)
@@ -60,8 +58,9 @@ def decode(data: bytes, *, shorter_side: int = 0) -> Image:
         raise CorruptImage("empty file")
     jpeg = data.startswith(b"\xff\xd8")
     width, height = (_jpeg_size(data) if jpeg else None) or _size(data)
-    if width * height > MAX_PIXELS:
-        raise CorruptImage(f"{width} x {height} pixels are more than the {MAX_PIXELS} allowed")
+    fault = too_many_pixels(width, height)
+    if fault is not None:
+        raise CorruptImage(fault)
     shrink = shorter_side / min(width, height) if shorter_side > 0 else 1.0
     if shrink >= 1:
         return _imdecode(data, cv2.IMREAD_COLOR_RGB)
@@ -117,7 +116,5 @@ def _size(data: bytes) -> tuple[int, int]:
     try:
         with PIL.open(io.BytesIO(data)) as header:
             return header.size
-    except PIL.DecompressionBombError as error:
-        raise CorruptImage(f"more pixels than the {MAX_PIXELS} allowed") from error
     except Exception as error:  # a damaged header can raise anything in Pillow
         raise CorruptImage("not an image that Pillow can identify") from error

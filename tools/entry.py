@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from moco_det import __version__
+from moco_det.foundation.atomic import DISK_ERRORS
 from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
 
@@ -117,7 +119,9 @@ def run(main: Callable[[], int]) -> int:
     """Call a tool's main and turn an InputError into exit code 2."""
     leave_out_torchs_remarks()
     try:
-        return main()
+        code = main()
+        sys.stdout.flush()  # a full disk is told here, not after the end
+        return code
     except InputError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -128,3 +132,10 @@ def run(main: Callable[[], int]) -> int:
         # the reader of our output has gone (`... | head`); nothing is left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in (*DISK_ERRORS, errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        place = error.filename or "a file"
+        print(f"error: cannot open or write {place}: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2

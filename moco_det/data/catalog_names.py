@@ -8,6 +8,7 @@ In DIR and FILE the characters % ? & # are written %25 %3F %26 %23; `voc_uri` an
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -41,6 +42,11 @@ BUILTIN_VOC = {
     for year, splits in (("2007", "trainval train val test"), ("2012", "trainval train val"))
     for split in splits.split()
 }
+
+
+def absolute(path: str | Path) -> Path:
+    """The path with ~ replaced, made absolute; links stay."""
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def voc_uri(directory: str | Path, split: str) -> str:

@@ -11,12 +11,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from moco_det.data.catalog_names import coco_uri
+from moco_det.data.catalog_names import absolute, coco_uri
 from moco_det.data.image_files import IMAGE_SUFFIXES
 from moco_det.data.splits import RULE, choose_test
-from moco_det.data.text_files import absolute
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import open_regular
 
 HEAD = 4096  # bytes by which a file is recognised
 HIDDEN = (".", "__MACOSX")
@@ -92,7 +92,7 @@ def _is_listable(name: str) -> bool:
 def head(file: Path) -> str:
     """How a file begins, nothing where it cannot be read."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             return stream.read(HEAD).decode("utf-8-sig", errors="replace")
     except OSError:
         return ""

@@ -12,7 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from moco_det.foundation.atomic import replacing
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import MOST_IMAGE, open_regular, too_many_pixels
+
+Image.MAX_IMAGE_PIXELS = None  # the limit is `too_many_pixels`
 
 EXIF_ORIENTATION = 274
 JPEG_QUALITY = 95
@@ -66,17 +70,23 @@ def write_jpeg(path: Path, bgr: npt.NDArray[np.uint8]) -> None:
     done, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not done:
         raise RuntimeError(f"OpenCV's JPEG encoder refused {path}")
-    path.write_bytes(content.tobytes())
+    with replacing(path) as file:
+        file.write(content.tobytes())
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
     """The image; whatever fails while it is read is an InputError of one line."""
     try:
-        with Image.open(path) as stored:
+        with open_regular(path, MOST_IMAGE) as file, Image.open(file) as stored:
+            fault = too_many_pixels(*stored.size)
+            if fault is not None:
+                raise ValueError(fault)
             yield stored
     except FileNotFoundError as error:
         raise InputError(f"image {path} does not exist: check the path") from error
+    except InputError:
+        raise
     except Exception as error:  # the decoders raise a dozen types, struct.error among them
         text = " ".join(str(error).replace(str(path), "it").split()) or type(error).__name__
         raise InputError(f"image {path} does not open ({text}): replace or remove it") from error

@@ -19,9 +19,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from moco_det.data.catalog_names import parse_uri
-from moco_det.data.text_files import absolute, read_text
+from moco_det.data.catalog_names import absolute, parse_uri
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import read_text
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe")
 IMAGE_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")

@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 
-from moco_det.data.catalog_names import coco_uri, voc_uri
+from moco_det.data.catalog_names import absolute, coco_uri, voc_uri
 from moco_det.data.folder_files import (
     Folder,
     FoundData,
@@ -25,9 +25,9 @@ from moco_det.data.folder_files import (
 from moco_det.data.image_files import coco_files, with_slashes
 from moco_det.data.read_yolo import find_bare_yolo, find_yolo
 from moco_det.data.splits import split_of
-from moco_det.data.text_files import absolute, read_json, read_text
 from moco_det.data.voc_links import find_xml
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import read_json, read_text
 
 EXPECTED = (
     "one of annotations/instances_train.json + annotations/instances_val.json + images/ (COCO), "

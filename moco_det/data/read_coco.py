@@ -14,7 +14,7 @@ from typing import Any
 import pycocotools.mask
 
 from moco_det.data.boxes import Tally, fit_box
-from moco_det.data.catalog_names import coco_uri
+from moco_det.data.catalog_names import absolute, coco_uri
 from moco_det.data.image import image_size
 from moco_det.data.image_files import coco_folder, with_slashes
 from moco_det.data.masks import bounded, compressed, whole_masks
@@ -26,8 +26,8 @@ from moco_det.data.records import (
     listed,
     unknown_class,
 )
-from moco_det.data.text_files import absolute, read_json
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import read_json
 
 ID = (int, str)
 MOST_PIXELS = 2**28  # no larger image opens, and a mask takes memory by its image's size

@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from moco_det.data.boxes import Tally, fit_box
-from moco_det.data.catalog_names import voc_uri
+from moco_det.data.catalog_names import absolute, voc_uri
 from moco_det.data.image import image_size
 from moco_det.data.image_files import voc_files
 from moco_det.data.records import Annotation, DetectionDataset, Record, unknown_class
-from moco_det.data.text_files import absolute
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import MOST_LABELS, read_bytes
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -91,14 +91,14 @@ def _parse(root: Path, split: str, name: str, file: str, tally: Tally) -> Parsed
     beside = root / "JPEGImages" / f"{name}.xml"
     if not path.exists() and beside.exists():
         path = beside
-    try:
-        tree = ET.parse(path).getroot()
-    except FileNotFoundError as error:
+    if not os.path.lexists(path):
         raise InputError(
             f"annotation {path} does not exist although split {split} names {name}: "
             "add it, or take the name out of the split"
-        ) from error
-    except (ET.ParseError, OSError, ValueError, LookupError) as error:
+        )
+    try:
+        tree = ET.fromstring(read_bytes(path, "annotation", MOST_LABELS))
+    except (ET.ParseError, ValueError, LookupError) as error:
         raise InputError(f"annotation {path} is not readable xml ({error}): fix it") from error
     if not os.path.isfile(image):
         raise InputError(

@@ -15,15 +15,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from moco_det.data.catalog_names import absolute
 from moco_det.data.folder_files import Folder, FoundData, coco_uris, head, json_file, write_coco
 from moco_det.data.image import image_size
 from moco_det.data.image_files import IMAGE_SUFFIXES
 from moco_det.data.splits import split_of
-from moco_det.data.text_files import absolute, read_text
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import read_text
+from moco_det.foundation.strict_yaml import MOST_YAML, load_mapping
 
 MOST_CLASSES = 20_000
 CLASS_FILES = ("classes.txt", "obj.names", "labels.txt")
@@ -32,13 +32,13 @@ CLASS_FILES = ("classes.txt", "obj.names", "labels.txt")
 def read_data_yaml(file: Path) -> dict[str, Any] | None:
     """The content of a data.yaml by whatever name, None of any other yaml."""
     try:
-        content = yaml.safe_load(read_text(file, "data description"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        content = load_mapping(read_text(file, "data description", MOST_YAML), str(file))
+    except InputError:
         if file.stem not in ("data", "dataset"):
             return None
-        raise InputError(f"{file} is not yaml ({' '.join(str(error).split())}): fix it") from None
-    known = isinstance(content, dict) and {"names", "nc"} & content.keys()
-    return content if known and {"train", "val", "test"} & content.keys() else None
+        raise
+    known = {"names", "nc"} & content.keys() and {"train", "val", "test"} & content.keys()
+    return content if known else None
 
 
 def class_names(content: Mapping[str, Any], file: Path) -> dict[int, str]:

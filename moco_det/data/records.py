@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import MOST_IMAGE, read_regular
 
 Polygons = list[list[float]]
 Segmentation = Polygons | dict[str, Any] | None
@@ -114,8 +115,7 @@ def _hash_annotation(digest: Any, a: Annotation) -> None:
 def _hash_image(digest: Any, file_name: str, whole: bool) -> None:
     try:
         if whole:
-            with open(file_name, "rb") as file:
-                content = file.read()
+            content = read_regular(file_name, MOST_IMAGE)
             digest.update(struct.pack("<q", len(content)))
             digest.update(hashlib.sha256(content).digest())
         else:

@@ -20,12 +20,11 @@ from xml.etree import ElementTree
 import numpy as np
 from tqdm import tqdm
 
-from moco_det.data.catalog_names import coco_uri, voc_uri
+from moco_det.data.catalog_names import absolute, coco_uri, voc_uri
 from moco_det.data.image import write_jpeg
 from moco_det.data.masks import mask_polygons
 from moco_det.data.scene_painter import paint_close_up, paint_scene
 from moco_det.data.scene_shapes import CLASSES
-from moco_det.data.text_files import absolute
 from moco_det.foundation.atomic import new_folder
 
 SCENE_CLASSES = tuple(CLASSES)

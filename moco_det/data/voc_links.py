@@ -14,6 +14,7 @@ from moco_det.data.folder_files import MOST, Folder, FoundData, choose_below, he
 from moco_det.data.splits import split_of
 from moco_det.foundation.atomic import make_folder, write_text
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import MOST_LABELS, read_bytes
 
 
 def find_xml(folder: Folder, made: Path, listed: Collection[str] | None = None) -> FoundData | None:
@@ -74,8 +75,9 @@ def _joined(files: Iterable[Path], root: Path) -> dict[Path, str]:
 
 def _classes(xml: Path) -> set[str]:
     try:
-        return {(name.text or "").strip() for name in ET.parse(xml).iterfind("object/name")}
-    except (ET.ParseError, OSError, ValueError, LookupError):  # its reader says so
+        tree = ET.fromstring(read_bytes(xml, "annotation", MOST_LABELS))
+        return {(name.text or "").strip() for name in tree.iterfind("object/name")}
+    except (ET.ParseError, InputError, ValueError, LookupError):  # its reader says so
         return set()
 
 

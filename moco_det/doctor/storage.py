@@ -11,8 +11,8 @@ from pathlib import Path
 
 from moco_det.data.catalog import datasets_root
 from moco_det.data.catalog_names import BUILTIN_COCO, BUILTIN_VOC
-from moco_det.data.text_files import read_text
 from moco_det.doctor.finding import FAULT, NOTE, OK, Finding
+from moco_det.foundation.reading import open_regular, read_text
 
 # Images of the splits that the configs name, as their makers count them.
 EXPECTED = dict(
@@ -133,7 +133,10 @@ def count_text(path: Path, text: bytes) -> int:
     """How often a text occurs in a file; COCO's annotations are half a gigabyte."""
     if not path.stat().st_size:
         return 0
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with (
+        open_regular(path) as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
         return sum(1 for _ in re.finditer(re.escape(text), content))
 
 

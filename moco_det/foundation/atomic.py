@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -29,6 +31,20 @@ def make_folder(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
+def write_errors(path: str | Path) -> Iterator[None]:
+    """A full disk and the like, while `path` is written, is an InputError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch's writer fails once more when it closes a file that a full disk has cut short
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or cause
+        raise InputError(f"cannot write {path}: {reason}; name another output") from error
+
+
+@contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A file under a temporary name that is synced and takes the place of `path` at the end.
 
@@ -37,21 +53,19 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     partial = _partial(path)
     try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        # torch's writer fails once more when it closes a file that a full disk has cut short
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        reason = cause.strerror or cause
-        raise InputError(f"cannot write {path}: {reason}; name another output") from error
+        with write_errors(path):
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
         with contextlib.suppress(OSError):  # none was made, as where the name is too long
             partial.unlink()
+
+
+# Of the writers of other libraries: logs, TensorBoard's events, detectron2's checkpoints.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -59,6 +73,41 @@ def write_text(path: str | Path, text: str) -> None:
     make_folder(Path(path).parent)
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def append_line(path: str | Path, text: str) -> None:
+    """Append one line, whole or not at all; any number of processes may do so at once.
+
+    A torn last line of a killed writer is closed first so that it does not swallow this one.
+    """
+    line = text.encode("utf-8") + b"\n"
+    with write_errors(path), open(path, "a+b", buffering=0) as file, locked(file):
+        end = file.seek(0, os.SEEK_END)
+        if end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n":
+            line = b"\n" + line
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+class LogFile(logging.FileHandler):
+    """log.txt, whose full disk ends the run in one line instead of a traceback per message."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        # what is left in the buffer would be written, and fail, once more at closing
+        stream, self.stream = self.stream, None  # type: ignore[assignment]
+        with contextlib.suppress(OSError):
+            stream.close()
+        with write_errors(self.baseFilename):
+            raise error
 
 
 @contextlib.contextmanager
@@ -77,16 +126,32 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     make_folder(partial)
     try:
-        yield partial
-        if path.exists():
-            path.rmdir()  # seen empty above; not every system renames onto a folder
-        os.replace(partial, path)
+        with write_errors(path):
+            yield partial
+            if path.exists():
+                path.rmdir()  # seen empty above; not every system renames onto a folder
+            os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+@contextlib.contextmanager
+def locked(file: IO[Any], mode: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold flock; a file system that has none still appends with O_APPEND's guarantee."""
+    try:
+        fcntl.flock(file, mode)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # as above: there was nothing to hold
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def try_lock(file: IO[Any] | int) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 
 from moco_det.foundation.atomic import replacing
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +24,33 @@ def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     """Write a dictionary of tensors and plain values; torch.load reads it with weights_only."""
     with replacing(path) as file:
         torch.save(dict(content), file)
+
+
+def load_checkpoint(path: Path) -> Any:
+    """What torch.load makes of a file, on the CPU and running nothing; InputError of a wrong one.
+
+    The members of a zip may not unpack to more than the file holds: torch.save compresses none.
+    """
+    try:
+        with open_regular(path) as file:
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    unpacked = sum(member.file_size for member in archive.infolist())
+                if unpacked > os.fstat(file.fileno()).st_size:
+                    raise ValueError("it would unpack to more than it holds")
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: check the name of the checkpoint") from None
+    except Exception as error:  # a damaged pickle can raise anything
+        # torch's own words advise to switch weights_only off, which would run what is in the file
+        reason = type(error).__name__
+        if isinstance(error, OSError | ValueError):
+            reason = getattr(error, "strerror", None) or str(error).split("\n", 1)[0][:120]
+        raise InputError(
+            f"{path} is no whole checkpoint ({reason}, nothing in it was run): fetch or save it "
+            "again"
+        ) from None
 
 
 def newest_whole(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moco_det.foundation.atomic import replacing
+from moco_det.foundation.atomic import append_line, replacing
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +31,14 @@ class MetricsFile:
         self, path: Path, *, keep: Callable[[Record], bool], also: Writer | None = None
     ) -> None:
         self.path, self.also = path, also
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        text = read_text(path, "metrics") if os.path.lexists(path) else ""
         kept = [line for line in text.splitlines() if _whole(line) and keep(json.loads(line))]
         with replacing(path) as file:
             file.write("".join(f"{line}\n" for line in kept).encode())
 
     def write(self, record: Record) -> None:
         """Append one record."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.path, json.dumps(record))
         if self.also is not None:
             self.also(record)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,35 @@ except ImportError:  # PyYAML was built without libyaml: the same, ten times slo
     from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
 
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import read_text
 
 BASE_KEY = "_BASE_"
 
+MOST_YAML = 2 << 20  # bytes; a list of 20,000 class names takes a quarter of it
+MOST_NODES, MOST_NESTED = 200_000, 50  # keys and values, aliases written out; lists and mappings
+MOST_BASES = 20
+WIDEST = 64  # bits of a whole number
 
-class _UniqueKeyLoader(_SafeLoader):
+
+class _StrictLoader(_SafeLoader):
     """Refuses a key given twice, for the last would win, and a key that is no name."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and value.bit_length() > WIDEST:
+                raise ValueError
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+            kind = node.tag.rpartition(":")[2]
+            line = node.start_mark.line + 1
+            raise InputError(
+                f"the value in line {line} is no {kind}: correct or quote it"
+            ) from None
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if not isinstance(key, Hashable):
@@ -36,13 +56,54 @@ class _UniqueKeyLoader(_SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _check_size(text: str) -> None:
+    """InputError for what is nested too deeply or, its aliases written out, too long.
+
+    Told by the parser's events, which need neither stack nor memory: an alias stands for a node as
+    large as the one that it repeats, and ten lines of ten aliases each stand for ten billion.
+    """
+    total = 0
+    sizes: dict[str, int | None] = {}  # nodes below an anchor; None while it is open
+    opened: list[tuple[str | None, int]] = []
+    for event in yaml.parse(text, Loader=_SafeLoader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append((event.anchor, total))
+            if len(opened) > MOST_NESTED:
+                raise InputError(f"line {line} is nested more than {MOST_NESTED} deep: flatten it")
+            if event.anchor is not None:
+                sizes[event.anchor] = None
+            total += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+            if anchor is not None:
+                sizes[anchor] = total - before
+        elif isinstance(event, yaml.ScalarEvent):
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+            total += 1
+        elif isinstance(event, yaml.AliasEvent):
+            size = sizes.get(event.anchor, 0)
+            if size is None:
+                raise InputError(f"*{event.anchor} in line {line} holds itself: write it out")
+            total += size
+        if total > MOST_NODES:
+            raise InputError(
+                f"it has more than {MOST_NODES:,} values up to line {line}, aliases written out: "
+                "shorten it"
+            )
+
+
 def load_mapping(text: str, what: str) -> dict[str, Any]:
     """A yaml text of keys and values; an InputError begins with `what` the text is of."""
     try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)
+        if len(text) > MOST_YAML:
+            raise InputError(f"it is longer than {MOST_YAML:,} characters: shorten it")
+        _check_size(text)
+        content = yaml.load(text, Loader=_StrictLoader)
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeEncodeError) as error:  # a lone surrogate, of a json's string
         raise InputError(f"{what} is not valid yaml: {error}") from None
     if content is None:
         return {}
@@ -51,27 +112,25 @@ def load_mapping(text: str, what: str) -> dict[str, Any]:
     return content
 
 
-def load_yaml(path: str | Path, above: Sequence[Path] = ()) -> dict[str, Any]:
+def load_yaml(path: str | Path, above: Sequence[str] = ()) -> dict[str, Any]:
     """A yaml file as a dictionary, with its ``_BASE_`` files merged under it.
 
     ``above`` are the files that it is a base of. Raises InputError for a missing file, broken yaml,
     a duplicate key or a circle of bases.
     """
     path = Path(path)
-    if path.resolve() in above:
-        raise InputError(f"{path}: {BASE_KEY} leads back to itself")
-    try:
-        content = load_mapping(path.read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError:
-        raise InputError(f"config file {path} does not exist: check its path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config file {path} cannot be read: {error}") from None
+    content = load_mapping(read_text(path, "config file", MOST_YAML), str(path))
     base = content.pop(BASE_KEY, None)
     if base is None:
         return content
     if not isinstance(base, str):
         raise InputError(f"{path}: {BASE_KEY} is {base!r}: it names one yaml file")
-    return _merge(load_yaml(path.parent / base, (*above, path.resolve())), content)
+    above = (*above, os.path.realpath(path))
+    if os.path.realpath(path.parent / base.replace("\0", "")) in above:
+        raise InputError(f"{path}: {BASE_KEY} leads back to itself")
+    if len(above) > MOST_BASES:
+        raise InputError(f"{path}: more than {MOST_BASES} files, each the {BASE_KEY} of the next")
+    return _merge(load_yaml(path.parent / base, above), content)
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -129,6 +188,7 @@ def parse_value(text: str) -> Any:
     """What is meant by a typed value: a literal, true or false, else the text itself."""
     try:
         value = ast.literal_eval(text)
+        str(value)  # a number of 5,000 digits cannot be shown
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return {"true": True, "false": False}.get(text.lower(), text)
     return list(value) if isinstance(value, tuple) else value

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any, NamedTuple, TypeGuard
 
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import MOST_DATA, read_regular
 from moco_det.report.charts import COLOURS, SPIKE, Line, Points, line_chart
 from moco_det.report.document import Block, Figure, Figures, Fold, Sentence, Text, text
 from moco_det.report.formats import counted
@@ -50,7 +51,7 @@ def read_log(path: Path) -> Log | None:
     Lines that are not json (a run was killed while writing) are left out.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_regular(path, MOST_DATA).decode(errors="replace").splitlines()
     except OSError:
         return None
     entries = []
@@ -206,7 +207,7 @@ def learning_sentences(group: Group, runs: Sequence[PretrainingRun]) -> list[Sen
     said = []
     for run in (run for run in runs if run.nothing_learned):
         try:
-            checkpoint = (run.folder / "checkpoint.pth").read_bytes()
+            checkpoint = read_regular(run.folder / "checkpoint.pth", MOST_DATA)
         except OSError:  # moved: the section alone speaks of the run
             continue
         sha256 = hashlib.sha256(checkpoint).hexdigest()

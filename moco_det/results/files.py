@@ -6,17 +6,16 @@ they cannot read and say so: a torn last line must not take a night's results wi
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moco_det.foundation.atomic import append_line, locked, make_folder
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import MOST_DATA, open_regular
 from moco_det.results.schema import shown, upgrade, validate_row
 
 
@@ -104,22 +103,8 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
         raise InputError(
             f"run {row['run']!r} cannot be written as json: {error}; undefined numbers are null"
         ) from error
-    line = text.encode("utf-8") + b"\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a+b", buffering=0) as file, _locked(file.fileno(), fcntl.LOCK_EX):
-            end = file.seek(0, os.SEEK_END)
-            if end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n":
-                line = b"\n" + line
-            try:
-                if file.write(line) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(end)  # nothing half-written
-                raise
-    except OSError as error:
-        raise InputError(f"cannot write results to {path}: {error.strerror}") from error
+    make_folder(path.parent)
+    append_line(path, text)
 
 
 def read_rows(paths: Iterable[str | Path]) -> Rows:
@@ -166,22 +151,7 @@ def _refuse_constant(name: str) -> float:
 def _content(path: Path) -> bytes:
     """The file as it stands between two writes."""
     try:
-        with path.open("rb") as file, _locked(file.fileno(), fcntl.LOCK_SH):
+        with open_regular(path, MOST_DATA) as file, locked(file, fcntl.LOCK_SH):
             return file.read()
     except OSError as error:
         raise InputError(f"cannot read results {path}: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _locked(handle: int, mode: int) -> Iterator[None]:
-    """Hold flock; a file system that has none still appends with O_APPEND's guarantee."""
-    try:
-        fcntl.flock(handle, mode)
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # as above: there was nothing to hold
-            fcntl.flock(handle, fcntl.LOCK_UN)

@@ -13,7 +13,8 @@ from fvcore.common.config import CfgNode
 
 from moco_det.foundation.atomic import make_folder
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.strict_yaml import flatten, load_mapping
+from moco_det.foundation.reading import read_text
+from moco_det.foundation.strict_yaml import MOST_YAML, flatten, load_mapping
 from moco_det.settings.config import dump
 
 CONFIG = "config.yaml"
@@ -64,10 +65,9 @@ def check_unchanged(output: Path, cfg: CfgNode) -> list[str]:
 
     Keys that only the other engine knows are not compared.
     """
-    try:
-        text = (output / CONFIG).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+    if not os.path.lexists(output / CONFIG):
         return []
+    text = read_text(output / CONFIG, "config", MOST_YAML)
     begun = flatten(load_mapping(text, str(output / CONFIG)))
     now = flatten(load_mapping(dump(cfg), "the config"))
     differing = [k for k in now if k in begun and begun[k] != now[k] and k not in FREE]

@@ -20,6 +20,7 @@ from moco_det.data import DetectionDataset, Record, image_size, load_datasets
 from moco_det.data.check import look_at_each
 from moco_det.data.image import image_fault
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import MOST_DATA, read_regular
 from moco_det.runs.engines import choose_engine, load_config, load_engine
 from moco_det.runs.folder import CONFIG, FINAL
 from moco_det.settings.engine import Detector
@@ -142,13 +143,13 @@ def class_names(detector: Detector, given: Sequence[str] = ()) -> tuple[str, ...
 def _recorded(path: Path, count: int) -> tuple[str, ...]:
     """The classes of the last row that has as many, or none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path, MOST_DATA).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return ()
     for line in reversed(lines):
         try:
             names = tuple(str(name) for name in json.loads(line)["dataset"]["classes"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
         if len(names) == count:
             return names

@@ -18,9 +18,9 @@ import pycocotools.mask
 
 from moco_det.data.masks import whole_masks
 from moco_det.data.records import DetectionDataset, listed
-from moco_det.data.text_files import read_json
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import read_json
 from moco_det.scoring.arrays import DetectionArrays, detections_of
 
 Row = dict[str, Any]

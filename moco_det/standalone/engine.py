@@ -16,6 +16,7 @@ from moco_det import __version__
 from moco_det.data import DetectionDataset
 from moco_det.data.check import choose_mask_format, load_pair
 from moco_det.foundation import collectives
+from moco_det.foundation.atomic import LogFile
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.metrics_file import Writer
 from moco_det.foundation.precision import check_device, choose_precision
@@ -87,7 +88,7 @@ class StandaloneRun:
         if not collectives.is_main():
             yield
             return
-        handler = logging.FileHandler(output / "log.txt")
+        handler = LogFile(output / "log.txt")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         ours.addHandler(handler)
         try:

@@ -26,7 +26,7 @@ import numpy as np
 
 from moco_det.foundation.errors import InputError
 from moco_det.weights.architectures import UnknownArchitecture
-from moco_det.weights.file_slices import BLOCK, FileSlice, FileState, open_regular
+from moco_det.weights.file_slices import BLOCK, FileSlice, FileState, open_weights
 from moco_det.weights.pickle_machine import InertUnpickler
 from moco_det.weights.pickled_names import DamagedFile, GlobalRef, HostilePickle, Stub
 from moco_det.weights.tensors import (
@@ -81,7 +81,7 @@ def read_contents(path: str | Path) -> Contents:
 
     Raises InputError, one line, for whatever is not a readable checkpoint.
     """
-    file, state = open_regular(Path(path))
+    file, state = open_weights(Path(path))
     with input_errors(state.path), file:
         if state.size == 0:
             raise InputError(f"{path} is empty (0 bytes): fetch or save it again")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import codecs
 import os
-import stat
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import open_regular
 
 BLOCK = 1 << 20
 
@@ -41,26 +41,15 @@ class FileState:
             )
 
 
-def open_regular(path: Path) -> tuple[BinaryIO, FileState]:
-    """An open file and its state. Raises InputError for what is no readable regular file.
-
-    Opened without waiting, then looked at: a pipe would block, and a name may change hands between
-    a look and an opening.
-    """
+def open_weights(path: Path) -> tuple[BinaryIO, FileState]:
+    """An open file and its state; InputError for what is no readable regular file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        file = open_regular(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: check the name of the weights file") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path} cannot be read: {reason}") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise InputError(f"{path} is a directory: name the checkpoint file in it")
-        raise InputError(f"{path} is not a regular file: name a checkpoint file")
-    return os.fdopen(descriptor, "rb"), FileState.of(path, status)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    return file, FileState.of(path, os.fstat(file.fileno()))
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from moco_det.foundation.checkpoints import load_checkpoint
 from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import flatten
@@ -26,7 +27,7 @@ from moco_det.weights.architectures import UnknownArchitecture, deduce
 from moco_det.weights.backbone import Backbone, check_exists, load_backbone
 from moco_det.weights.containers import input_errors, lookalike, read_contents
 from moco_det.weights.download import local_path
-from moco_det.weights.file_slices import open_regular
+from moco_det.weights.file_slices import open_weights
 from moco_det.weights.tensors import tensors_of
 from moco_det.weights.vocabularies import from_detectron2
 from moco_det.weights.writing import as_tensor
@@ -230,20 +231,13 @@ def given_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A run's checkpoint, tensors on the CPU; InputError if it is none."""
-    file, _ = open_regular(path)
+    file, _ = open_weights(path)
     with file:
         start = file.read(512)
     other = lookalike(start)
     if other is not None:
         raise InputError(f"{path} {other}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch's own words advise to switch weights_only off, which would run what is in the file
-        reason = f"{type(error).__name__}, nothing in it was run" if start else "it is empty"
-        raise InputError(
-            f"{path} is no whole checkpoint ({reason}): fetch or save it again"
-        ) from None
+    content = load_checkpoint(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(
             f"{path} is not a detector's checkpoint; if it is a pre-training checkpoint: "

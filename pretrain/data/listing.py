@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from moco_det.data.image_files import IMAGE_SUFFIXES, image_files, with_slashes
-from moco_det.data.text_files import read_text
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import read_text
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ import webdataset
 from tqdm import tqdm
 
 from moco_det.data.image_files import IMAGE_SUFFIXES
-from moco_det.data.text_files import read_json
 from moco_det.foundation.atomic import new_folder, write_text
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import MOST_IMAGE, read_json, read_regular
 from pretrain.data.listing import ImageList
 
 IMAGE_FIELDS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
@@ -34,6 +34,10 @@ IMAGE_FIELDS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 # The file beside shards that says how many samples each holds, and the names of the classes:
 # {"shards": {"name-000000.tar": 1000, ...}, "classes": ["cat", ...]}
 INDEX = "shards.json"
+
+# ImageNet-22k in shards of a thousand has 14,000; each name takes a hundred bytes
+MOST_SHARDS = 1_000_000
+BRACES = re.compile(r"\{(-?\d{1,40}\.\.-?\d{1,40})(?:\.\.-?\d+)?\}|([{},])")
 
 
 class Encoded(NamedTuple):
@@ -68,6 +72,12 @@ def list_shards(path: str, *, key: str = "DATA.PATH") -> ShardList:
     Raises InputError, which calls the path by `key`, where a local one is missing or an index is
     damaged.
     """
+    named = _how_many(path)
+    if named > MOST_SHARDS:
+        raise InputError(
+            f"{key} {path} names {named:,} shards, more than the {MOST_SHARDS:,} allowed: correct "
+            "its braces"
+        )
     try:
         urls = [
             url
@@ -95,6 +105,27 @@ def list_shards(path: str, *, key: str = "DATA.PATH") -> ShardList:
     kept = {url: counts[url] for url in urls if url in counts}
     agree = classes and all(names == classes[0] for names in classes)
     return ShardList(path, urls, kept, classes[0] if agree else None)
+
+
+def _how_many(path: str) -> int:
+    """How many addresses a pattern stands for, at most, without writing them out."""
+    total = 0
+    for part in path.split("::"):
+        levels = [[0, 1]]  # of each open brace: the alternatives before the last comma, the last's
+        for range_, sign in BRACES.findall(part):
+            if range_:
+                first, last = map(int, range_.split(".."))
+                levels[-1][1] *= abs(last - first) + 1
+            elif sign == "{":
+                levels.append([0, 1])
+            elif len(levels) > 1:
+                before, last_one = levels.pop()
+                if sign == "}":
+                    levels[-1][1] *= before + last_one
+                else:
+                    levels.append([before + last_one, 1])
+        total += levels[0][1]
+    return total
 
 
 # A pipe reports a failed command as OSError, a key that comes twice is a ValueError.
@@ -184,21 +215,18 @@ def write_shards(
     counts: Counter[str] = Counter()
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
     with new_folder(folder) as partial:
-        try:
-            with webdataset.ShardWriter(
-                str(partial / f"{name}-%06d.tar"),
-                maxcount=len(images) + 1,
-                maxsize=shard_mb * 2**20,
-                verbose=0,
-                encoder=False,
-                mtime=0,  # the same images make the same bytes
-            ) as writer:
-                for i in tqdm(order, desc="writing shards", unit="image", mininterval=1):
-                    writer.write(_sample(images, int(i)))
-                    counts[os.path.basename(writer.fname)] += 1
-            _write_index(partial, counts, images.classes or None)
-        except OSError as error:
-            raise InputError(f"cannot write shards to {folder}: {error.strerror}") from error
+        with webdataset.ShardWriter(
+            str(partial / f"{name}-%06d.tar"),
+            maxcount=len(images) + 1,
+            maxsize=shard_mb * 2**20,
+            verbose=0,
+            encoder=False,
+            mtime=0,  # the same images make the same bytes
+        ) as writer:
+            for i in tqdm(order, desc="writing shards", unit="image", mininterval=1):
+                writer.write(_sample(images, int(i)))
+                counts[os.path.basename(writer.fname)] += 1
+        _write_index(partial, counts, images.classes or None)
     last = max(counts).removesuffix(".tar").rpartition("-")[2]
     return str(Path(folder) / f"{name}-{{000000..{last}}}.tar")
 
@@ -227,7 +255,7 @@ def _sample(images: ImageList, i: int) -> dict[str, str | bytes]:
     if field not in IMAGE_FIELDS:
         raise InputError(f"image {path}: shards hold {', '.join(IMAGE_FIELDS)} only")
     try:
-        content = Path(path).read_bytes()
+        content = read_regular(path, MOST_IMAGE)
     except OSError as error:
         raise InputError(f"image {path}: {error.strerror}") from error
     sample: dict[str, str | bytes] = {"__key__": f"{i:09d}", field: content}

@@ -52,8 +52,8 @@ def test_a_val_without_labels_is_refused(val: str, tmp_path: Path) -> None:
     ("yaml", "match"),
     [
         ("train: 5\nnames: [a]", "'train' is"),
-        ("train: images\nnames: [2001-13-45]", "is not yaml"),
-        ("train: images\nnames: " + "[" * 2000, "is not yaml"),
+        ("train: images\nnames: [2001-13-45]", "line 2 is no timestamp"),
+        ("train: images\nnames: " + "[" * 2000, "is not valid yaml"),
         ("train: images\nnames: [cat, cat]", "a name twice"),
         ("train: images\nnc: 10000000", "write a list of class names"),
         ("train: images\nnc: true", "write a list of class names"),

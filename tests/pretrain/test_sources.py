@@ -177,7 +177,7 @@ def test_listed_images_that_are_missing_or_folders_are_counted_when_they_are_rea
     views = data.ViewSet(images, spec)
     assert views[(0, 0)][3] == [(str(tmp_path / "gone.jpg"), "No such file or directory")]
     assert [reason for _, reason in views[(0, 2)][3]] == [
-        "Is a directory",
+        "it is a directory",
         "No such file or directory",
     ]
 

@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     newest.write_bytes(newest.read_bytes()[:-5000])
     caplog.set_level(logging.INFO)
     train.train(cfg, resume=True)
-    assert f"{newest} is not a whole checkpoint" in caplog.text
+    assert f"{newest} is no whole checkpoint" in caplog.text
     assert f"resumed from {before}" in caplog.text
 
 

@@ -15,6 +15,7 @@ from moco_det.data.layouts import split_coco
 from moco_det.data.scenes import write_scenes
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import read_json
 from moco_det.runs.quickstart.plan import Budget, QuickstartPlan, recall, setting_name
 
 PAINTED = ("striped_disk", "checked_square", "dotted_triangle", "ringed_star")
@@ -71,7 +72,7 @@ def painted_data(
 
 def write_first_images(annotations: Path, part: Path, number: int) -> None:
     """The first `number` images of a COCO file with their objects: larger parts hold smaller."""
-    content = json.loads(annotations.read_text(encoding="utf-8"))
+    content = read_json(annotations, "annotation file")
     content["images"] = content["images"][:number]
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from moco_det.foundation.atomic import make_folder, write_text
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.reading import MOST_LABELS, read_json
 
 # The arms with the pre-training config of each; random weights need none.
 ARMS: dict[str, str | None] = {
@@ -76,8 +78,8 @@ def recall(output: Path) -> dict[str, Any]:
     """The plan that a folder's results were made by; empty where there is none."""
     file = output / "quickstart.json"
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-    except (ValueError, TypeError, OSError):
+        return dict(read_json(file, "plan", MOST_LABELS)) if os.path.lexists(file) else {}
+    except (ValueError, TypeError, InputError):
         raise InputError(f"{file} is damaged: name another folder with -o") from None
 
 
