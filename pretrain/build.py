@@ -139,8 +139,9 @@ def method_name(cfg: PretrainConfig) -> str:
 def bn_splits_per_process(cfg: PretrainConfig, processes: int, begun_by: int = 0) -> int:
     """Sub-batches of batch norm in each process for ENCODER.BN_SPLITS over all; 0 is one each.
 
-    With 0, a run that was `begun_by` a multiple of these processes keeps the groups it had. The sub-batches of a process are dealt out over its SOLVER.ACCUMULATE parts. Raises InputError
-    where the numbers do not divide.
+    With 0, a run that was `begun_by` a multiple of these processes keeps the groups it had. The
+    sub-batches of a process are dealt out over its SOLVER.ACCUMULATE parts. Raises InputError where
+    the numbers do not divide.
     """
     splits, parts = cfg.ENCODER.BN_SPLITS, cfg.SOLVER.ACCUMULATE
     if not splits and begun_by % processes == 0:

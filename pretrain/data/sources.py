@@ -76,7 +76,7 @@ class Source:
         return {"images": self.images, **({"shards": self.shards} if self.shards else {})}
 
     def make_loader(self, *, workers: int, pin: bool, **steps: int) -> BatchLoader:
-        """The batches of some `steps`: batch, start, stop, rank, world and streams as in `Steps`."""
+        """The batches of some `steps`, which are batch, start, stop and more as in `Steps`."""
         return BatchLoader(
             self.dataset,
             self.order(**steps),
