@@ -25,8 +25,13 @@ from pretrain.watch import Watch
 MOCO_VERSIONS = {("fc", "moco_v1"): "moco_v1", ("mlp", "moco_v2"): "moco_v2"}
 
 
-def build_loop(cfg: PretrainConfig, device: torch.device, *, bfloat16: bool) -> Loop:
-    """Data, method, optimizer and neighbours of a run, on their device."""
+def build_loop(
+    cfg: PretrainConfig, device: torch.device, *, bfloat16: bool, begun_by: int = 0
+) -> Loop:
+    """Data, method, optimizer and neighbours of a run, on their device.
+
+    `begun_by` is how many processes it began with, 0 for those there are now.
+    """
     torch.manual_seed(cfg.SEED)
     spec = data.ViewSpec(
         augment.recipe(cfg.AUGMENT.RECIPE, min_scale=cfg.AUGMENT.MIN_SCALE),
@@ -42,7 +47,10 @@ def build_loop(cfg: PretrainConfig, device: torch.device, *, bfloat16: bool) -> 
         size = cfg.KNN.SIZE or cfg.AUGMENT.SIZE
         knn = KnnMonitor(cfg.KNN, size=size, bfloat16=bfloat16)
     images = source.images if source.numbered else None
-    method = build_method(cfg, images=images, classes=source.classes, bfloat16=bfloat16)
+    begun_by = begun_by or collectives.world_size()
+    method = build_method(
+        cfg, images=images, classes=source.classes, bfloat16=bfloat16, begun_by=begun_by
+    )
     optimizer = place(method, cfg, device)
     captured = cfg.COMPILE and device.type == "cuda" and collectives.world_size() == 1
     if cfg.COMPILE and not captured:
@@ -54,7 +62,7 @@ def build_loop(cfg: PretrainConfig, device: torch.device, *, bfloat16: bool) -> 
     # While a queue still holds its random start, the loss is low for the wrong reason.
     filled = 2 * (method.dictionary_size or 0) // cfg.SOLVER.BATCH
     watch = Watch(method.chance_loss, after=max(100, filled), ways_out="; then ".join(ways_out))
-    loop = Loop(cfg, method, source, optimizer, watch, knn, device)
+    loop = Loop(cfg, method, source, optimizer, watch, knn, device, begun_by)
     if captured:
         loop.capture()
     return loop
@@ -74,12 +82,17 @@ def place(method: Method, cfg: PretrainConfig, device: torch.device) -> torch.op
 
 
 def build_method(
-    cfg: PretrainConfig, *, images: int | None, classes: int | None, bfloat16: bool
+    cfg: PretrainConfig,
+    *,
+    images: int | None,
+    classes: int | None,
+    bfloat16: bool,
+    begun_by: int = 0,
 ) -> Method:
     """The method that `cfg` describes, with fresh weights from torch's global generator.
 
     `images` is None for a stream whose images have no numbers, `classes` where there are no
-    labels; InputError where the method needs them.
+    labels; InputError where the method needs them. `begun_by` as in `bn_splits_per_process`.
     """
     kind = cfg.INST_DISC.LOSS if cfg.METHOD == "inst_disc" else cfg.METHOD
     head, dim = cfg.ENCODER.HEAD, cfg.ENCODER.DIM
@@ -98,7 +111,7 @@ def build_method(
             "moco or end_to_end"
         )
     rows = images or 0
-    splits = bn_splits_per_process(cfg, collectives.world_size())
+    splits = bn_splits_per_process(cfg, collectives.world_size(), begun_by)
     encoder = Encoder(cfg.ENCODER.ARCH, head=head, dim=dim, bn_splits=splits)
 
     methods: dict[str, Callable[[], Method]] = {
@@ -123,13 +136,16 @@ def method_name(cfg: PretrainConfig) -> str:
     return MOCO_VERSIONS.get((cfg.ENCODER.HEAD, cfg.AUGMENT.RECIPE), "moco")
 
 
-def bn_splits_per_process(cfg: PretrainConfig, processes: int) -> int:
+def bn_splits_per_process(cfg: PretrainConfig, processes: int, begun_by: int = 0) -> int:
     """Sub-batches of batch norm in each process for ENCODER.BN_SPLITS over all; 0 is one each.
 
-    The sub-batches of a process are dealt out over its SOLVER.ACCUMULATE parts. Raises InputError
-    where the numbers do not divide.
+    With 0, a run that was `begun_by` a multiple of these processes keeps the groups it had. The
+    sub-batches of a process are dealt out over its SOLVER.ACCUMULATE parts. Raises InputError where
+    the numbers do not divide.
     """
     splits, parts = cfg.ENCODER.BN_SPLITS, cfg.SOLVER.ACCUMULATE
+    if not splits and begun_by % processes == 0:
+        splits = begun_by
     share = data.share_of(cfg.SOLVER.BATCH, processes)
     if splits % (processes * parts):
         raise InputError(

@@ -49,6 +49,12 @@ def pack(method: Method, cfg: PretrainConfig, state: Mapping[str, Any]) -> dict[
     }
 
 
+def begun_by(content: Mapping[str, Any]) -> int:
+    """How many processes the run began with; 0 where an older version has not written it."""
+    state = content["state"]
+    return int(state.get("processes") or (state.get("data") or {}).get("processes", 0))
+
+
 def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
     return {n: value.detach().cpu().contiguous() for n, value in module.state_dict().items()}
 

@@ -61,6 +61,7 @@ class Loop:
     # Which labelled pictures a vote of neighbours gets right; of the main process.
     knn: Callable[[Encoder], Tensor] | None
     device: torch.device
+    begun_by: int  # processes
 
     def __post_init__(self) -> None:
         solver = self.cfg.SOLVER
@@ -90,6 +91,7 @@ class Loop:
             stop=self.total,
             rank=collectives.rank(),
             world=collectives.world_size(),
+            streams=self.begun_by,
             workers=self.cfg.DATA.WORKERS,
             pin=self.device.type == "cuda",
         )
@@ -231,7 +233,8 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "iteration": self.iteration,
             "total": self.total,
-            "data": self.source.identity(collectives.world_size()),
+            "data": self.source.identity,
+            "processes": self.begun_by,
             "bfloat16": self.method.use_bfloat16,
             "corrupt": self.source.corrupt.state(),
             "watch": self.watch.state(),
@@ -242,11 +245,12 @@ class Loop:
     def restore(self, content: dict[str, Any], path: Path) -> None:
         """Continue from a checkpoint's content; InputError where its data are not these."""
         state = content["state"]
-        now = self.source.identity(collectives.world_size())
-        if state.get("data") != now:
+        now, begun = self.source.identity, dict(state.get("data") or {})
+        begun.pop("processes", None)  # of an older version
+        if begun != now:
             then, here = (
-                ", ".join(f"{value} {name}" for name, value in (given or {}).items())
-                for given in (state.get("data"), now)
+                ", ".join(f"{value} {name}" for name, value in given.items())
+                for given in (begun, now)
             )
             raise InputError(
                 f"{path} was trained with {then or 'unknown data'} and DATA.PATH now has {here}: "
@@ -265,6 +269,14 @@ class Loop:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         self.last_good = path
         logger.info("resumed from %s at iteration %d of %d", path, self.iteration, self.total)
+        world = collectives.world_size()
+        if not self.cfg.ENCODER.BN_SPLITS and self.begun_by % world:
+            logger.warning(
+                "ENCODER.BN_SPLITS 0: batch norm saw %d groups, one per process, and sees %d from "
+                "here: the run goes on, but not as if never stopped",
+                self.begun_by,
+                world,
+            )
 
 
 def compute_step(

@@ -83,7 +83,8 @@ def _train(cfg: PretrainConfig, device: torch.device, folder: Path, *, resume: b
     bfloat16 = _choose_bfloat16(cfg, device, found)
     fresh, loop = not folder.exists(), None
     try:
-        loop = build_loop(cfg, device, bfloat16=bfloat16)
+        begun_by = 0 if found is None else checkpoints.begun_by(found[1])
+        loop = build_loop(cfg, device, bfloat16=bfloat16, begun_by=begun_by)
         if found is not None:
             loop.restore(found[1], found[0])
         with ExitStack() as stack:

@@ -62,11 +62,14 @@ class Detectron2Run:
         scaled = Trainer.auto_scale_workers(self.cfg, comm.get_world_size())
         self.iterations = scaled.SOLVER.MAX_ITER
         self.trained: int | None = None
+        self.begun_by: int | None = None
         self.resumes = options.resume and self.checkpointer.has_checkpoint()
         if self.resumes:
             path = self.checkpointer.get_checkpoint_file()
-            self.trained = check_resumable(self.model, path, training=not options.eval_only)
+            state = check_resumable(self.model, path, training=not options.eval_only)
             if not options.eval_only:
+                self.trained = int(state["iteration"]) + 1
+                self.begun_by = state.get("processes")
                 self.warnings.append(
                     f"resumed from {Path(path).name}: detectron2 saves no random state, so the "
                     "stream of images starts anew and the end is not that of an uninterrupted run"

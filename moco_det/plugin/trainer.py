@@ -90,6 +90,9 @@ class Trainer(DefaultTrainer):
             TensorboardXWriter(self.cfg.OUTPUT_DIR),
         ]
 
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "processes": comm.get_world_size()}
+
     def train(self) -> Any:
         if comm.is_main_process():
             self.metrics_log.keep_before(self.start_iter)

@@ -7,6 +7,7 @@ here, as in `moco_det.weights.loading`, names and shapes must be exactly the mod
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -14,10 +15,10 @@ from moco_det.foundation.errors import InputError
 from moco_det.weights.loading import check_model_state, read_checkpoint
 
 
-def check_resumable(model: nn.Module, path: str, *, training: bool) -> int | None:
+def check_resumable(model: nn.Module, path: str, *, training: bool) -> dict[str, Any]:
     """InputError unless detectron2's checkpointer can go on from this file, nothing left out.
 
-    Returns how many iterations it has, None where it is only scored.
+    Returns the trainer's state, an empty one where it is only scored.
     """
     state = read_checkpoint(Path(path))
     check_model_state(model, state["model"], Path(path))
@@ -26,4 +27,4 @@ def check_resumable(model: nn.Module, path: str, *, training: bool) -> int | Non
             f"--resume: {path} was not written by a training run of detectron2: go on with "
             "--engine standalone, or start from it with MODEL.WEIGHTS in another OUTPUT_DIR"
         )
-    return int(state["trainer"]["iteration"]) + 1 if training else None
+    return dict(state["trainer"]) if training else {}

@@ -83,5 +83,17 @@ def check_unchanged(output: Path, cfg: CfgNode) -> list[str]:
     ]
 
 
+def check_batch_stays(output: Path, cfg: CfgNode, begun_by: int | None, processes: int) -> None:
+    """InputError where SOLVER.REFERENCE_WORLD_SIZE would change the batch of a run that goes on."""
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference and begun_by not in (None, processes):
+        raise InputError(
+            f"--resume: {output} was begun by {begun_by} process(es), for which "
+            f"SOLVER.REFERENCE_WORLD_SIZE {reference} made batch and learning rate; {processes} "
+            f"would change both in the middle of the run: resume it with {begun_by}, or choose "
+            "another OUTPUT_DIR"
+        )
+
+
 def _shown(value: Any) -> str:
     return repr(value) if value == "" else str(value)

@@ -24,7 +24,13 @@ from moco_det.foundation.metrics_file import import_wandb, wandb_writer
 from moco_det.foundation.strict_yaml import flatten
 from moco_det.results import append_row
 from moco_det.runs.engines import choose_engine, load_config, load_engine
-from moco_det.runs.folder import CONFIG, check_free, check_results, check_unchanged
+from moco_det.runs.folder import (
+    CONFIG,
+    check_batch_stays,
+    check_free,
+    check_results,
+    check_unchanged,
+)
 from moco_det.runs.row import (
     RunRow,
     describe_data,
@@ -112,6 +118,7 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
     warnings = [*prepared.train_set.skipped, *(f"test: {x}" for x in prepared.test_set.skipped)]
     warnings += overlap_warnings(prepared.train_set, prepared.test_set) + prepared.warnings
     if prepared.trained is not None:
+        check_batch_stays(output, cfg, prepared.begun_by, collectives.world_size())
         if prepared.trained > prepared.iterations:
             raise InputError(
                 f"--resume: {output} is trained for {prepared.trained} iterations and "

@@ -32,6 +32,7 @@ def save(
     scaler: torch.amp.GradScaler,
     iteration: int,
     seed: int,
+    streams: int,
 ) -> None:
     """The checkpoint from which a run goes on after ``iteration`` as if never stopped."""
     on_gpu = torch.cuda.is_available()
@@ -46,6 +47,7 @@ def save(
         "scaler": scaler.state_dict(),
         "iteration": iteration,
         "seed": seed,
+        "streams": streams,
         "random": states,
     }
     if on_gpu:
@@ -85,6 +87,11 @@ def check_resumable(path: Path, content: Content) -> int:
     return int(content["iteration"]) + 1
 
 
+def begun_by(content: Content) -> int:
+    """How many processes a checkpoint's run began with: the streams that its batches come from."""
+    return int(content.get("streams", len(content["random"])))
+
+
 def restore(
     found: tuple[Path, Content],
     model: GeneralizedRCNN,
@@ -96,18 +103,21 @@ def restore(
     load_model_state(model, content["model"], path)
     optimizer.load_state_dict(content["optimizer"])
     scaler.load_state_dict(content["scaler"])
-    states, rank = content["random"], collectives.rank()
-    if len(states) != collectives.world_size():
+    states, rank, world = content["random"], collectives.rank(), collectives.world_size()
+    if len(states) != world:
         logger.warning(
-            "%s was written by %d process(es) and is resumed by %d: the run goes on, but not as "
-            "if never stopped",
+            "%s was written by %d process(es) and is resumed by %d: the batches are those of the "
+            "run that was never stopped, the regions that a process samples in them are others",
             path,
             len(states),
-            collectives.world_size(),
+            world,
         )
-    if rank < len(states):
-        torch.set_rng_state(states[rank])
+    # The process that had this one's first image; where several have images of it, the first of
+    # them takes its state, and the others keep that of their seed.
+    owner = rank * len(states) // world
+    if owner != (rank - 1) * len(states) // world:
+        torch.set_rng_state(states[owner])
         if torch.cuda.is_available() and "random_cuda" in content:
-            torch.cuda.set_rng_state(content["random_cuda"][rank])
+            torch.cuda.set_rng_state(content["random_cuda"][owner])
     logger.info("resumed from %s after iteration %d", path, content["iteration"] + 1)
     return int(content["iteration"]) + 1

@@ -23,7 +23,7 @@ from moco_det.foundation.precision import check_device, choose_precision
 from moco_det.settings.config import set_values
 from moco_det.settings.engine import Detector, RunOptions
 from moco_det.standalone.build import build_detector, build_mapper
-from moco_det.standalone.checkpoint import check_resumable, last_checkpoint
+from moco_det.standalone.checkpoint import begun_by, check_resumable, last_checkpoint
 from moco_det.standalone.evaluate import predict
 from moco_det.standalone.scaling import scale_to_processes, scaling_line, small_norm_groups
 from moco_det.standalone.train import captures, evaluate, train, training_records
@@ -58,9 +58,11 @@ class StandaloneRun:
         self.found = last_checkpoint(self.output) if options.resume else None
         self.iterations = self.cfg.SOLVER.MAX_ITER
         self.trained: int | None = None
+        self.begun_by: int | None = None
         drawn_before = -1
         if self.found is not None and not options.eval_only:
             self.trained = check_resumable(*self.found)
+            self.begun_by = begun_by(self.found[1])
             drawn_before = int(self.found[1].get("seed", -1))
         seed = shared_seed(cfg.SEED if cfg.SEED >= 0 else drawn_before)
         self.cfg = set_values(self.cfg, ["SEED", seed])

@@ -2,12 +2,14 @@
 
 The stream of indices is shuffle(all) + shuffle(all) + ... of one seeded generator; every sample's
 own randomness is seeded by its position in that stream. So a batch depends on the seed and its
-number alone: not on the workers, and not on whether the run was stopped and resumed before it.
+number alone: not on the workers, not on whether the run was stopped and resumed before it, and not
+on how many processes share it now.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -27,10 +29,12 @@ Place = tuple[int, int]  # position in the stream, index of the record
 
 @dataclass(eq=False)
 class BatchStream(Sampler[list[Place]]):
-    """Endless batches of (position, index), from batch number ``start`` on.
+    """Endless batches of (position, index), from batch number ``start`` on: one process's rows.
 
-    With ``group_by_aspect`` a batch holds images that are all wider than high, or none.
-    ``rank`` of ``world_size`` processes takes every ``world_size``-th position.
+    A global batch has equal parts from ``streams`` streams, as many as there were processes when
+    the run began. Stream c takes every ``streams``-th position; with ``group_by_aspect`` its part
+    holds images that are all wider than high, or none. Rank r of W = ``world_size`` processes has
+    the rows [r * batch_size / W, (r + 1) * batch_size / W).
     """
 
     records: Sequence[Record]
@@ -38,11 +42,14 @@ class BatchStream(Sampler[list[Place]]):
     seed: int
     start: int = 0
     group_by_aspect: bool = True
+    streams: int = 1
     rank: int = 0
     world_size: int = 1
 
     def __iter__(self) -> Iterator[list[Place]]:
-        return itertools.islice(self.batches(), self.start, None)
+        share = self.batch_size // self.world_size
+        rows = slice(self.rank * share, (self.rank + 1) * share)
+        return (batch[rows] for batch in itertools.islice(self.batches(), self.start, None))
 
     def indices(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -50,15 +57,18 @@ class BatchStream(Sampler[list[Place]]):
             yield from torch.randperm(len(self.records), generator=generator).tolist()
 
     def batches(self) -> Iterator[list[Place]]:
-        waiting: dict[bool, list[Place]] = {False: [], True: []}
-        stream = itertools.islice(enumerate(self.indices()), self.rank, None, self.world_size)
-        for position, index in stream:
+        """The global batches."""
+        waiting = defaultdict[tuple[int, bool], list[Place]](list)
+        ready = [deque[list[Place]]() for _ in range(self.streams)]
+        for position, index in enumerate(self.indices()):
+            stream = position % self.streams
             wide = self.records[index].width > self.records[index].height
-            bucket = waiting[wide and self.group_by_aspect]
-            bucket.append((position, index))
-            if len(bucket) == self.batch_size:
-                yield bucket[:]
-                bucket.clear()
+            key = stream, wide and self.group_by_aspect
+            waiting[key].append((position, index))
+            if len(waiting[key]) == self.batch_size // self.streams:
+                ready[stream].append(waiting.pop(key))
+                if all(ready):
+                    yield [place for parts in ready for place in parts.popleft()]
 
 
 @dataclass(eq=False)

@@ -23,7 +23,7 @@ from moco_det.foundation.metrics_file import Writer
 from moco_det.foundation.precision import Precision
 from moco_det.scoring import metric_lines, score, write_predictions
 from moco_det.standalone.build import build_mapper, build_solver
-from moco_det.standalone.checkpoint import restore, save
+from moco_det.standalone.checkpoint import begun_by, restore, save
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import predict
 from moco_det.standalone.loader import BatchStream, training_loader, usable
@@ -53,15 +53,17 @@ def train(
     solver = build_solver(cfg, model)
     scaler = torch.amp.GradScaler(precision.device, enabled=precision.needs_scaler)
     first = restore(found, model, solver.optimizer, scaler) if found is not None else 0
+    streams = begun_by(found[1]) if found is not None else world
     mapper = build_mapper(cfg, train=True)
 
     def loader(stream_seed: int, start: int) -> Any:
         stream = BatchStream(
             records,
-            batch_size=cfg.SOLVER.IMS_PER_BATCH // world,
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
             seed=stream_seed,
             start=start,
             group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            streams=streams,
             rank=collectives.rank(),
             world_size=world,
         )
@@ -142,7 +144,7 @@ def train(
                 metrics = finish(iteration)
             if kept:
                 name = "model_final.pth" if last else f"model_{iteration:07d}.pth"
-                save(output, name, model, solver.optimizer, scaler, iteration, cfg.SEED)
+                save(output, name, model, solver.optimizer, scaler, iteration, cfg.SEED, streams)
     if metrics is None:
         metrics = finish(cfg.SOLVER.MAX_ITER - 1)
     log.close()

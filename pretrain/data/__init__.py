@@ -6,14 +6,15 @@
     source.images      # how many an epoch has
     source.numbered    # False for a stream: its images have no numbers that last, so no bank
     source.classes     # how many classes the labels have, None without labels
-    source.identity(world)   # what must be equal for a run to be continued on this source
+    source.identity    # what must be equal for a run to be continued on this source
     for batch in source.make_loader(batch=256, start=0, stop=total, workers=2, pin=False):
         ...            # RawBatch: pixels [N, V, S, S, 3] uint8, indices, labels, bad
 
 `make_loader(start=k)` continues at iteration k exactly as a run that was never stopped: nothing
 about the position has to be stored beside k. With `rank` and `world` it gives one process's rows
 [r * batch / W, (r + 1) * batch / W) of each global batch. The order of images and their views
-depend on the seed and the position in training alone, never on the number of workers. Images
+depend on the seed and the position in training alone, never on the number of workers; over shards
+also on `streams`, how many processes the run began with. Images
 that do not open are replaced, counted and named by the loader (`source.corrupt`), and so many
 that DATA.MAX_CORRUPT is passed raise InputError from its iteration.
 

@@ -40,7 +40,8 @@ class Steps:
     """Iterations start..stop-1 of training in epochs of `images`, and one process's share of them.
 
     Of the `world` processes, `rank` gets its rows [r * share, (r + 1) * share) of each global
-    batch.
+    batch. `streams` is how many processes the run began with, 0 for `world`: shards are dealt to
+    so many streams.
     """
 
     images: int
@@ -51,6 +52,7 @@ class Steps:
     stop: int
     rank: int = 0
     world: int = 1
+    streams: int = 0
 
     def __post_init__(self) -> None:
         self.share = share_of(self.batch, self.world)

@@ -1,9 +1,10 @@
 """A stream of WebDataset shards as training data: shuffled, shared out, entered anywhere.
 
-An epoch shuffles the shards, deals them to the processes, and shuffles the images on their way
-through a buffer. A process reads its shards in one background thread and hands encoded images to
-the workers, which decode them and make the views: so the stream is the same for any number of
-workers. It depends on the number of processes, because each reads shards of its own.
+An epoch shuffles the shards, deals them to streams, and shuffles the images of a stream on their
+way through a buffer. There are as many streams as there were processes when the run began, each
+with its rows of every global batch. A process reads the streams that its rows come from, in one
+background thread, and hands encoded images to the workers, which decode them and make the views: so
+the batches are the same for any number of workers, and for any number of processes that go on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from moco_det.foundation.errors import InputError
 from pretrain import augment
-from pretrain.data.order import Steps, shuffled
+from pretrain.data.order import Steps, share_of, shuffled
 from pretrain.data.shard_files import Encoded, ShardList, count_samples, read_shard
 from pretrain.data.views import NONE_OPENS, Bad, Sample, ViewSpec
 from pretrain.images import CorruptImage, Image, decode
@@ -32,7 +33,7 @@ READ_AHEAD = 2  # batches, by the thread that reads the shards
 
 
 class Numbered(NamedTuple):
-    """A sample and its place in the stream of an epoch, unlike any other process's."""
+    """A sample and its place in an epoch, unlike any other stream's."""
 
     epoch: int
     number: int
@@ -43,9 +44,12 @@ class Numbered(NamedTuple):
 class StreamOrder(Steps):
     """The batches as lists of samples, still encoded.
 
-    An epoch is `images` long, whatever the shards hold: where a process's shards have fewer than
-    its share they start over, in a new order. At most `buffer` encoded images wait in memory, half
-    of that on average.
+    Of the `streams`, c gives the rows [c * part, (c + 1) * part) of each global batch. A process
+    that needs rows of several reads them all; of one, it reads it whole and drops the other rows.
+
+    An epoch is `images` long, whatever the shards hold: where a stream's shards have fewer than
+    its part they start over, in a new order. At most `buffer` encoded images wait in memory for
+    each stream that is read, half of that on average.
 
     To enter an epoch in its middle, shards that lie before are passed over by their count from the
     index; without one, by the headers of a local shard's members; an address is read through. In
@@ -59,10 +63,13 @@ class StreamOrder(Steps):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.shards.urls) < self.world:
+        self.streams = self.streams or self.world
+        self.part = share_of(self.batch, self.streams)
+        if len(self.shards.urls) < self.streams:
             raise InputError(
-                f"DATA.PATH {self.shards.path} has {len(self.shards.urls)} shards for {self.world} "
-                "processes, and each reads shards of its own: make more and smaller shards"
+                f"DATA.PATH {self.shards.path} has {len(self.shards.urls)} shards for "
+                f"{self.streams} processes, and each reads shards of its own: make more and "
+                "smaller shards"
             )
         self._counts = dict(self.shards.counts)
 
@@ -70,44 +77,48 @@ class StreamOrder(Steps):
         return read_ahead(self._batches(), READ_AHEAD)
 
     def _batches(self) -> Iterator[list[Numbered]]:
+        first, part = self.rank * self.share, self.part
+        mine = range(first // part, -(-(first + self.share) // part))  # streams
+        first -= mine.start * part
         iteration = self.start
         while iteration < self.stop:
             epoch, step = divmod(iteration, self.epoch_steps)
-            samples = self._epoch(epoch, step * self.share)
+            streams = [self._epoch(stream, epoch, step * part) for stream in mine]
             for _ in range(min(self.epoch_steps - step, self.stop - iteration)):
-                yield list(itertools.islice(samples, self.share))
+                rows = [one for samples in streams for one in itertools.islice(samples, part)]
+                yield rows[first : first + self.share]
                 iteration += 1
 
-    def _epoch(self, epoch: int, position: int) -> Iterator[Numbered]:
-        """The process's samples of an epoch in their random order, from `position` on."""
+    def _epoch(self, stream: int, epoch: int, position: int) -> Iterator[Numbered]:
+        """A stream's samples of an epoch in their random order, from `position` on."""
         first = max(0, position - self.buffer)  # see `shuffled`
-        total = self.epoch_steps * self.share
-        read = itertools.islice(self._stored_order(epoch, first), total - first)
-        seed = (self.seed, epoch, self.rank, self.world)
+        total = self.epoch_steps * self.part
+        read = itertools.islice(self._stored_order(stream, epoch, first), total - first)
+        seed = (self.seed, epoch, stream, self.streams)
         mixed = shuffled(read, buffer=self.buffer, seed=seed, first=first)
         return itertools.islice(mixed, position - first, None)
 
-    def _stored_order(self, epoch: int, first: int) -> Iterator[Numbered]:
+    def _stored_order(self, stream: int, epoch: int, first: int) -> Iterator[Numbered]:
         """Samples from `first` on, as they lie in the shards, without end."""
         number, skip = first, first
         bar = tqdm(desc="finding the place in the shards", total=first, unit="image", delay=5)
-        for url in self._urls(epoch):
+        for url in self._urls(stream, epoch):
             if skip and self._count(url) <= skip:
                 skip -= self._count(url)
                 bar.update(self._count(url))
                 continue
             for sample in itertools.islice(self._read(url), skip, None):
-                yield Numbered(epoch, number * self.world + self.rank, sample)
+                yield Numbered(epoch, number * self.streams + stream, sample)
                 number += 1
             bar.close()
             skip = 0
 
-    def _urls(self, epoch: int) -> Iterator[str]:
-        """This process's shards, again and again, each time in a new order."""
+    def _urls(self, stream: int, epoch: int) -> Iterator[str]:
+        """A stream's shards, again and again, each time in a new order."""
         urls = self.shards.urls
         for lap in itertools.count():
             order = augment.generator(self.seed, epoch, lap, key=2).permutation(len(urls))
-            mine = [urls[i] for i in order[self.rank :: self.world]]
+            mine = [urls[i] for i in order[stream :: self.streams]]
             yield from mine
             if not any(self._count(url) for url in mine):
                 raise InputError(f"DATA.PATH {self.shards.path}: the shards hold no samples")

@@ -44,7 +44,7 @@ class DataArgs:
     MAX_CORRUPT: float = within(0, 1, 0.01)
     STRICT: bool = False
     # For WebDataset shards: how many images they hold (an epoch is that many), and how many wait
-    # in memory, encoded, to be drawn in random order.
+    # in memory, encoded, to be drawn in random order, for each process that the run began with.
     IMAGES: int = at_least(0, 0)
     SHUFFLE_BUFFER: int = at_least(1, 4096)
 
@@ -70,16 +70,13 @@ class Source:
         """Whether an image has the same number, below `images`, in every epoch."""
         return not self.shards
 
-    def identity(self, world: int) -> dict[str, int]:
-        """What must be equal for a run to be continued with this source.
-
-        The order of listed images is the same for any number of processes.
-        """
-        shards = {"shards": self.shards, "processes": world} if self.shards else {}
-        return {"images": self.images, **shards}
+    @property
+    def identity(self) -> dict[str, int]:
+        """What must be equal for a run to be continued with this source."""
+        return {"images": self.images, **({"shards": self.shards} if self.shards else {})}
 
     def make_loader(self, *, workers: int, pin: bool, **steps: int) -> BatchLoader:
-        """The batches of some `steps`: batch, start, stop, rank and world as in `Steps`."""
+        """The batches of some `steps`, which are batch, start, stop and more as in `Steps`."""
         return BatchLoader(
             self.dataset,
             self.order(**steps),

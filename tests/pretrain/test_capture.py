@@ -36,8 +36,8 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     monkeypatch.setattr(capture, "record", record)
     build = train.build_loop
 
-    def build_captured(cfg: PretrainConfig, device: torch.device, *, bfloat16: bool) -> Loop:
-        loop = build(cfg, device, bfloat16=bfloat16)
+    def build_captured(cfg: PretrainConfig, device: torch.device, **named: Any) -> Loop:
+        loop = build(cfg, device, **named)
         if Path(cfg.OUTPUT_DIR).name != "plain":
             loop.capture()
         return loop

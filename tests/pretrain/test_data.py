@@ -271,7 +271,7 @@ def test_the_loader_counts_and_names_broken_images_and_stops(tmp_path: Path) -> 
 def test_an_epochs_length_that_differs_from_the_images_listed_is_refused(
     class_folders: Path,
 ) -> None:
-    assert open_folder(class_folders, images=24).identity(4) == {"images": 24}
+    assert open_folder(class_folders, images=24).identity == {"images": 24}
     with pytest.raises(InputError, match=r"DATA\.IMAGES is 25 .* has 24"):
         open_folder(class_folders, images=25)
 

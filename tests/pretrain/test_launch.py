@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,10 @@ import torch
 from moco_det.foundation.errors import InputError
 from pretrain import train
 from pretrain.build import bn_splits_per_process
+from pretrain.checkpoints import begun_by
 from pretrain.config import load_config
+from pretrain.data import list_images
+from pretrain.data.shard_files import write_shards
 from pretrain.encoders import ARCHITECTURES, Encoder
 from tests.pretrain.small_trunk import SmallTrunk
 
@@ -68,6 +72,30 @@ def test_two_processes_under_torchrun_run_as_one_does_and_go_on(
     assert "at iteration 2 of 4" in done.stderr, done.stderr
     assert losses(tmp_path / "two") == whole
     assert (tmp_path / "two" / "checkpoint.pth").read_bytes() == expected
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_with_the_shards_and_the_groups_of_two(
+    tiny: list[str], tmp_path: Path, class_folders: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("cat", "dog"):
+        listed = list_images(str(class_folders / name))
+        write_shards(listed, tmp_path / "shards" / name, name="s", shard_mb=1, seed=0)
+    shards = ["DATA.PATH", str(tmp_path / "shards" / "*" / "s-*.tar"), "DATA.IMAGES", "24"]
+    shards += ["DATA.SHUFFLE_BUFFER", "6", "ENCODER.BN_SPLITS", "0"]
+    pairs = [*tiny, *SLOW, *shards, "CHECKPOINT_EVERY", "2"]
+    two, one = tmp_path / "two", tmp_path / "one"
+    done = torchrun([*pairs, "OUTPUT_DIR", str(two)])
+    assert done.returncode == 0, done.stderr
+    assert shutil.copytree(two, one) and losses(one)[3:]
+    (one / "checkpoint.pth").unlink()
+    caplog.set_level("INFO")
+    final = train.train(load_config(QUICK, [*pairs, "OUTPUT_DIR", str(one)]), resume=True)
+    assert "shuffling BN: on over 2 groups (1 x 2" in caplog.text
+    assert losses(one)[:2] == losses(two)[:2]
+    assert losses(one)[2] == pytest.approx(losses(two)[2], rel=1e-4)
+    assert losses(one) == pytest.approx(losses(two), rel=0.1)  # see above
+    assert begun_by(torch.load(final, weights_only=True)) == 2
 
 
 def test_a_batch_in_parts_is_the_whole_batch(

@@ -8,6 +8,7 @@ import json
 import re
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import webdataset
 
 from moco_det.foundation.errors import InputError
 from pretrain import augment, data
+from pretrain.data import shards
 from pretrain.data.shard_files import count_samples, list_shards, read_shard
 from pretrain.data.shards import StreamOrder
 from pretrain.images import read_image
@@ -172,16 +174,55 @@ def test_an_epoch_shows_every_sample_once_mixed_over_shards(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("index", [True, False])
-@pytest.mark.parametrize(("buffer", "world"), [(1, 1), (16, 1), (1000, 1), (16, 2)])
+@pytest.mark.parametrize(("buffer", "streams"), [(1, 1), (16, 1), (1000, 1), (16, 2)])
 def test_a_stream_can_be_entered_anywhere(
-    buffer: int, world: int, index: bool, tmp_path: Path
+    buffer: int, streams: int, index: bool, tmp_path: Path
 ) -> None:
     path = write_stream(tmp_path, [10, 20, 5, 25], index=index)
-    for rank in range(world):
-        whole = order(path, stop=23, buffer=buffer, rank=rank, world=world)
-        for start in (1, 2, 5, 9, 10, 11, 17, 22):
-            entered = order(path, start=start, stop=23, buffer=buffer, rank=rank, world=world)
-            assert entered == whole[start:]
+    whole = order(path, stop=23, buffer=buffer, streams=streams)
+    for start in (1, 2, 5, 9, 10, 11, 17, 22):
+        assert order(path, start=start, stop=23, buffer=buffer, streams=streams) == whole[start:]
+
+
+def numbers_of(path: str, *, world: int, **steps: int) -> list[list[tuple[int, int]]]:
+    """The global batches of `world` processes, by epoch and number, which decide the views."""
+    shards = list_shards(path)
+    ranks = [
+        StreamOrder(48, 12, shards=shards, buffer=8, seed=5, rank=rank, world=world, **steps)
+        for rank in range(world)
+    ]
+    return [
+        [(one.epoch, one.number) for share in shares for one in share]
+        for shares in zip(*ranks, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("streams", [4, 1, 3])
+def test_any_number_of_processes_goes_on_with_the_batches_of_those_that_began(
+    streams: int, index: bool, tmp_path: Path
+) -> None:
+    path = write_stream(tmp_path, [10, 3, 8, 4, 6, 9], index=index)  # 48 images need two laps
+    whole = numbers_of(path, world=streams, start=0, stop=13)
+    parts: list[list[tuple[int, int]]] = []
+    for world, stop in ((4, 3), (2, 6), (1, 7), (6, 9), (12, 10), (4, 13)):  # 4 steps are an epoch
+        parts += numbers_of(path, world=world, start=len(parts), stop=stop, streams=streams)
+    assert parts == whole and len({key for batch in whole for key in batch}) == 13 * 12
+
+
+def test_a_process_opens_no_shards_but_those_of_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, opened = write_stream(tmp_path, [6] * 8, index=True), list[str]()
+
+    def reading(url: str) -> Iterator[shards.Encoded]:
+        opened.append(url)
+        return read_shard(url)
+
+    monkeypatch.setattr(shards, "read_shard", reading)
+    for rank in (0, 1):  # four streams of two shards each
+        order(path, images=48, batch=12, stop=4, rank=rank, world=2, streams=4)
+        assert len(opened) == len(set(opened)) == 4 * (rank + 1)
 
 
 def test_processes_share_the_samples_without_overlap(tmp_path: Path) -> None:
@@ -208,6 +249,8 @@ def test_too_few_shards_for_the_processes_are_refused(tmp_path: Path) -> None:
     path = write_stream(tmp_path, [10, 10])
     with pytest.raises(InputError, match="2 shards for 3 processes"):
         order(path, rank=0, world=3)
+    with pytest.raises(InputError, match="2 shards for 3 processes"):
+        order(path, rank=0, world=1, streams=3)
     with pytest.raises(InputError, match=r"SOLVER\.BATCH 5 "):
         order(path, batch=5, world=2)
 
@@ -281,7 +324,7 @@ def test_the_index_gives_the_epoch_and_the_classes(tmp_path: Path) -> None:
     path = write_stream(tmp_path, [4, 6], index=True)
     source = open_stream(path)
     assert (source.images, source.classes, source.numbered) == (10, 3, False)
-    assert source.identity(2) == {"images": 10, "shards": 2, "processes": 2}
+    assert source.identity == {"images": 10, "shards": 2}
     assert open_stream(path, images=7).images == 7
     (tmp_path / "shards.json").unlink()
     assert open_stream(path, images=7).classes is None

@@ -109,6 +109,12 @@ def config(splits: int, parts: int = 1, *, batch: int = 256) -> PretrainConfig:
     return load_config(None, ["SOLVER.MAX_ITER", "1", *words])
 
 
+def test_a_run_keeps_its_groups_of_batch_norm_where_fewer_processes_go_on() -> None:
+    each = {n: bn_splits_per_process(config(0), n, 8) for n in (8, 4, 2, 1, 16)}
+    assert each == {8: 1, 4: 2, 2: 4, 1: 8, 16: 1}
+    assert bn_splits_per_process(config(16), 4, 8) == 4
+
+
 @pytest.mark.parametrize(
     ("splits", "processes", "parts", "each"),
     [(0, 1, 1, 1), (0, 4, 1, 1), (8, 1, 1, 8), (8, 2, 1, 4), (8, 8, 1, 1), (8, 2, 4, 4)],

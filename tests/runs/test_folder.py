@@ -11,6 +11,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.foundation.folders import claimed
 from moco_det.foundation.launching import ProcessLayout, meeting_place, torchrun_process
 from moco_det.runs.folder import (
+    check_batch_stays,
     check_free,
     check_results,
     check_unchanged,
@@ -61,6 +62,16 @@ def test_a_run_goes_on_with_the_config_it_was_begun_with(tmp_path: Path) -> None
     for key, value in (("SOLVER.BASE_LR", "0.5"), ("MODEL.WEIGHTS", "a.pkl"), ("SEED", "4")):
         with pytest.raises(InputError, match=f"was begun with {key} .*, not {value}: resume it"):
             check_unchanged(tmp_path, tiny_config({key: value}))
+
+
+def test_a_run_whose_batch_was_made_for_its_processes_goes_on_with_as_many(tmp_path: Path) -> None:
+    cfg = tiny_config({"SOLVER.REFERENCE_WORLD_SIZE": "2"})
+    said = "begun by 4 .* SOLVER.REFERENCE_WORLD_SIZE 2 made batch .*; 2 would .* resume it with 4"
+    with pytest.raises(InputError, match=said):
+        check_batch_stays(tmp_path, cfg, 4, 2)
+    check_batch_stays(tmp_path, cfg, 4, 4)
+    check_batch_stays(tmp_path, cfg, None, 4)  # an older run of detectron2 does not say
+    check_batch_stays(tmp_path, tiny_config(), 4, 2)
 
 
 def test_results_that_could_not_be_written_are_told_before_the_run(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch.multiprocessing as mp
 from moco_det.data.scenes import ScenesPaths
 from moco_det.foundation import launching
 from moco_det.settings.engine import RunOptions
+from moco_det.standalone.checkpoint import begun_by
 from moco_det_tools.entry import run
 from moco_det_tools.train_net import main
 from tests.standalone.test_distributed import free_url
@@ -79,10 +81,10 @@ def assert_alike(found: Path, whole: Path) -> None:
     assert "2 process(es)" in (found / "log.txt").read_text()
 
 
-def test_two_processes_that_were_killed_and_resumed_equal_two_that_were_not(
-    whole: Path, painted: ScenesPaths, tmp_path: Path
-) -> None:
-    output = tmp_path / "killed"
+@pytest.fixture(scope="module")
+def killed(painted: ScenesPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same run, killed in its last step; its checkpoint is of the second."""
+    output = tmp_path_factory.mktemp("launch") / "killed"
     cfg = on_scenes(painted, output, NORMS)
     with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
         launching.launch(
@@ -93,6 +95,13 @@ def test_two_processes_that_were_killed_and_resumed_equal_two_that_were_not(
         )
     assert (output / "model_0000001.pth").exists() and not (output / "model_final.pth").exists()
     assert len(losses(output)) == 2  # the third step's are read after the fourth has been started
+    return output
+
+
+def test_two_processes_that_were_killed_and_resumed_equal_two_that_were_not(
+    whole: Path, killed: Path, painted: ScenesPaths, tmp_path: Path
+) -> None:
+    output = shutil.copytree(killed, tmp_path / "killed")
     command = words(painted, output, "--resume", "--num-gpus", "2")
     assert run(lambda: main(command)) == 0
     assert lines_of(output) == lines_of(whole)
@@ -101,6 +110,27 @@ def test_two_processes_that_were_killed_and_resumed_equal_two_that_were_not(
     assert all(torch.equal(a, b) for a, b in zip(one["random"], two["random"], strict=True))
     same: list[Any] = [(p / "predictions.json").read_bytes() for p in (whole, output)]
     assert same[0] == same[1]
+
+
+def test_one_process_goes_on_with_the_batches_of_two(
+    whole: Path,
+    killed: Path,
+    painted: ScenesPaths,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    output = shutil.copytree(killed, tmp_path / "alone")
+    command = words(painted, output, "--resume")
+    assert run(lambda: main([*command, "SOLVER.REFERENCE_WORLD_SIZE", "2"])) == 2
+    assert (
+        "begun by 2 process(es), for which SOLVER.REFERENCE_WORLD_SIZE 2" in capfd.readouterr().err
+    )
+    assert run(lambda: main(command)) == 0
+    # the regions that a process samples are others
+    assert losses(output)[:2] == losses(whole)[:2]
+    assert losses(output)[2:] == pytest.approx(losses(whole)[2:], rel=0.05)
+    assert "was written by 2 process(es) and is resumed by 1" in (output / "log.txt").read_text()
+    assert begun_by(final_state(output)) == 2 and len(final_state(output)["random"]) == 1
 
 
 def test_two_machines_of_one_process_do_the_same(

@@ -27,6 +27,7 @@ def take(
     start: int = 0,
     group: bool = True,
     size: int = 2,
+    streams: int = 1,
     rank: int = 0,
     world: int = 1,
 ) -> Batches:
@@ -36,6 +37,7 @@ def take(
         seed=seed,
         start=start,
         group_by_aspect=group,
+        streams=streams,
         rank=rank,
         world_size=world,
     )
@@ -77,12 +79,38 @@ def test_a_square_goes_with_the_high_ones() -> None:
     }
 
 
-def test_two_ranks_are_disjoint_and_together_the_whole() -> None:
-    ranks = [take(30, group=False, rank=r, world=2) for r in (0, 1)]
-    first, second = ({p for batch in batches for p, _ in batch} for batches in ranks)
-    assert not first & second
-    whole = [place for batch in take(60, group=False) for place in batch]
-    assert sorted(place for r in ranks for batch in r for place in batch) == sorted(whole)
+def test_every_stream_gives_its_part_of_a_batch_from_positions_of_its_own() -> None:
+    for batch in take(60, size=12, streams=3):
+        for stream, part in enumerate((batch[:4], batch[4:8], batch[8:])):
+            assert {position % 3 for position, _ in part} == {stream}
+            assert len({i % 3 == 0 for _, i in part}) == 1  # of one shape
+
+
+@pytest.mark.parametrize("streams", [4, 1, 3])
+@pytest.mark.parametrize("group", [True, False])
+def test_any_number_of_processes_goes_on_with_the_batches_of_those_that_began(
+    group: bool, streams: int
+) -> None:
+    def go_on(start: int, stop: int, world: int) -> Batches:
+        ranks = [
+            take(
+                stop - start,
+                start=start,
+                size=12,
+                group=group,
+                streams=streams,
+                rank=rank,
+                world=world,
+            )
+            for rank in range(world)
+        ]
+        return [sum(shares, []) for shares in zip(*ranks, strict=True)]
+
+    whole, parts = go_on(0, 60, streams), list[list[tuple[int, int]]]()
+    for world, stop in ((4, 13), (2, 26), (1, 39), (12, 47), (4, 60)):
+        parts += go_on(len(parts), stop, world)
+    assert parts == whole
+    assert len({place for batch in whole for place in batch}) == 60 * 12
 
 
 def write_records(folder: Path) -> list[Record]:
