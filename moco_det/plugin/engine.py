@@ -62,6 +62,7 @@ class Detectron2Run:
         scaled = Trainer.auto_scale_workers(self.cfg, comm.get_world_size())
         self.iterations = scaled.SOLVER.MAX_ITER
         self.trained: int | None = None
+        self.trained_seconds = 0.0
         self.resumes = options.resume and self.checkpointer.has_checkpoint()
         if self.resumes:
             path = self.checkpointer.get_checkpoint_file()

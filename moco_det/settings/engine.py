@@ -59,7 +59,7 @@ class PreparedRun(Protocol):
 
     ``cfg`` is the config that runs: scaled to the processes, and with a seed. ``iterations`` is how
     many the run is to reach, ``trained`` how many the checkpoint of OUTPUT_DIR has that is gone on
-    from, None where there is none.
+    from, None where there is none, in ``trained_seconds`` (0 where it does not say).
     """
 
     cfg: CfgNode
@@ -69,6 +69,7 @@ class PreparedRun(Protocol):
     precision: str
     iterations: int
     trained: int | None
+    trained_seconds: float
     warnings: list[str]
 
     def log_into(self, output: Path) -> AbstractContextManager[None]:
