@@ -105,7 +105,7 @@ class LogFile(logging.FileHandler):
         # what is left in the buffer would be written, and fail, once more at closing
         stream, self.stream = self.stream, None  # type: ignore[assignment]
         with contextlib.suppress(OSError):
-            stream.close()
+            stream.close()  # type: ignore[union-attr]
         with write_errors(self.baseFilename):
             raise error
 

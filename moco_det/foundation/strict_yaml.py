@@ -37,7 +37,7 @@ class _StrictLoader(_SafeLoader):
                 raise ValueError
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
             kind = node.tag.rpartition(":")[2]
-            line = node.start_mark.line + 1
+            line = node.start_mark.line + 1  # type: ignore[union-attr]
             raise InputError(
                 f"the value in line {line} is no {kind}: correct or quote it"
             ) from None
@@ -83,7 +83,7 @@ def _check_size(text: str) -> None:
                 sizes[event.anchor] = 1
             total += 1
         elif isinstance(event, yaml.AliasEvent):
-            size = sizes.get(event.anchor, 0)
+            size = sizes.get(str(event.anchor), 0)
             if size is None:
                 raise InputError(f"*{event.anchor} in line {line} holds itself: write it out")
             total += size

@@ -63,6 +63,7 @@ class Detectron2Run:
         self.iterations = scaled.SOLVER.MAX_ITER
         self.trained: int | None = None
         self.begun_by: int | None = None
+        self.trained_seconds = 0.0
         self.resumes = options.resume and self.checkpointer.has_checkpoint()
         if self.resumes:
             path = self.checkpointer.get_checkpoint_file()

@@ -77,7 +77,8 @@ PERCENTS = Field(
     optional=True,
 )
 
-# What every row holds, whether the run finished or failed.
+# What every row holds, whether the run finished or failed. `wall_seconds` are those of the whole
+# run, however often it was resumed; `started` is when the process began that wrote the row.
 ROW: Fields = {
     "run": TEXT,
     "status": _choice("finished", "failed"),

@@ -6,6 +6,7 @@ Both engines use it: what is refused here is refused before anything of a run is
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from moco_det.foundation.atomic import make_folder
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.reading import read_text
 from moco_det.foundation.strict_yaml import MOST_YAML, flatten, load_mapping
+from moco_det.results import Row, read_rows
+from moco_det.runs.row import sha256_of
 from moco_det.settings.config import dump
+from moco_det.weights.backbone import check_exists
+from moco_det.weights.download import local_path
 
 CONFIG = "config.yaml"
 FINAL = "model_final.pth"
@@ -68,18 +73,16 @@ def check_unchanged(output: Path, cfg: CfgNode) -> list[str]:
     if not os.path.lexists(output / CONFIG):
         return []
     text = read_text(output / CONFIG, "config", MOST_YAML)
-    begun = flatten(load_mapping(text, str(output / CONFIG)))
-    now = flatten(load_mapping(dump(cfg), "the config"))
-    differing = [k for k in now if k in begun and begun[k] != now[k] and k not in FREE]
-    for key in differing:
+    changes = _changes(text, str(output / CONFIG), cfg)
+    for key, (before, now) in changes.items():
         if key not in SCHEDULE:
             raise InputError(
-                f"--resume: {output} was begun with {key} {_shown(begun[key])}, not "
-                f"{_shown(now[key])}: resume it with its own {CONFIG}, or choose another OUTPUT_DIR"
+                f"--resume: {output} was begun with {key} {_shown(before)}, not {_shown(now)}: "
+                f"resume it with its own {CONFIG}, or choose another OUTPUT_DIR"
             )
     return [
-        f"begun with {key} {_shown(begun[key])}, resumed with {_shown(now[key])}"
-        for key in differing
+        f"begun with {key} {_shown(before)}, resumed with {_shown(now)}"
+        for key, (before, now) in changes.items()
     ]
 
 
@@ -93,6 +96,45 @@ def check_batch_stays(output: Path, cfg: CfgNode, begun_by: int | None, processe
             f"would change both in the middle of the run: resume it with {begun_by}, or choose "
             "another OUTPUT_DIR"
         )
+
+
+def written_row(results: Path, output: Path, cfg: CfgNode, engine: str) -> Row | None:
+    """The row of this run in a results file, None where it has none there.
+
+    A run has one row per results file. It is the same run where the folder, the config but for the
+    FREE keys, the bytes of the weights and the engine are the same.
+    """
+    if not results.is_file():
+        return None
+    for row in read_rows([results]).rows:
+        here = os.path.realpath(row.run_dir) == os.path.realpath(output)
+        if not (here and row.finished and row.data["engine"]["name"] == engine):
+            continue
+        with suppress(InputError):  # of a config that is none
+            if not _changes(row.data["config"], "the row's config", cfg) and (
+                row.data["init"]["sha256"] == _sha256_of_weights(cfg.MODEL.WEIGHTS)
+            ):
+                return row
+    return None
+
+
+def _sha256_of_weights(weights: str) -> str | None:
+    if not weights:
+        return None
+    file = local_path(weights)
+    check_exists(file)
+    return sha256_of(file)
+
+
+def _changes(begun: str, what: str, cfg: CfgNode) -> dict[str, tuple[Any, Any]]:
+    """The keys that both configs have and that enter a run's numbers, with their two values."""
+    before = flatten(load_mapping(begun, what))
+    now = flatten(load_mapping(dump(cfg), "the config"))
+    return {
+        key: (before[key], value)
+        for key, value in now.items()
+        if key in before and before[key] != value and key not in FREE
+    }
 
 
 def _shown(value: Any) -> str:

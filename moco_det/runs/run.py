@@ -26,10 +26,12 @@ from moco_det.results import append_row
 from moco_det.runs.engines import choose_engine, load_config, load_engine
 from moco_det.runs.folder import (
     CONFIG,
+    FINAL,
     check_batch_stays,
     check_free,
     check_results,
     check_unchanged,
+    written_row,
 )
 from moco_det.runs.row import (
     RunRow,
@@ -113,6 +115,14 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
     check_free(
         output, resume=options.resume, eval_only=options.eval_only, weights=cfg.MODEL.WEIGHTS
     )
+    results = options.results or output / "results.jsonl"
+    if leader and options.results is not None:
+        check_results(results)
+    if options.resume and not options.eval_only:
+        done = leader and (output / FINAL).exists()
+        known = collectives.from_main(_written(results, output, cfg, engine) if done else None)
+        if known is not None:
+            return dict(known)
     import_wandb(cfg.WANDB)
     prepared = engine.prepare(cfg, options)
     warnings = [*prepared.train_set.skipped, *(f"test: {x}" for x in prepared.test_set.skipped)]
@@ -126,8 +136,6 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
                 "choose another OUTPUT_DIR"
             )
         warnings += check_unchanged(output, cfg)
-    if leader and options.results is not None:
-        check_results(options.results)
     with claimed(output) if leader else nullcontext(), prepared.log_into(output):
         config = output / CONFIG
         # scoring alone leaves the config of the run there
@@ -153,7 +161,6 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
                 logger.info("%s", what_is_kept(output, cfg.SOLVER.CHECKPOINT_PERIOD))
             raise
         if leader:
-            results = options.results or output / "results.jsonl"
             solver = prepared.cfg.SOLVER
             loaded = prepared.loaded
             row = RunRow(
@@ -168,7 +175,7 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
                 seed=prepared.cfg.SEED,
                 iterations=solver.MAX_ITER,
                 batch=solver.IMS_PER_BATCH,
-                wall_seconds=round(time.monotonic() - clock, 3),
+                wall_seconds=round(prepared.trained_seconds + time.monotonic() - clock, 3),
                 hardware=describe_hardware(cfg.MODEL.DEVICE),
                 output_dir=relative(output, results.parent),
                 command=options.command or shlex.join(sys.argv),
@@ -176,8 +183,10 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
                 warnings=warnings,
                 metrics=metrics,
             )
-            append_row(results, row.as_dict())
-            logger.info("one row added to %s", results)
+            # another process may have ended this run before the folder was claimed
+            if not (options.resume and _written(results, output, cfg, engine)):
+                append_row(results, row.as_dict())
+                logger.info("one row added to %s", results)
         return metrics
 
 
@@ -189,6 +198,15 @@ def _first_line(prepared: PreparedRun, engine: Engine) -> str:
         f"{prepared.precision} on {prepared.cfg.MODEL.DEVICE}, {collectives.world_size()} "
         f"process(es), seed {prepared.cfg.SEED}"
     )
+
+
+def _written(results: Path, output: Path, cfg: CfgNode, engine: Engine) -> dict[str, Any] | None:
+    """The metrics in the row that this run has in the results file, which it says."""
+    row = written_row(results, output, cfg, engine.describe()["name"])
+    if row is None:
+        return None
+    logger.info("%s is finished: its row is line %d of %s", output, row.line, row.path)
+    return dict(row.data["metrics"])
 
 
 def what_is_kept(output: Path, period: int) -> str:

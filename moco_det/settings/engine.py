@@ -59,8 +59,8 @@ class PreparedRun(Protocol):
 
     ``cfg`` is the config that runs: scaled to the processes, and with a seed. ``iterations`` is how
     many the run is to reach, ``trained`` how many the checkpoint of OUTPUT_DIR has that is gone on
-    from, None where there is none, and ``begun_by`` how many processes that run began with, None
-    where it isn't known.
+    from, None where there is none, in ``trained_seconds`` (0 where it does not say), and
+    ``begun_by`` how many processes that run began with, None where it isn't known.
     """
 
     cfg: CfgNode
@@ -71,6 +71,7 @@ class PreparedRun(Protocol):
     iterations: int
     trained: int | None
     begun_by: int | None
+    trained_seconds: float
     warnings: list[str]
 
     def log_into(self, output: Path) -> AbstractContextManager[None]:

@@ -59,10 +59,12 @@ class StandaloneRun:
         self.iterations = self.cfg.SOLVER.MAX_ITER
         self.trained: int | None = None
         self.begun_by: int | None = None
+        self.trained_seconds = 0.0
         drawn_before = -1
         if self.found is not None and not options.eval_only:
             self.trained = check_resumable(*self.found)
             self.begun_by = begun_by(self.found[1])
+            self.trained_seconds = float(self.found[1].get("seconds", 0))
             drawn_before = int(self.found[1].get("seed", -1))
         seed = shared_seed(cfg.SEED if cfg.SEED >= 0 else drawn_before)
         self.cfg = set_values(self.cfg, ["SEED", seed])
