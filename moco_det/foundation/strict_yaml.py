@@ -66,7 +66,7 @@ def _check_size(text: str) -> None:
     sizes: dict[str, int | None] = {}  # nodes below an anchor; None while it is open
     opened: list[tuple[str | None, int]] = []
     for event in yaml.parse(text, Loader=_SafeLoader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1  # type: ignore[union-attr]
         if isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, total))
             if len(opened) > MOST_NESTED:
