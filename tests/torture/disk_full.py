@@ -59,13 +59,13 @@ def prepare(root: Path) -> dict[str, list[str]]:
         "convert-weights": [str(encoder), str(out / "backbone.pkl")],
         "make-shards": [str(painted.train_images), "--output", str(out / "shards")],
         "predict": [
-            *("--config-file", str(run), "--engine", "standalone"),
+            *("--config-file", str(run / "config.yaml"), "--engine", "standalone"),
             *("--input", str(painted.test_images), "-o", str(out / "drawn")),
             *("--confidence-threshold", "0"),
         ],
         "report": [str(run), "-o", str(out / "report")],
         "results": ["export", str(run), "-o", str(out / "rows.csv")],
-        "export": [str(run), "-o", str(out / "detector.pt2")],
+        "export": [str(run), "-o", str(out / "a.pt2"), "--opts", "INPUT.MIN_SIZE_TEST", "96"],
         "quickstart": ["--arms", "random", "-o", str(out / "quick")],
     }
     for name, arguments in (
@@ -101,7 +101,7 @@ def fault(done: subprocess.CompletedProcess[str], out: Path) -> str | None:
         return f"left {left}"
     if done.returncode == 0:
         return None
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: cannot ")]
     if done.returncode != 2 or len(errors) != 1 or "Traceback" in done.stderr + done.stdout:
         return f"exit code {done.returncode}: {done.stderr[-1500:]}"
     return None
