@@ -125,7 +125,7 @@ def _how_many(path: str) -> int:
                 else:
                     levels.append([before + last_one, 1])
         total += levels[0][1]
-    return total
+    return min(total, 10**18)  # a number of 5,000 digits cannot be shown
 
 
 # A pipe reports a failed command as OSError, a key that comes twice is a ValueError.

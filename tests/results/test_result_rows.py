@@ -215,7 +215,7 @@ def test_unknown_keys_of_a_known_schema_are_kept(tmp_path: Path) -> None:
 
 def test_a_target_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(InputError, match="cannot write results"):
+    with pytest.raises(InputError, match="cannot make the folder"):
         append_row(tmp_path / "file" / "results.jsonl", row())
 
 
