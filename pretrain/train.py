@@ -167,7 +167,7 @@ def _find_checkpoint(cfg: PretrainConfig, folder: Path, *, resume: bool) -> Foun
     found: Found | InputError | None = None
     try:
         if collectives.is_main() and resume:
-            found = newest_whole(checkpoints.in_folder(folder), checkpoints.read)
+            found = newest_whole(checkpoints.in_folder(folder), checkpoints.read_run)
             if found is not None:
                 _check_same_config(cfg, found[1], found[0])
         elif collectives.is_main() and checkpoints.in_folder(folder):
