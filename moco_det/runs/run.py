@@ -31,6 +31,7 @@ from moco_det.runs.folder import (
     check_results,
     check_unchanged,
 )
+from moco_det.runs.memory import check_memory
 from moco_det.runs.row import (
     RunRow,
     describe_data,
@@ -114,6 +115,7 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
         output, resume=options.resume, eval_only=options.eval_only, weights=cfg.MODEL.WEIGHTS
     )
     import_wandb(cfg.WANDB)
+    check_memory(cfg, collectives.world_size())
     prepared = engine.prepare(cfg, options)
     warnings = [*prepared.train_set.skipped, *(f"test: {x}" for x in prepared.test_set.skipped)]
     warnings += overlap_warnings(prepared.train_set, prepared.test_set) + prepared.warnings
