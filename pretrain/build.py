@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.memory import check_fits, on_meta
 from pretrain import augment, data
 from pretrain.config import VIEWS, PretrainConfig
 from pretrain.encoders import Encoder
@@ -48,6 +50,7 @@ def build_loop(
         knn = KnnMonitor(cfg.KNN, size=size, bfloat16=bfloat16)
     images = source.images if source.numbered else None
     begun_by = begun_by or collectives.world_size()
+    check_memory(cfg, device, images=images, classes=source.classes, begun_by=begun_by)
     method = build_method(
         cfg, images=images, classes=source.classes, bfloat16=bfloat16, begun_by=begun_by
     )
@@ -66,6 +69,36 @@ def build_loop(
     if captured:
         loop.capture()
     return loop
+
+
+def check_memory(
+    cfg: PretrainConfig,
+    device: torch.device,
+    *,
+    images: int | None,
+    classes: int | None,
+    begun_by: int = 0,
+) -> None:
+    """InputError where the state and the batch of a run are more than its device has."""
+    sizes = {
+        "moco": "MOCO.K and ENCODER.DIM",
+        "supervised": "the number of classes",
+    }.get(cfg.METHOD, "the number of images and ENCODER.DIM")
+    build = partial(
+        build_method, cfg, images=images, classes=classes, bfloat16=False, begun_by=begun_by
+    )
+    method = on_meta(build, f"{sizes} (METHOD {cfg.METHOD})")
+    trunk = sum(p.nbytes for p in method.encoder.trunk.parameters())
+    trained = sum(p.nbytes for p in method.parameters() if p.requires_grad)
+    state = sum(t.nbytes for t in (*method.parameters(), *method.buffers()))
+    share = data.share_of(cfg.SOLVER.BATCH, collectives.world_size())
+    pixels = share * cfg.AUGMENT.SIZE**2 * 3 * method.views
+    needs = {
+        f"ENCODER.ARCH {cfg.ENCODER.ARCH}": 3 * trunk,
+        f"{sizes} (METHOD {cfg.METHOD})": max(0, state + 2 * trained - 3 * trunk),
+        f"SOLVER.BATCH {cfg.SOLVER.BATCH} of AUGMENT.SIZE {cfg.AUGMENT.SIZE}": 5 * pixels,
+    }
+    check_fits(needs, str(device))
 
 
 def place(method: Method, cfg: PretrainConfig, device: torch.device) -> torch.optim.Optimizer:

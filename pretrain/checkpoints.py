@@ -16,7 +16,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from moco_det.foundation.checkpoints import load_checkpoint
+from moco_det.foundation.checkpoints import check_entries, load_checkpoint
 from moco_det.foundation.errors import InputError
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
 from pretrain.config import PretrainConfig
@@ -25,6 +25,22 @@ from pretrain.methods.base import Method
 FORMAT = "moco-det/1"
 FINAL = "checkpoint.pth"
 KEEP = 2  # periodic checkpoints that stay, so that a damaged one has one before it
+# What a run goes on from.
+ENTRIES: Mapping[str, Any] = {
+    "encoder": dict,
+    "head": dict,
+    "config": dict,
+    "state": {
+        "method": dict,
+        "optimizer": {"state": dict, "param_groups": list},
+        "iteration": int,
+        "data": dict,
+        "corrupt": dict,
+        "watch": dict,
+        "rng": {"torch": Tensor},
+        "sums": dict,
+    },
+}
 TRUNK, HEAD = "encoder.trunk.", "encoder.head."
 
 
@@ -75,6 +91,17 @@ def read(path: Path, kind: str = FORMAT, *, way_out: str = "") -> dict[str, Any]
         raise InputError(f"{error}{way_out}") from None
     if not isinstance(content, dict) or content.get("format") != kind:
         raise InputError(f"{path} is not a checkpoint of format {kind}{way_out}")
+    return content
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint that a run goes on from; InputError where it is not whole."""
+    content = read(path)
+    check_entries(content, ENTRIES, path)
+    tensors = {**content["encoder"], **content["head"]}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{path} is not a whole checkpoint: {name} is no tensor of numbers")
     return content
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from moco_det.foundation import declared
 from moco_det.foundation.declared import at_least, one_of, section, within
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.memory import check_workers
 from pretrain.augment import AugmentArgs
 from pretrain.data.sources import DataArgs
 from pretrain.encoders import EncoderArgs
@@ -65,6 +66,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         batch, splits, parts = self.SOLVER.BATCH, self.ENCODER.BN_SPLITS, self.SOLVER.ACCUMULATE
+        check_workers("DATA.WORKERS", self.DATA.WORKERS)
         if batch < 2 * splits:
             raise InputError(
                 f"SOLVER.BATCH {batch} in ENCODER.BN_SPLITS {splits} sub-batches leaves batch norm "

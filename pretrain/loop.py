@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from moco_det.foundation import collectives
-from moco_det.foundation.checkpoints import save_checkpoint
+from moco_det.foundation.checkpoints import restore_optimizer, restoring, save_checkpoint
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.metrics_file import Writer
 from pretrain import augment, checkpoints, data
@@ -258,15 +258,18 @@ class Loop:
             )
         if self.knn is not None:  # the network still has the weights that the run started from
             self.random_hits = self.knn(self.method.encoder)
-        checkpoints.unpack(self.method, content)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.iteration = state["iteration"]
-        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
-        self.source.corrupt.restore(state["corrupt"])
-        self.watch.restore(state["watch"])
-        torch.set_rng_state(state["rng"]["torch"])
-        if self.device.type == "cuda" and "cuda" in state["rng"]:
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        with restoring(path):
+            checkpoints.unpack(self.method, content)
+            restore_optimizer(self.optimizer, state["optimizer"])
+            self.iteration = state["iteration"]
+            if not 0 <= self.iteration <= self.total:
+                raise ValueError(f"it has {self.iteration} iterations")
+            self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+            self.source.corrupt.restore(state["corrupt"])
+            self.watch.restore(state["watch"])
+            torch.set_rng_state(state["rng"]["torch"])
+            if self.device.type == "cuda" and "cuda" in state["rng"]:
+                torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         self.last_good = path
         logger.info("resumed from %s at iteration %d of %d", path, self.iteration, self.total)
         world = collectives.world_size()

@@ -19,6 +19,7 @@ from moco_det.foundation.atomic import write_text
 from moco_det.foundation.checkpoints import newest_whole
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.launching import torchrun_group, torchrun_process
+from moco_det.foundation.memory import ran_out
 from moco_det.foundation.metrics_file import (
     MetricsFile,
     Record,
@@ -136,9 +137,7 @@ def _bad_input(cfg: PretrainConfig, error: Exception) -> str | None:
         return str(error)
     if cfg.COMPILE and type(error).__module__.startswith("torch._"):
         return f"COMPILE is True and torch.compile failed ({first}): set COMPILE False"
-    # torch has no class for a host's memory
-    shortage = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if shortage or "can't allocate memory" in str(error):
+    if ran_out(error):
         return (
             f"memory has run out ({first}): lower SOLVER.BATCH, the number of negatives, "
             "ENCODER.DIM or AUGMENT.SIZE, or instead of a bank use METHOD moco, whose queue does "
@@ -167,7 +166,7 @@ def _find_checkpoint(cfg: PretrainConfig, folder: Path, *, resume: bool) -> Foun
     found: Found | InputError | None = None
     try:
         if collectives.is_main() and resume:
-            found = newest_whole(checkpoints.in_folder(folder), checkpoints.read)
+            found = newest_whole(checkpoints.in_folder(folder), checkpoints.read_run)
             if found is not None:
                 _check_same_config(cfg, found[1], found[0])
         elif collectives.is_main() and checkpoints.in_folder(folder):

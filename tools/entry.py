@@ -16,6 +16,7 @@ from moco_det import __version__
 from moco_det.foundation.atomic import DISK_ERRORS
 from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.memory import ran_out
 
 # What newer torch remarks on and the oldest one allowed here does not know otherwise: torch.jit in
 # fvcore's losses, DDP's broadcast_buffers, the all_reduce that gradients pass through. And what a
@@ -133,6 +134,12 @@ def run(main: Callable[[], int]) -> int:
         # the reader of our output has gone (`... | head`); nothing is left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        first = str(error).strip().partition("\n")[0]
+        print(f"error: memory has run out ({first}): lower the sizes or the batch", file=sys.stderr)
+        return 2
     except OSError as error:
         if error.errno not in (*DISK_ERRORS, errno.ENAMETOOLONG, errno.ELOOP):
             raise

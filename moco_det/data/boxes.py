@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+from moco_det.data.image import image_size
 from moco_det.foundation.errors import InputError
 
 Box = tuple[float, float, float, float]
 
 # COCO's boxes are rounded to 0.01 px and overhang by that: not worth a word to anybody.
 OVERHANG = 0.5
+
+# No larger image opens, and a mask takes memory by its image's size and its sides.
+MOST_PIXELS, LONGEST_SIDE = 2**28, 2**18
 
 
 class Tally:
@@ -41,6 +46,20 @@ class Tally:
                 f"{source}: every box lies within 0..1, which are shares of the image's sides: "
                 "multiply them by its width and height, boxes are in pixels"
             )
+
+
+def sides_of(height: Any, width: Any, image: str) -> tuple[int, int]:
+    """(height, width) as an annotation file says them, or the image's own where it cannot be."""
+    for _ in range(2):
+        whole = isinstance(height, int) and isinstance(width, int)
+        fits = whole and min(height, width) > 0 and max(height, width) <= LONGEST_SIDE
+        if fits and height * width <= MOST_PIXELS:
+            return height, width
+        height, width = image_size(image)
+    raise InputError(
+        f"image {image} is {width}x{height} pixels: scale it down, no side may be above "
+        f"{LONGEST_SIDE} and not more than {MOST_PIXELS} pixels in all"
+    )
 
 
 def fit_box(

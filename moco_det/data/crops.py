@@ -5,6 +5,7 @@ Both name images only; `pretrain` knows nothing of boxes.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import re
@@ -124,4 +125,6 @@ def _enlarged(box: Box, context: float) -> tuple[int, int, int, int]:
 
 def _safe(name: str) -> str:
     """A class name or image id as a file name; what is not a letter or digit is its code."""
-    return re.sub(r"[^\w\-. ]|^\.", lambda match: f"%{ord(match[0]):02X}", name)
+    safe = re.sub(r"[^\w\-. ]|^\.", lambda match: f"%{ord(match[0]):02X}", name)
+    # file systems end at 255 bytes
+    return safe if len(safe.encode()) <= 200 else hashlib.sha256(name.encode()).hexdigest()

@@ -20,6 +20,10 @@ Ints = npt.NDArray[np.int64]
 
 # Characters looked at in one go: their arrays stay in the cache, which makes it twice as fast.
 CHUNK = 2**15
+# What an outline may take to draw: pycocotools draws it in fifths of a pixel at 16 bytes each, and
+# the mask head draws it again in the size of its box, here as if the head had 64 pixels.
+LONGEST_OUTLINE = 2**20  # pixels
+LONGEST_IN_BOX = 2**22
 
 
 def compressed(segmentation: Any, height: int, width: int) -> dict[str, Any]:
@@ -42,6 +46,15 @@ def bounded(polygon: list[float], height: int, width: int) -> list[float]:
         points = _cut(points, points[:, axis])
         points = _cut(points, end - points[:, axis])
     return points.ravel().tolist() if len(points) >= 3 else []
+
+
+def too_long(polygon: Sequence[float], height: int, width: int, box: Sequence[float]) -> bool:
+    """Whether an outline takes more memory to draw than any mask of an image of this size has."""
+    points = np.array(polygon).reshape(-1, 2)
+    steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
+    length = float(steps.sum()) + len(points)
+    inside = length * 64 / max(min(box[2] - box[0], box[3] - box[1]), 0.1)  # thinner is not scaled
+    return length > min(LONGEST_OUTLINE, 8 * height * width + 64) or inside > LONGEST_IN_BOX
 
 
 def _cut(points: Floats, inside: Floats) -> Floats:

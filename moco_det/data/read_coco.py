@@ -13,11 +13,10 @@ from typing import Any
 
 import pycocotools.mask
 
-from moco_det.data.boxes import Tally, fit_box
+from moco_det.data.boxes import Tally, fit_box, sides_of
 from moco_det.data.catalog_names import absolute, coco_uri
-from moco_det.data.image import image_size
 from moco_det.data.image_files import coco_folder, with_slashes
-from moco_det.data.masks import bounded, compressed, whole_masks
+from moco_det.data.masks import bounded, compressed, too_long, whole_masks
 from moco_det.data.records import (
     Annotation,
     DetectionDataset,
@@ -30,7 +29,6 @@ from moco_det.foundation.errors import InputError
 from moco_det.foundation.reading import read_json
 
 ID = (int, str)
-MOST_PIXELS = 2**28  # no larger image opens, and a mask takes memory by its image's size
 LARGEST_AREA = 1e10  # that COCO's scoring knows, in square pixels
 # list of a json -> what one entry is called, the fields that every entry has, and their types
 FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -83,7 +81,7 @@ def read_coco(
         _, height, width = images[image_id]
         try:
             annotation = _annotation(item, number, index[category], height, width, tally)
-        except (TypeError, ValueError, KeyError, IndexError) as error:
+        except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
             raise InputError(
                 f"{path}: annotation id {number} has a bbox, segmentation, area or flag that is "
                 f"not COCO's ({error}): fix it"
@@ -128,7 +126,11 @@ def _load(path: Path) -> dict[str, Any]:
         for row in rows:
             for field, kind in ({"id": int, **fields} if "id" in row else fields).items():
                 value = row.get(field)
-                if not isinstance(value, kind) or isinstance(value, bool):
+                if (
+                    not isinstance(value, kind)
+                    or isinstance(value, bool)
+                    or not _sane(field, value)
+                ):
                     raise InputError(
                         f"{path}: entry {json.dumps(row)[:80]}... has no usable {field!r}: fix "
                         "the json"
@@ -136,6 +138,17 @@ def _load(path: Path) -> dict[str, Any]:
         _refuse_twice(path, f"{one} id", (row["id"] for row in rows if "id" in row))
     _refuse_twice(path, "category", (row["name"] for row in content["categories"]))
     return content
+
+
+def _sane(field: str, value: int | str) -> bool:
+    """Whether a number fits into int64, and text can be written as what it is."""
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    try:
+        text = os.fsencode(value) if field == "file_name" else value.encode()
+    except UnicodeEncodeError:  # half of a pair of \\uXXXX in json
+        return False
+    return len(text) <= (4096 if field == "file_name" else 255)
 
 
 def _refuse_twice(path: Path, what: str, values: Iterable[int | str]) -> None:
@@ -170,11 +183,7 @@ def _images(
             tally.add("images under a second id, each id with objects of its own", where)
     table = {}
     for item, file in zip(images, files, strict=True):
-        sides = (item.get("height"), item.get("width"))
-        height, width = (side if isinstance(side, int) else 0 for side in sides)
-        if min(height, width) <= 0 or height * width > MOST_PIXELS:
-            height, width = image_size(file)
-        table[item["id"]] = (file, height, width)
+        table[item["id"]] = (file, *sides_of(item.get("height"), item.get("width"), file))
     return table
 
 
@@ -188,7 +197,7 @@ def _annotation(
     box = fit_box((x, y, x + w, y + h), height, width, tally, where)
     if box is None:
         return None
-    segmentation, cut = _segmentation(item.get("segmentation"), height, width)
+    segmentation, cut = _segmentation(item.get("segmentation"), height, width, box)
     if cut:
         tally.add("masks with a polygon far outside their image clipped to it", where)
     if segmentation == []:
@@ -212,7 +221,9 @@ def _flag(item: dict[str, Any], key: str) -> bool:
     return bool(value)
 
 
-def _segmentation(raw: Any, height: int, width: int) -> tuple[Segmentation, bool]:
+def _segmentation(
+    raw: Any, height: int, width: int, box: Sequence[float]
+) -> tuple[Segmentation, bool]:
     """The mask, and whether it had to be cut."""
     if not raw:
         return None, False
@@ -233,4 +244,7 @@ def _segmentation(raw: Any, height: int, width: int) -> tuple[Segmentation, bool
         raise ValueError("a polygon with a coordinate that is no number")
     outlines = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
     inside = [bounded(outline, height, width) for outline in outlines]
-    return [outline for outline in inside if outline], inside != outlines
+    found = [outline for outline in inside if outline]
+    if any(too_long(outline, height, width, box) for outline in found):
+        raise ValueError("a polygon whose outline is too long for its image or its bbox")
+    return found, inside != outlines

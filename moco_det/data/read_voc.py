@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moco_det.data.boxes import Tally, fit_box
+from moco_det.data.boxes import Tally, fit_box, sides_of
 from moco_det.data.catalog_names import absolute, voc_uri
-from moco_det.data.image import image_size
 from moco_det.data.image_files import voc_files
 from moco_det.data.records import Annotation, DetectionDataset, Record, unknown_class
 from moco_det.foundation.errors import InputError
@@ -108,9 +107,8 @@ def _parse(root: Path, split: str, name: str, file: str, tally: Tally) -> Parsed
     try:
         height, width = (int(float(tree.findtext(f"size/{s}") or 0)) for s in ("height", "width"))
     except (ValueError, OverflowError):
-        height = width = 0
-    if min(height, width) <= 0:  # some labelling tools write no size, or zeros
-        height, width = image_size(image)
+        height = width = 0  # some labelling tools write no size, or zeros
+    height, width = sides_of(height, width, image)
     objects = []
     for item in tree.findall("object"):
         label = (item.findtext("name") or "").strip()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moco_det.foundation.atomic import replacing
 from moco_det.foundation.errors import InputError
@@ -51,6 +53,47 @@ def load_checkpoint(path: Path) -> Any:
             f"{path} is no whole checkpoint ({reason}, nothing in it was run): fetch or save it "
             "again"
         ) from None
+
+
+def check_entries(content: Any, wanted: Mapping[str, Any], path: Path, inside: str = "") -> None:
+    """InputError unless a content has each entry that is wanted, of its type or with its own."""
+    for name, kind in wanted.items():
+        value = content.get(name)
+        mapping = isinstance(kind, Mapping)
+        if not isinstance(value, dict if mapping else kind) or isinstance(value, bool):
+            state = f"{type(value).__name__} for" if name in content else "no"
+            raise InputError(f"{path} is not a whole checkpoint: it has {state} {inside}{name}")
+        if mapping:
+            check_entries(value, kind, path, f"{inside}{name}.")
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Whatever of a checkpoint does not fit the run that takes it is an InputError."""
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch's own checks raise half a dozen types
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"--resume: {path} does not fit this run ({reason}): remove it to go on from the one "
+            "before it, or choose another OUTPUT_DIR"
+        ) from error
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """The saved state of each parameter; rates and all settings stay those of the config."""
+    groups = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in saved["param_groups"]] != [g["params"] for g in groups]:
+        raise ValueError("its optimizer has other parameters")
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape != parameter.shape:
+                raise ValueError(f"its optimizer's {name} has shape {tuple(value.shape)}")
+            if not isinstance(value, Tensor | None):
+                raise ValueError(f"its optimizer's {name} is {type(value).__name__}")
 
 
 def newest_whole(

@@ -33,6 +33,7 @@ from moco_det.runs.folder import (
     check_unchanged,
     written_row,
 )
+from moco_det.runs.memory import check_memory
 from moco_det.runs.row import (
     RunRow,
     describe_data,
@@ -124,6 +125,7 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
         if known is not None:
             return dict(known)
     import_wandb(cfg.WANDB)
+    check_memory(cfg, collectives.world_size())
     prepared = engine.prepare(cfg, options)
     warnings = [*prepared.train_set.skipped, *(f"test: {x}" for x in prepared.test_set.skipped)]
     warnings += overlap_warnings(prepared.train_set, prepared.test_set) + prepared.warnings

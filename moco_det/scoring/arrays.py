@@ -14,6 +14,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+LARGEST = 1e9  # number in a detection's box or score: squares of larger ones lose their meaning
+
 
 class ObjectArrays(NamedTuple):
     """The truth: N objects by image position and class index.
@@ -79,10 +81,10 @@ def detections_of(
             box=_numbers([row["bbox"] for row in rows]).reshape(-1, 4),
             score=_numbers([row["score"] for row in rows]).reshape(-1),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     whole = len(found.box) == len(found.score) == len(rows)
-    finite = np.isfinite(found.box).all() and np.isfinite(found.score).all()
+    finite = (abs(found.box) <= LARGEST).all() and np.isfinite(found.score).all()
     return found if whole and finite else None
 
 

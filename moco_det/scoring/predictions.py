@@ -7,7 +7,6 @@ the data set's own ids, absolute pixels, and a compressed RLE {"size", "counts"}
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from moco_det.data.records import DetectionDataset, listed
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.reading import read_json
-from moco_det.scoring.arrays import DetectionArrays, detections_of
+from moco_det.scoring.arrays import LARGEST, DetectionArrays, detections_of
 
 Row = dict[str, Any]
 
@@ -110,7 +109,7 @@ def _fault(row: Any, sizes: Mapping[int | str, list[int]], dataset: DetectionDat
         known = listed(sorted(dataset.category_ids))
         return f"category_id {category!r}, which {dataset.name} does not have (it has {known})"
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(_finite, box)):
-        return f"bbox {box!r}, not four finite numbers"
+        return f"bbox {box!r}, not four numbers within 1e9"
     if not _finite(row.get("score")):
         return f"score {row.get('score')!r}, not a finite number"
     mask = row.get("segmentation")
@@ -130,10 +129,11 @@ def _is_rle(mask: Any) -> bool:
     return (
         isinstance(mask, dict)
         and isinstance(mask.get("size"), (list, tuple))
+        and all(type(side) is int for side in mask["size"])
         and isinstance(mask.get("counts"), (str, bytes))
     )
 
 
 def _finite(value: Any) -> bool:
     number = isinstance(value, (int, float, np.floating, np.integer))
-    return number and not isinstance(value, bool) and math.isfinite(value)
+    return number and not isinstance(value, bool) and -LARGEST <= value <= LARGEST

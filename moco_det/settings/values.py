@@ -59,7 +59,7 @@ def check_bounds(flat: Mapping[str, Any]) -> None:
             if not all(map(holds, _leaves(flat[key]))):
                 raise InputError(f"{key} is {flat[key]!r}: it must {wanted}")
     for key, limit in LIMITS["at_most"].items():
-        if flat[key] > limit:
+        if any(leaf > limit for leaf in _leaves(flat[key])):
             raise InputError(f"{key} is {flat[key]!r}: it must be at most {limit:g}")
     steps = flat["SOLVER.STEPS"]
     # two at once lower the rate twice, as detectron2 has it: very short runs come to that

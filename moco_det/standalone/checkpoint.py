@@ -14,7 +14,14 @@ import torch
 
 from moco_det.foundation import collectives
 from moco_det.foundation.atomic import write_text
-from moco_det.foundation.checkpoints import Content, newest_whole, save_checkpoint
+from moco_det.foundation.checkpoints import (
+    Content,
+    check_entries,
+    newest_whole,
+    restore_optimizer,
+    restoring,
+    save_checkpoint,
+)
 from moco_det.foundation.errors import InputError
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.weights.loading import load_model_state, read_checkpoint
@@ -22,6 +29,13 @@ from moco_det.weights.loading import load_model_state, read_checkpoint
 logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"
+# What a run goes on from, beside the model.
+ENTRIES = {
+    "optimizer": {"state": dict, "param_groups": list},
+    "scaler": dict,
+    "iteration": int,
+    "random": list,
+}
 
 
 def save(
@@ -84,6 +98,10 @@ def check_resumable(path: Path, content: Content) -> int:
             f"--resume: {path} has no {', '.join(lacking)}: it is not of the standalone engine; "
             "resume it with --engine detectron2, or give it as MODEL.WEIGHTS of a new run"
         )
+    check_entries(content, {**ENTRIES, **({"seed": int} if "seed" in content else {})}, path)
+    for key in ("iteration", "seed"):
+        if not 0 <= content.get(key, 0) < 2**63:
+            raise InputError(f"--resume: {path} has {key} {content[key]}: remove the file")
     return int(content["iteration"]) + 1
 
 
@@ -101,9 +119,10 @@ def restore(
     """Go back to a checkpoint; returns the next iteration."""
     path, content = found
     load_model_state(model, content["model"], path)
-    optimizer.load_state_dict(content["optimizer"])
-    scaler.load_state_dict(content["scaler"])
     states, rank, world = content["random"], collectives.rank(), collectives.world_size()
+    with restoring(path):
+        restore_optimizer(optimizer, content["optimizer"])
+        scaler.load_state_dict(content["scaler"])
     if len(states) != world:
         logger.warning(
             "%s was written by %d process(es) and is resumed by %d: the batches are those of the "
@@ -116,8 +135,9 @@ def restore(
     # them takes its state, and the others keep that of their seed.
     owner = rank * len(states) // world
     if owner != (rank - 1) * len(states) // world:
-        torch.set_rng_state(states[owner])
-        if torch.cuda.is_available() and "random_cuda" in content:
-            torch.cuda.set_rng_state(content["random_cuda"][owner])
+        with restoring(path):
+            torch.set_rng_state(states[owner])
+            if torch.cuda.is_available() and "random_cuda" in content:
+                torch.cuda.set_rng_state(content["random_cuda"][owner])
     logger.info("resumed from %s after iteration %d", path, content["iteration"] + 1)
     return int(content["iteration"]) + 1

@@ -28,7 +28,12 @@ from moco_det.standalone.evaluate import predict
 from moco_det.standalone.scaling import scale_to_processes, scaling_line, small_norm_groups
 from moco_det.standalone.train import captures, evaluate, train, training_records
 from moco_det.weights.download import local_path
-from moco_det.weights.loading import load_model_state, load_weights, load_whole_detector
+from moco_det.weights.loading import (
+    check_model_state,
+    load_model_state,
+    load_weights,
+    load_whole_detector,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +76,8 @@ class StandaloneRun:
         torch.manual_seed(seed + collectives.rank())
         self.model = build_detector(self.cfg)
         self.loaded = load_weights(cfg, self.model)
+        if self.trained is not None and self.found is not None:
+            check_model_state(self.model, self.found[1]["model"], self.found[0])
         if options.eval_only:
             if self.found is not None:
                 load_model_state(self.model, self.found[1]["model"], self.found[0])

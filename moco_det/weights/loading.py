@@ -151,6 +151,8 @@ def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: P
             + (_other_resnet(expected, given) or "is it a detector with other heads?")
         )
     for name, tensor in expected.items():
+        if not isinstance(given[name], Tensor):
+            raise InputError(f"{path}: {name} is {type(given[name]).__name__}, no tensor")
         if tensor.shape != given[name].shape:
             raise InputError(
                 f"{path} does not fit this model: {name} has shape {tuple(given[name].shape)}, "
@@ -226,6 +228,7 @@ def check_model_state(model: nn.Module, state: Mapping[str, Tensor], path: Path)
 def given_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A detector's state dict without the anchors and pixel statistics some versions write."""
     extra = ("pixel_mean", "pixel_std", "anchor_generator")
+    state = {str(n): t for n, t in state.items()}
     return {n: t for n, t in floats(state).items() if not any(word in n for word in extra)}
 
 

@@ -179,8 +179,12 @@ def test_area_is_measured_where_the_json_has_none(tmp_path: Path) -> None:
 def test_a_size_that_no_image_has_is_read_from_the_image(tmp_path: Path) -> None:
     content = coco_content()
     path, images = write_coco(tmp_path, content)
-    for image, size in zip(content["images"], (10**9, None, -3), strict=True):
+    for image, size in zip(content["images"], (10**9, None, 10**400), strict=True):
         image["height"] = image["width"] = size
+    path.write_text(json.dumps(content))
+    assert {(r.height, r.width) for r in read_coco(path, images).records} == {(20, 30)}
+    for image, sides in zip(content["images"], ((1, 2**28), (-3, 5), (1.5, "x")), strict=True):
+        image["height"], image["width"] = sides
     path.write_text(json.dumps(content))
     assert {(r.height, r.width) for r in read_coco(path, images).records} == {(20, 30)}
 
@@ -280,6 +284,44 @@ def test_a_file_that_is_no_json_and_missing_places_are_refused(tmp_path: Path) -
     path.write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(InputError, match="is not UTF-8 text"):
         read_coco(path, images)
+
+
+HUGE = 10**400
+ZIGZAG = [value for i in range(200_000) for value in (30.0 * (i % 2), 20.0 * (i % 3 > 0))]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bbox": [HUGE, 0, 1, 1]},
+        {"area": HUGE},
+        {"iscrowd": HUGE},
+        {"segmentation": [[HUGE, 0, 1, 1, 2, 2]]},
+        {"segmentation": [ZIGZAG]},  # pycocotools would draw five points per pixel of it
+        {"segmentation": [[0, 0, 30, 0, 30, 20] * 900], "bbox": [0, 0, 0.01, 0.01]},
+        {"segmentation": {"size": [math.inf, 30], "counts": "0"}},
+        {"segmentation": {"size": [20, 30], "counts": [HUGE, -HUGE]}},
+        {"category_id": HUGE},
+        {"image_id": HUGE},
+        {"id": HUGE},
+    ],
+)
+def test_numbers_that_no_annotation_has_are_refused_at_reading(
+    tmp_path: Path, changes: dict
+) -> None:
+    content = coco_content()
+    content["annotations"][0].update(changes)
+    with pytest.raises(InputError, match="not COCO's|no usable") as caught:
+        read_coco(*write_coco(tmp_path, content))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "x" * 300, "\ud83d"])
+def test_class_names_that_no_file_can_hold_are_refused(tmp_path: Path, name: str) -> None:
+    content = coco_content()
+    content["categories"][0]["name"] = name
+    with pytest.raises(InputError, match="no usable 'name'"):
+        read_coco(*write_coco(tmp_path, content))
 
 
 def test_the_coco_sample_reads_whole(data_root: Path) -> None:
