@@ -88,7 +88,7 @@ class Loop:
     def go(self) -> None:
         """Run to the end of the budget or to KNN.GOAL, with periodic checkpoints.
 
-        Where a signal asks for it (`stopping.deferred`), Stopped on all processes, with a checkpoint.
+        Where a signal asks for it: Stopped on all processes, with a checkpoint, after the step.
         """
         try:
             self._run()
