@@ -20,7 +20,7 @@ from pretrain.config import load_config
 from pretrain.encoders import ARCHITECTURES
 from pretrain.probe.knn import KnnMonitor
 from tests.pretrain.small_trunk import SmallTrunk
-from tests.pretrain.test_resume import QUICK, assert_same_run, leaves
+from tests.pretrain.test_resume import QUICK, assert_same_run
 from tests.standalone.test_distributed import free_url
 
 entry = pytest.importorskip("moco_det_tools.entry")
@@ -159,38 +159,30 @@ def test_a_folder_has_one_owner_who_removes_what_killed_ones_left(
     assert not list(output.glob(".*"))
 
 
-def worker(rank: int, port: str, words: list[str], folder: str, step: int) -> None:
+def worker(rank: int, runs: list[tuple[str, int, list[str]]], folder: str) -> None:
+    """The exit codes of some runs as one of torchrun's two processes."""
     torch.set_num_threads(1)
     ARCHITECTURES["resnet34"] = SmallTrunk
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    os.environ.update({k: str(v) for k, v in place.items()}, MASTER_PORT=port)
-    with pytest.MonkeyPatch.context() as patch:
-        if rank == 1 and step:
-            send_in_step(patch, signal.SIGTERM, step)
-        code = entry.run(lambda: tool.main(words))
-    Path(folder, f"{rank}.json").write_text(json.dumps(code))
+    os.environ.update({k: str(v) for k, v in place.items()}, MASTER_ADDR="127.0.0.1")
+    codes = []
+    for port, step, words in runs:
+        os.environ["MASTER_PORT"] = port
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == 1 and step:
+                send_in_step(patch, signal.SIGTERM, step)
+            codes.append(main(words, Path(folder, words.pop())))
+    Path(folder, f"{rank}.json").write_text(json.dumps(codes))
 
 
 @pytest.mark.slow
 def test_two_processes_of_which_one_is_told_stop_after_the_same_step(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-
-    def both(output: str, step: int, *options: str) -> list[int]:
-        words = ["--config-file", str(QUICK), *options, *tiny, *SMALL]
-        words += ["OUTPUT_DIR", str(tmp_path / output)]
-        port = free_url().rpartition(":")[2]
-        arguments = (port, words, str(tmp_path), step)
-        torch.multiprocessing.spawn(worker, args=arguments, nprocs=2)
-        return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-
-    assert both("whole", 0) == [0, 0]
-    assert both("parts", 2) == [143, 143]
+    runs = [(0, [*tiny, "whole"]), (2, [*tiny, "parts"]), (0, ["--resume", *tiny, "parts"])]
+    given = [(free_url().rpartition(":")[2], *one) for one in runs]
+    torch.multiprocessing.spawn(worker, args=(given, str(tmp_path)), nprocs=2)
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [0, 143, 0]
     assert (tmp_path / "parts" / "checkpoint_00000002.pth").exists()
-    assert both("parts", 0, "--resume") == [0, 0]
-    expected, got = (
-        torch.load(tmp_path / name / "checkpoint.pth", weights_only=True)["encoder"]
-        for name in ("whole", "parts")
-    )
-    assert all(torch.equal(a, b) for a, b in zip(leaves(expected), leaves(got), strict=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
