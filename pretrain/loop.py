@@ -21,6 +21,7 @@ from moco_det.foundation import collectives
 from moco_det.foundation.checkpoints import restore_optimizer, restoring, save_checkpoint
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.metrics_file import Writer
+from moco_det.foundation.stopping import Stopped
 from pretrain import augment, checkpoints, data
 from pretrain.capture import CapturedStep, Compute
 from pretrain.config import PretrainConfig
@@ -70,6 +71,7 @@ class Loop:
         self.rate_of = make_schedule(solver, total=self.total, steps=steps)
         self.iteration = 0  # steps done
         self.sums: dict[str, Tensor] = {}  # since the last record
+        self.unmeasured = True  # kNN is due before the next step
         self.last_good: Path | None = None
         self.random_hits: Tensor | None = None  # of the same network's random weights
         self.parallel = collectives.parallel(self.method)
@@ -84,7 +86,19 @@ class Loop:
         self.rate = torch.zeros((), device=self.device)
 
     def go(self) -> None:
-        """Run to the end of the budget or to KNN.GOAL, with periodic checkpoints."""
+        """Run to the end of the budget or to KNN.GOAL, with periodic checkpoints.
+
+        Where a signal asks for it: Stopped on all processes, with a checkpoint, after the step.
+        """
+        try:
+            self._run()
+        except Stopped:
+            name = checkpoints.periodic_name(self.iteration)
+            if self.last_good != Path(self.cfg.OUTPUT_DIR) / name:
+                self.last_good = self.save(name)
+            raise
+
+    def _run(self) -> None:
         loader = self.source.make_loader(
             batch=self.cfg.SOLVER.BATCH,
             start=self.iteration,
@@ -98,6 +112,7 @@ class Loop:
         batches = iter(loader)
         every = self.cfg.KNN.EVERY  # epochs
         knn_every = max(1, round(every * self.epoch_steps)) if every else self.total
+        agreement = collectives.Agreement(self.device)
         with (
             tqdm(
                 total=self.total,
@@ -110,34 +125,34 @@ class Loop:
             data.worker_errors(),
             logging_redirect_tqdm(),
         ):
-            if self.iteration == 0:
-                self._measure_neighbours()
+            reached = self.unmeasured and self._measure_neighbours() and self.iteration > 0
             self.clock = _Clock()
-            while self.iteration < self.total:
+            while self.iteration < self.total and not reached:
                 asked = time.perf_counter()
                 raw = next(batches)
                 self.clock.waited += time.perf_counter() - asked
                 self._step(raw)
                 bar.update()
+                stop = agreement.asked()
                 last = self.iteration == self.total
                 watches = last or self.iteration % knn_every == 0
                 # A watched step is logged: the interval whose rate is logged ends before the watch.
                 logs = self.iteration % self.cfg.LOG_EVERY == 0 or watches
                 saves = self.iteration % self.cfg.CHECKPOINT_EVERY == 0 and not last
                 # On a GPU reading the loss waits for the device, so it is read only when needed.
-                if logs or saves or self.device.type == "cpu":
+                if logs or saves or stop or self.device.type == "cpu":
                     self._check_finite()
                 if logs:
                     self._log(bar)
                 if watches:
-                    accuracy = self._measure_neighbours()
+                    reached = self._measure_neighbours()
                     self.clock = _Clock()
-                    goal = self.cfg.KNN.GOAL
-                    if goal and collectives.from_main(accuracy) >= goal:
-                        logger.info("KNN.GOAL %g is reached: the run ends here", goal)
-                        break
-                if saves:
+                if saves and not reached:
                     self.last_good = self.save(checkpoints.periodic_name(self.iteration))
+                if stop and not (last or reached):
+                    raise Stopped(stop)
+            if reached:
+                logger.info("KNN.GOAL %g is reached: the run ends here", self.cfg.KNN.GOAL)
 
     def _step(self, raw: data.RawBatch) -> None:
         rate = self.rate_of(self.iteration)
@@ -196,11 +211,28 @@ class Loop:
         for writer in self.writers:
             writer({"iteration": self.iteration, "epoch": epoch, **record})
 
-    def _measure_neighbours(self) -> float:
-        """Measure, record and return kNN accuracy, in the main process, where it is asked for."""
-        if self.knn is None:
-            return 0.0
-        hits = self.knn(self.method.encoder)
+    def _measure_neighbours(self) -> bool:
+        """Measure and record kNN accuracy where it is asked for; whether KNN.GOAL is reached.
+
+        Stopped, on all processes, where a signal has come: then it is measured after the resume.
+        """
+        if not self.cfg.KNN.TRAIN:
+            self.unmeasured = False
+            return False
+        self.unmeasured = True
+        found: float | Stopped = 0.0
+        if self.knn is not None:  # in the main process
+            try:
+                found = self._record_neighbours(self.knn(self.method.encoder))
+            except Stopped as stop:
+                found = stop
+        found = collectives.from_main(found)
+        if isinstance(found, Stopped):
+            raise Stopped(found.number)
+        self.unmeasured = False
+        return 0 < self.cfg.KNN.GOAL <= found
+
+    def _record_neighbours(self, hits: Tensor) -> float:
         if self.random_hits is None:
             self.random_hits = hits
         gain = knn_gain(self.random_hits, hits)
@@ -233,6 +265,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "iteration": self.iteration,
             "total": self.total,
+            "unmeasured": self.unmeasured,
             "data": self.source.identity,
             "processes": self.begun_by,
             "bfloat16": self.method.use_bfloat16,
@@ -264,6 +297,7 @@ class Loop:
             self.iteration = state["iteration"]
             if not 0 <= self.iteration <= self.total:
                 raise ValueError(f"it has {self.iteration} iterations")
+            self.unmeasured = bool(state.get("unmeasured", False))
             self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
             self.source.corrupt.restore(state["corrupt"])
             self.watch.restore(state["watch"])

@@ -18,6 +18,7 @@ from moco_det.foundation import collectives, declared
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.checkpoints import newest_whole
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.folders import claimed, logged
 from moco_det.foundation.launching import torchrun_group, torchrun_process
 from moco_det.foundation.memory import ran_out
 from moco_det.foundation.metrics_file import (
@@ -29,6 +30,7 @@ from moco_det.foundation.metrics_file import (
     wandb_writer,
 )
 from moco_det.foundation.precision import pick_device, use_bfloat16
+from moco_det.foundation.stopping import deferred
 from moco_det.foundation.strict_yaml import flatten
 from pretrain import checkpoints
 from pretrain.build import build_loop
@@ -64,26 +66,25 @@ def train(cfg: PretrainConfig, *, resume: bool = False) -> Path:
     one writes. Raises InputError for bad input, before anything is written where that is possible.
     """
     device, folder = pick_device(cfg.DEVICE), Path(cfg.OUTPUT_DIR)
-    with torchrun_group(torchrun_process(), device.type):
-        try:
-            return _train(cfg, device, folder, resume=resume)
-        except KeyboardInterrupt:
-            if collectives.is_main():
-                kept = checkpoints.in_folder(folder)
-                start = f"the start: no checkpoint yet (CHECKPOINT_EVERY {cfg.CHECKPOINT_EVERY})"
-                logger.info("--resume goes on from %s", kept[0] if kept else start)
-            raise
-
-
-def _train(cfg: PretrainConfig, device: torch.device, folder: Path, *, resume: bool) -> Path:
     import_wandb(cfg.WANDB)
-    found = _find_checkpoint(cfg, folder, resume=resume)
-    if found is not None and found[0].name == checkpoints.FINAL:
-        logger.info("%s is finished already", found[0])
-        return found[0]
-    bfloat16 = _choose_bfloat16(cfg, device, found)
-    fresh, loop = not folder.exists(), None
+    with torchrun_group(torchrun_process(), device.type), ExitStack() as stack:
+        fresh = not folder.exists()
+        collectives.on_main(lambda: stack.enter_context(claimed(folder)))
+        if collectives.is_main():
+            stack.enter_context(logged(folder, "pretrain", "moco_det"))
+        return _train(cfg, device, folder, resume=resume, fresh=fresh)
+
+
+def _train(
+    cfg: PretrainConfig, device: torch.device, folder: Path, *, resume: bool, fresh: bool
+) -> Path:
+    loop = None
     try:
+        found = _find_checkpoint(cfg, folder, resume=resume)
+        if found is not None and found[0].name == checkpoints.FINAL:
+            logger.info("%s is finished already", found[0])
+            return found[0]
+        bfloat16 = _choose_bfloat16(cfg, device, found)
         begun_by = 0 if found is None else checkpoints.begun_by(found[1])
         loop = build_loop(cfg, device, bfloat16=bfloat16, begun_by=begun_by)
         if found is not None:
@@ -93,8 +94,15 @@ def _train(cfg: PretrainConfig, device: torch.device, folder: Path, *, resume: b
                 write_text(folder / "config.yaml", yaml.safe_dump(cfg.plain()))
                 loop.writers = open_writers(cfg, stack, upto=loop.iteration)
                 _announce(cfg, loop)
+            stack.enter_context(deferred())
             loop.go()
             return loop.save(checkpoints.FINAL)
+    except KeyboardInterrupt:
+        if collectives.is_main():
+            kept = checkpoints.in_folder(folder)
+            start = f"the start: no checkpoint yet (CHECKPOINT_EVERY {cfg.CHECKPOINT_EVERY})"
+            logger.info("--resume goes on from %s", kept[0] if kept else start)
+        raise
     except Exception as error:
         reason = _bad_input(cfg, error)
         if reason is None:
@@ -163,22 +171,20 @@ def _choose_bfloat16(cfg: PretrainConfig, device: torch.device, found: Found | N
 
 def _find_checkpoint(cfg: PretrainConfig, folder: Path, *, resume: bool) -> Found | None:
     """The checkpoint to go on from, read by the main process for all; None for a new run."""
-    found: Found | InputError | None = None
-    try:
-        if collectives.is_main() and resume:
-            found = newest_whole(checkpoints.in_folder(folder), checkpoints.read_run)
-            if found is not None:
-                _check_same_config(cfg, found[1], found[0])
-        elif collectives.is_main() and checkpoints.in_folder(folder):
+
+    def find() -> Found | None:
+        if not resume and checkpoints.in_folder(folder):
             raise InputError(
                 f"OUTPUT_DIR {folder} holds a run already: resume it (--resume) or name another"
             )
-    except InputError as error:
-        found = error
-    found = collectives.from_main(found)
-    if isinstance(found, InputError):  # on all processes
-        raise found
-    return found
+        if not resume:
+            return None
+        found = newest_whole(checkpoints.in_folder(folder), checkpoints.read_run)
+        if found is not None:
+            _check_same_config(cfg, found[1], found[0])
+        return found
+
+    return collectives.on_main(find)
 
 
 def _check_same_config(cfg: PretrainConfig, content: dict[str, Any], path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from moco_det import __version__
+from moco_det.foundation import stopping
 from moco_det.foundation.atomic import DISK_ERRORS
 from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
@@ -118,8 +119,13 @@ def leave_out_torchs_remarks() -> None:
 
 
 def run(main: Callable[[], int]) -> int:
-    """Call a tool's main and turn an InputError into exit code 2."""
+    """Call a tool's main; an InputError is exit code 2, a signal 128 and its number."""
     leave_out_torchs_remarks()
+    with stopping.raised():
+        return _run(main)
+
+
+def _run(main: Callable[[], int]) -> int:
     try:
         code = main()
         sys.stdout.flush()  # a full disk is told here, not after the end
@@ -127,6 +133,9 @@ def run(main: Callable[[], int]) -> int:
     except InputError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except stopping.Stopped as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.number
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
         return 130

@@ -36,8 +36,10 @@ def write_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch's writer fails once more when it closes a file that a full disk has cut short
+        # torch's writer fails once more when it closes a file that was cut short
         cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from None
         if not isinstance(cause, OSError):
             raise
         reason = cause.strerror or cause

@@ -5,13 +5,17 @@ Rank r of W holds rows [r*n, (r+1)*n) of a global batch of N = W*n rows.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from moco_det.foundation import stopping
+from moco_det.foundation.errors import InputError
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -89,6 +93,20 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
+def on_main(make: Callable[[], Any]) -> Any:
+    """What ``make`` gives on the main process, on every process; its InputError on all, too."""
+    made = None
+    if is_main():
+        try:
+            made = make()
+        except InputError as error:
+            made = error
+    made = from_main(made)
+    if isinstance(made, InputError):
+        raise made
+    return made
+
+
 def from_main(thing: Any) -> Any:
     """What the main process gave, on every process; it is pickled on the way."""
     if world_size() == 1:
@@ -119,21 +137,35 @@ def largest(tensor: Tensor) -> Tensor:
 class Agreement:
     """Whether any process of the run was asked to stop; all hear it after the same step.
 
-    On a GPU the answer is that of the call before: none waits for the step that is running.
+    On GPUs the answer is that of the call before: none waits for the step that is running.
     """
 
     def __init__(self, device: str | torch.device) -> None:
         self.device = torch.device(device)
-        self._before: Tensor | None = None
+        self._before: tuple[Tensor, torch.cuda.Event] | None = None
 
     def asked(self) -> int:
         """The signal, 0 for none. Every process calls this after every step."""
         if world_size() == 1:
             return stopping.asked()
-        now = largest(torch.tensor(stopping.asked(), device=self.device))
-        if self.device.type == "cuda":
-            now, self._before = self._before, now  # type: ignore[assignment]
-        return 0 if now is None else int(now)
+        now = largest(torch.full((), stopping.asked(), device=self.device))
+        if self.device.type != "cuda":
+            return int(now)
+        answer = 0
+        if self._before is not None:
+            copied, event = self._before
+            event.synchronize()
+            answer = int(copied)
+        copied = torch.empty((), dtype=now.dtype, pin_memory=True).copy_(now, non_blocking=True)
+        self._before = copied, torch.cuda.current_stream(self.device).record_event()
+        return answer
+
+    def until_asked(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, of which every process takes as many; `Stopped` on all after a signal."""
+        for item in items:
+            if number := self.asked():
+                raise stopping.Stopped(number)
+            yield item
 
 
 def _all_gather(tensor: Tensor, processes: int) -> Tensor:

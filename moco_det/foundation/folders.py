@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
-from moco_det.foundation.atomic import make_folder, try_lock
+from moco_det.foundation.atomic import LogFile, make_folder, try_lock
 from moco_det.foundation.errors import InputError
+
+LOG = "log.txt"
 
 _claims: set[int] = set()  # descriptors of locks that this process holds
 
@@ -21,15 +25,17 @@ def claimed(folder: Path, *, key: str = "OUTPUT_DIR") -> Iterator[None]:
     The lock is on log.txt and goes with this process, however that ends; what killed owners left
     half-written is removed.
     """
-    make_folder(folder)
-    descriptor = os.open(folder / "log.txt", os.O_RDWR | os.O_CREAT, 0o644)
+    log = make_folder(folder) / LOG
+    try:
+        descriptor = os.open(log, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"cannot write {log}: {error.strerror}; choose another {key}") from error
     try:
         if not try_lock(descriptor):
             raise InputError(
                 f"another run is writing into {folder}: wait for its end, or choose another {key}"
             )
-        if not _claims:
-            os.register_at_fork(after_in_child=_let_go)
+        _watch_forks()
         _claims.add(descriptor)
         for left in folder.glob(".*.partial"):
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
@@ -37,6 +43,28 @@ def claimed(folder: Path, *, key: str = "OUTPUT_DIR") -> Iterator[None]:
     finally:
         _claims.discard(descriptor)
         os.close(descriptor)
+
+
+@contextmanager
+def logged(folder: Path, *names: str) -> Iterator[None]:
+    """What these loggers say, appended to log.txt of the folder, too."""
+    handler = LogFile(folder / LOG)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in names]
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+@cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _let_go() -> None:

@@ -51,14 +51,14 @@ def _whole(line: str) -> bool:
         return False
 
 
-def before(first: int, last: int) -> Callable[[Record], bool]:
+def before(first: int, rescored: bool) -> Callable[[Record], bool]:
     """Keeps the records of a detector's training before iteration ``first``, where it goes on.
 
-    A run that is resumed after its last iteration is scored once more: the old scores go.
+    One that is ``rescored`` there first is given new scores: the old ones go.
     """
 
     def keep(record: Record) -> bool:
-        again = first > last and record["iteration"] == last and "total_loss" not in record
+        again = rescored and record["iteration"] == first - 1 and "total_loss" not in record
         return bool(record["iteration"] < first) and not again
 
     return keep

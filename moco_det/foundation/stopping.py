@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+ONCE = (signal.SIGTERM, signal.SIGUSR1)  # what a scheduler sends, and may send again
+T = TypeVar("T")
 
-_seen: list[int] = []  # signals since the outermost `deferred` began
+_seen: list[int] = []  # signals within `deferred`
 
 
 class Stopped(KeyboardInterrupt):
@@ -31,8 +33,16 @@ class Stopped(KeyboardInterrupt):
 
 
 def asked() -> int:
-    """The signal that has asked this process to stop, 0 where none has."""
+    """The signal that has asked this process to stop, 0 where none has or outside `deferred`."""
     return _seen[0] if _seen else 0
+
+
+def until_asked(items: Iterable[T]) -> Iterator[T]:
+    """The items; `Stopped` before the first one after a signal, for what is done again later."""
+    for item in items:
+        if number := asked():
+            raise Stopped(number)
+        yield item
 
 
 @contextmanager
@@ -41,33 +51,55 @@ def deferred() -> Iterator[None]:
 
     In another than the main thread Python handles no signals, and nothing changes.
     """
-    _seen.clear()
-    with _handled_by(_ask, SIGNALS):
-        yield
+    try:
+        with _handled_by(_ask, SIGNALS):
+            yield
+    finally:
+        _seen.clear()
 
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Within the block SIGTERM and SIGUSR1 raise `Stopped` as Ctrl-C does: for what is no loop."""
-    with _handled_by(_raise, (signal.SIGTERM, signal.SIGUSR1)):
+    """Within the block SIGTERM and SIGUSR1 raise `Stopped` as Ctrl-C does: for what is no loop.
+
+    The first one alone: the block has its end to come to.
+    """
+    with _handled_by(_raise, ONCE):
         yield
 
 
 def ignore_in_worker(worker: int = 0) -> None:
-    """A DataLoader's worker_init_fn: a stop is the run's to handle, which ends its workers."""
-    for number in SIGNALS:
+    """A DataLoader's worker_init_fn: a stop is the run's to handle, and ends its workers.
+
+    A worker ends where the run says so, by a SIGTERM of its own sending, and within a second where
+    the run has gone.
+    """
+    for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        told = signal.sigtimedwait({signal.SIGTERM}, 1)
+        if told is not None and told.si_pid == parent:
+            break
+    os._exit(0)
 
 
 def _ask(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT:
         if number in _seen:
             raise KeyboardInterrupt
-        os.write(2, b"\nstopping after this step; Ctrl-C again ends at once\n")
+        with suppress(OSError):  # the terminal may have gone
+            os.write(2, b"\nstopping after this step; Ctrl-C again ends at once\n")
     _seen.append(number)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
+    for one in ONCE:
+        signal.signal(one, signal.SIG_IGN)
     raise Stopped(number)
 
 
@@ -81,4 +113,4 @@ def _handled_by(handler: Callable[..., Any], numbers: tuple[int, ...]) -> Iterat
         yield
     finally:
         for number, handle in before.items():
-            signal.signal(number, handle)
+            signal.signal(number, signal.SIG_IGN if _seen and handle is _raise else handle)

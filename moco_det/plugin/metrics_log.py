@@ -28,7 +28,9 @@ class MetricsLog(EventWriter):
 
     def keep_before(self, iteration: int) -> None:
         """Start the file; of an earlier part of the run the lines before ``iteration`` stay."""
-        self.file = MetricsFile(self.path, keep=before(iteration, self.last), also=self.also)
+        self.file = MetricsFile(
+            self.path, keep=before(iteration, iteration > self.last), also=self.also
+        )
 
     def write(self) -> None:
         rows: dict[tuple[int, bool], dict[str, float | None]] = defaultdict(dict)

@@ -36,6 +36,8 @@ ENTRIES = {
     "iteration": int,
     "random": list,
 }
+FINAL = "model_final.pth"
+PERIODIC = "model_{:07d}.pth"
 
 
 def save(
@@ -47,8 +49,15 @@ def save(
     iteration: int,
     seed: int,
     streams: int,
+    *,
+    seconds: float,
+    evaluation_due: bool,
 ) -> None:
-    """The checkpoint from which a run goes on after ``iteration`` as if never stopped."""
+    """The checkpoint from which a run goes on after ``iteration`` as if never stopped.
+
+    ``seconds`` are those of the training so far; ``evaluation_due`` says that its evaluation after
+    this iteration was given up.
+    """
     on_gpu = torch.cuda.is_available()
     states = collectives.gather_objects(torch.get_rng_state())
     states_gpu = collectives.gather_objects(torch.cuda.get_rng_state() if on_gpu else None)
@@ -63,6 +72,8 @@ def save(
         "seed": seed,
         "streams": streams,
         "random": states,
+        "seconds": seconds,
+        "evaluation_due": evaluation_due,
     }
     if on_gpu:
         content["random_cuda"] = states_gpu

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from moco_det import __version__
 from moco_det.data import DetectionDataset
 from moco_det.data.check import choose_mask_format, load_pair
 from moco_det.foundation import collectives
-from moco_det.foundation.atomic import LogFile
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.folders import logged
 from moco_det.foundation.metrics_file import Writer
 from moco_det.foundation.precision import check_device, choose_precision
 from moco_det.settings.config import set_values
@@ -91,22 +90,9 @@ class StandaloneRun:
         if self.computes.note:
             self.warnings.append(self.computes.note)
 
-    @contextmanager
-    def log_into(self, output: Path) -> Iterator[None]:
+    def log_into(self, output: Path) -> AbstractContextManager[None]:
         """What this project's modules say, into log.txt on the main process."""
-        ours = logging.getLogger("moco_det")
-        ours.setLevel(logging.INFO)
-        if not collectives.is_main():
-            yield
-            return
-        handler = LogFile(output / "log.txt")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        ours.addHandler(handler)
-        try:
-            yield
-        finally:
-            ours.removeHandler(handler)
-            handler.close()
+        return logged(output, "moco_det") if collectives.is_main() else nullcontext()
 
     def begin(self) -> None:
         reference = self.cfg.SOLVER.REFERENCE_WORLD_SIZE

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset, Record
-from moco_det.foundation import collectives
+from moco_det.foundation import collectives, stopping
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.precision import Precision
 from moco_det.standalone.boxes import nonempty
@@ -43,7 +43,7 @@ def predict(
     """Rows {image_id, category_id, bbox xywh, score, segmentation?} of every detection.
 
     The images are shared among the processes; every process gets all rows. The model's training
-    mode is put back.
+    mode is put back. Stopped, on all of them, where one is asked to stop (`stopping.deferred`).
     """
     was_training = model.training
     model.eval()
@@ -64,7 +64,10 @@ def predict(
             bar.update(len(batch))
 
         before: tuple[Batch, Callable[[], list[Rows]]] = ([], list)
+        stop = 0
         for batch in side.ahead(batches):
+            if stop := stopping.asked():
+                break
             samples = [sample for _, sample in batch]
             with precision.autocast():
                 found = model([sample.image for sample in samples])
@@ -73,7 +76,10 @@ def predict(
             before = now
         keep(*before)
     model.train(was_training)
-    return [row for part in collectives.gather_objects(rows) for one in part for row in one]
+    shares = collectives.gather_objects((stop, rows))
+    if stop := max(number for number, _ in shares):
+        raise stopping.Stopped(stop)
+    return [row for _, part in shares for one in part for row in one]
 
 
 class SideStream:
@@ -120,6 +126,7 @@ def read_samples(records: Sequence[Record], mapper: Mapper, workers: int) -> Ite
         batch_size=None,
         collate_fn=partial(sample_or_error, mapper),
         num_workers=workers,
+        worker_init_fn=stopping.ignore_in_worker,
         prefetch_factor=PREFETCH if workers else None,
         generator=torch.Generator(),  # else the workers' seeds are drawn from the run's own
     )

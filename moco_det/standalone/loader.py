@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from moco_det.data import Record
+from moco_det.foundation.stopping import ignore_in_worker
 from moco_det.standalone.mapper import Mapper, Sample
 
 # Up to here, counted in every worker, decoded images are kept: the data sets of small trials.
@@ -105,6 +106,7 @@ def training_loader(
         TrainingSamples(records, mapper, stream.seed, keep=decoded * max(workers, 1) <= KEPT_BYTES),
         batch_sampler=stream,
         num_workers=workers,
+        worker_init_fn=ignore_in_worker,
         collate_fn=list,  # images differ in size
         persistent_workers=workers > 0,
         # a loader draws the seeds of its workers, and must not draw them from the generator that

@@ -19,7 +19,13 @@ class Log:
     """
 
     def __init__(
-        self, path: Path, max_iter: int, *, keep_before: int, also: Writer | None = None
+        self,
+        path: Path,
+        max_iter: int,
+        *,
+        keep_before: int,
+        rescored: bool = False,
+        also: Writer | None = None,
     ) -> None:
         self.period = max(1, min(20, max_iter // 40))
         self.last = max_iter - 1
@@ -27,7 +33,9 @@ class Log:
         self.events: Any = None
         self.recent: deque[float] = deque(maxlen=20)  # seconds of the last steps
         if collectives.is_main():
-            self.file = MetricsFile(path, keep=before(keep_before, self.last), also=also)
+            self.file = MetricsFile(
+                path, keep=before(keep_before, rescored or keep_before > self.last), also=also
+            )
             self.events = event_writer(path.parent, keep_before)
 
     def is_due(self, iteration: int) -> bool:

@@ -21,9 +21,10 @@ from moco_det.foundation.checkpoints import Content
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.metrics_file import Writer
 from moco_det.foundation.precision import Precision
+from moco_det.foundation.stopping import Stopped, deferred
 from moco_det.scoring import metric_lines, score, write_predictions
 from moco_det.standalone.build import build_mapper, build_solver
-from moco_det.standalone.checkpoint import begun_by, restore, save
+from moco_det.standalone.checkpoint import FINAL, PERIODIC, begun_by, restore, save
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import predict
 from moco_det.standalone.loader import BatchStream, training_loader, usable
@@ -36,6 +37,7 @@ from moco_det.weights.loading import not_finite
 logger = logging.getLogger(__name__)
 
 
+@deferred()
 def train(
     cfg: CfgNode,
     model: GeneralizedRCNN,
@@ -47,7 +49,13 @@ def train(
     found: tuple[Path, Content] | None,
     also: Writer | None = None,
 ) -> dict[str, Any]:
-    """All iterations after those of the checkpoint ``found``, and the final score, returned."""
+    """All iterations after those of the checkpoint ``found``, and the final score, returned.
+
+    Where a signal asks for it: Stopped on all processes, with a checkpoint, after the step or, in
+    an evaluation, after its batch. The evaluation is then done anew before the next step.
+    """
+    begun = time.monotonic() - (float(found[1].get("seconds", 0)) if found is not None else 0)
+    due = found is not None and bool(found[1].get("evaluation_due"))
     records = training_records(cfg, train_set)
     world = collectives.world_size()
     solver = build_solver(cfg, model)
@@ -72,16 +80,38 @@ def train(
     wrapped = collectives.parallel(model)
     if captures(cfg, world):
         model.capture()
-    log = Log(output / "metrics.jsonl", cfg.SOLVER.MAX_ITER, keep_before=first, also=also)
+    log = Log(
+        output / "metrics.jsonl", cfg.SOLVER.MAX_ITER, keep_before=first, rescored=due, also=also
+    )
+    agreement = collectives.Agreement(precision.device)
+
+    def keep(name: str, iteration: int, *, evaluation_due: bool = False) -> None:
+        save(
+            output,
+            name,
+            model,
+            solver.optimizer,
+            scaler,
+            iteration,
+            cfg.SEED,
+            streams,
+            seconds=time.monotonic() - begun,
+            evaluation_due=evaluation_due,
+        )
 
     def finish(iteration: int) -> dict[str, Any]:
+        buffers = [buffer.clone() for buffer in model.buffers()]
         try:
             if cfg.TEST.PRECISE_BN.ENABLED:
-                batches = loader(cfg.SEED + 1, 0)
+                batches = agreement.until_asked(loader(cfg.SEED + 1, 0))
                 update_statistics(model, batches, cfg.TEST.PRECISE_BN.NUM_ITER, precision)
             found = evaluate(cfg, model, test_set, precision, output, iteration=iteration)
         except FloatingPointError as error:
             raise diverged(str(error), iteration, output) from None
+        except Stopped:
+            for buffer, kept in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(kept)
+            raise
         log.write_scores(iteration, found)
         return found
 
@@ -98,7 +128,9 @@ def train(
         )
         bar.set_postfix(loss=f"{sum(losses.values()):.3f}", refresh=False)
 
-    metrics: dict[str, Any] | None = None
+    metrics = finish(first - 1) if due else None
+    if due and first == cfg.SOLVER.MAX_ITER:
+        keep(FINAL, first - 1)
     before: Step | None = None  # its losses are read when the next step has been started
     model.train()
     batches = iter(loader(cfg.SEED, first)) if first < cfg.SOLVER.MAX_ITER else iter(())
@@ -128,23 +160,29 @@ def train(
             seconds = time.monotonic() - clock
             before = Step(iteration, names, values, numbers, lr, seconds, waited)
             bar.update()
+            stop = agreement.asked()
             done = iteration + 1
             last = done == cfg.SOLVER.MAX_ITER
             period = cfg.TEST.EVAL_PERIOD
             scored = last or (period > 0 and done % period == 0)
             kept = last or done % cfg.SOLVER.CHECKPOINT_PERIOD == 0
-            if scored or kept:
+            if scored or kept or stop:
                 settle(before)
                 before = None
                 # losses are of the weights before the step
                 broken = not_finite(model)
                 if broken:
                     raise diverged(f"{broken} became Inf or NaN", iteration, output)
-            if scored:
-                metrics = finish(iteration)
+            if scored and not stop:
+                try:
+                    metrics = finish(iteration)
+                except Stopped as error:
+                    stop = error.number
+            if stop:
+                keep(PERIODIC.format(iteration), iteration, evaluation_due=scored)
+                raise Stopped(stop)
             if kept:
-                name = "model_final.pth" if last else f"model_{iteration:07d}.pth"
-                save(output, name, model, solver.optimizer, scaler, iteration, cfg.SEED, streams)
+                keep(FINAL if last else PERIODIC.format(iteration), iteration)
     if metrics is None:
         metrics = finish(cfg.SOLVER.MAX_ITER - 1)
     log.close()

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.stopping import ignore_in_worker
 from pretrain.data.corrupt import CorruptCount
 from pretrain.data.views import NONE_OPENS, Sample
 from pretrain.jpeg import DAMAGED
@@ -64,7 +65,7 @@ class BatchLoader(DataLoader[Any]):
             collate_fn=collate,
             pin_memory=pin,
             prefetch_factor=ahead if workers else None,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin_worker,
             # The loader draws a seed for its workers, which use none; drawn from torch's own
             # generator it would make a resumed run differ from one that was never stopped.
             generator=torch.Generator(),
@@ -110,6 +111,7 @@ def worker_errors() -> Iterator[None]:
         ) from error
 
 
-def _one_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
+    ignore_in_worker()
     # The workers are the parallelism; OpenCV's own threads would fight over the same cores.
     cv2.setNumThreads(0)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from moco_det.foundation.declared import at_least, one_of, within
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.stopping import until_asked
 from pretrain import data
 from pretrain.encoders import Encoder
 from pretrain.probe.features import TOP, centre_views, embed, labelled, labelled_pair, labels_of
@@ -84,7 +85,7 @@ def vote(
     ranked = []
     blocks = range(0, len(train), TRAIN_ROWS)
     parts = tqdm(test.split(TEST_ROWS), desc="kNN", mininterval=1, delay=2, leave=False)
-    for number, part in enumerate(parts):
+    for number, part in enumerate(until_asked(parts)):
         part = torch.nn.functional.normalize(part, dim=1)
         best = part.new_empty(len(part), 0)
         labels = train_labels.new_empty(len(part), 0)
@@ -160,7 +161,10 @@ class KnnMonitor:
         self.test = _decoded(asked, size) if test else None
 
     def __call__(self, encoder: Encoder) -> Tensor:
-        """One flag per image. The encoder's modes, running statistics and torch's RNG stay."""
+        """One flag per image. The encoder's modes, running statistics and torch's RNG stay.
+
+        Raises `Stopped` between two batches where a signal asks for it.
+        """
         known = self._features(encoder, self.train[0])
         asked = None if self.test is None else self._features(encoder, self.test[0])
         ranked = self.vote(known, self.train[1].to(known.device), asked)
@@ -169,7 +173,7 @@ class KnnMonitor:
     def _features(self, encoder: Encoder, views: Tensor) -> Tensor:
         parts = views.split(self.batch)
         batches = tqdm(parts, desc="kNN features", mininterval=1, delay=2, leave=False)
-        return self.embed(encoder, batches, len(views))
+        return self.embed(encoder, until_asked(batches), len(views))
 
 
 def _decoded(images: data.ImageList, size: int) -> tuple[Tensor, Tensor]:
