@@ -14,7 +14,7 @@ from typing import NoReturn
 from moco_det import __version__
 from moco_det.foundation.atomic import DISK_ERRORS
 from moco_det.foundation.commands import command
-from moco_det.foundation.errors import InputError
+from moco_det.foundation.errors import InputError, ProcessDied
 
 # What newer torch remarks on and the oldest one allowed here does not know otherwise: torch.jit in
 # fvcore's losses, DDP's broadcast_buffers, the all_reduce that gradients pass through. And what a
@@ -125,6 +125,9 @@ def run(main: Callable[[], int]) -> int:
     except InputError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except ProcessDied as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
         return 130
