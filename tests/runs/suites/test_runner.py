@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.stopping import SIGNALS
 from moco_det.results import append_row, read_rows
 from moco_det.runs.suites.live import LiveTable, table_lines
 from moco_det.runs.suites.processes import last_words
@@ -47,7 +48,7 @@ def test_a_failed_run_is_isolated_and_its_row_says_why(
     assert outcome.finished == [runs[3].name]
     reasons = list(outcome.failed.values())
     assert reasons[0] == "MODEL.WEIGHTS is nowhere: make it first"
-    assert reasons[1] == "ended by signal 9" and reasons[2] == "no row was written"
+    assert reasons[1] == "killed by signal 6" and reasons[2] == "no row was written"
     rows = read_rows([tmp_path]).rows
     assert [row.data["status"] for row in rows] == ["failed", "failed", "failed", "finished"]
     assert rows[0].data["error"] == reasons[0] and rows[0].data["precision"] is None
@@ -89,7 +90,7 @@ def test_a_retry_that_dies_silently_is_not_given_the_words_of_the_try_before(
     folder.mkdir(parents=True)
     (folder / "console.txt").write_text("error: the disk was full\n", encoding="utf-8")
     outcome = run_matrix([run], tmp_path, train_command=trainer)
-    assert outcome.failed == {run.name: "ended by signal 9"}
+    assert outcome.failed == {run.name: "killed by signal 6"}
     assert (folder / "console.txt").read_text(encoding="utf-8").startswith("error: the disk")
 
 
@@ -118,23 +119,35 @@ def waiting(folder: Path) -> int:
     raise AssertionError("the run did not start")
 
 
-def test_ctrl_c_stops_the_run_at_a_checkpoint_and_writes_no_row(
-    make_runs: Any, trainer: Any, tmp_path: Path
+@pytest.mark.parametrize("asked", SIGNALS)
+def test_a_signal_is_passed_on_to_the_runs_which_save_and_leave_no_row(
+    asked: signal.Signals, make_runs: Any, trainer: Any, tmp_path: Path
 ) -> None:
     runs = make_runs("slow", "fine")
     folder = runs[0].folder(tmp_path)
 
     def interrupt() -> None:
         waiting(folder)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), asked)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     outcome = run_matrix(runs, tmp_path, train_command=trainer)
     thread.join()
-    assert outcome.stopped and not outcome.failed and not outcome.finished
-    assert (folder / "model_0000001.pth").exists()
+    assert outcome == MatrixOutcome(signal=asked)
+    assert (folder / "model_0000001.pth").read_text(encoding="utf-8") == asked.name
     assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_a_run_that_was_stopped_alone_leaves_no_row_and_the_others_go_on(
+    make_runs: Any, trainer: Any, tmp_path: Path, capsys: Any
+) -> None:
+    runs = make_runs("stopped", "fine", seeds=2)
+    table = LiveTable(runs, tmp_path, at_once=1)
+    outcome = run_matrix(runs, tmp_path, train_command=trainer, watch=table.watch)
+    assert list(outcome.stopped.values()) == ["stopped by SIGTERM", "stopped by SIGKILL"]
+    assert len(outcome.finished) == len(read_rows([tmp_path]).rows) == 2 and not outcome.failed
+    assert f"stopped by SIGTERM  tiny {runs[0].name}" in capsys.readouterr().out
 
 
 def test_a_run_of_another_process_is_left_to_it(
@@ -202,7 +215,7 @@ def test_a_running_run_is_shown_with_the_share_of_its_iterations(
         if len(shown) == 1:
             (folder / "metrics.jsonl").write_text('{"iteration": 4}\n', encoding="utf-8")
         elif waiting(folder):
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
 
     run_matrix(runs, tmp_path, train_command=trainer, watch=watch)
     assert shown == ["..%", "40%"]
@@ -256,7 +269,7 @@ def test_last_words_take_the_error_line_before_later_noise(tmp_path: Path) -> No
     assert last_words(console, 2) == "no images: name a folder"
     console.write_text("Traceback\nKeyError: 'x'\n", encoding="utf-8")
     assert last_words(console, 1) == "exit code 1: KeyError: 'x'"
-    assert last_words(tmp_path / "absent", -9) == "ended by signal 9"
+    assert last_words(tmp_path / "absent", -9).startswith("killed by signal 9")
 
 
 def test_a_job_array_has_one_task_per_run(make_runs: Any, tmp_path: Path) -> None:
