@@ -278,7 +278,7 @@ def test_a_job_array_has_one_task_per_run(make_runs: Any, tmp_path: Path) -> Non
         runs, tmp_path, command=["python", "-m", "x y"], gpus=2, directives=["--time=8:00:00"]
     ).read_text(encoding="utf-8")
     assert "--array=0-3" in script and "#SBATCH --time=8:00:00" in script
-    assert "--gpus-per-node=2" in script and "exec python -m 'x y' --gpus " in script
+    assert "--gpus-per-node=2" in script and "python -m 'x y' --gpus " in script
     names = (tmp_path / "runs.txt").read_text(encoding="utf-8").splitlines()
     assert names == [run.name for run in runs]
 
@@ -313,3 +313,54 @@ def test_every_task_of_the_array_has_its_own_run_and_the_gpus_it_was_given(
         assert json.loads(task.stdout) == ["a b", *told, "--no-report", "--only", run.name]
     outside = subprocess.run(["bash", str(script)], env=environment, capture_output=True)
     assert outside.returncode != 0 and not outside.stdout
+
+
+# A task that waits for a signal the first time, and finishes the second time.
+TASK = """
+import pathlib, signal, sys
+from moco_det.foundation.stopping import SIGNALS
+seen = pathlib.Path("seen.txt")
+if seen.exists():
+    sys.exit(0)
+signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+seen.write_text("waiting")
+number = signal.sigwait(SIGNALS)
+seen.write_text(signal.Signals(number).name)
+sys.exit(128 + number)
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "requeued", "code"), [(signal.SIGUSR1, "7_0\n", 138), (signal.SIGTERM, "", 143)]
+)
+def test_a_task_whose_time_is_up_saves_and_is_requeued_and_a_preempted_one_saves(
+    asked: signal.Signals,
+    requeued: str,
+    code: int,
+    make_runs: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scontrol, said = tmp_path / "bin" / "scontrol", tmp_path / "requeued.txt"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/bash\n[ "$1" = requeue ] && echo "$2" >> {said}\n')
+    scontrol.chmod(0o755)
+    said.touch()
+    command = [sys.executable, "-c", TASK]
+    script = write_job_array(make_runs("a"), tmp_path, command=command, gpus=0, directives=[])
+    environment = {
+        **os.environ,
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
+        "SLURM_ARRAY_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "0",
+    }
+    task = subprocess.Popen(["bash", str(script)], env=environment)
+    seen = tmp_path / "seen.txt"
+    while not seen.exists() or seen.read_text() != "waiting":
+        assert task.poll() is None
+        time.sleep(0.05)
+    task.send_signal(asked)  # to the batch shell alone, as --signal=B: has it
+    assert (task.wait(), seen.read_text(), said.read_text()) == (code, asked.name, requeued)
+    assert subprocess.run(["bash", str(script)], env=environment).returncode == 0
+    assert said.read_text() == requeued
