@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the matrix; 0 if every run is finished, 1 if one failed or is left, 130 after Ctrl-C."""
+    """Run the matrix; 0 if all runs are finished, 1 if some are left, 128 + N by signal N."""
     given = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(given)
     # Imported here so that --help does not wait.

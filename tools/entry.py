@@ -16,7 +16,7 @@ from moco_det import __version__
 from moco_det.foundation import stopping
 from moco_det.foundation.atomic import DISK_ERRORS
 from moco_det.foundation.commands import command
-from moco_det.foundation.errors import InputError
+from moco_det.foundation.errors import InputError, ProcessDied
 from moco_det.foundation.memory import ran_out
 
 # What newer torch remarks on and the oldest one allowed here does not know otherwise: torch.jit in
@@ -136,6 +136,9 @@ def _run(main: Callable[[], int]) -> int:
     except stopping.Stopped as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.number
+    except ProcessDied as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""The one exception that stands for bad input."""
+"""The exceptions that are told in one line."""
 
 from __future__ import annotations
 
@@ -8,4 +8,11 @@ class InputError(Exception):
 
     The tools print the message and exit with code 2. Any other exception is a fault of the
     program and keeps its traceback.
+    """
+
+
+class ProcessDied(Exception):
+    """One of several processes has ended and took the run with it; the message is one line.
+
+    The tools print it and exit with code 1.
     """

@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from moco_det.foundation.errors import InputError
+from moco_det.foundation.errors import InputError, ProcessDied
+from moco_det.foundation.ranks import run_ranks
 
 # One process scores, or writes a checkpoint, while the others wait for the next step.
 TIMEOUT = timedelta(hours=2)
@@ -106,8 +107,14 @@ def _process_group(
         ) from None
     try:
         yield
-    finally:
-        dist.destroy_process_group()
+    except RuntimeError as error:
+        # gloo has no exception of its own
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        said = str(error).splitlines()[0]
+        raise ProcessDied(f"lost another process, whose output says why ({said})") from None
+    # In a run that fails its end closes the connections: NCCL would wait here for the others.
+    dist.destroy_process_group()
 
 
 def check_gpus(processes: int) -> None:
@@ -162,7 +169,6 @@ def launch(
     NCCL on GPUs, gloo on CPUs. Under torchrun the processes exist already and are joined.
     """
     import torch.distributed as dist
-    import torch.multiprocessing as mp
 
     started = torchrun_process()
     if started is not None:
@@ -178,15 +184,13 @@ def launch(
     if layout.url is None:  # this process holds the port until all have ended
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     port = store and store.port
-    try:
-        mp.spawn(
-            _process, args=(function, arguments, layout, device, port), nprocs=layout.processes
-        )
-    except mp.ProcessRaisedException as error:
-        line = next((x for x in reversed(str(error).splitlines()) if "InputError: " in x), None)
-        if line is None:
-            raise
-        raise InputError(line.split("InputError: ", 1)[1]) from None
+    run_ranks(
+        _process,
+        (function, arguments, layout, device, port),
+        processes=layout.processes,
+        first=layout.machine_rank * layout.processes,
+        total=layout.processes * layout.machines,
+    )
 
 
 def _process(

@@ -45,6 +45,12 @@ def until_asked(items: Iterable[T]) -> Iterator[T]:
         yield item
 
 
+def stopped_by(code: int) -> int:
+    """The signal that stopped a process with this exit code (subprocess's), 0 where none did."""
+    number = -code if code < 0 else code - 128
+    return number if number in SIGNALS else 0
+
+
 @contextmanager
 def deferred() -> Iterator[None]:
     """Within the block signals only ask; a second SIGINT is a KeyboardInterrupt at once.

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from moco_det.foundation import collectives
-from moco_det.foundation.errors import InputError
+from moco_det.foundation import collectives, stopping
+from moco_det.foundation.errors import InputError, ProcessDied
 from moco_det.foundation.launching import ProcessLayout, launch
+from moco_det.foundation.ranks import run_ranks
 
 
 def start_another(folder: Path, others: int) -> None:
@@ -38,3 +44,80 @@ def test_a_port_in_use_is_one_line_with_the_way_out(tmp_path: Path) -> None:
             launch(start_another, (tmp_path, 0), layout, "cpu")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def meet_and_end(how: str) -> None:
+    """The second process ends in the middle of a run; the first waits for it in a collective."""
+    total = torch.ones(1)
+    torch.distributed.all_reduce(total)
+    if collectives.rank() == 1:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("a programming\nerror")
+    torch.distributed.all_reduce(total)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("killed", "killed by signal 9 (most often memory has run out)"),
+        ("raises", "ValueError: a programming error; its traceback stands above"),
+    ],
+)
+def test_a_process_that_dies_is_one_line_with_its_last_words_and_ends_the_others(
+    how: str, why: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ProcessDied) as caught:
+        launch(meet_and_end, (how,), ProcessLayout(2), "cpu")
+    assert str(caught.value) == f"process 2 of 2 (rank 1 of 2) died: {why}"
+    assert multiprocessing.active_children() == []
+    # a lost connection is nothing to trace back
+    assert capfd.readouterr().err.count("Traceback") == (how == "raises")
+
+
+def wait_for_a_stop(rank: int, folder: Path) -> None:
+    """A loop's part of a stop: its signals are written down, and raised at a step's end."""
+    with stopping.deferred():
+        (folder / f"{rank}.waits").touch()
+        while not stopping.asked():
+            signal.sigtimedwait([], 0.05)
+    (folder / f"{rank}.saved").write_text(signal.Signals(stopping.asked()).name)
+    raise stopping.Stopped(stopping.asked())
+
+
+def wait_until_both_wait(folder: Path) -> None:
+    while len(list(folder.glob("*.waits"))) < 2:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("asked", "seen"), [(signal.SIGUSR1, "SIGUSR1"), (signal.SIGINT, "SIGTERM")]
+)
+def test_a_signal_to_the_launcher_is_passed_on_and_is_what_stopped_the_run(
+    asked: signal.Signals, seen: str, tmp_path: Path
+) -> None:
+    def ask() -> None:
+        wait_until_both_wait(tmp_path)
+        os.kill(os.getpid(), asked)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    with pytest.raises(stopping.Stopped) as caught:
+        run_ranks(wait_for_a_stop, (tmp_path,), processes=2, first=0, total=2)
+    thread.join()
+    assert caught.value.number == asked
+    assert [f.read_text() for f in tmp_path.glob("*.saved")] == [seen, seen]
+
+
+def test_the_ranks_of_a_launcher_that_is_killed_save_and_end(tmp_path: Path) -> None:
+    launcher = multiprocessing.get_context("spawn").Process(
+        target=run_ranks,
+        args=(wait_for_a_stop, (tmp_path,)),
+        kwargs={"processes": 2, "first": 0, "total": 2},
+    )
+    launcher.start()
+    wait_until_both_wait(tmp_path)
+    launcher.kill()
+    launcher.join()
+    while [f.read_text() for f in tmp_path.glob("*.saved")] != ["SIGTERM", "SIGTERM"]:
+        time.sleep(0.05)

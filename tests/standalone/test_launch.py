@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from moco_det.data.scenes import ScenesPaths
 from moco_det.foundation import launching
+from moco_det.foundation.errors import ProcessDied
 from moco_det.settings.engine import RunOptions
 from moco_det.standalone.checkpoint import begun_by
 from moco_det_tools.entry import run
@@ -86,7 +86,7 @@ def killed(painted: ScenesPaths, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The folder of the same run, killed in its last step; its checkpoint is of the second."""
     output = tmp_path_factory.mktemp("launch") / "killed"
     cfg = on_scenes(painted, output, NORMS)
-    with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
+    with pytest.raises(ProcessDied, match="killed by signal 9"):
         launching.launch(
             run_until_killed,
             (cfg, RunOptions("R18_FPN"), 3),

@@ -11,6 +11,7 @@ from moco_det.foundation.atomic import write_text
 from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.launching import cores
+from moco_det.foundation.stopping import Stopped
 from moco_det.foundation.strict_yaml import flatten, load_yaml
 from moco_det.report import make_report
 from moco_det.report.screen import screen_lines
@@ -111,12 +112,12 @@ def fine_tune(plan: QuickstartPlan, weights: dict[str, Path], output: Path, *, d
     runs = build_runs(plan, weights, device=device)
     slots: list[Slot] = [()] * min(len(runs), at_once(device))
     outcome = run_shown(runs, output, slots)
-    if outcome.stopped:
-        raise KeyboardInterrupt
+    if outcome.signal:
+        raise Stopped(outcome.signal)
     results = output / "results.jsonl"
     left = read_state(results, runs).left(runs)
     if left:
-        why = outcome.failed.get(left[0].name, "another process runs it")
+        why = (outcome.failed | outcome.stopped).get(left[0].name, "another process runs it")
         raise InputError(
             f"{len(left)} of {len(runs)} runs have no result, {left[0].name}: {why}; "
             "type the same command again to run what is left"

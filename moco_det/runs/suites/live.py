@@ -61,6 +61,7 @@ class LiveTable:
         full = {run.name: f"{run.setting.name} {run.name}" for run in self.runs}
         ended = [f"finished  {full[name]}" for name in outcome.finished]
         ended += [f"failed    {full[name]}: {why}" for name, why in outcome.failed.items()]
+        ended += [f"{why}  {full[name]}" for name, why in outcome.stopped.items()]
         lines = [f"started   {full[one.job.name]}" for one in running] + ended
         lines += [f"elsewhere {full[one]}: another process runs it" for one in outcome.elsewhere]
         new = [line for line in lines if line not in self._said]
@@ -154,19 +155,22 @@ def run_shown(
 def run_and_report(
     runs: Sequence[Run], output: Path, slots: Sequence[Slot], *, report: bool, title: str | None
 ) -> int:
-    """Run, show, report; 0 if every run is finished, 1 if one failed or is left, 130 if stopped."""
+    """Run, show, report; 0 if all runs are finished, 1 if some are left, 128 + N by signal N."""
 
     def update() -> None:
         if report:
             update_report(output, title)
 
     outcome = run_shown(runs, output, slots, update)
-    update()
+    if not outcome.signal:
+        update()
     for name, why in outcome.failed.items():
         print(f"failed: {name}: {why}", file=sys.stderr)
-    if outcome.stopped:
+    for name, why in outcome.stopped.items():
+        print(f"{why}: {name}; the same command goes on with it", file=sys.stderr)
+    if outcome.signal:
         print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return 128 + outcome.signal
     for path in (output / "report.html", output / "report.md"):
         if report and path.is_file():
             print(f"{path}  {path.stat().st_size / 1024:,.0f} KiB")

@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, TypeVar
@@ -20,12 +20,13 @@ from tqdm import tqdm
 from moco_det.foundation.atomic import make_folder
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.launching import cores
+from moco_det.foundation.ranks import describe_exit
+from moco_det.foundation.stopping import Stopped, asked, deferred, stopped_by
 
 POLL_SECONDS = 0.5
-# A stopped process may write its last checkpoint before it is ended by force.
-GRACE_SECONDS = 20.0
-# The exit code of a tool that was interrupted.
-STOPPED = 130
+# A stopped run ends its step and writes a checkpoint before it is killed: longer than a launcher
+# gives its ranks, shorter than the notice that the job array asks for.
+GRACE_SECONDS = 100.0
 # Of a console that may hold a night's progress bars, and of a log that grows for days.
 _CONSOLE_TAIL, _LOG_TAIL = 65536, 4096
 
@@ -62,6 +63,13 @@ class RunningJob:
     started: float
     console_start: int
     claim: int | None  # the descriptor of a lock that the process holds too
+
+    @property
+    def stopped(self) -> str:
+        """How it was stopped from outside, by a signal that is no crash; "" where it was not."""
+        code = self.process.returncode
+        number = stopped_by(code) or (signal.SIGKILL if code == -signal.SIGKILL else 0)
+        return f"stopped by {signal.Signals(number).name}" if number else ""
 
     def last_words(self) -> str:
         """Why it ended."""
@@ -112,14 +120,17 @@ def run_in_slots(
     """Do all work, one piece per slot at a time.
 
     `start` may leave a piece out by None. `watch` is called twice a second, when the slots that
-    became free are taken again, and once after all have ended. Ctrl-C, SIGTERM and an exception of
-    the callbacks stop what is running, and are raised.
+    became free are taken again, and once after all have ended. A signal to stop is passed on to
+    what is running, and is a `Stopped` when that has ended; an exception of the callbacks
+    terminates it, and is raised.
     """
     waiting, free = list(work), list(slots)
     running: list[RunningJob] = []
-    try:
-        with terminated_like_interrupted():
+    with deferred():
+        try:
             while waiting or running:
+                if asked():
+                    raise Stopped(asked())
                 while waiting and free:
                     one = start(waiting.pop(0), free[0])
                     if one is not None:
@@ -134,21 +145,22 @@ def run_in_slots(
                     ended(one)
                     release(one)
             watch(running)
-    except KeyboardInterrupt:
-        said = f"\nstopping {len(running)} process(es), at most {GRACE_SECONDS:.0f} s; type the "
-        print(f"{said}same command again to go on from their checkpoints", file=sys.stderr)
-        raise
-    finally:
-        stop([one.process for one in running])
-        for one in running:
-            release(one)
+        except Stopped as stop:
+            said = f"\nstopping {len(running)} process(es), at most {GRACE_SECONDS:.0f} s; type "
+            print(f"{said}the same command again to go on from their checkpoints", file=sys.stderr)
+            end([one.process for one in running], stop.number)
+            raise
+        finally:
+            end([one.process for one in running], signal.SIGTERM)
+            for one in running:
+                release(one)
 
 
 def run_side_by_side(jobs: Sequence[Job], *, at_once: int, stream: TextIO | None = None) -> None:
     """Run all jobs, `at_once` at a time; their output goes to `folder`/console.txt.
 
-    Raises InputError with a job's own last words where one fails, after the others are stopped;
-    Ctrl-C and SIGTERM stop all of them and are a KeyboardInterrupt to the caller.
+    Raises InputError with a job's own last words where one fails, after the others are stopped,
+    and `Stopped` where a signal has stopped all of them.
     """
     if not jobs:
         return
@@ -158,14 +170,12 @@ def run_side_by_side(jobs: Sequence[Job], *, at_once: int, stream: TextIO | None
     bar = tqdm(total=steps, unit="step", file=stream, mininterval=5)
 
     def ended(one: RunningJob) -> None:
-        code = one.process.returncode
-        if code < 0 or code == STOPPED:
-            how = f"by signal {-code}" if code < 0 else "from outside"
+        if one.stopped:
             raise InputError(
-                f"{one.job.name} was stopped {how}: type the same command again to go on from its "
+                f"{one.job.name} was {one.stopped}: type the same command again to go on from its "
                 "last checkpoint"
             )
-        if code:
+        if one.process.returncode:
             raise InputError(f"{one.job.name}: {one.last_words()}")
 
     def watch(running: Sequence[RunningJob]) -> None:
@@ -189,28 +199,23 @@ def release(one: RunningJob) -> None:
         os.close(one.claim)
 
 
-def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Interrupt process groups, wait for their last checkpoints, then end them by force."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+def end(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    """Pass a signal on to the processes and wait for their checkpoints; their groups go with them.
+
+    What is left is killed after GRACE_SECONDS, and at once by an exception: a second Ctrl-C.
+    """
+    try:
+        for process in processes:
+            process.send_signal(number)  # alone: a run ends its loader's workers itself
+        until = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < until and any(p.poll() is None for p in processes):
+            time.sleep(0.1)
+    finally:
         for process in processes:
             if process.poll() is None:
                 with suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
-        until = time.monotonic() + (GRACE_SECONDS if number == signal.SIGINT else 3.0)
-        while time.monotonic() < until and any(p.poll() is None for p in processes):
-            time.sleep(0.1)
-    for process in processes:
-        process.wait()
-
-
-@contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Turn SIGTERM, by which batch systems end a job, into the safe stop of Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def last_words(console: Path, code: int, *, start: int = 0) -> str:
@@ -223,8 +228,7 @@ def last_words(console: Path, code: int, *, start: int = 0) -> str:
     for line in reversed(lines):
         if line.startswith("error: "):
             return line.removeprefix("error: ")
-    ended = "no row was written" if code == 0 else f"exit code {code}"
-    ended = f"ended by signal {-code}" if code < 0 else ended
+    ended = describe_exit(code) if code else "no row was written"
     return f"{ended}: {lines[-1][:500]}" if lines else ended
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from moco_det.foundation.atomic import make_folder, try_lock, write_text
 from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.stopping import Stopped
 from moco_det.results import append_row
 from moco_det.runs.row import RunRow, describe_engine, now, relative
 from moco_det.runs.suites.matrix import Run
@@ -30,12 +31,16 @@ TRAIN = (sys.executable, "-m", "moco_det_tools.train_net")
 
 @dataclass
 class MatrixOutcome:
-    """What a call of `run_matrix` did, by run name; `elsewhere` runs belong to another process."""
+    """What a call of `run_matrix` did, by run name; `elsewhere` runs belong to another process.
+
+    `stopped` runs were stopped alone, from outside; `signal` is what has stopped the call itself.
+    """
 
     finished: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    stopped: dict[str, str] = field(default_factory=dict)
     elsewhere: list[str] = field(default_factory=list)
-    stopped: bool = False
+    signal: int = 0
 
 
 def run_matrix(
@@ -47,13 +52,13 @@ def run_matrix(
     watch: Callable[[Sequence[RunningJob], MatrixOutcome], None] | None = None,
     on_row: Callable[[], None] | None = None,
 ) -> MatrixOutcome:
-    """Run what has no finished row yet; returns when all has ended or Ctrl-C was pressed.
+    """Run what has no finished row yet; returns when all has ended or a signal has stopped it.
 
     Each of `slots` runs one run at a time and names the GPUs that it sees (none: the machine as it
     is); several slots share the cores. `watch` is called twice a second, `on_row` after runs that
     have ended, once the next ones are running. A run that fails leaves a failed row; a run that is
-    stopped leaves its checkpoint and is gone on with next time. Two callers may share a folder: a
-    run belongs to the one that claimed it first.
+    stopped leaves its checkpoint and no row, and is gone on with next time. Two callers may share
+    a folder: a run belongs to the one that claimed it first.
     """
     results = output / "results.jsonl"
     make_folder(output)
@@ -83,6 +88,9 @@ def run_matrix(
         if run.name in read_state(results, [run]).finished:
             outcome.finished.append(run.name)
             return
+        if one.stopped:
+            outcome.stopped[run.name] = one.stopped
+            return
         outcome.failed[run.name] = why = one.last_words()
         row = failed_row(run, output, why, time.monotonic() - one.started)
         append_row(results, row.as_dict())
@@ -100,8 +108,8 @@ def run_matrix(
     try:
         left = read_state(results, runs).left(runs)
         run_in_slots(left, slots, start=start, ended=ended, watch=look)
-    except KeyboardInterrupt:
-        outcome.stopped = True
+    except Stopped as stop:
+        outcome.signal = stop.number
     return outcome
 
 

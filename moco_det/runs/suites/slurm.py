@@ -11,6 +11,20 @@ from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
 from moco_det.runs.suites.matrix import Run
 
+# The task stays in the background: bash handles a signal during `wait`, which has to be called
+# again for the task's own exit code. 138 is what SIGUSR1, the notice of the time limit, ends with;
+# SIGTERM is a preemption, where the batch system requeues, or scancel, where nobody does.
+_TASK = """\
+{task} &
+task=$!
+trap 'asked=1; kill -USR1 $task || true' USR1
+trap 'asked=1; kill -TERM $task || true' TERM
+asked=1
+while [ "$asked" ]; do asked=; wait $task && code=0 || code=$?; done
+[ $code -ne 138 ] || scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+exit $code
+"""
+
 
 def task_command(given: Sequence[str], *, engine: str, gpus: int) -> list[str]:
     """A benchmark's arguments for a task of its job array; what is decided here comes last.
@@ -52,14 +66,15 @@ def write_job_array(
         "#SBATCH --job-name=moco-det",
         f"#SBATCH --output={output.resolve()}/slurm-%A_%a.txt",
         *([f"#SBATCH --gpus-per-node={gpus}"] if gpus else []),
-        # SIGTERM a minute before the end; requeued, the run goes on from its newest checkpoint
-        "#SBATCH --signal=B:TERM@60",
+        "# Two minutes before its time is up a run saves and its task is requeued, to go on there.",
+        "#SBATCH --signal=B:USR1@120",
+        "#SBATCH --requeue",
+        "#SBATCH --open-mode=append",
         *(f"#SBATCH {directive}" for directive in directives),
         "set -eu",
         f"cd {shlex.quote(str(Path.cwd()))}",
         f'run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(names.resolve()))})',
-        f'exec {shlex.join(command)}{given} --no-report --only "$run"',
-        "",
+        _TASK.format(task=f'{shlex.join(command)}{given} --no-report --only "$run"'),
     ]
     write_text(names, "".join(f"{run.name}\n" for run in runs))
     write_text(script, "\n".join(lines))

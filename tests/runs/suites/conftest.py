@@ -15,6 +15,7 @@ from moco_det.runs.suites.suite import SuiteSetting
 TRAINER = """
 import json, os, signal, sys, time
 from pathlib import Path
+from moco_det.foundation.stopping import asked, deferred
 from moco_det.results import append_row
 
 words = sys.argv[1:]
@@ -30,16 +31,20 @@ if arm == "broken":
     print("error: MODEL.WEIGHTS is nowhere: make it first", file=sys.stderr)
     raise SystemExit(2)
 if arm == "crash":
+    os.kill(os.getpid(), signal.SIGABRT)
+if arm == "stopped" and seed:
     os.kill(os.getpid(), signal.SIGKILL)
+if arm == "stopped":
+    raise SystemExit(128 + signal.SIGTERM)
 if arm == "silent":
     raise SystemExit(0)
 if arm == "slow":
-    try:
+    with deferred():
         (folder / "waiting").write_text(str(os.getpid()))
-        time.sleep(60)
-    except KeyboardInterrupt:
-        (folder / "model_0000001.pth").write_text("checkpoint")
-        raise SystemExit(130)
+        while not asked():
+            time.sleep(0.01)
+    (folder / "model_0000001.pth").write_text(signal.Signals(asked()).name)
+    raise SystemExit(128 + asked())
 append_row(results, {
     "schema": 2, "run": folder.name, "status": "finished", "task": "box",
     "dataset": {"train": "a", "test": "b", "train_fingerprint": "f", "test_fingerprint": "f",

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.stopping import SIGNALS
 from moco_det.results import append_row, read_rows
 from moco_det.runs.suites.live import LiveTable, table_lines
 from moco_det.runs.suites.processes import last_words
@@ -47,7 +48,7 @@ def test_a_failed_run_is_isolated_and_its_row_says_why(
     assert outcome.finished == [runs[3].name]
     reasons = list(outcome.failed.values())
     assert reasons[0] == "MODEL.WEIGHTS is nowhere: make it first"
-    assert reasons[1] == "ended by signal 9" and reasons[2] == "no row was written"
+    assert reasons[1] == "killed by signal 6" and reasons[2] == "no row was written"
     rows = read_rows([tmp_path]).rows
     assert [row.data["status"] for row in rows] == ["failed", "failed", "failed", "finished"]
     assert rows[0].data["error"] == reasons[0] and rows[0].data["precision"] is None
@@ -89,7 +90,7 @@ def test_a_retry_that_dies_silently_is_not_given_the_words_of_the_try_before(
     folder.mkdir(parents=True)
     (folder / "console.txt").write_text("error: the disk was full\n", encoding="utf-8")
     outcome = run_matrix([run], tmp_path, train_command=trainer)
-    assert outcome.failed == {run.name: "ended by signal 9"}
+    assert outcome.failed == {run.name: "killed by signal 6"}
     assert (folder / "console.txt").read_text(encoding="utf-8").startswith("error: the disk")
 
 
@@ -118,23 +119,35 @@ def waiting(folder: Path) -> int:
     raise AssertionError("the run did not start")
 
 
-def test_ctrl_c_stops_the_run_at_a_checkpoint_and_writes_no_row(
-    make_runs: Any, trainer: Any, tmp_path: Path
+@pytest.mark.parametrize("asked", SIGNALS)
+def test_a_signal_is_passed_on_to_the_runs_which_save_and_leave_no_row(
+    asked: signal.Signals, make_runs: Any, trainer: Any, tmp_path: Path
 ) -> None:
     runs = make_runs("slow", "fine")
     folder = runs[0].folder(tmp_path)
 
     def interrupt() -> None:
         waiting(folder)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), asked)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     outcome = run_matrix(runs, tmp_path, train_command=trainer)
     thread.join()
-    assert outcome.stopped and not outcome.failed and not outcome.finished
-    assert (folder / "model_0000001.pth").exists()
+    assert outcome == MatrixOutcome(signal=asked)
+    assert (folder / "model_0000001.pth").read_text(encoding="utf-8") == asked.name
     assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_a_run_that_was_stopped_alone_leaves_no_row_and_the_others_go_on(
+    make_runs: Any, trainer: Any, tmp_path: Path, capsys: Any
+) -> None:
+    runs = make_runs("stopped", "fine", seeds=2)
+    table = LiveTable(runs, tmp_path, at_once=1)
+    outcome = run_matrix(runs, tmp_path, train_command=trainer, watch=table.watch)
+    assert list(outcome.stopped.values()) == ["stopped by SIGTERM", "stopped by SIGKILL"]
+    assert len(outcome.finished) == len(read_rows([tmp_path]).rows) == 2 and not outcome.failed
+    assert f"stopped by SIGTERM  tiny {runs[0].name}" in capsys.readouterr().out
 
 
 def test_a_run_of_another_process_is_left_to_it(
@@ -202,7 +215,7 @@ def test_a_running_run_is_shown_with_the_share_of_its_iterations(
         if len(shown) == 1:
             (folder / "metrics.jsonl").write_text('{"iteration": 4}\n', encoding="utf-8")
         elif waiting(folder):
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
 
     run_matrix(runs, tmp_path, train_command=trainer, watch=watch)
     assert shown == ["..%", "40%"]
@@ -256,7 +269,7 @@ def test_last_words_take_the_error_line_before_later_noise(tmp_path: Path) -> No
     assert last_words(console, 2) == "no images: name a folder"
     console.write_text("Traceback\nKeyError: 'x'\n", encoding="utf-8")
     assert last_words(console, 1) == "exit code 1: KeyError: 'x'"
-    assert last_words(tmp_path / "absent", -9) == "ended by signal 9"
+    assert last_words(tmp_path / "absent", -9).startswith("killed by signal 9")
 
 
 def test_a_job_array_has_one_task_per_run(make_runs: Any, tmp_path: Path) -> None:
@@ -265,7 +278,7 @@ def test_a_job_array_has_one_task_per_run(make_runs: Any, tmp_path: Path) -> Non
         runs, tmp_path, command=["python", "-m", "x y"], gpus=2, directives=["--time=8:00:00"]
     ).read_text(encoding="utf-8")
     assert "--array=0-3" in script and "#SBATCH --time=8:00:00" in script
-    assert "--gpus-per-node=2" in script and "exec python -m 'x y' --gpus " in script
+    assert "--gpus-per-node=2" in script and "python -m 'x y' --gpus " in script
     names = (tmp_path / "runs.txt").read_text(encoding="utf-8").splitlines()
     assert names == [run.name for run in runs]
 
@@ -300,3 +313,54 @@ def test_every_task_of_the_array_has_its_own_run_and_the_gpus_it_was_given(
         assert json.loads(task.stdout) == ["a b", *told, "--no-report", "--only", run.name]
     outside = subprocess.run(["bash", str(script)], env=environment, capture_output=True)
     assert outside.returncode != 0 and not outside.stdout
+
+
+# A task that waits for a signal the first time, and finishes the second time.
+TASK = """
+import pathlib, signal, sys
+from moco_det.foundation.stopping import SIGNALS
+seen = pathlib.Path("seen.txt")
+if seen.exists():
+    sys.exit(0)
+signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+seen.write_text("waiting")
+number = signal.sigwait(SIGNALS)
+seen.write_text(signal.Signals(number).name)
+sys.exit(128 + number)
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "requeued", "code"), [(signal.SIGUSR1, "7_0\n", 138), (signal.SIGTERM, "", 143)]
+)
+def test_a_task_whose_time_is_up_saves_and_is_requeued_and_a_preempted_one_saves(
+    asked: signal.Signals,
+    requeued: str,
+    code: int,
+    make_runs: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scontrol, said = tmp_path / "bin" / "scontrol", tmp_path / "requeued.txt"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/bash\n[ "$1" = requeue ] && echo "$2" >> {said}\n')
+    scontrol.chmod(0o755)
+    said.touch()
+    command = [sys.executable, "-c", TASK]
+    script = write_job_array(make_runs("a"), tmp_path, command=command, gpus=0, directives=[])
+    environment = {
+        **os.environ,
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
+        "SLURM_ARRAY_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "0",
+    }
+    task = subprocess.Popen(["bash", str(script)], env=environment)
+    seen = tmp_path / "seen.txt"
+    while not seen.exists() or seen.read_text() != "waiting":
+        assert task.poll() is None
+        time.sleep(0.05)
+    task.send_signal(asked)  # to the batch shell alone, as --signal=B: has it
+    assert (task.wait(), seen.read_text(), said.read_text()) == (code, asked.name, requeued)
+    assert subprocess.run(["bash", str(script)], env=environment).returncode == 0
+    assert said.read_text() == requeued

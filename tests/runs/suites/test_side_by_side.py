@@ -66,8 +66,8 @@ def test_the_failure_of_one_is_its_last_words_and_stops_the_others(tmp_path: Pat
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("os.kill(os.getpid(), 9)", "by signal 9"),
-        ("print('--resume'); sys.exit(130)", "from outside"),
+        ("os.kill(os.getpid(), 9)", "by SIGKILL"),
+        ("print('--resume'); sys.exit(130)", "by SIGINT"),
     ],
 )
 def test_one_that_is_stopped_goes_on_by_the_same_command(
