@@ -21,11 +21,13 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
+from torch import nn
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset
 from moco_det.data.check import choose_mask_format
-from moco_det.foundation import collectives
+from moco_det.foundation import collectives, stopping
+from moco_det.foundation.checkpoints import Content
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.metrics_file import Writer
 from moco_det.foundation.precision import check_device
@@ -33,11 +35,16 @@ from moco_det.plugin.catalog import load_catalog_data
 from moco_det.plugin.datasets import joined, load_data, register
 from moco_det.plugin.evaluator import Evaluator, check_scorer, evaluate
 from moco_det.plugin.trainer import Trainer, build_detector
-from moco_det.plugin.weights import check_resumable
+from moco_det.plugin.weights import check_resumable, run_state
 from moco_det.settings.config import set_values
 from moco_det.settings.engine import Detector, RunOptions
 from moco_det.weights.download import local_path
-from moco_det.weights.loading import load_weights, load_whole_detector
+from moco_det.weights.loading import (
+    load_model_state,
+    load_weights,
+    load_whole_detector,
+    read_checkpoint,
+)
 
 LOGGERS = ("detectron2", "fvcore", "moco_det")
 
@@ -48,35 +55,34 @@ class Detectron2Run:
     def __init__(self, cfg: CfgNode, options: RunOptions) -> None:
         self.options, self.output = options, Path(cfg.OUTPUT_DIR)
         self.train_set, self.test_set = data_of(cfg, strict=options.strict)
-        self.cfg, self.warnings = resolve(cfg)
+        # of a folder alone, not yet of a model: it finds the last checkpoint
+        folder = DetectionCheckpointer(nn.Module(), save_dir=cfg.OUTPUT_DIR)
+        self.resumes = options.resume and folder.has_checkpoint()
+        if options.resume and options.eval_only and not self.resumes:
+            raise InputError(f"--resume: {self.output} holds no whole checkpoint")
+        path = Path(folder.get_checkpoint_file()) if self.resumes else Path()
+        found = read_checkpoint(path) if self.resumes else {}
+        state = run_state(found)
+        self.cfg, self.warnings = resolve(cfg, drawn_before=state.get("seed"))
         if cfg.MODEL.MASK_ON and cfg.TEST.EVALUATOR == "moco_det":
-            found, said = choose_mask_format(self.train_set, cfg.INPUT.MASK_FORMAT)
-            self.cfg = set_values(self.cfg, ["INPUT.MASK_FORMAT", found])
+            mask_format, said = choose_mask_format(self.train_set, cfg.INPUT.MASK_FORMAT)
+            self.cfg = set_values(self.cfg, ["INPUT.MASK_FORMAT", mask_format])
             self.warnings += said
         # detectron2's AMPTrainer computes in float16, its SimpleTrainer in float32
         self.precision = "float16" if self.cfg.SOLVER.AMP.ENABLED else "float32"
         seed_all_rng(self.cfg.SEED + comm.get_rank())
         self.model = build_detector(self.cfg)
         self.loaded = load_weights(cfg, self.model)
-        self.checkpointer = DetectionCheckpointer(self.model, save_dir=cfg.OUTPUT_DIR)
         scaled = Trainer.auto_scale_workers(self.cfg, comm.get_world_size())
         self.iterations = scaled.SOLVER.MAX_ITER
         self.trained: int | None = None
-        self.begun_by: int | None = None
-        self.trained_seconds = 0.0
-        self.resumes = options.resume and self.checkpointer.has_checkpoint()
-        if self.resumes:
-            path = self.checkpointer.get_checkpoint_file()
-            state = check_resumable(self.model, path, training=not options.eval_only)
-            if not options.eval_only:
-                self.trained = int(state["iteration"]) + 1
-                self.begun_by = state.get("processes")
-                self.warnings.append(
-                    f"resumed from {Path(path).name}: detectron2 saves no random state, so the "
-                    "stream of images starts anew and the end is not that of an uninterrupted run"
-                )
-        elif options.resume and options.eval_only:
-            raise InputError(f"--resume: {self.output} holds no whole checkpoint")
+        self.trained_seconds = float(state.get("seconds", 0))
+        self.begun_by = len(state["random"]) if state else None
+        if self.resumes and options.eval_only:
+            load_model_state(self.model, found["model"], path)
+        elif self.resumes:
+            self.trained = check_resumable(self.model, path, found)
+            self.warnings += not_restored(path, state)
 
     @contextmanager
     def log_into(self, output: Path) -> Iterator[None]:
@@ -116,9 +122,9 @@ class Detectron2Run:
         return trainer.metrics
 
     def evaluate(self) -> dict[str, Any]:
-        self.checkpointer.resume_or_load("", resume=self.resumes)
         name = self.cfg.DATASETS.TEST[0]
-        return evaluate(self.cfg, self.model, self.test_set, name, self.output)
+        with stopping.deferred():
+            return evaluate(self.cfg, self.model, self.test_set, name, self.output)
 
 
 class Detectron2Engine:
@@ -204,9 +210,27 @@ def data_of(cfg: CfgNode, *, strict: bool) -> tuple[DetectionDataset, DetectionD
     )
 
 
-def resolve(cfg: CfgNode) -> tuple[CfgNode, list[str]]:
+def not_restored(path: Path, state: Content) -> list[str]:
+    """What a resumed run has not of the run that it goes on from."""
+    if not state:
+        return [
+            f"resumed from {path.name}, which has no random state: the stream of images starts "
+            "anew and the end is not that of an uninterrupted run"
+        ]
+    begun, processes = len(state["random"]), comm.get_world_size()
+    if begun == processes:
+        return []
+    return [
+        f"resumed from {path.name} of {begun} process(es) in {processes}: the batches stay, the "
+        "random choice of anchors and proposals is not that of an uninterrupted run"
+    ]
+
+
+def resolve(cfg: CfgNode, drawn_before: int | None = None) -> tuple[CfgNode, list[str]]:
     """The config that runs: a drawn seed, joined data sets, and the precision there is."""
-    drawn = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
+    drawn = cfg.SEED if cfg.SEED >= 0 else drawn_before
+    if drawn is None:
+        drawn = random.SystemRandom().randrange(2**31)
     changes: list[Any] = ["SEED", int(collectives.from_main(drawn))]
     if cfg.TEST.EVALUATOR == "moco_det":  # detectron2 knows its own data sets one by one
         changes += ["DATASETS.TRAIN", (joined(cfg.DATASETS.TRAIN),)]

@@ -3,10 +3,12 @@ share, or by detectron2's own evaluators (TEST.EVALUATOR), in the form of a resu
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ from detectron2.evaluation import (
 )
 from detectron2.utils import comm
 from torch import nn
+from torch.utils.data import DataLoader
 
 from moco_det.data import DetectionDataset
+from moco_det.foundation import stopping
 from moco_det.foundation.atomic import replacing
 from moco_det.foundation.errors import InputError
 from moco_det.plugin.d2_compat import repaired_scorers
@@ -78,6 +82,38 @@ class Evaluator(DatasetEvaluator):
         return score(self.dataset, rows, with_masks=self.with_masks)
 
 
+class StoppableEvaluator(DatasetEvaluator):
+    """Another evaluator's work, given up by all processes where one was asked to stop."""
+
+    def __init__(self, evaluator: DatasetEvaluator) -> None:
+        self.evaluator = evaluator
+
+    def reset(self) -> None:
+        self.evaluator.reset()
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        self.evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> Any:
+        asked = max(comm.all_gather(stopping.asked()))
+        if asked:
+            raise stopping.Stopped(asked)
+        return self.evaluator.evaluate()
+
+
+@dataclass(frozen=True)
+class UntilStopped:
+    """A loader that ends early where this process is asked to stop."""
+
+    loader: DataLoader[Any]
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.takewhile(lambda batch: not stopping.asked(), self.loader)
+
+
 def check_scorer(name: str) -> None:
     """InputError where detectron2 has no evaluator of boxes for a data set in its catalog."""
     kind = MetadataCatalog.get(name).get("evaluator_type")
@@ -93,15 +129,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predict and score the data set registered under ``name``; the metrics of a result row.
 
-    TEST.EVALUATOR says by whose metrics. Empty on later processes.
+    TEST.EVALUATOR says by whose metrics. Empty on later processes. Raises `stopping.Stopped`
+    where a signal has asked for it, on every process.
     """
     folder = output / "inference"
     evaluator: DatasetEvaluator = Evaluator(dataset, output, with_masks=cfg.MODEL.MASK_ON)
     by_detectron2 = cfg.TEST.EVALUATOR == "detectron2"
     if by_detectron2:
         evaluator = EVALUATORS[MetadataCatalog.get(name).evaluator_type](name, str(folder))
+    loader = UntilStopped(build_detection_test_loader(cfg, name))
     with repaired_scorers():
-        metrics = inference_on_dataset(model, build_detection_test_loader(cfg, name), evaluator)
+        metrics = inference_on_dataset(model, loader, StoppableEvaluator(evaluator))
     if by_detectron2 and metrics:
         metrics = to_metrics(metrics)
         for file in filter(Path.is_file, map(folder.joinpath, PREDICTIONS)):

@@ -9,6 +9,7 @@ from detectron2.engine import hooks
 from detectron2.utils.events import EventStorage
 
 from moco_det.foundation.bn_statistics import precise_statistics
+from moco_det.plugin.loader import SharedBatches
 
 
 class SyncedPreciseBN(hooks.PreciseBN):
@@ -19,6 +20,12 @@ class SyncedPreciseBN(hooks.PreciseBN):
     """
 
     _data_iter: Iterator[Any] | None
+
+    @property
+    def batches(self) -> SharedBatches:
+        """The order of its images, which a resumed run goes on with."""
+        found: SharedBatches = self._data_loader.batch_sampler
+        return found
 
     def update_stats(self) -> None:
         if self._disabled:

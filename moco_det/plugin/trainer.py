@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,21 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset
+from moco_det.foundation import stopping
+from moco_det.foundation.collectives import Agreement
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.metrics_file import Writer
 from moco_det.plugin.evaluator import evaluate, numbers_only
+from moco_det.plugin.loader import training_loader
 from moco_det.plugin.metrics_log import MetricsLog
 from moco_det.plugin.modeling import any_width
 from moco_det.plugin.precise_bn import SyncedPreciseBN
+from moco_det.plugin.random_state import untouched
+from moco_det.plugin.run_state import RunState, WholeCheckpointer
 from moco_det.weights.loading import not_finite
 
 
@@ -35,7 +42,8 @@ def build_detector(cfg: CfgNode) -> nn.Module:
 class Trainer(DefaultTrainer):
     """Trains a model that is built and loaded already, so that bad weights are found early.
 
-    ``test_set`` is what DATASETS.TEST names; the last scores are in ``metrics``.
+    ``test_set`` is what DATASETS.TEST names; the last scores are in ``metrics``. A signal that
+    asks for a stop ends `train` after the step with a checkpoint and `stopping.Stopped`.
     """
 
     def __init__(
@@ -50,6 +58,7 @@ class Trainer(DefaultTrainer):
         self.test_set = test_set
         self.metrics: dict[str, Any] = {}
         self.failure: InputError | None = None
+        self.agreement = Agreement(cfg.MODEL.DEVICE)
         self.metrics_log = MetricsLog(
             Path(cfg.OUTPUT_DIR) / "metrics.jsonl", max_iter=cfg.SOLVER.MAX_ITER, also=also
         )
@@ -58,22 +67,39 @@ class Trainer(DefaultTrainer):
     def build_model(self, cfg: CfgNode) -> nn.Module:
         return self.loaded_model
 
+    def build_train_loader(self, cfg: CfgNode) -> DataLoader[dict[str, Any]]:
+        return training_loader(cfg)
+
     def build_hooks(self) -> list[HookBase]:
-        """detectron2's hooks, with our scores, a log period for short runs and a progress bar."""
-        replaced = (hooks.EvalHook, hooks.PeriodicWriter)
-        theirs = [hook for hook in super().build_hooks() if not isinstance(hook, replaced)]
-        found = [
-            self._synced(hook) if isinstance(hook, hooks.PreciseBN) else hook for hook in theirs
-        ]
-        if comm.is_main_process():
+        """detectron2's hooks, with what a resumed run needs, our scores, log period and a bar.
+
+        A checkpoint is saved after the evaluation of its iteration, not before it.
+        """
+        self.checkpointer = WholeCheckpointer(
+            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        batches, period = self.data_loader.batch_sampler, self.cfg.SOLVER.CHECKPOINT_PERIOD
+        self.run_state = RunState(batches, period)
+        self.scores = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate)
+        self.precise: SyncedPreciseBN | None = None
+        found: list[HookBase] = []
+        for hook in super().build_hooks():
+            if isinstance(hook, hooks.PreciseBN):
+                self.precise = self._synced(hook)
+                found.append(self.precise)
+            elif isinstance(hook, (hooks.IterationTimer, hooks.LRScheduler)):
+                found.append(hook)
+        main = comm.is_main_process()
+        if main:
             found.append(ProgressBar(f"fine-tuning {Path(self.cfg.OUTPUT_DIR).name}"))
-        found.append(hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self.evaluate))
-        if comm.is_main_process():
-            period = max(1, min(20, self.max_iter // 40))
-            found.append(hooks.PeriodicWriter(self.build_writers(), period=period))
+        found += [self.scores, self.run_state]
+        if main:
+            found.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
+            often = max(1, min(20, self.max_iter // 40))
+            found.append(hooks.PeriodicWriter(self.build_writers(), period=often))
         return found
 
-    def _synced(self, hook: hooks.PreciseBN) -> HookBase:
+    def _synced(self, hook: hooks.PreciseBN) -> SyncedPreciseBN:
         """The same precise BN, its place among the hooks kept: before the checkpoint is saved."""
         return SyncedPreciseBN(
             self.cfg.TEST.EVAL_PERIOD,
@@ -90,13 +116,28 @@ class Trainer(DefaultTrainer):
             TensorboardXWriter(self.cfg.OUTPUT_DIR),
         ]
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "processes": comm.get_world_size()}
+    def resume_or_load(self, resume: bool = True) -> None:
+        """detectron2's, after which the batches go on where the checkpoint's run stood."""
+        super().resume_or_load(resume=resume)
+        self.run_state.batches.done = self.start_iter
+        period = self.cfg.TEST.EVAL_PERIOD
+        if self.precise is not None and period > 0:
+            batches = self.precise.batches
+            batches.seed = self.run_state.batches.seed
+            batches.done = self.start_iter // period * self.cfg.TEST.PRECISE_BN.NUM_ITER
 
     def train(self) -> Any:
         if comm.is_main_process():
             self.metrics_log.keep_before(self.start_iter)
-        return super().train()
+        with stopping.deferred():
+            return super().train()
+
+    def before_train(self) -> None:
+        super().before_train()
+        if self.run_state.evaluation_due:
+            self.iter = self.storage.iter = self.start_iter - 1
+            self.scores.after_step()
+            self.run_state.evaluation_due = False
 
     def run_step(self) -> None:
         try:
@@ -104,20 +145,39 @@ class Trainer(DefaultTrainer):
         except FloatingPointError as error:
             self.failure = self.diverged(str(error).splitlines()[0])
             raise self.failure from None
-        last = self.iter == self.max_iter - 1
-        if last or (self.iter + 1) % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
-            # losses are of the weights before the step, and detectron2 scores any as no detection
-            broken = not_finite(self.model)
-            if broken:
-                self.failure = self.diverged(f"{broken} became Inf or NaN.")
-                raise self.failure
+        if self.is_last or (self.iter + 1) % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+            self.check_finite()
+
+    @property
+    def is_last(self) -> bool:
+        return bool(self.iter == self.max_iter - 1)
+
+    def check_finite(self) -> None:
+        """Before a checkpoint: losses are of the weights before the step, and detectron2 scores
+        weights that are Inf or NaN as no detection."""
+        broken = not_finite(self.model)
+        if broken:
+            self.failure = self.diverged(f"{broken} became Inf or NaN.")
+            raise self.failure
 
     def after_step(self) -> None:
         try:
             super().after_step()
+            # the last step's checkpoint is written, and its evaluation looks for a stop itself
+            signal = 0 if self.is_last else self.agreement.asked()
         except FloatingPointError as error:  # precise BN runs the model too
             self.failure = self.diverged(str(error).splitlines()[0])
             raise self.failure from None
+        except InputError as error:  # a full disk
+            self.failure = error
+            raise
+        except stopping.Stopped as stop:  # every process has given up the evaluation
+            self.run_state.evaluation_due, signal = True, stop.number
+        if signal:
+            self.check_finite()
+            self.run_state.gather()
+            self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+            raise stopping.Stopped(signal)
 
     def diverged(self, what: str) -> InputError:
         """The error of a run whose numbers overflowed, with the last good checkpoint's name."""
@@ -134,7 +194,8 @@ class Trainer(DefaultTrainer):
             raise self.failure  # detectron2 evaluates also after a last step that failed
         output = Path(self.cfg.OUTPUT_DIR)
         name = self.cfg.DATASETS.TEST[0]
-        self.metrics = evaluate(self.cfg, self.model, self.test_set, name, output)
+        with untouched():  # training goes on alike, however often it is scored
+            self.metrics = evaluate(self.cfg, self.model, self.test_set, name, output)
         self._last_eval_results = numbers_only(self.metrics)  # TEST.EXPECTED_RESULTS reads it
         return self._last_eval_results
 

@@ -7,24 +7,35 @@ here, as in `moco_det.weights.loading`, names and shapes must be exactly the mod
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
+from moco_det.foundation.checkpoints import Content
 from moco_det.foundation.errors import InputError
-from moco_det.weights.loading import check_model_state, read_checkpoint
+from moco_det.weights.loading import check_model_state
 
 
-def check_resumable(model: nn.Module, path: str, *, training: bool) -> dict[str, Any]:
-    """InputError unless detectron2's checkpointer can go on from this file, nothing left out.
-
-    Returns the trainer's state, an empty one where it is only scored.
-    """
-    state = read_checkpoint(Path(path))
-    check_model_state(model, state["model"], Path(path))
-    if training and "trainer" not in state:
+def check_resumable(model: nn.Module, path: Path, state: Content) -> int:
+    """The iterations of a checkpoint; InputError unless detectron2 can go on from it."""
+    check_model_state(model, state["model"], path)
+    trainer = _dictionary(state, "trainer")
+    done = trainer.get("iteration")
+    if not (isinstance(done, int) and _dictionary(trainer, "_trainer")):
         raise InputError(
             f"--resume: {path} was not written by a training run of detectron2: go on with "
             "--engine standalone, or start from it with MODEL.WEIGHTS in another OUTPUT_DIR"
         )
-    return dict(state["trainer"]) if training else {}
+    return done + 1
+
+
+def run_state(state: Content) -> Content:
+    """What `moco_det.plugin.run_state.RunState` saved; empty where another program did."""
+    found = _dictionary(_dictionary(_dictionary(state, "trainer"), "hooks"), "RunState")
+    lists = isinstance(found.get("random"), list) and found["random"]
+    numbers = all(isinstance(found.get(key), (int, float)) for key in ("seconds", "seed"))
+    return found if lists and numbers else {}
+
+
+def _dictionary(content: Content, key: str) -> Content:
+    found = content.get(key)
+    return found if isinstance(found, dict) else {}

@@ -22,7 +22,7 @@ from detectron2.config import CfgNode  # noqa: E402
 
 from moco_det.plugin import load_config, load_weights  # noqa: E402
 from moco_det.plugin.trainer import build_detector  # noqa: E402
-from moco_det.plugin.weights import check_resumable  # noqa: E402
+from moco_det.plugin.weights import check_resumable, run_state  # noqa: E402
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quick" / "R18_FPN.yaml"
 C4 = {
@@ -158,12 +158,9 @@ def test_a_pickle_that_would_run_something_is_not_run(tiny: Tiny, tmp_path: Path
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_checkpoint_of_another_engine_is_scored_but_not_trained_on(
-    tiny: Tiny, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_engine_is_not_trained_on(tiny: Tiny, tmp_path: Path) -> None:
     _, model = built(tiny)
-    path = tmp_path / "model_final.pth"
-    torch.save({"model": model.state_dict(), "iteration": 3}, path)
-    check_resumable(model, str(path), training=False)
+    content = {"model": model.state_dict(), "iteration": 3}
     with pytest.raises(InputError, match="--engine standalone"):
-        check_resumable(model, str(path), training=True)
+        check_resumable(model, tmp_path / "model_final.pth", content)
+    assert run_state(content) == {}
