@@ -158,6 +158,9 @@ class Torture:
         while self.board.steps == 0 and first.running():
             time.sleep(0.002)
         first.send(signal.SIGSTOP, group=True)
+        if not first.running():  # it only had its row to write
+            first.end()
+            return
         second = Attempt(
             self.run.argv(self.parts), tmp(self.folder), limits=Limits(cpu=60, wall=100)
         ).end()
