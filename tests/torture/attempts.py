@@ -87,7 +87,7 @@ class Attempt:
             now = time.monotonic()
             if pause < 0.2:
                 continue
-            used = _cpu_of_group(self.pid)
+            used = _cpu_of_family(self.pid)
             if used > last:
                 last, since = used, now
             if now - since > IDLE:
@@ -154,7 +154,8 @@ def _be_the_tool(
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, path in enumerate(streams, 1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         logging.root.handlers.clear()
         os.chdir(folder)
         tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
@@ -174,14 +175,20 @@ def _be_the_tool(
         os._exit(code)
 
 
-def _cpu_of_group(group: int) -> float:
-    """CPU time of the processes of a group, in clock ticks."""
-    total = 0.0
+def _cpu_of_family(ancestor: int) -> float:
+    """CPU time of a process and what it has started, in clock ticks."""
+    parents, used = {}, {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError, IndexError, ValueError):
             fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) == group:
-                total += int(fields[11]) + int(fields[12])
+            parents[int(name)] = int(fields[1])
+            used[int(name)] = sum(map(int, fields[11:15]))
+    total = 0.0
+    for process in used:
+        above = process
+        while above > 1 and above != ancestor:
+            above = parents.get(above, 0)
+        total += used[process] if above == ancestor else 0
     return total
 
 

@@ -1,4 +1,4 @@
-"""True files of every kind, made by the tools once, and the commands that hostile ones go through."""
+"""True files of every kind, made once, and the commands that hostile ones go through."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ class Base:
         if ended.code:
             raise SystemExit(f"{argv}: {ended.err}")
 
-    def pretrain(self, at: Path, keys: Mapping[str, str], *, output: Path | None = None) -> list[str]:
+    def pretrain(
+        self, at: Path, keys: Mapping[str, str], *, output: Path | None = None
+    ) -> list[str]:
         """One step of pre-training."""
         own = {
             **PRETRAIN,

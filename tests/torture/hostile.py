@@ -50,6 +50,7 @@ KINDS: dict[str, Callable[[random.Random, Path, Base], Case]] = {
 }
 LIMITS = Limits(cpu=40, wall=150)
 MOST_MIB = 4096
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink")
 
 
 class Tags(HTMLParser):
@@ -69,13 +70,10 @@ def watch_writes(folder: Path, log: int) -> Callable[[], None]:
     inside = (str(folder), "/dev/", "/proc/", "/sys/")
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(arguments[2], int) and arguments[2] & 0o3:
-            paths = arguments[:1]
-        elif event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink"):
-            paths = arguments[:1]
-        else:
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & 0o3
+        if not writes and event not in CHANGES:
             return
-        for path in paths:
+        for path in arguments[:1]:
             if isinstance(path, (str, bytes)):
                 whole = os.path.abspath(os.fsdecode(path))
                 if not whole.startswith(inside):

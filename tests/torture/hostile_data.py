@@ -217,7 +217,9 @@ def lists(rng: random.Random, at: Path, base: Base) -> Case:
     elif way == 2:
         scheme = rng.choice(("voc", "coco", "file", "http", ""))
         tail = rng.choice(("?split=train", "?split=../../x", "?images=/dev", "?", "?a=b", "%00"))
-        path = note = f"{scheme}://{rng.choice((str(base.voc), '/dev/zero', '', 'x%00', file))}{tail}"
+        path = note = (
+            f"{scheme}://{rng.choice((str(base.voc), '/dev/zero', '', 'x%00', file))}{tail}"
+        )
     if rng.random() < 0.5:
         return Case(["make-shards", path, "--output", str(at / "out")], note, new=True)
     return Case(base.pretrain(at, {"DATA.PATH": path}), note)
@@ -243,7 +245,9 @@ def shards(rng: random.Random, at: Path, base: Base) -> Case:
         tar.write_bytes(data)
     elif way == "members":
         with tarfile.open(tar, "a") as archive:
-            for name in rng.sample(("../../x.jpg", "/x.jpg", "é\n.jpg", "a.cls", "b.jpg", "c.", "d" * 90), 3):
+            for name in rng.sample(
+                ("../../x.jpg", "/x.jpg", "é\n.jpg", "a.cls", "b.jpg", "c.", "d" * 90), 3
+            ):
                 info = tarfile.TarInfo(name)
                 info.type = rng.choice((tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, b"Z"))
                 info.linkname = "/etc/passwd"
@@ -266,5 +270,3 @@ def shards(rng: random.Random, at: Path, base: Base) -> Case:
         return Case(["make-shards", "--index", path], note)
     more = {"DATA.IMAGES": rng.choice(("0", "24", "100000000"))} if rng.random() < 0.5 else {}
     return Case(base.pretrain(at, {"DATA.PATH": path, **more}), note)
-
-

@@ -19,7 +19,23 @@ from tests.torture.base import Base
 from tests.torture.values import HTML, SPECIAL, Case, changed, damaged, special
 
 ENTRIES: tuple[Any, ...] = (
-    *(None, True, 0, -1, 10**12, 1e400, float("nan"), "", "x", HTML[0], b"x", [], {}, [[]], {"a": 1}),
+    *(
+        None,
+        True,
+        0,
+        -1,
+        10**12,
+        1e400,
+        float("nan"),
+        "",
+        "x",
+        HTML[0],
+        b"x",
+        [],
+        {},
+        [[]],
+        {"a": 1},
+    ),
     *(torch.zeros(0), torch.zeros(3), torch.zeros(2, 2, dtype=torch.int64), torch.tensor(True)),
     *(torch.full((4,), float("nan")), torch.zeros(1).expand(10**9), torch.tensor([2**62])),
 )

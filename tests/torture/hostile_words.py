@@ -28,7 +28,15 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
 )
 TEXTS = (
     *(LAUGHS, MERGES, "&a [*a]", "&a {x: *a}", "a: &a {b: *a}", "", "\0", "\ufeff", "a: 1\na: 2"),
-    *("[" * 5000, "{a: " * 5000, "- " * 5000, "a:\n " * 5000, "--- a\n--- b", "%TAG ! x", "x" * 10**6),
+    *(
+        "[" * 5000,
+        "{a: " * 5000,
+        "- " * 5000,
+        "a:\n " * 5000,
+        "--- a\n--- b",
+        "%TAG ! x",
+        "x" * 10**6,
+    ),
     *("_BASE_: c.yaml", "_BASE_: /dev/zero", "_BASE_: .", "_BASE_: [a]", "_BASE_: ''", "_BASE_: 1"),
     *("_BASE_: " + "../" * 2000 + "etc/passwd", "_BASE_: https://127.0.0.1:9/x.yaml", "SOLVER: 1"),
     *("? [a]\n: 1", "? {a: 1}\n: 1", "!!python/object/apply:os.system ['touch canary']", "1: 2"),
@@ -191,7 +199,14 @@ def arguments(rng: random.Random, at: Path, base: Base) -> Case:
 def values(action: argparse.Action, rng: random.Random, at: Path, base: Base) -> list[str]:
     if action.nargs == 0:
         return []
-    true = (str(base.detector), str(base.images), str(base.backbone), "R18_FPN", str(at / "out"), "1")
+    true = (
+        str(base.detector),
+        str(base.images),
+        str(base.backbone),
+        "R18_FPN",
+        str(at / "out"),
+        "1",
+    )
     count = action.nargs if isinstance(action.nargs, int) else 1
     if rng.random() < 0.3 and action.choices:
         return [str(rng.choice(list(action.choices)))] * count

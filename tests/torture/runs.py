@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import random
 import re
@@ -69,13 +68,12 @@ class Kind(NamedTuple):
 
 
 def kinds() -> list[Kind]:
-    """Every method and engine that can run here, in a fixed order that mixes them."""
+    """Every method and engine, in a fixed order that mixes them."""
     listed = [Kind("pretrain", name, "listed images") for name in METHODS]
     shards = [Kind("pretrain", name, "shards") for name in SHARDED]
-    found = [Kind("standalone", name, "scenes") for name in DETECTORS]
-    if importlib.util.find_spec("detectron2"):
-        found += [Kind("detectron2", name, "scenes") for name in DETECTORS]
-    return sorted(listed + shards + found * 2, key=lambda kind: kind.name[::-1])
+    engines = ("standalone", "detectron2") * 2
+    tuned = [Kind(engine, name, "scenes") for name in DETECTORS for engine in engines]
+    return sorted(listed + shards + tuned, key=lambda kind: kind.name[::-1])
 
 
 @dataclass(frozen=True)

@@ -32,19 +32,64 @@ JSON: tuple[Any, ...] = (
     *(None, True, 0, -1, -0.5, 0.1, 1e8, 10**12, 1e308, 2**63, -(2**63), 1e-320),
     *("", " ", "x", "1", "\x00", "\ud800", "a" * 70_000, "../../x", "/etc/passwd", "/dev/zero"),
     *("\u202e\u0007\x1b[31m", "%s%n{0}", "[]", "NaN", "CON", "\n\n"),
-    *([], {}, [[]], [None], {"a": {}}, [1e9] * 6, [-1e9, 1e9] * 4, [[1e12] * 4] * 3, list(range(5))),
+    *(
+        [],
+        {},
+        [[]],
+        [None],
+        {"a": {}},
+        [1e9] * 6,
+        [-1e9, 1e9] * 4,
+        [[1e12] * 4] * 3,
+        list(range(5)),
+    ),
 )
 YAML = (
     *("0", "-1", "1e8", "100000000", "1000000000000", ".nan", ".inf", "-.inf", "1e400", "9" * 400),
     *("9" * 5000, "2020-99-99", "!!int abc", "!!map [1]", "!!python/object/apply:os.system [id]"),
     *("''", "null", "true", "[]", "{}", "[[[]]]", "{a: 1}", "{[1]: 2}", "{{a: 1}: 2}", "x" * 5000),
-    *("&a [*a]", "*nothing", "!!binary x", "!!set {a}", "'\\0'", '"\\0"', "|", "0x", "1:60:60", "~"),
+    *(
+        "&a [*a]",
+        "*nothing",
+        "!!binary x",
+        "!!set {a}",
+        "'\\0'",
+        '"\\0"',
+        "|",
+        "0x",
+        "1:60:60",
+        "~",
+    ),
     *("[" * 4000, "{a: " * 4000, "!!timestamp x", "!!float x", "!!bool x", "@x", "%x", "\t", "- -"),
 )
 WORDS = (
     *("0", "-1", "1e8", "100000000", "1000000000000", "nan", "inf", "-inf", "1e400", "9" * 400),
-    *("9" * 5000, "0.5", "", " ", "x", "None", "True", "[]", "()", "[[1]]", "[1e8]", "{}", "{1: 2}"),
-    *("2020-99-99", "!!int abc", "a" * 5000, "/dev/zero", "..", "\udcff", "\u202e", "a\nb", "a\x00b"),
+    *(
+        "9" * 5000,
+        "0.5",
+        "",
+        " ",
+        "x",
+        "None",
+        "True",
+        "[]",
+        "()",
+        "[[1]]",
+        "[1e8]",
+        "{}",
+        "{1: 2}",
+    ),
+    *(
+        "2020-99-99",
+        "!!int abc",
+        "a" * 5000,
+        "/dev/zero",
+        "..",
+        "\udcff",
+        "\u202e",
+        "a\nb",
+        "a\x00b",
+    ),
     *("&a [*a]", "[" * 3000, "[-1]", "[0]", "['x']", "[1, 2, 3, 4, 5]", "[None]", "(1e9, 1e9)"),
 )
 
@@ -126,7 +171,18 @@ def damaged(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     return bytes(changed_data), f"{way} at {at} of {len(data)}"
 
 
-SPECIAL = ("fifo", "device", "folder", "loop", "dangling", "endless", "self", "long", "nul", "empty")
+SPECIAL = (
+    "fifo",
+    "device",
+    "folder",
+    "loop",
+    "dangling",
+    "endless",
+    "self",
+    "long",
+    "nul",
+    "empty",
+)
 
 
 def special(path: Path, kind: str) -> str:
