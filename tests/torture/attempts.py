@@ -31,7 +31,7 @@ GIB = 2**30
 class Limits:
     """What a child may take; `wall` is for one that computes on a busy machine."""
 
-    memory: int = 9 * GIB  # of addresses, 4 of which are this process's own
+    memory: int = 8 * GIB  # of addresses, 4 of which are this process's own
     cpu: int = 20
     wall: float = 120.0
 

@@ -48,7 +48,7 @@ KINDS: dict[str, Callable[[random.Random, Path, Base], Case]] = {
     "metrics.jsonl": hostile_words.logs,
     "arguments": hostile_words.arguments,
 }
-LIMITS = Limits(cpu=40, wall=150)
+LIMITS = Limits(cpu=25, wall=150)
 MOST_MIB = 4096
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink")
 

@@ -101,13 +101,13 @@ def entries_of_pretraining(rng: random.Random, at: Path, base: Base) -> Case:
     content = torch.load(base.pretrained / "checkpoint.pth", weights_only=True)
     content["state"] |= {"iteration": 1, "total": 2}
     content["config"]["SOLVER"]["MAX_ITER"] = 2
-    (at / "out").mkdir()
     content["config"]["OUTPUT_DIR"] = str(at / "out")
     part = rng.choice((None, "state", "config", "encoder"))
     tree = content if part is None else content[part]
     tree, note = changed(dict(tree), rng, ENTRIES, times=rng.choice((1, 1, 2)))
     content = tree if part is None else {**content, part: tree}
     if rng.random() < 0.6:
+        (at / "out").mkdir()
         torch.save(content, at / "out" / "checkpoint_00000001.pth")
         words = base.pretrain(at, {"SOLVER.MAX_ITER": "2"})
         return Case([words[0], "--resume", *words[1:]], f"{part}: {note}")

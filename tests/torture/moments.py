@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,9 +119,8 @@ def instrument(
         board.times[board.steps] = time.monotonic()
         board.counts[0] += 1
         if order is not None:
-            from detectron2.utils.events import get_event_storage
-
-            note(order, get_event_storage().iter, *batch)
+            storage = sys.modules["detectron2.utils.events"].get_event_storage()
+            note(order, storage.iter, *batch)
 
     os.fsync, os.replace = wrapped("fsync", os.fsync), wrapped("replace", os.replace)
     torch.save = half_saved
