@@ -155,7 +155,7 @@ def _be_the_tool(
         for number, path in enumerate(streams, 1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         sys.stdout = os.fdopen(1, "w", closefd=False)
-        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
         logging.root.handlers.clear()
         os.chdir(folder)
         tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
