@@ -165,7 +165,7 @@ def final(folder: Path, engine: str) -> Any:
     """What of a finished run's last checkpoint must be equal."""
     name = "checkpoint.pth" if engine == "pretrain" else "model_final.pth"
     content = torch.load(folder / name, map_location="cpu", weights_only=True)
-    left_out = ("config",) if engine == "pretrain" else ()
+    left_out = ("config",) if engine == "pretrain" else ("seconds",)
     return {key: value for key, value in content.items() if key not in left_out}
 
 
