@@ -1,5 +1,6 @@
 # make demo   the main job on a laptop, to report.html; make demo PRETRAIN=1 begins with pre-training
 # make test   every check
+# make torture  kills and hostile inputs, more than make test has time for
 # make gpu    the tests and benchmarks that need a GPU
 # They make .venv on the first run and find it on the second. Where the packages are installed
 # already and .venv cannot be made: make gpu BIN=$(dirname $(command -v python3))
@@ -17,7 +18,7 @@ LIMIT     := $(shell command -v timeout >/dev/null 2>&1 && echo timeout 1500)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test gpu lint coverage install install-dev clean distclean
+.PHONY: help demo test torture gpu lint coverage install install-dev clean distclean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1\t\2/p;s/^\([a-z-]*\):  ## \(.*\)/  make \1\t\2/p' \
@@ -28,6 +29,11 @@ demo: $(VENV)/.installed  ## convert, fine-tune, score, report; PRETRAIN=1 pre-t
 
 test: lint  ## ruff, mypy and pytest
 	OMP_NUM_THREADS=1 $(LIMIT) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+torture: $(VENV)/.installed-dev  ## 200 kills and 5,000 hostile inputs; goes on where it was stopped
+	mkdir -p runs/torture
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture.kills --seeds 0:84 -o runs/torture/kills.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture.hostile --seeds 0:5000 -o runs/torture/hostile.jsonl
 
 gpu: $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.installed-dev)  ## tests and benchmarks on a GPU, one table (ARGS="--help")
 	$(BIN)/python3 benchmarks/gpu.py $(ARGS)
