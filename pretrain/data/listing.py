@@ -143,11 +143,11 @@ def _walk(root: str, key: str) -> list[str]:
                 name = os.path.join(folder, entry.name)
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
                     folders.append(name)
                 elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
                     others[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
-                elif entry.is_file() or entry.is_symlink():  # to wait on a pipe would be for ever
+                elif entry.is_symlink() or entry.is_file():  # to wait on a pipe would be for ever
                     names.append(name)
             bar.update(len(names) - bar.n)
     if others:

@@ -17,6 +17,7 @@ from moco_det.foundation.checkpoints import load_checkpoint
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import load_mapping, load_yaml, parse_value
 from pretrain import images
+from pretrain.data.listing import list_images
 from pretrain.data.shard_files import list_shards
 
 
@@ -150,3 +151,10 @@ def test_a_typed_number_that_cannot_be_shown_stays_text() -> None:
 def test_a_pattern_of_a_billion_shards_is_counted_not_written_out(pattern: str, count: str) -> None:
     with pytest.raises(InputError, match=f"names {count} shards"):
         list_shards(pattern)
+
+
+def test_links_that_loop_in_a_folder_of_images_do_not_hide_the_others(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.png")
+    for name in ("loop.yaml", "loop.png"):
+        (tmp_path / name).symlink_to(tmp_path / name)
+    assert [Path(p).name for p in list_images(str(tmp_path)).paths] == ["a.png", "loop.png"]
