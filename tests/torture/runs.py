@@ -165,6 +165,8 @@ def final(folder: Path, engine: str) -> Any:
     """What of a finished run's last checkpoint must be equal."""
     name = "checkpoint.pth" if engine == "pretrain" else "model_final.pth"
     content = torch.load(folder / name, map_location="cpu", weights_only=True)
+    if engine == "detectron2":
+        return content["model"]
     left_out = ("config",) if engine == "pretrain" else ("seconds",)
     return {key: value for key, value in content.items() if key not in left_out}
 
