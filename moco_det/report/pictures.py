@@ -98,7 +98,7 @@ def _blocks(group: Group) -> list[Block]:
     for arm in group.arms:
         row = next(row for row in arm.rows if row.seed == min(seeds))
         try:
-            boxes = read_boxes(row.run_dir / "predictions.json", dataset)
+            boxes = read_boxes(row.file("predictions.json"), dataset)
         except InputError as error:
             notes.append(f"{arm.label} is not shown: {' '.join(str(error).split())}.")
             continue

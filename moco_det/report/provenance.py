@@ -95,7 +95,7 @@ def proof_table(groups: Sequence[Group]) -> Table:
 
 def _difference(value: Any) -> str:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return scientific(float(value) if is_number and value == value else None)
+    return scientific(float(value) if is_number and abs(value) < 1e300 else None)
 
 
 def run_blocks(rows: Rows, groups: Sequence[Group], probes: Sequence[Group]) -> list[Block]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,9 +17,11 @@ from moco_det.report.document import Block, Figure, Figures, Fold, Sentence, Tex
 from moco_det.report.formats import counted
 from moco_det.report.groups import Group
 from moco_det.report.sentences import say, sentence
+from moco_det.results import Row
 
 # More points than this cannot be told apart in a chart; neighbours are then averaged.
 MAX_POINTS = 120
+LARGEST = 1e100  # number of a curve: sums of more overflow
 # Curves are drawn for the first settings only: the file must stay small enough to send.
 CURVE_SETTINGS, PART_SETTINGS = 6, 1
 # With more lines than this the seeds of a curve are left to their mean.
@@ -103,14 +104,22 @@ def thin(curves: Sequence[Points], limit: int = MAX_POINTS) -> list[Points]:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return known and abs(value) <= LARGEST
+
+
+def _log_of(row: Row) -> Log | None:
+    try:
+        return read_log(row.file("metrics.jsonl"))
+    except InputError:
+        return None
 
 
 def curve_blocks(group: Group) -> list[Block]:
     """Losses and APs of a setting's runs against the iteration, and what is missing."""
     if group.index >= CURVE_SETTINGS:
         return [text(f"Curves are drawn for the first {CURVE_SETTINGS} settings.")]
-    logs = [[read_log(row.run_dir / "metrics.jsonl") for row in arm.rows] for arm in group.arms]
+    logs = [[_log_of(row) for row in arm.rows] for arm in group.arms]
 
     def figures(wanted: Iterable[tuple[str, str, str]]) -> list[Figure]:
         found = []

@@ -32,6 +32,16 @@ class Row:
         """The run's folder; the row names it relative to the results file."""
         return self.path.parent / str(self.data["output_dir"])
 
+    def file(self, name: str) -> Path:
+        """A file of the run's folder; InputError where a row leads out of its results' folder."""
+        path = (self.run_dir / name).resolve()
+        if not path.is_relative_to(self.path.parent.resolve()):
+            raise InputError(
+                f"the folder of run {shown(self.data['run'])} is not in {self.path.parent}, where "
+                "its row stands: nothing in it is read"
+            )
+        return path
+
     @property
     def finished(self) -> bool:
         """Whether the run reached its end and was scored."""
@@ -104,7 +114,8 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
             f"run {row['run']!r} cannot be written as json: {error}; undefined numbers are null"
         ) from error
     make_folder(path.parent)
-    append_line(path, text)
+    # a name in another encoding costs no row
+    append_line(path, text.encode("utf-8", "replace").decode())
 
 
 def read_rows(paths: Iterable[str | Path]) -> Rows:
@@ -140,6 +151,11 @@ def _parse(line: bytes, *, whole: bool) -> dict[str, Any]:
         raise InputError(f"{state}; skipped") from error
     if not isinstance(row, dict):
         raise InputError(f"{shown(row)} is not a json object; skipped")
+    if b"\\ud" in line.lower():  # half of a pair of them is no text that can be written
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"holds text that is not unicode ({error.reason}); skipped") from error
     validate_row(row)
     return upgrade(row)
 

@@ -63,7 +63,10 @@ def _learned(field: Field) -> Field:
 TEXT = Field("a string", lambda value: isinstance(value, str))
 REASON = Field("why the run failed", lambda value: isinstance(value, str) and bool(value.strip()))
 FOLDER = Field("a folder", lambda value: isinstance(value, str) and "\0" not in value)
-INT = Field("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool))
+INT = Field(
+    "an integer",
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63,
+)
 COUNT = Field("a number above 0", lambda value: INT.accepts(value) and 1 <= value <= _MOST)
 SECONDS = Field("seconds", _number(0, _MOST))
 PERCENT = Field("percent from 0 to 100", _number(-1e-6, 100 + 1e-6)).or_null()

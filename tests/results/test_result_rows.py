@@ -78,6 +78,30 @@ def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert read.rows[0].metric("segm", "AP") is None
 
 
+@pytest.mark.parametrize("folder", ["../other", "/etc", "runs/../../other", "link"])
+def test_a_row_that_leads_out_of_its_folder_is_not_followed(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "results" / "runs").mkdir(parents=True)
+    (tmp_path / "results" / "link").symlink_to("/dev")
+    path = tmp_path / "results" / "results.jsonl"
+    append_row(path, row(output_dir=folder))
+    with pytest.raises(InputError, match="nothing in it is read"):
+        read_rows([path]).rows[0].file("zero")
+
+
+def test_text_that_is_no_unicode_costs_the_reader_one_line_and_the_writer_none(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "results.jsonl"
+    append_row(path, row(run="caf\udce9"))
+    with path.open("a") as file:
+        file.write(json.dumps(row(run="x\ud800")) + "\n")
+        file.write(json.dumps(row(seed=10**400)) + "\n")
+        file.write(json.dumps(row(run="\U0001f600")) + "\n")
+    read = read_rows([path])
+    assert [one.data["run"] for one in read.rows] == ["caf?", "\U0001f600"]
+    assert [problem.line for problem in read.problems] == [2, 3]
+
+
 def test_a_folder_stands_for_its_results_file_and_is_read_once(tmp_path: Path) -> None:
     append_row(tmp_path / "results.jsonl", row())
     assert len(read_rows([tmp_path, tmp_path / "results.jsonl"]).rows) == 1
