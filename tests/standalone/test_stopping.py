@@ -87,6 +87,7 @@ def assert_same(whole: Path, parts: Path) -> None:
     assert lines_of(parts) == lines_of(whole)
     one, two = final_state(whole), final_state(parts)
     assert [n for n, t in one["model"].items() if not torch.equal(t, two["model"][n])] == []
+    assert one["optimizer"]["param_groups"] == two["optimizer"]["param_groups"]
     assert torch.equal(one["random"][0], two["random"][0])
     assert (parts / "predictions.json").read_bytes() == (whole / "predictions.json").read_bytes()
     assert len((parts / "results.jsonl").read_text().splitlines()) == 1
