@@ -297,6 +297,8 @@ class Loop:
             self.iteration = state["iteration"]
             if not 0 <= self.iteration <= self.total:
                 raise ValueError(f"it has {self.iteration} iterations")
+            for group in self.optimizer.param_groups:  # that of the last step, which may be over
+                group["lr"] = self.rate_of(max(0, self.iteration - 1))
             self.unmeasured = bool(state.get("unmeasured", False))
             self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
             self.source.corrupt.restore(state["corrupt"])

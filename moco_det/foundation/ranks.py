@@ -84,6 +84,7 @@ def run_ranks(
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
             _wait(ranks)
         finally:
+            asked = stopping.asked()
             for rank in ranks:
                 rank.kill()
     endings = [(rank.ending, number) for number, rank in enumerate(ranks) if rank.ending]
@@ -91,7 +92,7 @@ def run_ranks(
         return
     (kind, _, error), number = min(endings, key=lambda one: one[0][:2])
     if kind == _STOPPED:
-        raise stopping.Stopped(stopping.asked()) if stopping.asked() else error
+        raise stopping.Stopped(asked) if asked else error
     if isinstance(error, ProcessDied):
         place = f"process {number + 1} of {processes} (rank {first + number} of {total})"
         raise ProcessDied(f"{place} died: {error}")

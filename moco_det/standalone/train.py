@@ -61,6 +61,7 @@ def train(
     solver = build_solver(cfg, model)
     scaler = torch.amp.GradScaler(precision.device, enabled=precision.needs_scaler)
     first = restore(found, model, solver.optimizer, scaler) if found is not None else 0
+    solver.set_iteration(max(0, first - 1))  # the last step may be over
     streams = begun_by(found[1]) if found is not None else world
     mapper = build_mapper(cfg, train=True)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import subprocess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from moco_det.foundation import checkpoints as foundation
 from moco_det.foundation import stopping
@@ -132,7 +135,7 @@ def test_a_second_interrupt_ends_a_write_at_once_and_leaves_nothing_torn(
 
     def save(content: Any, path: Path) -> None:
         with real(path) as file:
-            torch.save(content, Interrupted(file))
+            torch.save(content, cast(IO[bytes], Interrupted(file)))
 
     with monkeypatch.context() as patch:
         send_in_step(patch, signal.SIGINT, 3)
@@ -157,6 +160,32 @@ def test_a_folder_has_one_owner_who_removes_what_killed_ones_left(
     (output / ".checkpoint_00000002.pth.77.partial").write_bytes(b"torn")
     train.train(cfg)
     assert not list(output.glob(".*"))
+
+
+def test_workers_outlive_a_signal_and_do_not_outlive_a_killed_run() -> None:
+    open_end, held = os.pipe()
+
+    def run() -> None:
+        loader: DataLoader[bytes] = DataLoader(
+            [bytes(100_000)] * 9,  # type: ignore[arg-type]  # more than a pipe takes
+            batch_size=None,
+            num_workers=1,
+            worker_init_fn=stopping.ignore_in_worker,
+        )
+        batches = iter(loader)
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        for name in ("-TERM", "-USR1", "-INT"):  # not by us, whose SIGTERM it obeys
+            subprocess.run(["kill", name, str(worker.pid)], check=True)
+        assert [len(next(batches)) for _ in range(4)] == [100_000] * 4
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    os.close(held)
+    assert os.read(open_end, 1) == b""  # the last that held the other end has gone
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def worker(rank: int, runs: list[tuple[str, int, list[str]]], folder: str) -> None:

@@ -19,6 +19,7 @@ from moco_det.foundation import collectives, launching
 from moco_det.foundation.errors import InputError
 from moco_det.resnet.layers import SyncBatchNorm2d
 from moco_det.settings.engine import RunOptions
+from tests.standalone.test_run import final_state, lines_of
 from tests.standalone.tiny import on_scenes
 from tests.standalone.workers import (
     batch_of,
@@ -174,6 +175,16 @@ def test_two_processes_train_one_config(two: Two) -> None:
     assert len(state["random"]) == 2 and not torch.equal(*state["random"])
     images = {row["image_id"] for row in json.loads((two.run / "predictions.json").read_text())}
     assert images <= {1, 2, 3, 4}
+
+
+@pytest.mark.slow
+def test_both_give_an_evaluation_up_where_one_is_told_to_stop(two: Two) -> None:
+    stopped = two.run.with_name("two_stopped")
+    assert (stopped / "model_0000001.pth").exists() and not (two.run / "model_0000001.pth").exists()
+    assert lines_of(stopped) == lines_of(two.run)
+    one, other = final_state(two.run)["model"], final_state(stopped)["model"]
+    assert [name for name, tensor in one.items() if not torch.equal(tensor, other[name])] == []
+    assert len((stopped / "results.jsonl").read_text().splitlines()) == 1
 
 
 class Shares(nn.Module):

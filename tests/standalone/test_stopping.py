@@ -56,7 +56,6 @@ def signalled(function: Callable[..., Any], call: int) -> Callable[..., Any]:
     ("place", "name", "call", "stays"),
     [
         (training, "step", 1, "model_0000000.pth"),
-        (training, "step", 2, "model_0000001.pth"),  # its evaluation is not begun
         (precise._TrainingForward, "forward", 1, "model_0000001.pth"),
         (evaluation, "sample_or_error", 3, "model_0000001.pth"),
         (evaluation, "sample_or_error", 7, "model_0000002.pth"),  # of the last evaluation
@@ -88,6 +87,7 @@ def assert_same(whole: Path, parts: Path) -> None:
     assert lines_of(parts) == lines_of(whole)
     one, two = final_state(whole), final_state(parts)
     assert [n for n, t in one["model"].items() if not torch.equal(t, two["model"][n])] == []
+    assert one["optimizer"]["param_groups"] == two["optimizer"]["param_groups"]
     assert torch.equal(one["random"][0], two["random"][0])
     assert (parts / "predictions.json").read_bytes() == (whole / "predictions.json").read_bytes()
     assert len((parts / "results.jsonl").read_text().splitlines()) == 1
@@ -96,7 +96,7 @@ def assert_same(whole: Path, parts: Path) -> None:
 def test_scores_that_a_killed_run_has_made_again_stand_once(
     whole: Path, painted: ScenesPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in an evaluation, killed after it was done anew, and resumed."""
+    """Stopped before an evaluation, killed after it was done, and resumed."""
     cfg = on_scenes(painted, tmp_path / "parts", CHANGES)
     with monkeypatch.context() as patch, pytest.raises(stopping.Stopped):
         patch.setattr(training, "step", signalled(training.step, 2))

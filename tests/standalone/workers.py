@@ -13,19 +13,21 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+import moco_det.standalone.evaluate as evaluation
 import moco_det.standalone.train as training
-from moco_det.data import load_dataset
-from moco_det.foundation import collectives
+from moco_det.data import Record, load_dataset
+from moco_det.foundation import collectives, stopping
 from moco_det.foundation.bn_statistics import average_over_processes
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.precision import Precision
 from moco_det.resnet.layers import SyncBatchNorm2d
 from moco_det.runs.run import run_in_process
+from moco_det.settings.config import set_values
 from moco_det.settings.engine import RunOptions
 from moco_det.standalone.build import build_detector, build_mapper, build_solver
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import predict
-from moco_det.standalone.mapper import Sample
+from moco_det.standalone.mapper import Mapper, Sample
 from moco_det.standalone.precise_bn import update_statistics
 from tests.golden.filling import fill, images
 from tests.standalone.targets import targets_of
@@ -74,7 +76,27 @@ def exercise(folder: Path, cfg: CfgNode, options: RunOptions) -> None:
     }
     torch.save(found, folder / f"{collectives.rank()}_detector.pt")
     run_in_process(cfg, options, "standalone", 2)
+    stop_in_evaluation(cfg, options)
     raise InputError("data set nowhere is not there: name another")
+
+
+def stop_in_evaluation(cfg: CfgNode, options: RunOptions) -> None:
+    """The run again; one process is told to stop while it predicts; and its continuation."""
+    cfg = set_values(cfg, ["OUTPUT_DIR", f"{cfg.OUTPUT_DIR}_stopped"])
+    read = evaluation.sample_or_error
+
+    def told(mapper: Mapper, record: Record) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read(mapper, record)
+
+    if collectives.rank() == 1:
+        evaluation.sample_or_error = told
+    try:
+        run_in_process(cfg, options, "standalone", 2)
+    except stopping.Stopped as stop:
+        assert stop.number == signal.SIGTERM
+        evaluation.sample_or_error = read
+        run_in_process(cfg, dataclasses.replace(options, resume=True), "standalone", 2)
 
 
 def agree(folder: Path) -> None:
