@@ -87,12 +87,13 @@ def run_ranks(
         finally:
             for rank in ranks:
                 rank.kill()
+        asked = stopping.asked()
     endings = [(rank.ending, number) for number, rank in enumerate(ranks) if rank.ending]
     if not endings:
         return
     (kind, _, error), number = min(endings, key=lambda one: one[0][:2])
     if kind == _STOPPED:
-        raise stopping.Stopped(stopping.asked()) if stopping.asked() else error
+        raise stopping.Stopped(asked) if asked else error
     if isinstance(error, ProcessDied):
         place = f"process {number + 1} of {processes} (rank {first + number} of {total})"
         raise ProcessDied(f"{place} died: {error}")
