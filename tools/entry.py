@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import os
 import re
 import sys
@@ -14,10 +13,9 @@ from typing import NoReturn
 
 from moco_det import __version__
 from moco_det.foundation import stopping
-from moco_det.foundation.atomic import DISK_ERRORS
 from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError, ProcessDied
-from moco_det.foundation.memory import ran_out
+from moco_det.foundation.exhausted import as_input_error
 
 # What newer torch remarks on and the oldest one allowed here does not know otherwise: torch.jit in
 # fvcore's losses, DDP's broadcast_buffers, the all_reduce that gradients pass through. And what a
@@ -130,15 +128,12 @@ def _run(main: Callable[[], int]) -> int:
         code = main()
         sys.stdout.flush()  # a full disk is told here, not after the end
         return code
-    except InputError as error:
+    except (InputError, ProcessDied) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, InputError) else 1
     except stopping.Stopped as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.number
-    except ProcessDied as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
         return 130
@@ -146,17 +141,10 @@ def _run(main: Callable[[], int]) -> int:
         # the reader of our output has gone (`... | head`); nothing is left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+    except Exception as error:
+        if (known := as_input_error(error)) is None:
             raise
-        first = str(error).strip().partition("\n")[0]
-        print(f"error: memory has run out ({first}): lower the sizes or the batch", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (*DISK_ERRORS, errno.ENAMETOOLONG, errno.ELOOP):
-            raise
-        place = error.filename or "a file"
-        print(f"error: cannot open or write {place}: {error.strerror}", file=sys.stderr)
+        print(f"error: {known}", file=sys.stderr)
         with contextlib.suppress(OSError):  # what stdout still holds would fail once more at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2

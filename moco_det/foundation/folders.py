@@ -1,12 +1,13 @@
-"""A folder that one process at a time writes into."""
+"""A folder that one process at a time writes into, or several."""
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -37,12 +38,32 @@ def claimed(folder: Path, *, key: str = "OUTPUT_DIR") -> Iterator[None]:
             )
         _watch_forks()
         _claims.add(descriptor)
-        for left in folder.glob(".*.partial"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        remove_partials(folder)
         yield
     finally:
         _claims.discard(descriptor)
         os.close(descriptor)
+
+
+@contextmanager
+def shared(folder: Path, *parts: str) -> Iterator[None]:
+    """A folder that several processes may write into; one that is alone removes what was left.
+
+    So it does in `parts`, folders in it.
+    """
+    with (folder / ".claim").open("ab") as file:
+        if try_lock(file):
+            for part in ("", *parts):
+                remove_partials(folder / part)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder that is nobody else's."""
+    for left in folder.glob(".*.partial"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from moco_det.foundation import stopping
 from moco_det.foundation.errors import InputError, ProcessDied
+from moco_det.foundation.exhausted import as_input_error
 
 # Until the others of a process that has died are killed: they may wait for it in a collective.
 DEATH_SECONDS = 10.0
@@ -87,6 +88,7 @@ def run_ranks(
             asked = stopping.asked()
             for rank in ranks:
                 rank.kill()
+        asked = stopping.asked()
     endings = [(rank.ending, number) for number, rank in enumerate(ranks) if rank.ending]
     if not endings:
         return
@@ -148,13 +150,13 @@ def _enter(
             entry(*arguments)
         except KeyboardInterrupt as error:
             sys.exit(128 + getattr(error, "number", signal.SIGINT))
-        except InputError as error:
-            tell(_FAILED, InputError(str(error)[:2000]))
-            sys.exit(2)
         except ProcessDied as error:
             tell(_LOST, error)
             sys.exit(1)
         except Exception as error:
+            if known := as_input_error(error):
+                tell(_FAILED, InputError(str(known)[:2000]))
+                sys.exit(2)
             traceback.print_exc()
             last = " ".join("".join(traceback.format_exception_only(error)).split())
             tell(_FAILED, ProcessDied(f"{last[:500]}; its traceback stands above"))

@@ -81,8 +81,8 @@ def wait_for_a_stop(rank: int, folder: Path) -> None:
         (folder / f"{rank}.waits").touch()
         while not stopping.asked():
             signal.sigtimedwait([], 0.05)
-    (folder / f"{rank}.saved").write_text(signal.Signals(stopping.asked()).name)
-    raise stopping.Stopped(stopping.asked())
+        (folder / f"{rank}.saved").write_text(signal.Signals(stopping.asked()).name)
+        raise stopping.Stopped(stopping.asked())
 
 
 def wait_until_both_wait(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.folders import claimed, remove_partials
 from moco_det.foundation.launching import cores
 from moco_det.foundation.stopping import Stopped
 from moco_det.foundation.strict_yaml import flatten, load_yaml
@@ -54,14 +55,29 @@ def compare(
     clock = Clock()
     clock.heading("data")
     plan = prepare(output, budget)
-    remember(plan, output)
+    with claimed(output, key="--output"):
+        remove_partials(output / "weights")
+        remember(plan, output)
+        _compare(plan, output, clock, device=device, strict=strict, given=given)
+
+
+def _compare(
+    plan: QuickstartPlan,
+    output: Path,
+    clock: Clock,
+    *,
+    device: str,
+    strict: bool,
+    given: Mapping[str, Path],
+) -> None:
+    """`compare` from the plan on, in a folder that is claimed."""
     said: list[str] = []
     if given:
         clock.heading(f"pre-training: none, --weights gives {plan.architecture} checkpoints")
         checkpoints, curves = dict(given), []
     elif plan.unlabelled:
         beside = "; runs from random weights" if "random" in plan.budget.arms else ""
-        clock.heading(f"pre-training, {budget.pretrain_steps} steps each{beside}")
+        clock.heading(f"pre-training, {plan.budget.pretrain_steps} steps each{beside}")
         jobs = encoder_jobs(plan, output, device=device, strict=strict)
         said = notes(plan, output)
         print("\n".join(said))
@@ -81,7 +97,7 @@ def compare(
         again = f"{command('quickstart')} --data LABELLED_DIR --weights {words}"
         print(f"fine-tuning and the report need labelled images; with them: {again}")
         return
-    clock.heading(f"fine-tuning, {budget.finetune_steps} steps each")
+    clock.heading(f"fine-tuning, {plan.budget.finetune_steps} steps each")
     results = fine_tune(plan, weights, output, device=device)
     clock.heading("report")
     write_report(results, output, curves, [*said, *warnings])

@@ -12,6 +12,7 @@ from pathlib import Path
 from moco_det.foundation.atomic import make_folder, try_lock, write_text
 from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.folders import shared
 from moco_det.foundation.stopping import Stopped
 from moco_det.results import append_row
 from moco_det.runs.row import RunRow, describe_engine, now, relative
@@ -62,8 +63,6 @@ def run_matrix(
     """
     results = output / "results.jsonl"
     make_folder(output)
-    for run in runs:
-        write_text(run.config_file(output), run.setting.text)
     by_name = {run.name: run for run in runs}
     environment = with_threads(len(slots)) if len(slots) > 1 else dict(os.environ)
     outcome = MatrixOutcome()
@@ -106,8 +105,11 @@ def run_matrix(
             watch(running, outcome)
 
     try:
-        left = read_state(results, runs).left(runs)
-        run_in_slots(left, slots, start=start, ended=ended, watch=look)
+        with shared(output, "configs"):
+            for run in runs:
+                write_text(run.config_file(output), run.setting.text)
+            left = read_state(results, runs).left(runs)
+            run_in_slots(left, slots, start=start, ended=ended, watch=look)
     except Stopped as stop:
         outcome.signal = stop.number
     return outcome

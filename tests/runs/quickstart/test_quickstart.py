@@ -21,6 +21,7 @@ from moco_det.data.folder_files import FoundData
 from moco_det.data.layouts import find_data
 from moco_det.data.scenes import ScenesPaths, write_scenes
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.folders import claimed
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.runs.quickstart import encoders
 from moco_det.runs.quickstart.data_sets import (
@@ -29,7 +30,7 @@ from moco_det.runs.quickstart.data_sets import (
     voc_data,
     write_first_images,
 )
-from moco_det.runs.quickstart.flow import build_runs, jobs_without_encoder
+from moco_det.runs.quickstart.flow import build_runs, compare, jobs_without_encoder
 from moco_det.runs.quickstart.plan import Budget, QuickstartPlan, remember
 from moco_det.weights.backbone import load_backbone
 from moco_det_tools.quickstart import main
@@ -380,3 +381,23 @@ def test_a_conversion_of_random_weights_is_warned_of(tmp_path: Path) -> None:
     torch.save(network.state_dict(), tmp_path / "a.pth")
     _, (warning,) = encoders.convert_encoders({"mine": tmp_path / "a.pth"}, tmp_path)
     assert warning.startswith("Warning: mine: ")
+
+
+def test_a_second_quickstart_in_a_folder_is_refused_and_the_next_owner_cleans_up(
+    plan: QuickstartPlan, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    left = [output / name for name in (".report.html.1.partial", "weights/.moco.pkl.1.partial")]
+
+    with claimed(output):
+        with pytest.raises(InputError, match="another run is writing .* choose another --output"):
+            painted_data(output, BUDGET, labels=[], pretrain=False)
+        with pytest.raises(InputError, match="another run is writing into"):
+            compare(lambda *_: plan, BUDGET, output, device="cpu", strict=False, given={})
+    for file in left:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    (output / "quickstart.json").write_text("{")  # refused once the folder is claimed
+    with pytest.raises(InputError, match="damaged"):
+        compare(lambda *_: plan, BUDGET, output, device="cpu", strict=False, given={})
+    assert not any(file.exists() for file in left)

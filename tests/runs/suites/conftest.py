@@ -43,8 +43,8 @@ if arm == "slow":
         (folder / "waiting").write_text(str(os.getpid()))
         while not asked():
             time.sleep(0.01)
-    (folder / "model_0000001.pth").write_text(signal.Signals(asked()).name)
-    raise SystemExit(128 + asked())
+        (folder / "model_0000001.pth").write_text(signal.Signals(asked()).name)
+        raise SystemExit(128 + asked())
 append_row(results, {
     "schema": 2, "run": folder.name, "status": "finished", "task": "box",
     "dataset": {"train": "a", "test": "b", "train_fingerprint": "f", "test_fingerprint": "f",

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.folders import shared
 from moco_det.foundation.stopping import SIGNALS
 from moco_det.results import append_row, read_rows
 from moco_det.runs.suites.live import LiveTable, table_lines
@@ -105,6 +106,21 @@ def test_the_report_is_made_while_the_next_run_is_going_and_after_the_last(
 
     run_matrix(runs, tmp_path, train_command=trainer, on_row=on_row)
     assert claimed == [2, 2]
+
+
+def test_half_written_files_go_when_nobody_else_writes_into_the_folder(
+    make_runs: Any, trainer: Any, tmp_path: Path
+) -> None:
+    left = [tmp_path / name for name in (".report.html.1.partial", "configs/.a.yaml.1.partial")]
+    for file in left:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    with shared(tmp_path):
+        left[0].touch()
+        run_matrix(make_runs("a"), tmp_path, train_command=trainer)
+        assert left[0].exists()
+    run_matrix([], tmp_path, train_command=trainer)
+    assert not any(file.exists() for file in left)
 
 
 def run_in_process(runs: list[Any], output: Path, trainer: list[str]) -> None:
