@@ -29,7 +29,7 @@ NAME = "wide and high"
 def config(**changes: Any) -> CfgNode:
     cfg = get_cfg()
     cfg.merge_from_list(["DATASETS.TRAIN", (NAME,), "SOLVER.IMS_PER_BATCH", 4, "SEED", 3])
-    cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, "DATALOADER.RANDOM_SUBSET_RATIO", 0.5])
+    cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0, 0.5
     cfg.merge_from_list([x for key, value in changes.items() for x in (f"DATALOADER.{key}", value)])
     return cfg
 
