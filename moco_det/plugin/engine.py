@@ -214,8 +214,8 @@ def not_restored(path: Path, state: Content) -> list[str]:
     """What a resumed run has not of the run that it goes on from."""
     if not state:
         return [
-            f"resumed from {path.name}, which has no random state: the stream of images starts "
-            "anew and the end is not that of an uninterrupted run"
+            f"resumed from {path.name}, which has no random state: the end is not that of an "
+            "uninterrupted run"
         ]
     begun, processes = len(state["random"]), comm.get_world_size()
     if begun == processes:
