@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+import moco_det.standalone.train as training
 from moco_det.data.scenes import ScenesPaths
 from moco_det.foundation import launching
 from moco_det.foundation.errors import ProcessDied
 from moco_det.settings.engine import RunOptions
 from moco_det.standalone.checkpoint import begun_by
+from moco_det.standalone.loader import BatchStream
 from moco_det_tools.entry import run
 from moco_det_tools.train_net import main
 from tests.standalone.test_distributed import free_url
@@ -117,18 +119,26 @@ def test_one_process_goes_on_with_the_batches_of_two(
     killed: Path,
     painted: ScenesPaths,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     output = shutil.copytree(killed, tmp_path / "alone")
     command = words(painted, output, "--resume")
     assert run(lambda: main([*command, "SOLVER.REFERENCE_WORLD_SIZE", "2"])) == 2
-    assert (
-        "begun by 2 process(es), for which SOLVER.REFERENCE_WORLD_SIZE 2" in capfd.readouterr().err
-    )
+    said = "begun by 2 process(es), for which SOLVER.REFERENCE_WORLD_SIZE 2"
+    assert said in capfd.readouterr().err
+    made, real = list[BatchStream](), training.training_loader
+
+    def loader(records: Any, mapper: Any, stream: BatchStream, *, workers: int) -> Any:
+        made.append(stream)
+        return real(records, mapper, stream, workers=workers)
+
+    monkeypatch.setattr(training, "training_loader", loader)
     assert run(lambda: main(command)) == 0
-    # the regions that a process samples are others
+    assert (made[0].batch_size, made[0].start, made[0].world_size) == (2, 2, 1)
+    assert {stream.streams for stream in made} == {2}
     assert losses(output)[:2] == losses(whole)[:2]
-    assert losses(output)[2:] == pytest.approx(losses(whole)[2:], rel=0.05)
+    assert losses(output)[2:] == pytest.approx(losses(whole)[2:], rel=0.05)  # of other regions
     assert "was written by 2 process(es) and is resumed by 1" in (output / "log.txt").read_text()
     assert begun_by(final_state(output)) == 2 and len(final_state(output)["random"]) == 1
 
