@@ -14,7 +14,7 @@ from typing import NoReturn
 from moco_det import __version__
 from moco_det.foundation import stopping
 from moco_det.foundation.commands import command
-from moco_det.foundation.errors import InputError, ProcessDied
+from moco_det.foundation.errors import InputError, ProcessDied, one_line
 from moco_det.foundation.exhausted import as_input_error
 
 # What newer torch remarks on and the oldest one allowed here does not know otherwise: torch.jit in
@@ -129,7 +129,7 @@ def _run(main: Callable[[], int]) -> int:
         sys.stdout.flush()  # a full disk is told here, not after the end
         return code
     except (InputError, ProcessDied) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except stopping.Stopped as stop:
         print(stop, file=sys.stderr)
@@ -144,7 +144,7 @@ def _run(main: Callable[[], int]) -> int:
     except Exception as error:
         if (known := as_input_error(error)) is None:
             raise
-        print(f"error: {known}", file=sys.stderr)
+        print(f"error: {one_line(known)}", file=sys.stderr)
         with contextlib.suppress(OSError):  # what stdout still holds would fail once more at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2

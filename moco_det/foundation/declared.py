@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import (
+    WIDEST,
     did_you_mean,
     flatten,
     load_yaml,
@@ -116,8 +117,10 @@ def _typed(keys: Mapping[str, Field[Any]], key: str, value: Any, where: str, tex
     if isinstance(default, str) and text:
         value = text
     elif isinstance(default, float) and not isinstance(value, bool):
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
             value = float(value)  # yaml reads 1e-3 as a string
+    if isinstance(value, int) and value.bit_length() > WIDEST:
+        raise InputError(f"{key} in {where} has {len(str(value))} digits: no key needs as many")
     if type(value) is not type(default):
         raise InputError(
             f"{key} in {where} is {value!r}: it must be {type(default).__name__}, like {default!r}"

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, its control characters and lone surrogates spelled out."""
+    text = " ".join(str(error).split())
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class InputError(Exception):
     """Something the user gave is wrong; the message is one line naming it and the way out.
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from moco_det.foundation.errors import InputError, ProcessDied
+from moco_det.foundation.memory import check_workers
 from moco_det.foundation.ranks import run_ranks
 
 # One process scores, or writes a checkpoint, while the others wait for the next step.
@@ -142,6 +143,7 @@ def meeting_place(layout: ProcessLayout) -> ProcessLayout:
                 "--num-machines, --machine-rank and --dist-url, or start without torchrun"
             )
         return layout
+    check_workers("--num-gpus", processes)
     if processes < 1 or not 0 <= machine_rank < machines:
         raise InputError("--num-gpus must be above 0 and --machine-rank below --num-machines")
     if url is None or url == "auto":

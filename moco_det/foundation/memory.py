@@ -59,7 +59,7 @@ def check_fits(needs: Mapping[str, int], device: str) -> None:
 
 
 def check_workers(key: str, workers: int) -> None:
-    """InputError for more processes that read images than a machine can use."""
+    """InputError for more processes than a machine can use."""
     most = max(64, 32 * (os.cpu_count() or 1))
     if workers > most:
         raise InputError(f"{key} is {workers}: give {most} or fewer, one per core is usual")

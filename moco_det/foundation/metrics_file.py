@@ -47,7 +47,7 @@ def _whole(line: str) -> bool:
     """False for a line that a kill has torn."""
     try:
         return "iteration" in json.loads(line)
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         return False
 
 

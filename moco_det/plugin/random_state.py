@@ -16,7 +16,7 @@ def random_state() -> dict[str, Any]:
     name, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "numpy": (name, keys.tolist(), *rest),
+        "numpy": (name, np.asarray(keys).tolist(), *rest),
         "python": random.getstate(),
     }
 

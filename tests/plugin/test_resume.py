@@ -64,9 +64,8 @@ def whole(begun: Path, tmp_path_factory: pytest.TempPathFactory, train_net: Tool
     output = tmp_path_factory.mktemp("whole") / "run"
     content = torch.load(begun / "model_0000001.pth", weights_only=True)
     seed = str(content["trainer"]["hooks"]["RunState"]["seed"])
-    assert (
-        train_net("--engine", "detectron2", OUTPUT_DIR=str(output), **{**KEYS, "SEED": seed}) == 0
-    )
+    words = {**KEYS, "SEED": seed}
+    assert train_net("--engine", "detectron2", OUTPUT_DIR=str(output), **words) == 0
     return output
 
 
