@@ -92,7 +92,9 @@ def _train(
         with ExitStack() as stack:
             if collectives.is_main():
                 write_text(folder / "config.yaml", yaml.safe_dump(cfg.plain()))
-                loop.writers = open_writers(cfg, stack, upto=loop.iteration)
+                loop.writers = open_writers(
+                    cfg, stack, upto=loop.iteration, unmeasured=loop.unmeasured
+                )
                 _announce(cfg, loop)
             stack.enter_context(deferred())
             loop.go()
@@ -113,7 +115,9 @@ def _train(
         raise InputError(reason) from error
 
 
-def open_writers(cfg: PretrainConfig, stack: ExitStack, *, upto: int) -> list[Writer]:
+def open_writers(
+    cfg: PretrainConfig, stack: ExitStack, *, upto: int, unmeasured: bool = False
+) -> list[Writer]:
     """The writers of a run that continues after iteration `upto`, 0 for a new one.
 
     `stack` closes them. What a resumed run writes again takes the place of the old. Where
@@ -133,7 +137,8 @@ def open_writers(cfg: PretrainConfig, stack: ExitStack, *, upto: int) -> list[Wr
     path = folder / "metrics.jsonl"
 
     def kept(record: Record) -> bool:
-        return upto > 0 and bool(record["iteration"] <= upto)
+        again = unmeasured and record["iteration"] == upto and "knn_accuracy" in record
+        return upto > 0 and record["iteration"] <= upto and not again
 
     return [MetricsFile(path, keep=kept, also=also).write, *writers]
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from moco_det.foundation.errors import InputError, ProcessDied
 from moco_det.foundation.memory import check_workers
 from moco_det.foundation.ranks import run_ranks
+from moco_det.foundation.stopping import Stopped
 
 # One process scores, or writes a checkpoint, while the others wait for the next step.
 TIMEOUT = timedelta(hours=2)
@@ -108,6 +109,9 @@ def _process_group(
         ) from None
     try:
         yield
+    except Stopped:  # as all have agreed
+        dist.destroy_process_group()
+        raise
     except RuntimeError as error:
         # gloo has no exception of its own
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):

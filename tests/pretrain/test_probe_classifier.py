@@ -208,6 +208,6 @@ def test_a_damaged_checkpoint_of_a_probe_is_named(
         torch.save({"format": "moco-det/1"}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(InputError, match="probe.pth is not a"):
+    with pytest.raises(InputError, match="probe.pth is no.*another --output"):
         saving = Saving(path, True, "origin")
         train_and_test(start.encoder, (colours, colours), LINEAR, HOW, saving)
