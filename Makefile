@@ -13,6 +13,8 @@ ARGS   ?=
 BIN       := $(VENV)/bin
 # What an installation depends on; newer than the stamp means: install again.
 MANIFESTS := setup.py pyproject.toml moco_det/__init__.py
+lint      := $(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && \
+             $(BIN)/python -m mypy
 # A hung test must not hang the machine: coreutils' timeout where there is one (not on macOS).
 LIMIT     := $(shell command -v timeout >/dev/null 2>&1 && echo timeout 1500)
 
@@ -27,8 +29,9 @@ help:  ## list these commands
 demo: $(VENV)/.installed  ## convert, fine-tune, score, report; PRETRAIN=1 pre-trains too (ARGS="--help")
 	$(BIN)/python tools/quickstart.py $(if $(PRETRAIN),--pretrain) $(ARGS)
 
-test: lint  ## ruff, mypy and pytest
-	OMP_NUM_THREADS=1 $(LIMIT) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+test: $(VENV)/.installed-dev  ## ruff, mypy and pytest
+	@{ $(lint); } & OMP_NUM_THREADS=1 $(LIMIT) $(BIN)/python -m pytest -n $(JOBS) $(ARGS); tests=$$?; \
+	wait $$! && exit $$tests
 
 torture: $(VENV)/.installed-dev  ## 200 kills and 5,000 hostile inputs; goes on where it was stopped
 	mkdir -p runs/torture
@@ -39,9 +42,7 @@ gpu: $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.installed-dev)  ## tests and ben
 	$(BIN)/python3 benchmarks/gpu.py $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy alone
-	$(BIN)/python -m ruff check .
-	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy
+	$(lint)
 
 coverage: $(VENV)/.installed-dev  ## the tests with a table of lines that none of them reached
 	OMP_NUM_THREADS=1 $(LIMIT) $(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term $(ARGS)
