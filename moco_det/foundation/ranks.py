@@ -85,7 +85,6 @@ def run_ranks(
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.SIGNALS)
             _wait(ranks)
         finally:
-            asked = stopping.asked()
             for rank in ranks:
                 rank.kill()
         asked = stopping.asked()

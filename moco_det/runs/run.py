@@ -117,8 +117,6 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
         output, resume=options.resume, eval_only=options.eval_only, weights=cfg.MODEL.WEIGHTS
     )
     results = options.results or output / "results.jsonl"
-    if leader and options.results is not None:
-        check_results(results)
     if options.resume and not options.eval_only:
         done = leader and (output / FINAL).exists()
         known = collectives.from_main(_written(results, output, cfg, engine) if done else None)
@@ -138,6 +136,8 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
                 "choose another OUTPUT_DIR"
             )
         warnings += check_unchanged(output, cfg)
+    if leader and options.results is not None:
+        check_results(results)
     with claimed(output) if leader else nullcontext(), prepared.log_into(output):
         config = output / CONFIG
         # scoring alone leaves the config of the run there

@@ -21,7 +21,7 @@ from pretrain.images import read_image
 from pretrain.jpeg import is_damaged
 from pretrain.probe.features import centre_views
 
-from .test_shards import open_stream, write_tar
+from .shard_builders import open_stream, write_tar
 
 DAMAGE = {
     "zeros": lambda jpeg, at: jpeg[:at] + bytes(2048) + jpeg[at + 2048 :],

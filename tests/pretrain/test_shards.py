@@ -1,60 +1,26 @@
-"""Streams of WebDataset shards: what they hold, in which order, entered anywhere."""
+"""Streams of WebDataset shards: in which order, shared, entered anywhere."""
 
 from __future__ import annotations
 
-import io
-import itertools
-import json
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
-import webdataset
 
 from moco_det.foundation.errors import InputError
 from pretrain import augment, data
 from pretrain.data import shards
-from pretrain.data.shard_files import count_samples, list_shards, read_shard
+from pretrain.data.shard_files import list_shards, read_shard
 from pretrain.data.shards import StreamOrder
 from pretrain.images import read_image
 
 from .conftest import write_images
-
-Members = list[tuple[str, bytes]]
-
-
-def picture(value: int, suffix: str = ".png") -> bytes:
-    return cv2.imencode(suffix, np.full((40, 48, 3), value, np.uint8))[1].tobytes()
-
-
-def write_tar(path: Path, members: Members) -> None:
-    with tarfile.open(path, "w:gz" if path.suffix in (".gz", ".tgz") else "w") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-
-
-def write_stream(folder: Path, sizes: list[int], *, index: bool = False) -> str:
-    """Shards of so many gray images each, the value of image i being i; returns the DATA.PATH."""
-    folder.mkdir(exist_ok=True)
-    numbers = itertools.count()
-    for shard, size in enumerate(sizes):
-        with webdataset.TarWriter(str(folder / f"x-{shard:02d}.tar")) as writer:
-            for i in itertools.islice(numbers, size):
-                writer.write({"__key__": f"{i:04d}", "png": picture(i), "cls": str(i % 3)})
-    if index:
-        counts = {f"x-{shard:02d}.tar": size for shard, size in enumerate(sizes)}
-        content = {"shards": counts, "classes": ["a", "b", "c"]}
-        (folder / "shards.json").write_text(json.dumps(content))
-    return str(folder / f"x-{{00..{len(sizes) - 1:02d}}}.tar")
+from .shard_builders import Members, error_of, open_stream, picture, write_stream, write_tar
 
 
 def order(
@@ -68,100 +34,8 @@ def order(
     return [[(one.epoch, one.sample.name.rpartition(":")[2]) for one in b] for b in batches]
 
 
-def open_stream(
-    path: str,
-    *,
-    images: int = 0,
-    max_corrupt: float = 0.2,
-    recipe: str = "moco_v2",
-    views: int = 2,
-) -> data.Source:
-    keys = {"IMAGES": images, "SHUFFLE_BUFFER": 16, "MAX_CORRUPT": max_corrupt}
-    spec = data.ViewSpec(augment.RECIPES[recipe], size=32, views=views, seed=5)
-    args = data.DataArgs(PATH=path, **keys)  # type: ignore[arg-type]
-    return data.open_data(args, spec, batch=1, device=torch.device("cpu"))
-
-
 def flat(batches: list[list[tuple[int, str]]]) -> list[tuple[int, str]]:
     return [key for batch in batches for key in batch]
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("d/x-{000000..000099}.tar", True),
-        ("d/x.tgz", True),
-        ("pipe:cat x", True),
-        ("d/x.tar/images", False),
-        ("voc://d?split=a.txt", False),
-    ],
-)
-def test_shards_are_told_from_images_by_their_name(path: str, expected: bool) -> None:
-    assert data.is_shards(path) is expected
-
-
-def test_braces_and_stars_name_shards(tmp_path: Path) -> None:
-    path = write_stream(tmp_path, [1, 1, 1])
-    urls = list_shards(path).urls
-    assert [Path(url).name for url in urls] == ["x-00.tar", "x-01.tar", "x-02.tar"]
-    assert list_shards(str(tmp_path / "x-*.tar")).urls == urls
-    assert list_shards(str(tmp_path / "x-{00,02}.tar")).urls == [urls[0], urls[2]]
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("x-{00..05}.tar", r"3 of 6 shards are missing, the first is .*x-03\.tar"),
-        ("y-*.tar", "no such shards"),
-        ("{x-00,x-00}.tar", "twice"),
-        ("${NO_SUCH_VARIABLE}.tar", "cannot be expanded"),
-    ],
-)
-def test_shards_that_are_not_there_are_refused(name: str, reason: str, tmp_path: Path) -> None:
-    write_stream(tmp_path, [1, 1, 1])
-    with pytest.raises(InputError, match=reason):
-        list_shards(str(tmp_path / name))
-
-
-@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tgz"])
-def test_samples_are_counted_as_they_are_read(suffix: str, tmp_path: Path) -> None:
-    shard = tmp_path / f"x{suffix}"
-    members = [
-        ("__notes__/1.json", b"{}"),
-        ("a/1.jpg", b"1"),
-        ("a/1.cls", b"2"),
-        ("a/2.json", b"{}"),
-        ("3.left.PNG", b"3"),
-        ("noending", b"?"),
-    ]
-    write_tar(shard, members)
-    samples = list(read_shard(str(shard)))
-    assert [(s.name.rpartition(":")[2], s.data, s.cls) for s in samples] == [
-        ("a/1", b"1", b"2"),
-        ("a/2", b"", None),
-        ("3.left", b"3", None),
-    ]
-    assert [bool(s.fault) for s in samples] == [False, True, False]
-    assert count_samples(str(shard)) == 3
-
-
-def test_pictures_whose_names_hold_dots_are_samples_of_their_own(tmp_path: Path) -> None:
-    shard = tmp_path / "x-00.tar"
-    members = [
-        (f"{folder}cam{cam:02d}.{frame:04d}.{kind}", content)
-        for folder in ("", "a.b/")
-        for cam in (3, 4)
-        for frame in range(50)
-        for kind, content in (("jpg", picture(frame, ".jpg")), ("cls", b"%d" % (frame % 2)))
-    ]
-    whole = [("5.depth.png", b"d"), ("5.jpg", b"5"), ("5.seg.png", b"s"), ("5.cls", b"1")]
-    write_tar(shard, members + whole)
-    samples = list(read_shard(str(shard)))
-    pairs = zip(members[::2], members[1::2], strict=True)
-    expected = [(name, image, cls) for (name, image), (_, cls) in pairs]
-    found = [(f"{s.name.rpartition(':')[2]}.jpg", s.data, s.cls) for s in samples]
-    assert found == [*expected, ("5.jpg", b"5", b"1")]
-    assert count_samples(str(shard)) == len(samples) == 201
 
 
 def test_an_epoch_shows_every_sample_once_mixed_over_shards(tmp_path: Path) -> None:
@@ -253,83 +127,6 @@ def test_too_few_shards_for_the_processes_are_refused(tmp_path: Path) -> None:
         order(path, rank=0, world=1, streams=3)
     with pytest.raises(InputError, match=r"SOLVER\.BATCH 5 "):
         order(path, batch=5, world=2)
-
-
-def error_of(loader: data.BatchLoader) -> str:
-    """The text alone: a kept error keeps the loader, and its processes end in disorder."""
-    try:
-        list(loader)
-    except InputError as error:
-        return str(error)
-    return ""
-
-
-def damaged(kind: str, folder: Path) -> str:
-    path = write_stream(folder, [4, 4], index=kind == "index")
-    shard = folder / "x-01.tar"
-    if kind == "cut":
-        shard.write_bytes(shard.read_bytes()[:2000])
-    elif kind == "text":
-        shard.write_text("<html>")
-    elif kind == "index":
-        write_tar(shard, [("1.png", picture(1))])
-    elif kind == "empty":
-        for i in range(2):
-            write_tar(folder / f"x-0{i}.tar", [])
-    elif kind == "twice":
-        write_tar(shard, [("1.png", b"1"), ("1.png", b"2")])
-    return path
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("cut", r"x-01\.tar does not read to its end: unexpected end of data"),
-        ("text", r"x-01\.tar does not read to its end"),
-        ("index", r"x-01\.tar holds 1 samples and its index says 4"),
-        ("empty", "hold no samples"),
-        ("twice", r"x-01\.tar does not read to its end: .*duplicate"),
-    ],
-)
-def test_a_damaged_shard_is_one_line_that_names_it(kind: str, reason: str, tmp_path: Path) -> None:
-    source = open_stream(damaged(kind, tmp_path), images=8)
-    error = error_of(source.make_loader(batch=4, start=0, stop=4, workers=1, pin=False))
-    assert re.search(reason, error) and "\n" not in error
-
-
-@pytest.mark.parametrize("kind", ["cut", "text"])
-def test_a_shard_that_cannot_be_counted_is_one_line_too(kind: str, tmp_path: Path) -> None:
-    damaged(kind, tmp_path)
-    with pytest.raises(InputError, match=r"shard .*x-01\.tar is damaged"):
-        count_samples(str(tmp_path / "x-01.tar"))
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("{", r"shards\.json is not json"),
-        ("[]", 'no "shards"'),
-        ('{"shards": {"x-00.tar": "4"}}', 'no "shards"'),
-        ('{"shards": {}, "classes": "ab"}', '"classes"'),
-    ],
-)
-def test_a_damaged_index_is_refused(content: str, reason: str, tmp_path: Path) -> None:
-    path = write_stream(tmp_path, [4])
-    (tmp_path / "shards.json").write_text(content)
-    with pytest.raises(InputError, match=reason):
-        list_shards(path)
-
-
-def test_the_index_gives_the_epoch_and_the_classes(tmp_path: Path) -> None:
-    path = write_stream(tmp_path, [4, 6], index=True)
-    source = open_stream(path)
-    assert (source.images, source.classes, source.numbered) == (10, 3, False)
-    assert source.identity == {"images": 10, "shards": 2}
-    assert open_stream(path, images=7).images == 7
-    (tmp_path / "shards.json").unlink()
-    assert open_stream(path, images=7).classes is None
-    with pytest.raises(InputError, match=r"DATA\.IMAGES, or count them once"):
-        open_stream(path)
 
 
 def batches(

@@ -15,7 +15,7 @@ from pretrain import data
 from pretrain.data.shard_files import list_shards, read_shard
 
 from .conftest import write_images
-from .test_shards import write_stream
+from .shard_builders import write_stream
 
 
 def tool(*arguments: str) -> int:

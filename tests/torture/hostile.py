@@ -10,7 +10,6 @@ their own. Inputs of violations stay in --work. --table prints the files.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -23,8 +22,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from tests.torture import hostile_data, hostile_files, hostile_words
-from tests.torture.attempts import Attempt, Ended, Limits, import_tools, seeds_of
+from tests.torture import command_line, hostile_data, hostile_files, hostile_words
+from tests.torture.attempts import Attempt, Ended, Limits
 from tests.torture.base import Base
 from tests.torture.runs import LITTER
 from tests.torture.values import MARK, Case
@@ -174,27 +173,13 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=seeds_of, default=range(0), metavar="FIRST:END")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="a line per seed")
-    parser.add_argument("--work", type=Path, help="folder of inputs (default: a temporary one)")
-    parser.add_argument("--table", type=Path, nargs="+", default=[], metavar="FILE")
-    args = parser.parse_args()
-    read = [args.output] if args.output and args.output.exists() else []
-    done = [json.loads(line) for file in [*read, *args.table] for line in file.open()]
-    left = [seed for seed in args.seeds if seed not in {line["seed"] for line in done}]
-    if left:
-        import_tools()
-        work = args.work or Path(tempfile.mkdtemp(prefix="torture-"))
-        work.mkdir(parents=True, exist_ok=True)
+
+    def begin(args: argparse.Namespace, work: Path) -> Callable[[int], dict[str, Any]]:
         base = Base(Path(tempfile.mkdtemp(prefix="base-", dir=work)))
-        for seed in left:
-            done.append(run_seed(seed, base, work, args.kinds))
-            if args.output:
-                with open(args.output, "a") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
-    print(table(done))
-    return int(any(line["faults"] for line in done))
+        return lambda seed: run_seed(seed, base, work, args.kinds)
+
+    return command_line.run(parser, begin, table)
 
 
 if __name__ == "__main__":

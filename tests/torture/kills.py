@@ -14,16 +14,16 @@ import json
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.torture import runs
-from tests.torture.attempts import Attempt, Ended, Limits, import_tools, seeds_of
+from tests.torture import command_line, runs
+from tests.torture.attempts import Attempt, Ended, Limits
 from tests.torture.moments import EVALUATION, WRITE, Board, Strike, instrument
 
 KILLS = 3  # of a run
@@ -267,32 +267,11 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=seeds_of, default=range(0), metavar="FIRST:END")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="a line per seed")
-    parser.add_argument("--work", type=Path, help="folder of the runs (default: a temporary one)")
-    parser.add_argument("--table", type=Path, nargs="+", default=[], metavar="FILE")
-    args = parser.parse_args()
-    read = [args.output] if args.output and args.output.exists() else []
-    done = [json.loads(line) for file in [*read, *args.table] for line in file.open()]
-    left = [seed for seed in args.seeds if seed not in {line["seed"] for line in done}]
-    if left:
-        import_tools()
-        work = args.work or Path(tempfile.mkdtemp(prefix="torture-"))
-        sources = runs.make_sources(tmp_of(work))
-        for seed in left:
-            done.append(run_seed(seed, sources, work))
-            if args.output:
-                with open(args.output, "a") as file:
-                    file.write(json.dumps(done[-1]) + "\n")
-            print(f"seed {seed}: {len(done[-1]['faults'])} faults", file=sys.stderr, flush=True)
-    print(table(done))
-    return int(any(line["faults"] for line in done))
+    def begin(args: argparse.Namespace, work: Path) -> Callable[[int], dict[str, Any]]:
+        sources = runs.make_sources(Path(tempfile.mkdtemp(prefix="data-", dir=work)))
+        return lambda seed: run_seed(seed, sources, work)
 
-
-def tmp_of(work: Path) -> Path:
-    work.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix="data-", dir=work))
+    return command_line.run(argparse.ArgumentParser(description=__doc__), begin, table)
 
 
 if __name__ == "__main__":
