@@ -41,7 +41,10 @@ def load_checkpoint(path: Path) -> Any:
                 if unpacked > os.fstat(file.fileno()).st_size:
                     raise ValueError("it would unpack to more than it holds")
             file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            if any(t.nbytes > t.untyped_storage().nbytes() for t in _tensors(content)):
+                raise ValueError("it would unpack to more than it holds")
+            return content
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: check the name of the checkpoint") from None
     except Exception as error:  # a damaged pickle can raise anything
@@ -53,6 +56,14 @@ def load_checkpoint(path: Path) -> Any:
             f"{path} is no whole checkpoint ({reason}, nothing in it was run): fetch or save it "
             "again"
         ) from None
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, Mapping | list | tuple):
+        for value in content.values() if isinstance(content, Mapping) else content:
+            yield from _tensors(value)
 
 
 def check_entries(content: Any, wanted: Mapping[str, Any], path: Path, inside: str = "") -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 
+# A name in a file may be as long as the file; the way out stands at the end of what is said.
+_LONGEST = 2000
+
+
 def one_line(error: Exception) -> str:
-    """What an error says, its control characters and lone surrogates spelled out."""
+    """What an error says, control characters and lone surrogates spelled out, the middle cut."""
     text = " ".join(str(error).split())
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 class InputError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class Trainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         self.metrics_log.last = self.max_iter - 1
         return [
-            CommonMetricPrinter(self.max_iter),
+            MetricPrinter(self.max_iter),
             self.metrics_log,
             TensorboardXWriter(self.cfg.OUTPUT_DIR),
         ]
@@ -198,6 +199,14 @@ class Trainer(DefaultTrainer):
             self.metrics = evaluate(self.cfg, self.model, self.test_set, name, output)
         self._last_eval_results = numbers_only(self.metrics)  # TEST.EXPECTED_RESULTS reads it
         return self._last_eval_results
+
+
+class MetricPrinter(CommonMetricPrinter):
+    """detectron2's, which divides by zero where it is asked twice for one of the first steps."""
+
+    def write(self) -> None:
+        with suppress(ZeroDivisionError):
+            super().write()
 
 
 class ProgressBar(HookBase):

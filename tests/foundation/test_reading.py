@@ -14,7 +14,7 @@ from PIL import Image
 from moco_det.data.image import image_size, read_image
 from moco_det.foundation import reading
 from moco_det.foundation.checkpoints import load_checkpoint
-from moco_det.foundation.errors import InputError
+from moco_det.foundation.errors import InputError, one_line
 from moco_det.foundation.strict_yaml import load_mapping, load_yaml, parse_value
 from pretrain import images
 from pretrain.data.listing import list_images
@@ -158,3 +158,21 @@ def test_links_that_loop_in_a_folder_of_images_do_not_hide_the_others(tmp_path: 
     for name in ("loop.yaml", "loop.png"):
         (tmp_path / name).symlink_to(tmp_path / name)
     assert [Path(p).name for p in list_images(str(tmp_path)).paths] == ["a.png", "loop.png"]
+
+
+def test_a_tensor_larger_than_what_its_file_holds_is_refused_before_it_is_computed_with(
+    tmp_path: Path,
+) -> None:
+    huge = torch.zeros(1).expand(10**9)
+    torch.save({"state": [{"a": (torch.ones(3), huge)}]}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match="unpack to more than it holds"):
+        load_checkpoint(tmp_path / "a.pth")
+    base = torch.arange(6.0)
+    torch.save({"view": base[2:4], "whole": base}, tmp_path / "b.pth")
+    assert load_checkpoint(tmp_path / "b.pth")["view"].tolist() == [2, 3]
+
+
+def test_a_name_as_long_as_its_file_leaves_room_for_the_way_out() -> None:
+    line = one_line(InputError(f"no image {'x' * 10**6}: check its name"))
+    assert line.startswith("no image xxx") and line.endswith("xxx: check its name")
+    assert len(line) < 2100

@@ -138,6 +138,7 @@ def test_a_killed_run_ends_as_one_that_never_was(
     ("stop", "number", "kept"),
     [
         (signalled_in_step, 2, "model_0000002.pth"),  # whose evaluation is given up
+        (signalled_in_step, 3, "model_0000003.pth"),  # before its first seconds per step
         (signalled_in_step, 4, "model_0000004.pth"),
         (signalled_in_evaluation, 2, "model_0000002.pth"),
         (signalled_in_evaluation, 6, "model_final.pth"),  # the second one's
