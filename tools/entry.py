@@ -119,15 +119,11 @@ def leave_out_torchs_remarks() -> None:
 def run(main: Callable[[], int]) -> int:
     """Call a tool's main; an InputError is exit code 2, a signal 128 and its number."""
     leave_out_torchs_remarks()
-    with stopping.raised():
-        return _run(main)
-
-
-def _run(main: Callable[[], int]) -> int:
     try:
-        code = main()
-        sys.stdout.flush()  # a full disk is told here, not after the end
-        return code
+        with stopping.raised():
+            code = main()
+            sys.stdout.flush()  # a full disk is told here, not after the end
+            return code
     except (InputError, ProcessDied) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 # A name in a file may be as long as the file; the way out stands at the end of what is said.
 _LONGEST = 2000
 

@@ -19,6 +19,7 @@ ONCE = (signal.SIGTERM, signal.SIGUSR1)  # what a scheduler sends, and may send 
 T = TypeVar("T")
 
 _seen: list[int] = []  # signals within `deferred`
+_raised: list[int] = []  # signals within `raised`
 
 
 class Stopped(KeyboardInterrupt):
@@ -68,10 +69,18 @@ def deferred() -> Iterator[None]:
 def raised() -> Iterator[None]:
     """Within the block SIGTERM and SIGUSR1 raise `Stopped` as Ctrl-C does: for what is no loop.
 
-    The first one alone: the block has its end to come to.
+    The first one alone: the block has its end to come to. Another exception that follows a signal
+    is `Stopped` too: a library has swallowed the first.
     """
-    with _handled_by(_raise, ONCE):
-        yield
+    try:
+        with _handled_by(_raise, SIGNALS):
+            yield
+    except Exception:
+        if _raised:
+            raise Stopped(_raised[0]) from None
+        raise
+    finally:
+        _raised.clear()
 
 
 def ignore_in_worker(worker: int = 0) -> None:
@@ -104,6 +113,9 @@ def _ask(number: int, frame: FrameType | None) -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
+    _raised.append(number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     for one in ONCE:
         signal.signal(one, signal.SIG_IGN)
     raise Stopped(number)
@@ -119,4 +131,5 @@ def _handled_by(handler: Callable[..., Any], numbers: tuple[int, ...]) -> Iterat
         yield
     finally:
         for number, handle in before.items():
-            signal.signal(number, signal.SIG_IGN if _seen and handle is _raise else handle)
+            over = _seen and handle is _raise and number in ONCE
+            signal.signal(number, signal.SIG_IGN if over else handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import logging
@@ -17,8 +16,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -45,6 +44,8 @@ from moco_det.weights.loading import (
     load_whole_detector,
     read_checkpoint,
 )
+
+logger = logging.getLogger(__name__)
 
 LOGGERS = ("detectron2", "fvcore", "moco_det")
 
@@ -95,7 +96,8 @@ class Detectron2Run:
         before = [(one.level, one.propagate, list(one.handlers)) for one in loggers]
         loop = logging.getLogger("detectron2.engine.train_loop")
         setup_logger.cache_clear()
-        setup_logger(str(output), comm.get_rank(), name="moco_det")
+        for name in LOGGERS:
+            setup_logger(str(output), comm.get_rank(), name=name)
         loop.addFilter(is_no_input_error)
         try:
             yield
@@ -108,10 +110,15 @@ class Detectron2Run:
             setup_logger.cache_clear()
 
     def begin(self) -> None:
-        args = argparse.Namespace(
-            config_file=self.options.config_file, eval_only=self.options.eval_only
-        )
-        default_setup(self.cfg, args)
+        """What detectron2's default_setup does but for its config.yaml, which a resume reads."""
+        logger.info("Environment info:\n%s", collect_env_info())
+        logger.info("Running with full config:\n%s", self.cfg.dump())
+        seed_all_rng(self.cfg.SEED + comm.get_rank())
+        if not self.options.eval_only:
+            torch.backends.cudnn.benchmark = self.cfg.CUDNN_BENCHMARK
+        if precision := self.cfg.get("FLOAT32_PRECISION"):  # detectron2 0.6 has no such key
+            torch.set_float32_matmul_precision(precision)
+            torch.backends.cudnn.allow_tf32 = precision != "highest"
 
     def train(self, also: Writer | None) -> dict[str, Any]:
         trainer = Trainer(self.cfg, model=self.model, test_set=self.test_set, also=also)

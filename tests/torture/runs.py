@@ -151,9 +151,13 @@ def draw_run(kind: Kind, sources: Sources, rng: random.Random) -> TortureRun:
 
 
 def progress(folder: Path) -> int:
-    """Steps of the newest whole checkpoint, 0 where there is none."""
-    done = 0
-    for path in folder.glob("*.pth"):
+    """Steps of the newest whole checkpoint, 0 where there is none.
+
+    Both engines go on from the one that last_checkpoint names.
+    """
+    done, pointer = 0, folder / "last_checkpoint"
+    named = [folder / pointer.read_text().strip()] if pointer.is_file() else []
+    for path in named or folder.glob("checkpoint*.pth"):
         with contextlib.suppress(Exception):  # torn by a kill: the run passes over it as well
             content = torch.load(path, map_location="cpu", weights_only=True)
             state = content.get("state")

@@ -145,7 +145,7 @@ def changed(tree: Any, rng: random.Random, values: Any, *, times: int = 1) -> tu
             node += node[:]
             notes.append(f"{path[:-1]} doubled")
         else:
-            node[path[-1]] = value = rng.choice(values)
+            node[path[-1]] = value = copy.deepcopy(rng.choice(values))
             notes.append(f"{path} = {value!r:.60}")
     return tree, "; ".join(notes)
 
