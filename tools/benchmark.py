@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gpus = args.gpus_per_run if args.gpus else 0
         task = slurm.task_command(given, engine=choice.engine, gpus=gpus)
         script = slurm.write_job_array(
-            now.left(runs),
+            [run.name for run in now.left(runs)],
             output,
             command=[sys.executable, "-m", "moco_det_tools.benchmark", *task],
             gpus=gpus,

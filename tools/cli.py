@@ -20,6 +20,7 @@ COMMANDS = {
     "convert-weights": "turn a checkpoint into a detector's backbone.pkl and prove it",
     "train-net": "fine-tune and evaluate a detector from a config",
     "benchmark": "run initialisations x settings x seeds and keep their report up to date",
+    "study": "pre-train, probe and fine-tune what declared hypotheses need, and judge them",
     "results": "list, show and export the rows of results.jsonl",
     "check-matched": "prove that configs differ in their initialisation and in nothing else",
     "make-configs": "write the matrix of detection configs into a folder",

@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         add("--test", required=True, metavar="DIR", help="images to test on, of the same classes")
         add("--size", type=int, metavar="PIXELS", help="of the views (default: the checkpoint's)")
         add("--name", help="the arm's name (default: the method, or the file's name)")
+        add("--run", help="the row's name (default: the protocol, the arm, the seed ...)")
         add("--arch", help="architecture of random weights (default: the checkpoints')")
         add("--seed", type=int, default=0, help="of random weights and of training")
         add("--batch", type=int, default=options.batch, help="images at once")
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         measured = measure(options, start, pair, how)
         start.encoder.to("cpu")
         row = RunRow(
-            run=run_name(options, start, how.size, measured.seed),
+            run=args.run or run_name(options, start, how.size, measured.seed),
             task="probe",
             dataset=dataset,
             config_name=options.protocol,

@@ -9,6 +9,7 @@ from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
 from moco_det.report.document import render, render_html
 from moco_det.report.groups import group_runs
+from moco_det.report.hypotheses import Study
 from moco_det.report.page import build_page
 from moco_det.report.report_diff import compare_reports
 from moco_det.report.table_files import csv_text, tex_text
@@ -25,6 +26,7 @@ def make_report(
     pretraining: Sequence[str | Path] = (),
     against: Sequence[str | Path] = (),
     notes: Sequence[str] = (),
+    studies: Sequence[Study] = (),
 ) -> dict[str, Path]:
     """Write report.html (one file, no network), report.md, tables.csv and tables.tex.
 
@@ -32,8 +34,8 @@ def make_report(
 
     `results` are results.jsonl files (or folders that hold one), `pretraining` folders with a
     pre-training's metrics.jsonl, `against` results to compare these with, `notes` sentences to
-    follow the verdict. The same data gives the same bytes. Raises InputError where a file is
-    missing or no run has finished.
+    follow the verdict, `studies` what was found of declared hypotheses. The same data gives the
+    same bytes. Raises InputError where a file is missing or no run has finished.
     """
     if isinstance(results, (str, Path)):
         results = [results]
@@ -42,7 +44,9 @@ def make_report(
     rows = read_rows(results)
     diff = compare_reports(rows.rows, read_rows(against).rows) if against else None
     curves = [Path(p) for p in pretraining]
-    page = build_page(rows, title=title, pretraining=curves, diff=diff, notes=notes)
+    page = build_page(
+        rows, title=title, pretraining=curves, diff=diff, notes=notes, studies=studies
+    )
     groups = group_runs(rows.rows)
     texts = {
         "report.html": render_html(page),

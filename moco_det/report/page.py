@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from moco_det.foundation.errors import InputError
-from moco_det.report import families, pictures, probes, provenance, tables, training
+from moco_det.report import families, hypotheses, pictures, probes, provenance, tables, training
 from moco_det.report.charts import COLOURS
 from moco_det.report.document import Block, Figures, Fold, Heading, Page, Section, Text, text
 from moco_det.report.formats import counted, listed
@@ -33,6 +33,7 @@ def build_page(
     pretraining: Sequence[Path],
     diff: ReportDiff | None = None,
     notes: Sequence[str] = (),
+    studies: Sequence[hypotheses.Study] = (),
 ) -> Page:
     """Everything the report says; raises InputError where there is nothing to report."""
     groups, probed = group_runs(rows.rows), group_probes(rows.rows)
@@ -62,6 +63,7 @@ def build_page(
     runs = provenance.run_blocks(rows, groups, probed)
     matched = each(provenance.matched_blocks)
     sections = [
+        Section("Hypotheses", "What was asked, and what was found", hypotheses.blocks(studies)),
         Section("Against", "Against the other report", diff.blocks() if diff else []),
         Section("Verdict", "Verdict", said),
         Section("AP", "Average precision", each(lambda group: _ap(group, probed))),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -128,8 +128,16 @@ def compare(
     gap = None if arm.mean is None or reference.mean is None else arm.mean - reference.mean
     if gap is not None and not learned:
         return Comparison(gap, None, None, arm.n, reference.n, "nothing learned")
-    few = min(arm.n, reference.n) < FEW
-    return _judged(gap, arm, reference, pool=setting if few else ())
+    return contrast([(1.0, arm), (-1.0, reference)], setting)
+
+
+def contrast(terms: Sequence[tuple[float, Trials]], setting: Iterable[Trials] = ()) -> Comparison:
+    """A sum of means of independent samples, each times a factor, as `compare` judges two."""
+    means = [None if one.mean is None else factor * one.mean for factor, one in terms]
+    known = [mean for mean in means if mean is not None]
+    total = sum(known) if len(known) == len(means) else None
+    few = min(one.n for _, one in terms) < FEW
+    return _judged(total, terms, pool=setting if few else ())
 
 
 def compare_paired(
@@ -141,18 +149,22 @@ def compare_paired(
     """
     pairs = ((arm[seed], reference[seed]) for seed in sorted(set(arm) & set(reference)))
     gaps = summarise(a - b for a, b in pairs if a is not None and b is not None)
-    return _judged(gaps.mean, gaps)
+    return _judged(gaps.mean, [(1.0, gaps)])
 
 
-def _judged(difference: float | None, *samples: Trials, pool: Iterable[Trials] = ()) -> Comparison:
-    """A difference of the means of two samples, or the mean of one, by the t distribution."""
-    n, m = samples[0].n, samples[-1].n
+def _judged(
+    difference: float | None,
+    terms: Sequence[tuple[float, Trials]],
+    pool: Iterable[Trials] = (),
+) -> Comparison:
+    """A sum of means, each times a factor, by the t distribution."""
+    n, m = terms[0][1].n, terms[-1][1].n
     if difference is None:
         return Comparison(None, None, None, n, m, "not measured")
-    if any(one.std is None for one in samples):
+    if any(one.std is None for _, one in terms):
         return Comparison(difference, None, None, n, m, "not enough trials")
-    weight = sum(1 / one.n for one in samples)
-    squared, freedom = _sum((_variance(one) / one.n, one.n - 1) for one in samples)
+    weight = sum(factor**2 / one.n for factor, one in terms)
+    squared, freedom = _sum((f**2 * _variance(one) / one.n, one.n - 1) for f, one in terms)
     if pooled := [one for one in pool if one.n > 1]:
         squares, freedom = _sum(((one.n - 1) * _variance(one), one.n - 1) for one in pooled)
         squared = max(squared, weight * squares / sum(one.n - 1 for one in pooled))

@@ -17,7 +17,7 @@ from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
-from moco_det.foundation.atomic import make_folder
+from moco_det.foundation.atomic import make_folder, try_lock
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.launching import cores
 from moco_det.foundation.ranks import describe_exit
@@ -116,8 +116,9 @@ def run_in_slots(
     start: Callable[[Work, Slot], RunningJob | None],
     ended: Callable[[RunningJob], None],
     watch: Callable[[Sequence[RunningJob]], None],
+    ready: Callable[[Work], bool] = lambda _: True,
 ) -> None:
-    """Do all work, one piece per slot at a time.
+    """Do all work, one piece per slot at a time, the first one that is `ready`.
 
     `start` may leave a piece out by None. `watch` is called twice a second, when the slots that
     became free are taken again, and once after all have ended. A signal to stop is passed on to
@@ -131,11 +132,12 @@ def run_in_slots(
             while waiting or running:
                 if asked():
                     raise Stopped(asked())
-                while waiting and free:
-                    one = start(waiting.pop(0), free[0])
-                    if one is not None:
+                while free and (next_one := next(filter(ready, waiting), None)) is not None:
+                    waiting.remove(next_one)
+                    begun = start(next_one, free[0])
+                    if begun is not None:
                         free.pop(0)
-                        running.append(one)
+                        running.append(begun)
                 watch(running)
                 if running:
                     time.sleep(POLL_SECONDS)
@@ -154,6 +156,15 @@ def run_in_slots(
             end([one.process for one in running], signal.SIGTERM)
             for one in running:
                 release(one)
+
+
+def claim_folder(folder: Path) -> int | None:
+    """The descriptor of a lock on a job's folder, made; None where another process has it."""
+    claim = os.open(make_folder(folder) / ".claim", os.O_RDWR | os.O_CREAT, 0o644)
+    if try_lock(claim):
+        return claim
+    os.close(claim)
+    return None
 
 
 def run_side_by_side(jobs: Sequence[Job], *, at_once: int, stream: TextIO | None = None) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moco_det.foundation.atomic import make_folder, try_lock, write_text
+from moco_det.foundation.atomic import make_folder, write_text
 from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.folders import shared
@@ -21,6 +21,7 @@ from moco_det.runs.suites.processes import (
     Job,
     RunningJob,
     Slot,
+    claim_folder,
     run_in_slots,
     start_job,
     with_threads,
@@ -69,13 +70,13 @@ def run_matrix(
     reported = 0
 
     def start(run: Run, gpus: Slot) -> RunningJob | None:
-        folder = make_folder(run.folder(output))
-        claim = os.open(folder / ".claim", os.O_RDWR | os.O_CREAT, 0o644)
-        mine = try_lock(claim)
-        if not mine:
+        folder = run.folder(output)
+        claim = claim_folder(folder)
+        if claim is None:
             outcome.elsewhere.append(run.name)
+            return None
         # Another process may have finished it between our reading and our claim.
-        if not mine or run.name in read_state(results, [run]).finished:
+        if run.name in read_state(results, [run]).finished:
             os.close(claim)
             return None
         words = [*train_command, "--num-gpus", str(max(1, len(gpus))), *run.options(output)]

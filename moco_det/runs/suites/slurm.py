@@ -9,7 +9,6 @@ from pathlib import Path
 
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
-from moco_det.runs.suites.matrix import Run
 
 # The task stays in the background: bash handles a signal during `wait`, which has to be called
 # again for the task's own exit code. 138 is what SIGUSR1, the notice of the time limit, ends with;
@@ -37,7 +36,7 @@ def task_command(given: Sequence[str], *, engine: str, gpus: int) -> list[str]:
 
 
 def write_job_array(
-    runs: Sequence[Run],
+    tasks: Sequence[str],
     output: Path,
     *,
     command: Sequence[str],
@@ -46,12 +45,12 @@ def write_job_array(
 ) -> Path:
     """Write OUTPUT/runs.txt and OUTPUT/array.sbatch; returns the script's path.
 
-    `command` is this benchmark's own command line for a task: each calls it with --only, the run
+    `command` is the caller's own command line for a task: each calls it with --only, the task
     in its line and, where it asked for `gpus`, those that the batch system gave it. `directives`
     are further options of sbatch, "--time=08:00:00". The tasks append to one results.jsonl, and
     those that are finished already end at once.
     """
-    if not runs:
+    if not tasks:
         raise InputError("every run is finished already: there is nothing to submit")
     for directive in directives:
         if not re.fullmatch(r"-[^\n]+", directive):
@@ -62,7 +61,7 @@ def write_job_array(
     lines = [
         "#!/bin/bash",
         "# Submit with sbatch; a task whose run is finished already ends at once.",
-        f"#SBATCH --array=0-{len(runs) - 1}",
+        f"#SBATCH --array=0-{len(tasks) - 1}",
         "#SBATCH --job-name=moco-det",
         f"#SBATCH --output={output.resolve()}/slurm-%A_%a.txt",
         *([f"#SBATCH --gpus-per-node={gpus}"] if gpus else []),
@@ -76,6 +75,6 @@ def write_job_array(
         f'run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(names.resolve()))})',
         _TASK.format(task=f'{shlex.join(command)}{given} --no-report --only "$run"'),
     ]
-    write_text(names, "".join(f"{run.name}\n" for run in runs))
+    write_text(names, "".join(f"{task}\n" for task in tasks))
     write_text(script, "\n".join(lines))
     return script

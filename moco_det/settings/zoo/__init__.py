@@ -67,6 +67,15 @@ def find_suite(given: str) -> Path:
     return Path(_look_up(given, known, f"--suite {given}: no such file, and no suite of {shown}"))
 
 
+def find_study(given: str) -> Path:
+    """The same for a study of `moco-det study`: a yaml file, or one below configs/studies."""
+    if Path(given).is_file():
+        return Path(given)
+    known = names(["studies/**/*.yaml"])
+    shown = ", ".join(name.removeprefix("studies/") for name in known)
+    return Path(_look_up(given, known, f"study {given}: no such file, and none of {shown}"))
+
+
 def _look_up(name: str, known: Sequence[str], absent: str, otherwise: str = "") -> str:
     spelled = {one.rpartition("/")[2]: one for one in known} | {one: one for one in known}
     stem = name.removesuffix(".yaml")

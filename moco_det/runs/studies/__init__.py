@@ -1,0 +1,1 @@
+"""Studies: hypotheses that were declared, and the encoders, probes and detectors they need."""

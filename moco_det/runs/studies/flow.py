@@ -1,0 +1,102 @@
+"""A study from its pieces to its report."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from moco_det.foundation.errors import InputError
+from moco_det.foundation.strict_yaml import flatten, load_mapping
+from moco_det.report import make_report
+from moco_det.report.formats import counted
+from moco_det.report.hypotheses import lines
+from moco_det.runs.studies.pieces import Matrix, Piece
+from moco_det.runs.studies.runner import findings, left_of, run_pieces
+from moco_det.runs.studies.study import StudyPlan
+from moco_det.runs.suites.matrix import check_settings
+from moco_det.runs.suites.processes import Slot
+
+
+def check(
+    matrix: Matrix, *, engine: str, check_pretraining: Callable[[None, Sequence[str]], Any]
+) -> None:
+    """InputError for what a piece would refuse, before the first one runs.
+
+    `check_pretraining` reads KEY VALUE words as a pre-training does.
+    """
+    if not matrix.pieces:
+        raise InputError("no piece is left: --only names a TRIAL as --slurm writes it to runs.txt")
+    for text in dict.fromkeys(p.config[1] for p in matrix.pieces if p.config and not p.run):
+        keys = flatten(load_mapping(text, "a pre-training config"))
+        check_pretraining(None, [word for key, value in keys.items() for word in (key, str(value))])
+    runs = {piece.run.setting.name: piece.run for piece in matrix.pieces if piece.run}
+    check_settings([run.setting for run in runs.values()], [], engine=engine)
+
+
+def show_what_is_left(matrix: Matrix, output: Path) -> None:
+    """Counts by kind, and the steps."""
+    left = left_of(matrix, output)
+    kinds = Counter(kind_of(piece) for piece in left)
+    counts = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+    steps = sum(piece.iterations for piece in left)
+    print(f"{counted(len(left), 'piece')} of {len(matrix.pieces)} left in {output}", end="")
+    print(f": {counts}; {steps:,} steps" if left else "", flush=True)
+
+
+def kind_of(piece: Piece) -> str:
+    """What a piece is, for people."""
+    if piece.run is not None:
+        return "detectors"
+    return {"pretrain": "pre-trainings", "weights": "conversions"}.get(
+        piece.folder.parent.name, "probes"
+    )
+
+
+def trials_left(matrix: Matrix, output: Path) -> list[str]:
+    """The starts of encoders that have something left to run, in order of worth."""
+    return list(dict.fromkeys(piece.trial for piece in left_of(matrix, output)))
+
+
+def run_and_report(
+    studies: Sequence[StudyPlan],
+    matrix: Matrix,
+    output: Path,
+    slots: Sequence[Slot],
+    *,
+    budget: float | None,
+    lean: bool,
+    report: bool,
+    title: str | None,
+) -> int:
+    """Run, judge, report; 0 if all is done or the time is up, 1 if something failed, 128 + N."""
+
+    def update() -> None:
+        if report:
+            write_report(studies, matrix, output, title)
+
+    outcome = run_pieces(matrix, output, slots, budget=budget, lean=lean, on_row=update)
+    update()
+    for name, why in [*outcome.failed.items(), *outcome.stopped.items()]:
+        print(f"not done: {name}: {why}", file=sys.stderr)
+    left = left_of(matrix, output)
+    if outcome.signal or outcome.out_of_time:
+        print(f"stopped, {counted(len(left), 'piece')} left; the same command goes on from here")
+        return 128 + outcome.signal if outcome.signal else 0
+    return 1 if left else 0
+
+
+def write_report(
+    studies: Sequence[StudyPlan], matrix: Matrix, output: Path, title: str | None
+) -> None:
+    """report.html and .md, the hypotheses first; what they say so far also on the screen."""
+    results, found = output / "results.jsonl", findings(studies, matrix, output)
+    print("\n".join(line for study in found for line in lines(study)), flush=True)
+    if not results.is_file():
+        return
+    try:
+        make_report([results], output, title=title or studies[0].question, studies=found)
+    except InputError as error:
+        print(f"the report was not updated: {error}", file=sys.stderr)

@@ -1,0 +1,266 @@
+"""The pieces of a study: pre-trainings, conversions, probes and detectors, in order of worth.
+
+A piece is one process with a folder of its own. Its name holds a digest of what makes it, so that
+a changed config is another piece, and studies that share a folder share what they have in common.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moco_det import __version__
+from moco_det.foundation.atomic import write_text
+from moco_det.foundation.strict_yaml import nest
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.results.claims import Quantity
+from moco_det.runs.row import version_of
+from moco_det.runs.studies.data_sets import in_folders
+from moco_det.runs.studies.study import APS, LOGGED, StudyEncoder, StudyPlan
+from moco_det.runs.suites.matrix import Run, SuiteArm, read_arms
+from moco_det.runs.suites.runner import TRAIN
+from moco_det.runs.suites.suite import SuiteSetting
+from moco_det.settings.config import dump
+
+PRETRAIN, CONVERT, PROBE = (
+    (sys.executable, "-m", f"moco_det_tools.{tool}")
+    for tool in ("pretrain", "convert_weights", "probe")
+)
+# Trials without which no interval can be drawn; more come after every hypothesis has these.
+FIRST = 2
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A process to run. `file` tells that it is done, or else a row of its name."""
+
+    name: str
+    trial: str  # of an encoder: the unit of a job array
+    folder: Path
+    iterations: int
+    needs: tuple[str, ...]
+    file: Path | None = None
+    command: tuple[str, ...] = ()
+    config: tuple[Path, str] | None = None  # written before it starts
+    run: Run | None = None  # of a detector, whose command needs its weights' metadata
+
+
+@dataclass(frozen=True)
+class TrialRun(Run):
+    """A detector on the weights of a trial that may not be there yet: its key is the trial's."""
+
+    trial: str = ""
+    unresolved: str = ""  # the setting's keys, with names of data sets
+
+    @property
+    def key(self) -> str:  # type: ignore[override]
+        return digest(self.unresolved, self.trial, self.seed, self.engine, self.version)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """All pieces in order of worth, and which piece measures a quantity with a seed."""
+
+    pieces: Sequence[Piece]
+    measures: Mapping[tuple[str, Quantity, int], str]  # by study
+
+    def only(self, trial: str) -> Matrix:
+        """The pieces of one trial."""
+        return replace(self, pieces=[one for one in self.pieces if one.trial == trial])
+
+
+def digest(*parts: Any) -> str:
+    """Ten hex digits of what makes a piece."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:10]
+
+
+def build_pieces(
+    studies: Sequence[StudyPlan],
+    output: Path,
+    folders: Mapping[str, str],
+    *,
+    seeds: Sequence[int] | None,
+    engine: str,
+    device: str,
+) -> Matrix:
+    """What the hypotheses need, the most valuable first.
+
+    The first two seeds of the first hypothesis, then those of the second, and so on; then one more
+    seed of each in turn. `device` is "cpu" where there is no GPU, or "" for what the configs say.
+    """
+    maker = _Maker(output, folders, engine, device)
+    order: list[tuple[tuple[int, int, int], list[Piece]]] = []
+    measures = {}
+    for number, study in enumerate(studies):
+        places = _places(study)
+        for quantity in study.quantities:
+            for index, seed in enumerate(range(study.seeds) if seeds is None else seeds):
+                made = maker.pieces_for(study, quantity, seed)
+                measures[study.name, quantity, seed] = made[-1].name
+                worth = (max(index, FIRST - 1), 1000 * number + places[quantity], index)
+                order.append((worth, made))
+    order.sort(key=lambda one: one[0])
+    pieces = {piece.name: piece for _, made in order for piece in made}
+    return Matrix(list(pieces.values()), measures)
+
+
+def _places(study: StudyPlan) -> dict[Quantity, int]:
+    places: dict[Quantity, int] = {}
+    for number, hypothesis in enumerate(study.hypotheses):
+        for term in hypothesis.claim.terms:
+            places.setdefault(term.quantity, number)
+    return {quantity: places.get(quantity, 999) for quantity in study.quantities}
+
+
+class _Maker:
+    """Makes the pieces that a quantity needs."""
+
+    def __init__(self, output: Path, folders: Mapping[str, str], engine: str, device: str) -> None:
+        self.output, self.folders, self.engine, self.device = output, folders, engine, device
+        self.version = __version__ if engine == "standalone" else version_of("detectron2")
+        self.arms: dict[Path, SuiteArm] = {}
+
+    def pieces_for(self, study: StudyPlan, quantity: Quantity, seed: int) -> list[Piece]:
+        """In order; the last one measures it."""
+        encoder = study.encoders[quantity.encoder]
+        recipes = [self._recipe(study, encoder.keys)]
+        if encoder.weights is not None:
+            name = f"{encoder.name}_{digest(self._given(encoder).sha256)}"
+        else:
+            made = "random" if encoder.random else "pretrained"
+            own = encoder.architecture if encoder.random else encoder.keys
+            name = f"{encoder.name}_seed{seed}_{digest(made, own, recipes, seed, __version__)}"
+        first = [] if encoder.random or encoder.weights else [self._pretrain(encoder, name, seed)]
+        if quantity.metric in LOGGED:
+            return first
+        checkpoint = str(first[-1].file) if first else str(encoder.weights or "random")
+        if quantity.metric in study.probes:
+            return [*first, self._probe(study, quantity, name, seed, checkpoint, first)]
+        if first:
+            first.append(self._convert(name, checkpoint, first))
+        return [*first, self._detect(study, quantity, name, seed, first)]
+
+    def _recipe(self, study: StudyPlan, keys: Any) -> dict[str, Any]:
+        text = json.dumps(keys, default=str)
+        return {name: study.data[name] for name in sorted(study.data) if f"${name}" in text}
+
+    def _given(self, encoder: StudyEncoder) -> SuiteArm:
+        assert encoder.weights is not None
+        if encoder.weights not in self.arms:
+            words = [f"{encoder.name}={encoder.weights}"]
+            self.arms[encoder.weights] = read_arms(words, random=False, supervised=False)[0]
+        return self.arms[encoder.weights]
+
+    def _pretrain(self, encoder: StudyEncoder, name: str, seed: int) -> Piece:
+        folder = self.output / "pretrain" / name
+        keys = {key: in_folders(value, self.folders) for key, value in encoder.keys.items()}
+        if self.device:
+            keys["DEVICE"] = self.device
+        config = self.output / "configs" / f"{encoder.name}_{digest(keys)}.yaml"
+        words = ["--config-file", str(config), "--resume"]
+        words += ["OUTPUT_DIR", str(folder), "SEED", str(seed)]
+        return Piece(
+            name,
+            name,
+            folder,
+            int(keys.get("SOLVER.MAX_ITER", 0)),
+            (),
+            file=folder / "checkpoint.pth",
+            command=(*PRETRAIN, *words),
+            config=(config, dump(nest(keys))),
+        )
+
+    def _convert(self, trial: str, checkpoint: str, first: Sequence[Piece]) -> Piece:
+        folder = self.output / "weights" / trial
+        file = folder / f"{trial}.pkl"
+        words = (*CONVERT, checkpoint, str(file))
+        needs = tuple(piece.name for piece in first)
+        return Piece(f"{trial}.pkl", trial, folder, 0, needs, file=file, command=words)
+
+    def _probe(
+        self,
+        study: StudyPlan,
+        quantity: Quantity,
+        trial: str,
+        seed: int,
+        checkpoint: str,
+        first: Sequence[Piece],
+    ) -> Piece:
+        probe = study.probes[quantity.metric]
+        pairs = ((f"--{key}", str(value)) for key, value in probe.options.items())
+        options = [word for pair in pairs for word in pair]
+        sets = ["--train", probe.train, "--test", probe.test]
+        recipes = self._recipe(study, sets)
+        key = digest(probe.protocol, options, sets, recipes, trial, seed, __version__)
+        name = f"{quantity.metric}_{quantity.encoder}_seed{seed}_{key}"
+        folder = self.output / "probes" / name
+        words = [probe.protocol, checkpoint, *in_folders(sets, self.folders), *options]
+        words += ["--name", quantity.encoder, "--run", name, "--seed", str(seed)]
+        words += ["--results", str(self.output / "results.jsonl")]
+        if checkpoint == "random":
+            words += ["--arch", study.encoders[quantity.encoder].architecture]
+        if probe.protocol in ("linear", "finetune"):
+            words += ["--output", str(folder), "--resume"]
+        if self.device:
+            words += ["--device", self.device]
+        needs = tuple(piece.name for piece in first)
+        return Piece(name, trial, folder, 0, needs, command=(*PROBE, *words))
+
+    def _detect(
+        self,
+        study: StudyPlan,
+        quantity: Quantity,
+        trial: str,
+        seed: int,
+        first: Sequence[Piece],
+    ) -> Piece:
+        encoder, name = study.encoders[quantity.encoder], quantity.setting
+        keys = dict(study.settings[name])
+        if encoder.weights is not None:
+            arm = self._given(encoder)
+            architecture = arm.architecture or "resnet50"
+        else:
+            arm = SuiteArm(quantity.encoder, first[-1].file if first else None, None, {})
+            architecture = encoder.architecture
+        keys |= ARCHITECTURES[architecture].keys
+        if self.device:
+            keys["MODEL.DEVICE"] = self.device
+        unresolved = dump(nest(keys)) + json.dumps(self._recipe(study, keys), sort_keys=True)
+        resolved = {key: in_folders(value, self.folders) for key, value in keys.items()}
+        setting = SuiteSetting(f"{name}-{digest(unresolved)[:4]}", resolved)
+        run = TrialRun(setting, arm, seed, self.engine, self.version, trial, unresolved)
+        return Piece(
+            run.name,
+            trial,
+            run.folder(self.output),
+            setting.iterations,
+            tuple(piece.name for piece in first),
+            config=(run.config_file(self.output), setting.text),
+            run=run,
+        )
+
+
+def command_of(piece: Piece, output: Path) -> list[str]:
+    """What a piece runs, once what it needs is there; its config is written."""
+    if piece.config is not None:
+        path, text = piece.config
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    if piece.run is None:
+        return list(piece.command)
+    run = piece.run
+    if run.arm.weights is not None and run.arm.sha256 is None:
+        words = [f"{run.arm.name}={run.arm.weights}"]
+        run = replace(run, arm=read_arms(words, random=False, supervised=False)[0])
+    return [*TRAIN, *run.options(output)]
+
+
+def values_of_rows(metric: str) -> tuple[str, str]:
+    """Where a row holds a claim's metric: ("bbox", "AP"), or of a probe ("probe", "top1")."""
+    return APS.get(metric, ("probe", "top1"))

@@ -1,0 +1,207 @@
+"""Running a study's pieces, and what their rows and logs say of its hypotheses."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from tqdm import tqdm
+
+from moco_det.foundation.atomic import make_folder
+from moco_det.foundation.errors import InputError
+from moco_det.foundation.folders import shared
+from moco_det.foundation.stopping import Stopped
+from moco_det.report.hypotheses import Study, judge
+from moco_det.report.training import read_log
+from moco_det.results import Row, append_row, read_rows
+from moco_det.results.claims import Quantity
+from moco_det.runs.studies.pieces import Matrix, Piece, command_of, values_of_rows
+from moco_det.runs.studies.study import LOGGED, StudyPlan
+from moco_det.runs.suites.processes import (
+    Job,
+    RunningJob,
+    Slot,
+    claim_folder,
+    run_in_slots,
+    start_job,
+    with_threads,
+)
+from moco_det.runs.suites.runner import failed_row
+
+LAST_PART = 0.2  # of a pre-training's log, of which its numbers are the mean
+
+
+@dataclass
+class StudyOutcome:
+    """What a call did, by piece: `failed` and `stopped` with why, `elsewhere` runs of others."""
+
+    finished: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    stopped: dict[str, str] = field(default_factory=dict)
+    elsewhere: list[str] = field(default_factory=list)
+    signal: int = 0
+    out_of_time: bool = False
+
+
+class _OutOfTime(Exception):
+    pass
+
+
+def rows_of(output: Path) -> dict[str, Row]:
+    """The finished rows of a study's folder by name."""
+    file = output / "results.jsonl"
+    rows = read_rows([file]).rows if file.is_file() else []
+    return {str(row.data["run"]): row for row in rows if row.finished}
+
+
+def left_of(matrix: Matrix, output: Path) -> list[Piece]:
+    """The pieces that are not done."""
+    rows = rows_of(output)
+    return [piece for piece in matrix.pieces if not _done(piece, rows)]
+
+
+def _done(piece: Piece, rows: Mapping[str, Row]) -> bool:
+    return piece.name in rows if piece.file is None else piece.file.is_file()
+
+
+def run_pieces(
+    matrix: Matrix,
+    output: Path,
+    slots: Sequence[Slot],
+    *,
+    budget: float | None,
+    lean: bool,
+    on_row: Callable[[], None],
+) -> StudyOutcome:
+    """Run what is left, the most valuable first; returns when all has ended or the time is up.
+
+    A piece waits for those that it needs and is left out where one has failed. After `budget`
+    seconds, or a signal, what runs saves and stops; the same call goes on from there. `lean`
+    removes what only a resume needs, and the detectors, when they are done. `on_row` is called
+    after pieces that have ended.
+    """
+    outcome, begun = StudyOutcome(), time.monotonic()
+    make_folder(output)
+    pieces = {piece.name: piece for piece in matrix.pieces}
+    left = left_of(matrix, output)
+    waiting = {piece.name for piece in left}
+    environment = with_threads(len(slots)) if len(slots) > 1 else dict(os.environ)
+    bar = tqdm(total=len(pieces), initial=len(pieces) - len(left), unit="piece", mininterval=2)
+    reported = 0
+
+    def lost(piece: Piece) -> bool:
+        given_up = {*outcome.failed, *outcome.stopped, *outcome.elsewhere}
+        return any(name in given_up for name in piece.needs)
+
+    def ready(piece: Piece) -> bool:
+        return lost(piece) or not any(name in waiting for name in piece.needs)
+
+    def start(piece: Piece, slot: Slot) -> RunningJob | None:
+        if lost(piece):
+            outcome.stopped[piece.name] = "what it needs is not there"
+            return None
+        claim = claim_folder(piece.folder)
+        if claim is None:
+            outcome.elsewhere.append(piece.name)
+            return None
+        if _done(piece, rows_of(output)):
+            os.close(claim)
+            end(piece)
+            return None
+        try:
+            words = command_of(piece, output)
+        except InputError as error:
+            os.close(claim)
+            outcome.failed[piece.name] = str(error)
+            return None
+        job = Job(piece.name, words, piece.folder, piece.iterations)
+        return start_job(job, slot, environment, claim)
+
+    def end(piece: Piece) -> None:
+        waiting.discard(piece.name)
+        outcome.finished.append(piece.name)
+        bar.update()
+        if lean:
+            patterns = ("model_*.pth", "checkpoint_*.pth", "probe.pth")
+            for file in (f for pattern in patterns for f in piece.folder.glob(pattern)):
+                file.unlink(missing_ok=True)
+
+    def ended(one: RunningJob) -> None:
+        piece = pieces[one.job.name]
+        if _done(piece, rows_of(output)):
+            end(piece)
+        elif one.stopped:
+            outcome.stopped[piece.name] = one.stopped
+        else:
+            outcome.failed[piece.name] = why = one.last_words()
+            tqdm.write(f"failed: {piece.name}: {why}", file=sys.stderr)
+            if piece.run is not None:
+                row = failed_row(piece.run, output, why, time.monotonic() - one.started)
+                append_row(output / "results.jsonl", row.as_dict())
+
+    def watch(running: Sequence[RunningJob]) -> None:
+        nonlocal reported
+        if len(outcome.finished) > reported:
+            reported = len(outcome.finished)
+            on_row()
+        if budget is not None and running and time.monotonic() - begun > budget:
+            raise _OutOfTime
+        bar.set_postfix_str(", ".join(map(_shown, running)), refresh=True)
+
+    try:
+        with bar, shared(output, "configs"):
+            run_in_slots(left, slots, start=start, ended=ended, watch=watch, ready=ready)
+    except Stopped as stop:
+        outcome.signal = stop.number
+    except _OutOfTime:
+        outcome.out_of_time = True
+    return outcome
+
+
+def _shown(one: RunningJob) -> str:
+    done, job = one.job.iteration(), one.job
+    share = f" {100 * done / job.iterations:.0f}%" if done and job.iterations else ""
+    return job.name.rpartition("_")[0] + share
+
+
+def findings(studies: Sequence[StudyPlan], matrix: Matrix, output: Path) -> list[Study]:
+    """What the rows and logs so far say of every hypothesis."""
+    rows = rows_of(output)
+    folders = {piece.name: piece.folder for piece in matrix.pieces}
+    found = []
+    for study in studies:
+        values: dict[Quantity, dict[int, float]] = {q: {} for q in study.quantities}
+        for (name, quantity, seed), piece in matrix.measures.items():
+            if name != study.name or quantity not in values:
+                continue
+            if quantity.metric in LOGGED:
+                value = logged(folders[piece], quantity.metric) if piece in folders else None
+            else:
+                row = rows.get(piece)
+                value = None if row is None else row.metric(*values_of_rows(quantity.metric))
+            if value is not None:
+                values[quantity][seed] = value
+        judged = [judge(hypothesis, values) for hypothesis in study.hypotheses]
+        found.append(Study(study.question, study.source, judged, values))
+    return found
+
+
+def logged(folder: Path, metric: str) -> float | None:
+    """A number of a finished pre-training: the mean loss or accuracy of its log's last fifth.
+
+    "jitter" is what the loss changes by from one line of the whole log to the next: the root of
+    half the mean square, which for noise without a trend is its deviation.
+    """
+    log = read_log(folder / "metrics.jsonl") if (folder / "checkpoint.pth").is_file() else None
+    name = "loss" if metric == "jitter" else metric
+    series = [float(entry[name]) for entry in log or () if isinstance(entry.get(name), float | int)]
+    if len(series) < 2:
+        return None
+    if metric == "jitter":
+        return (fmean((b - a) ** 2 for a, b in zip(series, series[1:], strict=False)) / 2) ** 0.5
+    return fmean(series[-max(1, round(LAST_PART * len(series))) :])

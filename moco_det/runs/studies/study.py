@@ -1,0 +1,255 @@
+"""A study: a yaml file with a question, hypotheses, and what they are about.
+
+    question: Does a faster key encoder help a short run?
+    seeds: 3                                   # starts of each encoder, unless --seeds says
+    data:
+      world: {painted: {seed: 11}}             # made here; or {}: --data world=DIR
+    pretraining:                               # of every encoder that does not say otherwise
+      config: quick/demo_moco_r18
+      set: {DATA.PATH: $world/scenes/unlabelled, SOLVER.MAX_ITER: 600}
+    encoders:
+      fast: {set: {MOCO.M: 0.97}}
+      slow: {set: {MOCO.M: 0.999}}
+    probes:
+      knn: {protocol: knn, train: $world/crops/train, test: $world/crops/test, options: {k: 10}}
+    settings:
+      painted:
+        config: quick/demo_R18_FPN
+        set: {DATASETS.TRAIN: [...], DATASETS.TEST: [...], MODEL.ROI_HEADS.NUM_CLASSES: 4}
+    hypotheses:
+      - {claim: fast.AP > slow.AP, least: 1.0}
+
+Nothing runs that no hypothesis needs (`measure` names further quantities). `random` is an encoder
+without pre-training, of the architecture of the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from moco_det.foundation import declared
+from moco_det.foundation.declared import at_least, one_of
+from moco_det.foundation.errors import InputError
+from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_yaml
+from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.results.claims import Claim, Hypothesis, Quantity, Term, read_claim
+from moco_det.runs.suites.suite import NAME, RUN_KEYS
+from moco_det.settings.zoo import PRETRAINING, find_config
+
+RANDOM = "random"
+PROTOCOLS = ("knn", "linear", "linear-lbfgs", "finetune")
+# Numbers of a pre-training's own log, and how each is made of its last fifth.
+LOGGED = ("loss", "accuracy", "jitter")
+# metric of a claim -> metric and key of a row
+APS = {
+    (key if metric == "bbox" else f"{metric}.{key}"): (metric, key)
+    for metric in ("bbox", "segm", "voc")
+    for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")
+}
+
+
+@dataclass
+class StudyFile:
+    """The keys of a study file."""
+
+    question: str = ""
+    source: str = ""  # where the claims come from
+    seeds: int = at_least(1, 3)
+    data: dict[str, Any] = field(default_factory=dict)
+    pretraining: dict[str, Any] = field(default_factory=dict)
+    encoders: dict[str, Any] = field(default_factory=dict)
+    probes: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    hypotheses: list[Any] = field(default_factory=list)
+    measure: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class EncoderEntry:
+    """The keys of an encoder: how it is pre-trained, or a checkpoint that is there, or neither."""
+
+    config: str = ""
+    set: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    random: bool = False
+
+
+@dataclass
+class ProbeEntry:
+    """The keys of a probe; `options` are those of `moco-det probe`."""
+
+    protocol: str = one_of(PROTOCOLS, "knn")
+    train: str = ""
+    test: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DetectionEntry:
+    """The keys of a setting of detectors."""
+
+    config: str = ""
+    set: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class HypothesisEntry:
+    """The keys of a hypothesis."""
+
+    claim: str = ""
+    least: float = at_least(0.0, 0.0)
+    published: str = ""
+
+
+@dataclass(frozen=True)
+class StudyEncoder:
+    """How an encoder comes about: `keys` of its pre-training, or its `weights`, or at random."""
+
+    name: str
+    keys: Mapping[str, Any]
+    weights: Path | None = None
+    random: bool = False
+
+    @property
+    def architecture(self) -> str:
+        """Of what is pre-trained or drawn here."""
+        return str(self.keys.get("ENCODER.ARCH", "resnet50"))
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a study file says; strings may hold $NAME of a data set."""
+
+    name: str
+    question: str
+    source: str
+    seeds: int
+    data: Mapping[str, Mapping[str, Any]]
+    encoders: Mapping[str, StudyEncoder]
+    probes: Mapping[str, ProbeEntry]
+    settings: Mapping[str, Mapping[str, Any]]
+    hypotheses: Sequence[Hypothesis]
+    measured: Sequence[Quantity]
+
+    @cached_property
+    def quantities(self) -> list[Quantity]:
+        """All that is measured, in the order of the hypotheses."""
+        claimed = [term.quantity for one in self.hypotheses for term in one.claim.terms]
+        return list(dict.fromkeys([*claimed, *self.measured]))
+
+
+def read_study(path: Path) -> StudyPlan:
+    """Read a study; InputError naming the file and the key for whatever it does not understand."""
+    file = declared.read(StudyFile, load_yaml(path), str(path))
+    if not file.question or not file.hypotheses:
+        raise InputError(f"{path}: a study has a 'question' and 'hypotheses'")
+    for part in (file.data, file.encoders, file.probes, file.settings):
+        for name in part:
+            if not re.fullmatch(NAME.replace(".", ""), str(name)):
+                raise InputError(f"{path}: the name {name!r}: letters, digits and _ + - only")
+    common = declared.read(EncoderEntry, file.pretraining, f"{path}: pretraining")
+    encoders = {
+        name: _encoder(name, tree or {}, common, path) for name, tree in file.encoders.items()
+    }
+    encoders.setdefault(RANDOM, StudyEncoder(RANDOM, _pretraining(common, {}, path), random=True))
+    probes = {
+        name: _probe(declared.read(ProbeEntry, tree, f"{path}: the probe {name}"), name, path)
+        for name, tree in file.probes.items()
+    }
+    settings = {
+        name: _setting(declared.read(DetectionEntry, tree, f"{path}: the setting {name}"), path)
+        for name, tree in file.settings.items()
+    }
+    plan = StudyPlan(
+        path.stem, file.question, file.source, file.seeds,
+        {name: dict(recipe or {}) for name, recipe in file.data.items()},
+        encoders, probes, settings, (), (),
+    )  # fmt: skip
+    hypotheses = []
+    for tree in file.hypotheses:
+        entry = declared.read(HypothesisEntry, tree, f"{path}: a hypothesis")
+        claim = read_claim(entry.claim)
+        terms = [Term(t.factor, known(plan, t.quantity, path)) for t in claim.terms]
+        claim = Claim(claim.text, tuple(terms), claim.relation)
+        if claim.relation == "~" and not entry.least:
+            raise InputError(f"{path}: {claim.text!r} needs a 'least': how much is still equal")
+        hypotheses.append(Hypothesis(claim, entry.least, entry.published))
+    measured = [
+        known(plan, term.quantity, path)
+        for text in file.measure
+        for term in read_claim(f"{text} > {text}").terms[:1]
+    ]
+    return replace(plan, hypotheses=hypotheses, measured=measured)
+
+
+def known(plan: StudyPlan, quantity: Quantity, path: Path) -> Quantity:
+    """A quantity of a study with its setting; InputError where the study has no such thing."""
+    where = f"{path}: {quantity}"
+    encoder, metric, setting = quantity
+    if encoder not in plan.encoders:
+        raise InputError(f"{where}: no encoder {encoder}{did_you_mean(encoder, plan.encoders)}")
+    if metric in plan.probes or metric in LOGGED:
+        if setting:
+            raise InputError(f"{where}: {metric} is of no setting; leave out 'at {setting}'")
+        if metric in LOGGED and not plan.encoders[encoder].keys.get("METHOD"):
+            raise InputError(f"{where}: {encoder} is not pre-trained here, so it has no log")
+        return quantity
+    if metric not in APS:
+        names = [*plan.probes, *LOGGED, *APS]
+        raise InputError(f"{where}: no probe or metric {metric}{did_you_mean(metric, names, 3)}")
+    if not setting and len(plan.settings) == 1:
+        return quantity._replace(setting=next(iter(plan.settings)))
+    if setting not in plan.settings:
+        shown = ", ".join(plan.settings) or "none"
+        raise InputError(f"{where}: name one of its settings ({shown}) by 'at SETTING'")
+    return quantity
+
+
+def _encoder(name: str, tree: Any, common: EncoderEntry, path: Path) -> StudyEncoder:
+    where = f"{path}: the encoder {name}"
+    entry = declared.read(EncoderEntry, tree, where)
+    if entry.weights:
+        if entry.config or entry.set or entry.random:
+            raise InputError(f"{where} has weights: leave out config, set and random")
+        return StudyEncoder(name, {}, weights=path.parent / entry.weights)
+    keys = _pretraining(common, {"config": entry.config, "set": entry.set}, path)
+    if entry.random:
+        return StudyEncoder(name, {"ENCODER.ARCH": keys.get("ENCODER.ARCH")}, random=True)
+    if not entry.config and not common.config:
+        raise InputError(f"{where} has no 'config', a pre-training config's name or yaml file")
+    if keys.get("ENCODER.ARCH", "resnet50") not in ARCHITECTURES:
+        raise InputError(f"{where}: unknown ENCODER.ARCH {keys.get('ENCODER.ARCH')}")
+    return StudyEncoder(name, keys)
+
+
+def _pretraining(common: EncoderEntry, own: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    config = own.get("config") or common.config
+    keys: dict[str, Any] = {"METHOD": "moco"}
+    if config:
+        keys |= flatten(load_yaml(find_config(config, path.parent, patterns=PRETRAINING)))
+    keys |= {**flatten(common.set), **flatten(own.get("set") or {})}
+    for key in ("SEED", "OUTPUT_DIR"):
+        keys.pop(key, None)
+    return keys
+
+
+def _probe(entry: ProbeEntry, name: str, path: Path) -> ProbeEntry:
+    if not entry.train or not entry.test:
+        raise InputError(f"{path}: the probe {name} needs 'train' and 'test', folders of classes")
+    if name in LOGGED or name in APS:
+        raise InputError(f"{path}: a probe cannot be called {name}, which is another metric")
+    return entry
+
+
+def _setting(entry: DetectionEntry, path: Path) -> dict[str, Any]:
+    keys = {} if not entry.config else flatten(load_yaml(find_config(entry.config, path.parent)))
+    keys |= flatten(entry.set)
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST"):
+        if not keys.get(key):
+            raise InputError(f"{path}: a setting has no {key}")
+    return {key: value for key, value in keys.items() if key not in RUN_KEYS}
