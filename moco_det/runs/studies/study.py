@@ -146,7 +146,7 @@ class StudyPlan:
 def read_study(path: Path) -> StudyPlan:
     """Read a study; InputError naming the file and the key for whatever it does not understand."""
     file = declared.read(StudyFile, load_yaml(path), str(path))
-    if not file.question or not file.hypotheses:
+    if not file.question or not (file.hypotheses or file.measure):
         raise InputError(f"{path}: a study has a 'question' and 'hypotheses'")
     for part in (file.data, file.encoders, file.probes, file.settings):
         for name in part:
