@@ -53,7 +53,7 @@ TIMES = {
     *("images_per_second", "data_wait", "time", "data_time", "eta_seconds"),
     *("rank_data_time", "eta"),
 }
-LITTER = re.compile(r".*\.partial$|.*\.tmp$|^\..*|^tmp.*")
+LITTER = re.compile(r".*\.partial$|.*\.tmp$|^\.(?!claim$).*|^tmp.*")
 
 
 class Kind(NamedTuple):
