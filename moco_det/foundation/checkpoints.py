@@ -15,11 +15,13 @@ from torch import Tensor
 
 from moco_det.foundation.atomic import replacing
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.reading import open_regular
+from moco_det.foundation.reading import open_regular, read_text
 
 logger = logging.getLogger(__name__)
 
 Content = dict[str, Any]
+
+LAST = "last_checkpoint"  # detectron2's
 
 
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
@@ -66,6 +68,14 @@ def _tensors(content: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+def noted_last(folder: Path) -> Path | None:
+    """The checkpoint that the file `last_checkpoint` of a run names; None where there is none."""
+    note = folder / LAST
+    if not note.is_file():
+        return None
+    return folder / read_text(note, "the name of the last checkpoint", 4096).strip()
+
+
 def check_entries(content: Any, wanted: Mapping[str, Any], path: Path, inside: str = "") -> None:
     """InputError unless a content has each entry that is wanted, of its type or with its own."""
     for name, kind in wanted.items():
@@ -99,6 +109,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
     if [group["params"] for group in saved["param_groups"]] != [g["params"] for g in groups]:
         raise ValueError("its optimizer has other parameters")
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    kinds = {
+        frozenset((name, type(value)) for name, value in optimizer.state.get(one, {}).items())
+        for group in optimizer.param_groups
+        for one in group["params"]
+    }
+    if optimizer.defaults.get("fused") and len(kinds) > 1:  # the kernel takes all or none
+        raise ValueError("its optimizer has no state of some parameters")
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape != parameter.shape:

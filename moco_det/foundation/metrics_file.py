@@ -44,10 +44,10 @@ class MetricsFile:
 
 
 def _whole(line: str) -> bool:
-    """False for a line that a kill has torn."""
+    """False for a line that a kill has torn, and for one that is no record."""
     try:
-        return "iteration" in json.loads(line)
-    except (ValueError, TypeError, RecursionError):
+        return isinstance(json.loads(line)["iteration"], int)
+    except (ValueError, TypeError, KeyError, RecursionError):
         return False
 
 

@@ -13,20 +13,18 @@ from typing import Any
 
 import detectron2
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from torch import nn
 from tqdm import tqdm
 
 from moco_det.data import DetectionDataset
 from moco_det.data.check import choose_mask_format
 from moco_det.foundation import collectives, stopping
-from moco_det.foundation.checkpoints import Content
+from moco_det.foundation.checkpoints import Content, noted_last
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.metrics_file import Writer
 from moco_det.foundation.precision import check_device
@@ -56,13 +54,11 @@ class Detectron2Run:
     def __init__(self, cfg: CfgNode, options: RunOptions) -> None:
         self.options, self.output = options, Path(cfg.OUTPUT_DIR)
         self.train_set, self.test_set = data_of(cfg, strict=options.strict)
-        # of a folder alone, not yet of a model: it finds the last checkpoint
-        folder = DetectionCheckpointer(nn.Module(), save_dir=cfg.OUTPUT_DIR)
-        self.resumes = options.resume and folder.has_checkpoint()
+        path = self.path = (noted_last(self.output) if options.resume else None) or Path()
+        self.resumes = path != Path()
         if options.resume and options.eval_only and not self.resumes:
             raise InputError(f"--resume: {self.output} holds no whole checkpoint")
-        path = Path(folder.get_checkpoint_file()) if self.resumes else Path()
-        found = read_checkpoint(path) if self.resumes else {}
+        found = self.found = read_checkpoint(path) if self.resumes else {}
         state = run_state(found)
         self.cfg, self.warnings = resolve(cfg, drawn_before=state.get("seed"))
         if cfg.MODEL.MASK_ON and cfg.TEST.EVALUATOR == "moco_det":
@@ -124,7 +120,7 @@ class Detectron2Run:
         trainer = Trainer(self.cfg, model=self.model, test_set=self.test_set, also=also)
         self.cfg = trainer.cfg  # scaled to the processes
         if self.resumes:
-            trainer.resume_or_load(resume=True)
+            trainer.go_on_from(self.path, self.found)
         trainer.train()
         return trainer.metrics
 

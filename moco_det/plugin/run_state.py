@@ -12,9 +12,9 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from moco_det.foundation.atomic import write_text
-from moco_det.foundation.checkpoints import save_checkpoint
+from moco_det.foundation.checkpoints import LAST, save_checkpoint
 from moco_det.plugin.loader import SharedBatches
-from moco_det.plugin.random_state import random_state, set_random_state
+from moco_det.plugin.random_state import random_state, set_random_state, untouched
 
 
 class RunState(HookBase):
@@ -31,6 +31,9 @@ class RunState(HookBase):
 
     def before_train(self) -> None:
         self.began = time.monotonic() - self.seconds
+        self._restore_random()
+
+    def _restore_random(self) -> None:
         if comm.get_rank() < len(self.random):
             own = self.random[comm.get_rank()]
             set_random_state(own)
@@ -59,6 +62,8 @@ class RunState(HookBase):
         self.seconds, self.random = state_dict["seconds"], state_dict["random"]
         self.evaluation_due = state_dict["evaluation_due"]
         self.batches.seed = state_dict["seed"]
+        with untouched():  # what does not fit is told here
+            self._restore_random()
 
 
 class WholeCheckpointer(DetectionCheckpointer):
@@ -74,4 +79,4 @@ class WholeCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
+        write_text(Path(self.save_dir) / LAST, last_filename_basename)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from moco_det.data import DetectionDataset
 from moco_det.foundation import stopping
+from moco_det.foundation.checkpoints import Content, restore_optimizer, restoring
 from moco_det.foundation.collectives import Agreement
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.metrics_file import Writer
@@ -28,7 +29,8 @@ from moco_det.plugin.modeling import any_width
 from moco_det.plugin.precise_bn import SyncedPreciseBN
 from moco_det.plugin.random_state import untouched
 from moco_det.plugin.run_state import RunState, WholeCheckpointer
-from moco_det.weights.loading import not_finite
+from moco_det.plugin.weights import run_state
+from moco_det.weights.loading import load_model_state, not_finite
 
 
 def build_detector(cfg: CfgNode) -> nn.Module:
@@ -117,9 +119,19 @@ class Trainer(DefaultTrainer):
             TensorboardXWriter(self.cfg.OUTPUT_DIR),
         ]
 
-    def resume_or_load(self, resume: bool = True) -> None:
-        """detectron2's, after which the batches go on where the checkpoint's run stood."""
-        super().resume_or_load(resume=resume)
+    def go_on_from(self, path: Path, content: Content) -> None:
+        """Restore a run; rates and all settings of the optimizer stay those of the config."""
+        load_model_state(self.checkpointer.model, content["model"], path)
+        trainer = content["trainer"]
+        with restoring(path):
+            restore_optimizer(self.optimizer, trainer["_trainer"]["optimizer"])
+            if isinstance(self._trainer, AMPTrainer):
+                self._trainer.grad_scaler.load_state_dict(trainer["_trainer"]["grad_scaler"])
+            if state := run_state(content):
+                self.run_state.load_state_dict(state)
+        self.start_iter = self.scheduler.last_epoch = trainer["iteration"] + 1
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate
         self.run_state.batches.done = self.start_iter
         period = self.cfg.TEST.EVAL_PERIOD
         if self.precise is not None and period > 0:

@@ -20,7 +20,7 @@ def check_resumable(model: nn.Module, path: Path, state: Content) -> int:
     check_model_state(model, state["model"], path)
     trainer = _dictionary(state, "trainer")
     done = trainer.get("iteration")
-    if not (isinstance(done, int) and _dictionary(trainer, "_trainer")):
+    if not (type(done) is int and 0 <= done < 2**63 and _dictionary(trainer, "_trainer")):
         raise InputError(
             f"--resume: {path} was not written by a training run of detectron2: go on with "
             "--engine standalone, or start from it with MODEL.WEIGHTS in another OUTPUT_DIR"
@@ -32,7 +32,10 @@ def run_state(state: Content) -> Content:
     """What `moco_det.plugin.run_state.RunState` saved; empty where another program did."""
     found = _dictionary(_dictionary(_dictionary(state, "trainer"), "hooks"), "RunState")
     lists = isinstance(found.get("random"), list) and found["random"]
-    numbers = all(isinstance(found.get(key), (int, float)) for key in ("seconds", "seed"))
+    kinds = {"seconds": (int, float), "seed": int}
+    numbers = all(
+        isinstance(found.get(k), kind) and 0 <= found[k] < 2**32 for k, kind in kinds.items()
+    )
     return found if lists and numbers else {}
 
 

@@ -19,11 +19,11 @@ from moco_det.foundation.strict_yaml import MOST_YAML, flatten, load_mapping
 from moco_det.results import Row, read_rows
 from moco_det.runs.row import sha256_of
 from moco_det.settings.config import dump
+from moco_det.settings.engine import FINAL
 from moco_det.weights.backbone import check_exists
 from moco_det.weights.download import local_path
 
 CONFIG = "config.yaml"
-FINAL = "model_final.pth"
 # What may differ when a run goes on: none of it enters its numbers.
 FREE = (
     "DATALOADER.NUM_WORKERS",

@@ -22,8 +22,8 @@ from moco_det.data.image import image_fault
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.reading import MOST_DATA, read_regular
 from moco_det.runs.engines import choose_engine, load_config, load_engine
-from moco_det.runs.folder import CONFIG, FINAL
-from moco_det.settings.engine import Detector
+from moco_det.runs.folder import CONFIG
+from moco_det.settings.engine import FINAL, Detector
 
 logger = logging.getLogger(__name__)
 

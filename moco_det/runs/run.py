@@ -17,6 +17,7 @@ from fvcore.common.config import CfgNode
 from moco_det.data.check import overlap_warnings
 from moco_det.foundation import collectives
 from moco_det.foundation.atomic import write_text
+from moco_det.foundation.checkpoints import noted_last
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.folders import claimed
 from moco_det.foundation.launching import ProcessLayout, launch, torchrun_process
@@ -26,7 +27,6 @@ from moco_det.results import append_row
 from moco_det.runs.engines import choose_engine, load_config, load_engine
 from moco_det.runs.folder import (
     CONFIG,
-    FINAL,
     check_batch_stays,
     check_free,
     check_results,
@@ -44,7 +44,7 @@ from moco_det.runs.row import (
     relative,
 )
 from moco_det.settings.config import dump
-from moco_det.settings.engine import Engine, PreparedRun, RunOptions
+from moco_det.settings.engine import FINAL, Engine, PreparedRun, RunOptions
 from moco_det.settings.zoo import find_config
 from moco_det.weights.download import local_path
 
@@ -213,7 +213,6 @@ def _written(results: Path, output: Path, cfg: CfgNode, engine: Engine) -> dict[
 
 def what_is_kept(output: Path, period: int) -> str:
     """What --resume finds of a run that was stopped."""
-    pointer = output / "last_checkpoint"
-    if pointer.is_file():
-        return f"--resume goes on from {output / pointer.read_text(encoding='utf-8').strip()}"
+    if (last := noted_last(output)) is not None:
+        return f"--resume goes on from {last}"
     return f"no checkpoint yet (SOLVER.CHECKPOINT_PERIOD {period}): --resume starts from the start"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moco_det.weights.loading import Loaded
 
 ENGINES = ("auto", "detectron2", "standalone")
+FINAL = "model_final.pth"  # what a run of either leaves in its folder
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ import torch
 from moco_det.foundation import collectives
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.checkpoints import (
+    LAST,
     Content,
     check_entries,
     newest_whole,
+    noted_last,
     restore_optimizer,
     restoring,
     save_checkpoint,
@@ -28,7 +30,6 @@ from moco_det.weights.loading import load_model_state, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
-LAST = "last_checkpoint"
 # What a run goes on from, beside the model.
 ENTRIES = {
     "optimizer": {"state": dict, "param_groups": list},
@@ -36,7 +37,6 @@ ENTRIES = {
     "iteration": int,
     "random": list,
 }
-FINAL = "model_final.pth"
 PERIODIC = "model_{:07d}.pth"
 
 
@@ -91,8 +91,7 @@ def checkpoints(folder: Path) -> list[Path]:
     """A run's checkpoint files: the one that was written last, then the others, newest first."""
     pattern = re.compile(r"model_(\d{7}|final)\.pth")
     found = [f for f in folder.glob("model_*.pth") if pattern.fullmatch(f.name)]
-    pointer = folder / LAST
-    last = folder / pointer.read_text().strip() if pointer.is_file() else None
+    last = noted_last(folder)
     return sorted(found, key=lambda f: (f == last, f.stat().st_mtime), reverse=True)
 
 

@@ -17,14 +17,15 @@ from tqdm import tqdm
 from moco_det.data import DetectionDataset, Record
 from moco_det.data.check import check_trainable
 from moco_det.foundation import collectives
-from moco_det.foundation.checkpoints import Content
+from moco_det.foundation.checkpoints import Content, noted_last
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.metrics_file import Writer
 from moco_det.foundation.precision import Precision
 from moco_det.foundation.stopping import Stopped, deferred
 from moco_det.scoring import metric_lines, score, write_predictions
+from moco_det.settings.engine import FINAL
 from moco_det.standalone.build import build_mapper, build_solver
-from moco_det.standalone.checkpoint import FINAL, PERIODIC, begun_by, restore, save
+from moco_det.standalone.checkpoint import PERIODIC, begun_by, restore, save
 from moco_det.standalone.detector import GeneralizedRCNN
 from moco_det.standalone.evaluate import predict
 from moco_det.standalone.loader import BatchStream, training_loader, usable
@@ -261,11 +262,10 @@ def check_finite(losses: dict[str, float], iteration: int, output: Path) -> None
 
 def diverged(what: str, iteration: int, output: Path) -> InputError:
     """The error of a run whose numbers overflowed, with the last good checkpoint's name."""
-    pointer = output / "last_checkpoint"
-    last = pointer.read_text().strip() if pointer.is_file() else "none was written yet"
+    last = noted_last(output)
     return InputError(
-        f"{what} in iteration {iteration}: lower SOLVER.BASE_LR or lengthen "
-        f"SOLVER.WARMUP_ITERS; last good checkpoint: {last}"
+        f"{what} in iteration {iteration}: lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS; "
+        f"last good checkpoint: {last.name if last else 'none was written yet'}"
     )
 
 

@@ -217,7 +217,9 @@ def load_model_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) 
     """Fill the whole model from its own state dict, or raise InputError and fill nothing."""
     check_model_state(model, state, path)
     own = model.state_dict()
-    model.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()})
+    given = {n: t for n, t in state.items() if isinstance(t, Tensor) and n in own}
+    fitting = {n: t for n, t in given.items() if t.shape == own[n].shape}  # counters may not
+    model.load_state_dict({**own, **fitting})
 
 
 def check_model_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -37,6 +37,13 @@ INDEX = "shards.json"
 
 # ImageNet-22k in shards of a thousand has 14,000; each name takes a hundred bytes
 MOST_SHARDS = 1_000_000
+
+# What tarfile reads whole before the member that it belongs to: long names and attributes
+READ_AHEAD = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+MOST_NAME = 1 << 20
 BRACES = re.compile(r"\{(-?\d{1,40}\.\.-?\d{1,40})(?:\.\.-?\d+)?\}|([{},])")
 
 
@@ -128,20 +135,27 @@ def _how_many(path: str) -> int:
     return min(total, 10**18)  # a number of 5,000 digits cannot be shown
 
 
-# A pipe reports a failed command as OSError, a key that comes twice is a ValueError.
-DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError)
+class Header(tarfile.TarInfo):
+    """A member's header, refused before tarfile reads as much as it announces."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
+        header = super().frombuf(buf, encoding, errors)
+        most = MOST_NAME if header.type in READ_AHEAD else MOST_IMAGE
+        if not 0 <= header.size <= most:
+            raise ValueError(f"a member has {header.size:,} bytes, more than the {most:,} read")
+        return header
 
 
 def read_shard(url: str) -> Iterator[Encoded]:
     """The samples of one shard in their order; raises InputError where it is damaged."""
     try:
-        for sample in webdataset.tarfile_samples([{"url": url}]):
-            yield from _pictures(url, sample)
-    except DAMAGE as error:
-        reason = str(error.args[0]) if error.args else type(error).__name__
-        raise InputError(
-            f"shard {url} does not read to its end: {reason}; fetch it anew or leave it out"
-        ) from error
+        stream = webdataset.gopen(url)
+        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=Header) as archive:
+            for group in webdataset.tariterators.group_by_keys(_members(archive, content=True)):
+                yield from _pictures(url, group)
+    except Exception as error:  # a damaged archive can raise anything in tarfile
+        raise _damage(url, error) from error
 
 
 def count_samples(url: str) -> int:
@@ -149,20 +163,38 @@ def count_samples(url: str) -> int:
     if not is_local(url):
         return sum(1 for _ in read_shard(url))
     try:
-        with tarfile.open(url) as archive:
-            names = tqdm(_names(archive), desc=f"counting {url}", unit="file", delay=5, leave=False)
-            groups = webdataset.tariterators.group_by_keys(names)
+        with tarfile.open(url, tarinfo=Header) as archive:
+            members = _members(archive, content=False)
+            seen = tqdm(members, desc=f"counting {url}", unit="file", delay=5, leave=False)
+            groups = webdataset.tariterators.group_by_keys(seen)
             return sum(len(_pictures(url, group)) for group in groups)
-    except DAMAGE as error:
-        raise InputError(f"shard {url} is damaged: {error}") from error
+    except Exception as error:
+        raise _damage(url, error) from error
 
 
-def _names(archive: tarfile.TarFile) -> Iterator[dict[str, Any]]:
-    """The archive's members as webdataset passes them on, without their content."""
+def _damage(url: str, error: Exception) -> InputError:
+    # group_by_keys adds to the arguments of an error
+    reason = error if isinstance(error, OSError) or not error.args else error.args[0]
+    return InputError(
+        f"shard {url} does not read to its end: {reason or type(error).__name__}; fetch it anew "
+        "or leave it out"
+    )
+
+
+def _members(archive: tarfile.TarFile, *, content: bool) -> Iterator[dict[str, Any]]:
+    """The files of an archive as `group_by_keys` takes them, which holds those of one key."""
+    key, held = None, 0
     while (member := archive.next()) is not None:
+        archive.members = []  # it keeps all that it has seen
         # webdataset leaves out members named like __this__, or in such a folder.
-        if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
-            yield {"fname": member.name, "data": b"", "__url__": ""}
+        if not member.isreg() or re.match(r"__[^/]*__($|/)", member.name):
+            continue
+        before, key = key, webdataset.tariterators.base_plus_ext(member.name)[0] or key
+        held = member.size + (held if key == before else 0)
+        if not 0 <= member.size <= held <= MOST_IMAGE:  # a sparse file is larger than announced
+            raise ValueError(f"a sample has {held:,} bytes, more than the {MOST_IMAGE:,} read")
+        file = archive.extractfile(member) if content else None
+        yield {"fname": member.name, "data": file.read() if file else b"", "__url__": ""}
 
 
 def _pictures(url: str, group: dict[str, Any]) -> list[Encoded]:

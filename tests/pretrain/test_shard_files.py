@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -106,7 +108,23 @@ def damaged(kind: str, folder: Path) -> str:
             write_tar(folder / f"x-0{i}.tar", [])
     elif kind == "twice":
         write_tar(shard, [("1.png", b"1"), ("1.png", b"2")])
+    else:
+        write_announced(shard, kind)
     return path
+
+
+def write_announced(shard: Path, kind: str) -> None:
+    """A small tar with a header that announces too much, below zero or others without end."""
+    info = tarfile.TarInfo("1.png")
+    if kind == "sparse":
+        info.pax_headers = {"GNU.sparse.size": str(2**40)}
+    else:
+        info.size = {"below": -512, "chain": 512}.get(kind, 2**40)
+    if kind in ("names", "chain"):
+        info.type = tarfile.GNUTYPE_LONGNAME
+    header = info.tobuf(tarfile.PAX_FORMAT if kind == "sparse" else tarfile.GNU_FORMAT)
+    with gzip.open(shard, "wb") as archive:
+        archive.write((header + bytes(512)) * (5000 if kind == "chain" else 2))
 
 
 @pytest.mark.parametrize(
@@ -117,6 +135,11 @@ def damaged(kind: str, folder: Path) -> str:
         ("index", r"x-01\.tar holds 1 samples and its index says 4"),
         ("empty", "hold no samples"),
         ("twice", r"x-01\.tar does not read to its end: .*duplicate"),
+        ("large", r"x-01\.tar does not read to its end: .* more than the 2,147,483,648 read"),
+        ("sparse", r"x-01\.tar does not read to its end: .* more than the 2,147,483,648 read"),
+        ("names", r"x-01\.tar does not read to its end: .* more than the 1,048,576 read"),
+        ("below", r"x-01\.tar does not read to its end: .* -512 bytes"),
+        ("chain", r"x-01\.tar does not read to its end: .*recursion"),
     ],
 )
 def test_a_damaged_shard_is_one_line_that_names_it(kind: str, reason: str, tmp_path: Path) -> None:
@@ -125,10 +148,10 @@ def test_a_damaged_shard_is_one_line_that_names_it(kind: str, reason: str, tmp_p
     assert re.search(reason, error) and "\n" not in error
 
 
-@pytest.mark.parametrize("kind", ["cut", "text"])
+@pytest.mark.parametrize("kind", ["cut", "text", "large", "sparse", "names", "below", "chain"])
 def test_a_shard_that_cannot_be_counted_is_one_line_too(kind: str, tmp_path: Path) -> None:
     damaged(kind, tmp_path)
-    with pytest.raises(InputError, match=r"shard .*x-01\.tar is damaged"):
+    with pytest.raises(InputError, match=r"x-01\.tar does not read to its end"):
         count_samples(str(tmp_path / "x-01.tar"))
 
 

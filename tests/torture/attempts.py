@@ -15,11 +15,14 @@ import resource
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 from moco_det_tools import cli
 
@@ -158,6 +161,8 @@ def _be_the_tool(
         sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
         logging.root.handlers.clear()
         os.chdir(folder)
+        # tqdm's own lock is one for all children: killed, one that holds it would stop the others
+        tqdm.set_lock(threading.RLock())
         tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
         resource.setrlimit(resource.RLIMIT_AS, (limits.memory, limits.memory))
         resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu, limits.cpu + 5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -225,6 +226,29 @@ def lists(rng: random.Random, at: Path, base: Base) -> Case:
     return Case(base.pretrain(at, {"DATA.PATH": path}), note)
 
 
+def announced(rng: random.Random, tar: Path) -> str:
+    """A tar, sparse or compressed, with members far larger than what they take on disk."""
+    size = rng.choice((-512, 2**30, 2**36, 2**63))
+    info = tarfile.TarInfo(f"x.{rng.choice(('jpg', 'cls', 'txt'))}")
+    info.type = rng.choice((tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, b"Z"))
+    kind, count = tarfile.GNU_FORMAT, rng.choice((1, 1, 3000))
+    if rng.random() < 0.3:
+        info.type, kind = tarfile.REGTYPE, tarfile.PAX_FORMAT
+        info.pax_headers = {"GNU.sparse.size": str(size)}
+    else:
+        info.size = size
+    head = info.tobuf(kind) + bytes(512)
+    if rng.random() < 0.5:
+        tar.write_bytes(head * count)
+        os.truncate(tar, 2**37)
+    else:
+        with gzip.open(tar, "wb", 1) as archive:
+            archive.write(head * count)
+            for _ in range(rng.choice((0, 1100))):
+                archive.write(bytes(2**20))
+    return f"{count} of type {info.type!r} announce {size}"
+
+
 PATTERNS = (
     "{000000..999999999}.tar", "{0..99999999999999999999}.tar", "{a..z}.tar", "{0..3.tar", "}.tar",
     "{9..0}.tar", "{" * 50 + "0..9" + "}" * 50 + ".tar", "{0..9}" * 12 + ".tar", "*" * 60 + ".tar",
@@ -238,7 +262,7 @@ def shards(rng: random.Random, at: Path, base: Base) -> Case:
     folder = at / "shards"
     shutil.copytree(Path(base.shards).parent, folder)
     tar = next(folder.glob("*.tar"))
-    path, way = str(tar), rng.choice(("damaged", "members", "index", "pattern", "special"))
+    path, way = str(tar), rng.choice(("damaged", "members", "sizes", "index", "pattern", "special"))
     note = way
     if way == "damaged":
         data, note = damaged(tar.read_bytes(), rng)
@@ -254,6 +278,8 @@ def shards(rng: random.Random, at: Path, base: Base) -> Case:
                 body = rng.choice((b"", b"9" * 5000, HTML[0].encode(), bytes(50)))
                 info.size = len(body) if info.type == tarfile.REGTYPE else 0
                 archive.addfile(info, io.BytesIO(body))
+    elif way == "sizes":
+        note = announced(rng, tar)
     elif way == "index":
         tree = json.loads((folder / "shards.json").read_text())
         tree, note = changed(tree, rng, JSON, times=2)
