@@ -37,7 +37,7 @@ HEADS = {
 _METHODS = {
     **{method: method for method in METHOD_NAMES},
     **dict.fromkeys(("sup", "torchvision"), "supervised"),
-    **{"mocov1": "moco_v1", "mocov2": "moco_v2"},
+    **{"mocov1": "moco_v1", "mocov2": "moco_v2", "moco_ig1b": "moco_v1"},
     **dict.fromkeys(("instdisc", "npid", "lemniscate"), "inst_disc"),
 }
 # What a published table and a run must share to be about the same detector and test set.
@@ -84,15 +84,16 @@ def counterparts(group: Group) -> list[Counterpart]:
         if table.task == "detection" and all(table.setting.get(k) == facts[k] for k in _TASK)
     ]
     for arm in group.arms:
+        # Weights that name their epochs are those of the rows with these epochs, so with IG-1B.
+        names = (arm.name, arm.init["weights"], arm.source.get("file"), arm.source.get("epochs"))
+        told = " ".join(map(str, names))
+        data = ("none", "instagram1b" if "ig1b" in told else "imagenet1k")
         rows = [
             (table, differences, row)
             for table, differences in tables
             for row in table.rows
-            if row.method == method_of(arm) and row.pretrained_on in ("none", "imagenet1k")
+            if row.method == method_of(arm) and row.pretrained_on in data
         ]
-        # Weights that name their epochs are those of the rows with these epochs.
-        names = (arm.name, arm.init["weights"], arm.source.get("file"), arm.source.get("epochs"))
-        told = " ".join(map(str, names))
         epochs = [row.epochs for _, _, row in rows if row.epochs and str(row.epochs) in told]
         rows = [one for one in rows if not epochs or one[2].epochs in epochs]
         # Not every source states the learning rate: that one does not must not bring it nearer.

@@ -48,14 +48,22 @@ class Conditions(Checked):
 
 @dataclass(frozen=True)
 class KnnOptions(Checked):
-    """InstDisc paper (Wu et al. 2018), Section 3.4."""
+    """InstDisc paper (Wu et al. 2018), Section 3.4.
+
+    There the vote is over the embedding (`head`), and the training images' are rows of the bank.
+    """
 
     protocol: ClassVar[str] = "knn"
     checkpoints: ClassVar[int | str] = "+"
     batch: ClassVar[int] = 128
     k: int = option(200, "neighbours that vote", low=1)
     temperature: float = option(0.07, "of the vote", low=1e-6)
-    features: str = option("pooled", "before the head or after it", choices=("pooled", "head"))
+    features: str = option(
+        "pooled",
+        "before the head, or after it as in the InstDisc paper, whose training images are the "
+        "rows of its bank; here they are computed anew",
+        choices=("pooled", "head"),
+    )
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,9 @@ def test_a_billion_images_are_trained_on_as_the_paper_says() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_config_file_loads_and_opens_with_its_four_lines(path: Path) -> None:
-    load_config(path)
+    cfg = load_config(path)
     lines = path.read_text().splitlines()
+    assert path.parent != CONFIGS or (cfg.PRECISION, "in float32" in lines[2]) == ("float32", True)
     assert all(line.startswith("# ") for line in lines[:4])
     assert not lines[4].startswith("#")
     starts = [line[2:].split(":")[0] for line in lines[1:4]]
@@ -132,6 +133,7 @@ def test_published_hyper_parameters_are_those_of_the_papers() -> None:
     v1 = load_config(CONFIGS / "moco_v1_r50_in1m_200ep.yaml")
     v2 = load_config(CONFIGS / "moco_v2_r50_in1m_200ep.yaml")
     for cfg in (v1, v2):
+        assert cfg.PRECISION == "float32"  # as the released code
         assert (cfg.MOCO.K, cfg.MOCO.M, cfg.ENCODER.DIM) == (65536, 0.999, 128)
         assert (cfg.SOLVER.BATCH, cfg.SOLVER.LR, cfg.SOLVER.EPOCHS) == (256, 0.03, 200)
         assert (cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY) == (0.9, 1e-4)

@@ -140,6 +140,14 @@ def test_epochs_in_the_arm_s_name_choose_the_row(make_row: Any) -> None:
     assert one.row.epochs == 800 and one.row.values["voc.AP"] == 57.4
 
 
+@pytest.mark.parametrize(("arm", "ap"), [("moco_v1", 55.9), ("moco_ig1b", 57.2)])
+def test_weights_of_a_billion_images_stand_beside_the_row_of_theirs(
+    make_row: Any, arm: str, ap: float
+) -> None:
+    row = counterparts(group_of(voc_row(make_row, arm, 0, 57.0)))[0].row
+    assert (row.method, row.values["voc.AP"]) == ("moco_v1", ap)
+
+
 def test_the_published_spread_by_hand() -> None:
     voc, coco = find_table("moco_v1.table2b"), find_table("moco_v1.table5a")
     # 1.96 * 0.2 * sqrt(1/5 + 1/5) = 0.248

@@ -65,7 +65,6 @@ def test_an_unknown_table_or_row_lists_what_there_is() -> None:
             "resnet50",
             {("MoCo v1, 200 epochs", 60.6), ("MoCo v2, 800 epochs", 71.1)},
         ),
-        ("moco_v1.appendix_imagenet_ft", "resnet50", {("MoCo v1, 200 epochs", 77.0)}),
     ],
 )
 def test_a_probe_is_shown_the_published_accuracies_of_its_own_setting_only(
@@ -81,3 +80,15 @@ def test_a_probe_is_shown_the_published_accuracies_of_its_own_setting_only(
     for other in ({"size": 96}, {"classes": 100}, {"train_images": 126689}, {"arch": "resnet34"}):
         assert published_accuracies(protocol, {**setting, **other}) == []
     assert published_accuracies("linear_lbfgs", setting) == []
+
+
+def test_fine_tuning_on_imagenet_is_comparable_at_no_epochs_as_the_paper_states_none() -> None:
+    setting = {**find_table("moco_v1.appendix_imagenet_ft").setting, "arch": "resnet50"}
+    for epochs in (90, 100):
+        assert published_accuracies("finetune", {**setting, "epochs": epochs, "batch": 256}) == []
+
+
+def test_weights_that_nothing_trained_are_published_as_pretrained_on_nothing() -> None:
+    rows = [(table.id, row) for table in published_tables().values() for row in table.rows]
+    random = [(table, row.pretrained_on) for table, row in rows if row.method == "random"]
+    assert len(random) > 10 and {data for _, data in random} == {"none"}, random

@@ -28,7 +28,9 @@ from moco_det_tools.make_configs import main
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LEAVES = sorted(CONFIGS.glob("*.yaml"))
-EIGHT = {"random", "sup", "sup_msra", "moco", "mocov2", "instdisc", "membank", "endtoend"}
+NINE = {"random", "sup", "sup_msra", "moco", "moco_ig1b", "mocov2"} | {
+    *("instdisc", "membank", "endtoend")
+}
 BOTH_ENGINES = [
     "voc_R50_C4_24k",
     "voc_R50_DC5_24k",
@@ -66,6 +68,11 @@ def leaf(stem: str, arm: str) -> Path:
     return CONFIGS / f"{stem}_{arm}.yaml"
 
 
+def arms_of(stem: str) -> set[str]:
+    """The arms of a stem of both engines: IG-1B only where the paper has a row of it."""
+    return NINE - {"moco_ig1b"} if stem == "coco_R50_C4_6x" else NINE
+
+
 def plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
@@ -78,18 +85,17 @@ def input_of(arm: str) -> Mapping[str, Any] | None:
 
 
 def test_every_stem_has_all_its_arms_and_the_folder_nothing_else() -> None:
-    names = {f"{stem}_{arm}" for stem in BOTH_ENGINES for arm in EIGHT}
-    names |= {
-        f"{s}_{arm}" for s in DETECTRON2_ALONE for arm in ("random", "sup", "sup_msra", "moco")
-    }
-    assert len(LEAVES) == len(names) == 84
+    names = {f"{stem}_{arm}" for stem in BOTH_ENGINES for arm in arms_of(stem)}
+    few = ("random", "sup", "sup_msra", "moco", "moco_ig1b")
+    names |= {f"{stem}_{arm}" for stem in DETECTRON2_ALONE for arm in few}
+    assert len(LEAVES) == len(names) == 95
     assert {file.stem for file in LEAVES} == names
-    assert set(STEMS) == {*BOTH_ENGINES, *DETECTRON2_ALONE} and set(ARMS) == EIGHT
+    assert set(STEMS) == {*BOTH_ENGINES, *DETECTRON2_ALONE} and set(ARMS) == NINE
 
 
 def test_the_files_are_what_the_matrix_makes() -> None:
     made = files()
-    assert len(made) == 84
+    assert len(made) == 95
     for name, text in made.items():
         assert (CONFIGS / name).read_text(encoding="utf-8") == text, (
             f"{name}: run moco-det make-configs configs"
@@ -129,13 +135,12 @@ def test_a_stem_has_the_papers_hyper_parameters(stem: str) -> None:
 
 @pytest.mark.parametrize("stem", BOTH_ENGINES)
 def test_the_arms_of_every_table_are_matched(stem: str) -> None:
-    texts = {arm: dump(load_config(leaf(stem, arm))) for arm in sorted(EIGHT)}
-    assert len(texts) == 8
+    texts = {arm: dump(load_config(leaf(stem, arm))) for arm in sorted(arms_of(stem))}
     matched = compare_configs(texts, {arm: input_of(arm) for arm in texts})
     assert matched.ok, "\n".join(matched.lines())
     assert {d.key for d in matched.allowed} == {WEIGHTS_KEY, *INPUT_KEYS}
     weights = [flatten_config(text)[WEIGHTS_KEY] for text in texts.values()]
-    assert len(set(weights)) == 8
+    assert len(set(weights)) == len(texts) >= 8
 
 
 @pytest.mark.parametrize("stem", DETECTRON2_ALONE)
@@ -150,7 +155,7 @@ def test_the_standalone_engine_refuses_the_keys_of_other_tasks_by_name(stem: str
 
 def test_the_input_of_the_arms_is_torchvisions_but_for_the_original_caffe_weights() -> None:
     for stem in BOTH_ENGINES:
-        for arm in EIGHT:
+        for arm in arms_of(stem):
             flat = flatten_config(dump(load_config(leaf(stem, arm))))
             wanted = BGR_MSRA if arm == "sup_msra" else RGB_IMAGENET
             assert {flat[key] == wanted[name] for key, name in INPUT_KEYS.items()} == {True}
@@ -204,22 +209,24 @@ def resolved(file: Path) -> dict[str, Any]:
 def test_a_header_number_is_a_published_row_of_this_setting_and_this_arm(file: Path) -> None:
     line = header(file, "Published")
     numbers = numbers_in(line)
-    arm = next(a for a in sorted(EIGHT, key=len, reverse=True) if file.stem.endswith(f"_{a}"))
+    arm = next(a for a in sorted(NINE, key=len, reverse=True) if file.stem.endswith(f"_{a}"))
     methods = {
         "sup": "supervised",
         "sup_msra": "supervised",
         "moco": "moco_v1",
+        "moco_ig1b": "moco_v1",
         "mocov2": "moco_v2",
         "instdisc": "inst_disc",
         "membank": "memory_bank",
         "endtoend": "end_to_end",
     }
+    data = "instagram1b" if arm == "moco_ig1b" else "imagenet1k"
     rows = [
         (table, row)
         for table in published_tables().values()
         if fits(table, resolved(file)) and table.task not in ("linear", "knn", "finetune")
         for row in table.rows
-        if row.method == methods.get(arm, arm) and row.pretrained_on in ("none", "imagenet1k")
+        if row.method == methods.get(arm, arm) and row.pretrained_on in ("none", data)
         if arm not in ("sup", "sup_msra") or (row.key == "imagenet_torchvision") == (arm == "sup")
     ]
     if not numbers:
@@ -236,12 +243,24 @@ def test_a_header_number_is_a_published_row_of_this_setting_and_this_arm(file: P
 
 def test_some_headers_have_numbers_and_the_best_known_are_right() -> None:
     with_numbers = [file for file in LEAVES if numbers_in(header(file, "Published"))]
-    assert len(with_numbers) == 41  # 8 + 5 + 2 on VOC, 9 + 3 + 5 on COCO, 9 of detectron2 alone
+    assert len(with_numbers) == 51  # 8 + 6 + 3 on VOC, 12 + 4 + 6 on COCO, 12 of detectron2 alone
     moco = numbers_in(header(leaf("voc_R50_C4_24k", "moco"), "Published"))
     assert moco == {"AP": 55.9, "AP50": 81.5, "AP75": 62.6}
     msra = numbers_in(header(leaf("coco_R50_FPN_2x", "sup_msra"), "Published"))
     assert (msra["box AP"], msra["mask AP"]) == (40.6, 36.8)
+    billion = numbers_in(header(leaf("voc_R50_C4_24k", "moco_ig1b"), "Published"))
+    assert billion == {"AP": 57.2, "AP50": 82.2, "AP75": 63.7}
     assert published_row(STEMS["coco_R50_C4_6x"], ARMS["moco"]) is None
+
+
+def test_npid_of_openselfsup_is_a_memory_bank_and_no_arm_of_instance_discrimination() -> None:
+    found = published_row(STEMS["coco_R50_C4_2x"], ARMS["membank"])
+    assert found is not None and (found[0].id, found[1].key) == (
+        "repro.openselfsup.coco_c4_2x",
+        "npid",
+    )
+    assert found[1].label == "memory bank, K=65536, loss=InfoNCE, BN=SyncBN"
+    assert not any(published_row(stem, ARMS["instdisc"]) for stem in STEMS.values())
 
 
 @pytest.mark.parametrize("file", LEAVES, ids=lambda f: f.stem)
@@ -260,7 +279,7 @@ def test_the_page_on_configs_names_every_stem_and_arm() -> None:
     for stem in STEMS:
         start, _, schedule = stem.rpartition("_")
         assert f"| `{stem}`" in text or (f"`{start}_1x`" in text and f"`_{schedule}`" in text)
-    assert {arm for arm in ARMS if f"| `{arm}` |" in text} == EIGHT
+    assert {arm for arm in ARMS if f"| `{arm}` |" in text} == NINE
 
 
 @pytest.fixture(scope="module")
@@ -287,10 +306,10 @@ def test_every_config_describes_one_of_the_architectures_that_are_built(
 ) -> None:
     counted = 0
     for stem in BOTH_ENGINES:
-        for arm in EIGHT:
+        for arm in arms_of(stem):
             assert architecture(load_config(leaf(stem, arm))) in shapes
             counted += 1
-    assert counted == 72
+    assert counted == 80
     assert len(shapes) == 4  # VOC on C4 and DC5, COCO on FPN and C4
 
 
@@ -312,7 +331,7 @@ def test_every_config_builds_on_detectron2_with_the_same_parameters(
 
     built: dict[str, dict[str, tuple[int, ...]]] = {}
     for stem in BOTH_ENGINES:
-        for arm in sorted(EIGHT):
+        for arm in sorted(arms_of(stem)):
             ours = load_config(leaf(stem, arm))
             theirs = load_detectron2_config(leaf(stem, arm), ["MODEL.DEVICE", "cpu"])
             flat = flatten(theirs)
@@ -344,7 +363,7 @@ def test_the_configs_of_other_tasks_build_on_detectron2_and_their_arms_are_match
         arm: load_detectron2_config(leaf(stem, arm), ["MODEL.DEVICE", "cpu"])
         for arm in STEMS[stem].arms
     }
-    assert len(arms) == 4
+    assert len(arms) == 5
     matched = compare_configs(
         {arm: dump(cfg) for arm, cfg in arms.items()}, {arm: input_of(arm) for arm in arms}
     )
@@ -360,7 +379,7 @@ def test_the_tool_writes_a_folder_that_resolves_on_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(lambda: main([str(tmp_path / "mine")])) == 0
-    assert "99 file(s) written" in capsys.readouterr().out  # the three detectors among them
+    assert "110 file(s) written" in capsys.readouterr().out  # the three detectors among them
     there = leaf("coco_R50_C4_2x", "moco")
     here = tmp_path / "mine" / there.name
     assert dump(load_config(here)) == dump(load_config(there))

@@ -14,15 +14,16 @@ from moco_det.weights.formats import BGR_MSRA
 class Initialisation:
     """One arm of every table; `checkpoint` is what its `weights` are converted from.
 
-    `method` and `row` say which published rows are this arm's: those of a method, or one row by
-    its key. `input` holds config keys that these weights demand and the base files, made for
-    torchvision's input, do not have.
+    `method` and `row` say which published rows are this arm's: those of a method pre-trained on
+    `data`, or one row by its key. `input` holds config keys that these weights demand and the base
+    files, made for torchvision's input, do not have.
     """
 
     what: str
     weights: str = ""
     checkpoint: str = "CHECKPOINT"
     method: str = ""
+    data: str = "imagenet1k"
     row: str = ""
     note: str = ""
     input: Mapping[str, Any] = field(default_factory=dict)
@@ -49,6 +50,12 @@ ARMS: dict[str, Initialisation] = {
         "weights/moco_v1_r50.pkl",
         "moco_v1_200ep_pretrain.pth.tar",
         method="moco_v1",
+    ),
+    "moco_ig1b": Initialisation(
+        "MoCo v1 on a billion uncurated images (pretrain/moco_v1_r50_ig1b, not released)",
+        "weights/moco_v1_ig1b_r50.pkl",
+        method="moco_v1",
+        data="instagram1b",
     ),
     "mocov2": Initialisation(
         "MoCo v2, 200 epochs",

@@ -88,7 +88,7 @@ def published_row(
         for row in table.rows:
             by_method = row.method == arm.method and row.key not in taken
             mine = row.key == arm.row if arm.row else by_method
-            if mine and row.pretrained_on in ("none", "imagenet1k"):
+            if mine and row.pretrained_on in ("none", arm.data):
                 return table, row
     return None
 

@@ -23,7 +23,7 @@ SECONDS = {
     "Mask R-CNN R50-FPN on LVIS v0.5": 0.292,
     "Mask R-CNN R50-FPN on Cityscapes": 0.240,
 }
-DETECTRON2_ARMS = ("random", "sup", "sup_msra", "moco")
+DETECTRON2_ARMS = ("random", "sup", "sup_msra", "moco", "moco_ig1b")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,12 @@ STEMS: dict[str, ConfigStem] = {
         C4,
         tables=("moco_v1.table5d", "repro.openselfsup.coco_c4_2x"),
     ),
-    "coco_R50_C4_6x": ConfigStem("Mask R-CNN R50-C4, COCO 2017 train to val, 6x", C4, note=SIX),
+    "coco_R50_C4_6x": ConfigStem(
+        "Mask R-CNN R50-C4, COCO 2017 train to val, 6x",
+        C4,
+        arms=tuple(arm for arm in ARMS if arm != "moco_ig1b"),  # nothing is published here
+        note=SIX,
+    ),
     "coco_keypoint_R50_FPN_2x": ConfigStem(
         "Keypoint R-CNN R50-FPN, COCO 2017 persons train to val, 2x",
         "Keypoint R-CNN R50-FPN",
