@@ -147,6 +147,7 @@ def test_every_photo_of_a_mosaic_is_annotated_with_its_class_and_its_box(
     photos = read_tree(tree)
     for name, split in ((paths.train, "train"), (paths.test, "test")):
         dataset = load_dataset(name)
+        assert all(len({a.category for a in r.annotations}) > 1 for r in dataset.records)
         for record, cells in zip(dataset.records, photos_of(name, split, photos), strict=True):
             for annotation, (photo, cell) in zip(record.annotations, cells, strict=True):
                 label, box, _ = photos[photo]
@@ -154,7 +155,8 @@ def test_every_photo_of_a_mosaic_is_annotated_with_its_class_and_its_box(
                 left, top, right, bottom = cell
                 scale = np.array([right - left, bottom - top] * 2) / SIDE
                 exact = np.array([left, top] * 2) + scale * box
-                assert np.abs(annotation.bbox - exact).max() < 1
+                beyond = (annotation.bbox - exact) * [-1, -1, 1, 1]
+                assert beyond.min() > -1e-9 and beyond.max() < 1
 
 
 def test_boxes_lie_where_the_objects_are(paths: MosaicPaths) -> None:
@@ -182,15 +184,18 @@ def test_both_layouts_hold_the_same_boxes(paths: MosaicPaths) -> None:
 
 
 def test_cells_fill_the_square_at_several_scales() -> None:
-    sides = []
+    sides, ends = [], []
     for number in range(200):
-        filled = np.zeros((192, 192), int)
-        for x0, y0, x1, y1 in arrange(mosaic_rng(0, "train", number), 192):
+        filled, cells = np.zeros((192, 192), int), arrange(mosaic_rng(0, "train", number), 192)
+        ends.append([len({cell[axis] for cell in cells}) for axis in (2, 3)])
+        for x0, y0, x1, y1 in cells:
             filled[y0:y1, x0:x1] += 1
             sides += [x1 - x0, y1 - y0]
             assert max(sides[-2:]) <= 1.6 * min(sides[-2:])
         assert (filled == 1).all()
     assert min(sides) >= 0.18 * 192 and max(sides) <= 0.6 * 192 and max(sides) > 2.5 * min(sides)
+    assert np.min(ends, axis=0).tolist() == [2, 2]  # rows as well as columns
+    assert np.max(ends, axis=0).min() > 4
 
 
 def test_photos_that_cannot_be_used_are_left_out_and_counted(
@@ -201,7 +206,7 @@ def test_photos_that_cannot_be_used_are_left_out_and_counted(
     listed, images = folder / "n000_boxes.txt", folder / "images"
     lines = [line.split("\t") for line in listed.read_text().splitlines()]
     lines[0][3] = lines[0][1]  # no width
-    lines[1][4] = str(SIDE)  # beyond the photo
+    lines[1][3], lines[6][4] = str(SIDE), str(SIDE)  # beyond the photo
     (images / "n000_2.JPEG").write_bytes((images / "n000_2.JPEG").read_bytes()[:200])
     shutil.copyfile(images / "n000_4.JPEG", images / "n000_3.JPEG")
     del lines[5]  # no box
@@ -209,14 +214,14 @@ def test_photos_that_cannot_be_used_are_left_out_and_counted(
     listed.write_text("".join("\t".join(line) + "\n" for line in lines))
     none = {"unseen": 0, "classes": 1, "train": 0, "test": 0}
     # of this seed: drawing comes upon every one of them
-    paths = write(tree, tmp_path / "set", seed=2, pretrain=2, **none)
+    paths = write(tree, tmp_path / "set", seed=6, pretrain=1, **none)
     used = {path.name for path in paths.root.rglob("n000/*.JPEG")}
-    bad = {f"n000_{n}.JPEG" for n in (0, 1, 2, 5)}
-    assert len(used) == 7 == 12 - 5 and not used & bad
+    bad = {f"n000_{n}.JPEG" for n in (0, 1, 2, 5, 6)}
+    assert len(used) == 6 == 12 - 6 and not used & bad
     assert len(used & {"n000_3.JPEG", "n000_4.JPEG"}) == 1
-    assert "5 photos of" in caplog.text
-    with pytest.raises(InputError, match="n000 has 7 photos .* and 8 are asked of it: lower pret"):
-        write(tree, tmp_path / "more", pretrain=3, **none)
+    assert "6 photos of" in caplog.text
+    with pytest.raises(InputError, match="n000 has 6 photos .* and 7 are asked of it: lower pret"):
+        write(tree, tmp_path / "more", pretrain=2, **none)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "tree"]
 
 
