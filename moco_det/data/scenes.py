@@ -11,20 +11,25 @@ The unlabelled pictures are close-ups, one object each, as ImageNet's are beside
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 from tqdm import tqdm
 
-from moco_det.data.catalog_names import absolute, coco_uri, voc_uri
+from moco_det.data.catalog_names import absolute
 from moco_det.data.image import write_jpeg
-from moco_det.data.masks import mask_polygons
 from moco_det.data.scene_painter import paint_close_up, paint_scene
 from moco_det.data.scene_shapes import CLASSES
+from moco_det.data.write_layouts import (
+    DrawnImage,
+    DrawnObject,
+    holds_recipe,
+    json_and_images,
+    layout_names,
+    write_layouts,
+)
 from moco_det.foundation.atomic import new_folder
 
 SCENE_CLASSES = tuple(CLASSES)
@@ -87,22 +92,20 @@ def write_scenes(
         "objects": list(objects),
     }
     root = absolute(out_dir)
-    coco, voc = root / "coco", root / "voc"
-    jsons = [coco / "annotations" / f"{split}.json" for split in ("train", "test")]
+    (train_json, train_images), (test_json, test_images) = (
+        json_and_images(root, split) for split in ("train", "test")
+    )
     paths = ScenesPaths(
         root=root,
         unlabelled=root / "unlabelled",
-        train_json=jsons[0],
-        train_images=coco / "train",
-        test_json=jsons[1],
-        test_images=coco / "test",
-        train=coco_uri(jsons[0], coco / "train"),
-        test=coco_uri(jsons[1], coco / "test"),
-        voc_train=voc_uri(voc, "train"),
-        voc_test=voc_uri(voc, "test"),
+        train_json=train_json,
+        train_images=train_images,
+        test_json=test_json,
+        test_images=test_images,
         classes=tuple(classes),
+        **layout_names(root),
     )
-    if _holds(root, recipe):
+    if holds_recipe(root / "scenes.json", recipe):
         return paths
     options = {"desc": "painting scenes", "unit": "img", "mininterval": 1, "disable": not progress}
     bar = tqdm(total=sum(counts.values()), **options)
@@ -114,7 +117,8 @@ def write_scenes(
             write_jpeg(folder / "unlabelled" / f"{number:06d}.jpg", image[:, :, ::-1])
             bar.update()
         for split in ("train", "test"):
-            _write_split(folder, split, recipe, bar)
+            description = f"procedural scenes, {split}, seed {seed}"
+            write_layouts(folder, split, _drawn(split, recipe, bar), classes, description)
         (folder / "scenes.json").write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
     return paths
 
@@ -124,75 +128,15 @@ def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
     return np.random.default_rng([VERSION, seed, _SPLITS.index(split), index])
 
 
-def _holds(root: Path, recipe: dict[str, Any]) -> bool:
-    try:
-        return bool(json.loads((root / "scenes.json").read_text(encoding="utf-8")) == recipe)
-    except (OSError, ValueError):
-        return False
-
-
-def _write_split(folder: Path, split: str, recipe: dict[str, Any], bar: tqdm) -> None:
-    """The images of a split, its json, and the same in VOC layout."""
-    images, annotations = folder / "coco" / split, folder / "coco" / "annotations"
-    xmls, jpegs = folder / "voc" / "Annotations", folder / "voc" / "JPEGImages"
-    sets = folder / "voc" / "ImageSets" / "Main"
-    for made in (images, annotations, xmls, jpegs, sets):
-        made.mkdir(parents=True, exist_ok=True)
-    seed, classes, side = recipe["seed"], recipe["classes"], recipe["size"]
-    objects, names = tuple(recipe["objects"]), []
-    coco: dict[str, Any] = {
-        "info": {"description": f"procedural scenes, {split}, seed {seed}"},
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": i, "name": n} for i, n in enumerate(classes, start=1)],
-    }
+def _drawn(split: str, recipe: dict[str, Any], bar: tqdm) -> Iterator[DrawnImage]:
+    classes, size, objects = recipe["classes"], recipe["size"], tuple(recipe["objects"])
     for number in range(1, recipe["counts"][split] + 1):
-        painted = paint_scene(scene_rng(seed, split, number), side, classes, objects)
-        file, name = images / f"{number:06d}.jpg", f"{split}_{number:06d}"
-        write_jpeg(file, painted.image[:, :, ::-1])
-        shutil.copyfile(file, jpegs / f"{name}.jpg")
-        coco["images"].append({"id": number, "file_name": file.name, "height": side, "width": side})
-        size = {"width": side, "height": side, "depth": 3}
-        voc: dict[str, Any] = {
-            "filename": f"{name}.jpg",
-            "size": size,
-            "segmented": 0,
-            "object": [],
-        }
-        for place, (label, cut) in enumerate(zip(painted.labels, painted.truncated, strict=True)):
-            mask = painted.owner == place + 1
+        scene = paint_scene(scene_rng(recipe["seed"], split, number), size, classes, objects)
+        drawn = []
+        for place, (label, cut) in enumerate(zip(scene.labels, scene.truncated, strict=True)):
+            mask = scene.owner == place + 1
             columns, rows = (np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (0, 1))
-            x0, y0, x1, y1 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-            coco["annotations"].append(
-                {
-                    "id": len(coco["annotations"]) + 1,
-                    "image_id": number,
-                    "category_id": classes.index(label) + 1,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": int(mask.sum()),
-                    "iscrowd": 0,
-                    "segmentation": mask_polygons(mask),
-                }
-            )
-            box = {"xmin": x0 + 1, "ymin": y0 + 1, "xmax": x1, "ymax": y1}
-            flags = {"pose": "Unspecified", "truncated": int(cut), "difficult": 0}
-            voc["object"].append({"name": label, **flags, "bndbox": box})
-        xml = _xml("annotation", voc)
-        ElementTree.indent(xml)
-        text = ElementTree.tostring(xml, encoding="unicode")
-        (xmls / f"{name}.xml").write_text(f"{text}\n", encoding="utf-8")
-        names.append(f"{name}\n")
+            box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+            drawn.append(DrawnObject(label, box, cut, mask))
+        yield scene.image, drawn
         bar.update()
-    (annotations / f"{split}.json").write_text(json.dumps(coco) + "\n", encoding="utf-8")
-    (sets / f"{split}.txt").write_text("".join(names), encoding="utf-8")
-
-
-def _xml(tag: str, content: Any) -> ElementTree.Element:
-    """An element per key of a dict, several where its value is a list."""
-    element = ElementTree.Element(tag)
-    if not isinstance(content, dict):
-        element.text = str(content)
-        return element
-    for key, value in content.items():
-        element.extend(_xml(key, one) for one in (value if isinstance(value, list) else [value]))
-    return element

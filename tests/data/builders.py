@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,15 @@ VOC_OBJECT = (
     "<object><name>{name}</name>{difficult}<bndbox><xmin>{0}</xmin><ymin>{1}</ymin>"
     "<xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"
 )
+
+
+def digests(root: Path) -> dict[str, str]:
+    """Each file below `root` with the hash of its content."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
 
 
 def write_image(path: Path, height: int = 20, width: int = 30, seed: int = 0) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -26,14 +25,7 @@ from moco_det.data.scene_painter import Scene, paint_close_up, paint_scene
 from moco_det.data.scene_shapes import CLASSES, FORMS, SURFACES
 from moco_det.data.scenes import SCENE_CLASSES, ScenesPaths, scene_rng, write_scenes
 from moco_det.foundation.errors import InputError
-
-
-def _digests(root: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
+from tests.data.builders import digests
 
 
 def _write(root: Path, seed: int = 0, **changes) -> ScenesPaths:
@@ -57,8 +49,8 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> ScenesPaths:
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
     paths: ScenesPaths, tmp_path: Path
 ) -> None:
-    first, again = _digests(paths.root), _digests(_write(tmp_path / "again").root)
-    other = _digests(_write(tmp_path / "other", seed=1).root)
+    first, again = digests(paths.root), digests(_write(tmp_path / "again").root)
+    other = digests(_write(tmp_path / "other", seed=1).root)
     assert first == again and set(first) == set(other)
     images = [name for name in first if name.endswith(".jpg")]
     assert len(images) == 4 + 2 * (12 + 5)
@@ -68,7 +60,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
 
 
 def test_more_images_do_not_change_the_first_ones(paths: ScenesPaths, tmp_path: Path) -> None:
-    first, more = _digests(paths.root), _digests(_write(tmp_path / "more", unlabelled=6).root)
+    first, more = digests(paths.root), digests(_write(tmp_path / "more", unlabelled=6).root)
     assert all(more[name] == digest for name, digest in first.items() if name.endswith(".jpg"))
 
 
