@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from moco_det.foundation.checkpoints import check_entries, load_checkpoint
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.strict_yaml import flatten
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
 from pretrain.config import PretrainConfig
 from pretrain.methods.base import Method
@@ -100,10 +101,12 @@ def read_run(path: Path) -> dict[str, Any]:
     check_entries(content, ENTRIES, path)
     tensors = {**content["encoder"], **content["head"]}
     for name, tensor in tensors.items():
-        # one number may stand for a billion
-        whole = isinstance(tensor, Tensor) and tensor.numel() <= tensor.untyped_storage().nbytes()
-        if not whole or not bool(torch.isfinite(tensor).all()):
+        if not isinstance(tensor, Tensor) or not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{path} is not a whole checkpoint: {name} is no tensor of numbers")
+    for key, value in flatten(content["config"]).items():
+        if not isinstance(value, str | int | float | list | tuple | None):
+            kind = type(value).__name__
+            raise InputError(f"{path} is not a whole checkpoint: {key} of its config is {kind}")
     return content
 
 

@@ -49,9 +49,8 @@ def parser() -> argparse.ArgumentParser:
         add("--seed", type=int, default=0, help="of random weights and of training")
         add("--batch", type=int, default=options.batch, help="images at once")
         add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where it runs")
-        add(
-            "--precision", choices=("float32", "bfloat16"), default="float32", help="of the encoder"
-        )
+        precisions = ("float32", "bfloat16")
+        add("--precision", choices=precisions, default="float32", help="of the encoder")
         add("--results", type=Path, default=Path("results.jsonl"), metavar="FILE",
             help="where rows are added")  # fmt: skip
         for one in fields(options):

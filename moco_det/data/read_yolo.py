@@ -76,8 +76,13 @@ def split_images(content: Mapping[str, Any], file: Path, split: str) -> list[Pat
         tails = [Path(*parts[i:]) for i in range(len(parts))]
         places = [absolute(base / tail) for tail in tails for base in bases]
         place = next((place for place in places if os.path.exists(place) and place != root), None)
+        if place is not None and place.parent == place:
+            raise InputError(
+                f"{file}: {split!r} is {entry}, all there is: write the images' folder"
+            )
         if place is not None and place.is_dir():
-            images += (f for f in place.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+            below = (Path(folder, name) for folder, _, names in os.walk(place) for name in names)
+            images += (f for f in below if f.suffix.lower() in IMAGE_SUFFIXES)
         elif place is not None:
             lines = read_text(place, "image list").split("\n")
             images += (absolute(place.parent / x.strip()) for x in lines if x.strip())

@@ -7,6 +7,7 @@ here, as in `moco_det.weights.loading`, names and shapes must be exactly the mod
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -32,7 +33,7 @@ def run_state(state: Content) -> Content:
     """What `moco_det.plugin.run_state.RunState` saved; empty where another program did."""
     found = _dictionary(_dictionary(_dictionary(state, "trainer"), "hooks"), "RunState")
     lists = isinstance(found.get("random"), list) and found["random"]
-    kinds = {"seconds": (int, float), "seed": int}
+    kinds: dict[str, Any] = {"seconds": (int, float), "seed": int}
     numbers = all(
         isinstance(found.get(k), kind) and 0 <= found[k] < 2**32 for k, kind in kinds.items()
     )

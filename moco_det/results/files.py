@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,8 @@ class Row:
 
     def file(self, name: str) -> Path:
         """A file of the run's folder; InputError where a row leads out of its results' folder."""
-        path = (self.run_dir / name).resolve()
-        if not path.is_relative_to(self.path.parent.resolve()):
+        path = Path(os.path.realpath(self.run_dir / name))
+        if not path.is_relative_to(os.path.realpath(self.path.parent)):
             raise InputError(
                 f"the folder of run {shown(self.data['run'])} is not in {self.path.parent}, where "
                 "its row stands: nothing in it is read"
@@ -128,7 +129,7 @@ def read_rows(paths: Iterable[str | Path]) -> Rows:
         path = given / "results.jsonl" if given.is_dir() else given
         if not path.is_file():
             raise InputError(f"no results file {path}: name one that moco-det train-net wrote")
-        files.setdefault(path.resolve(), path)
+        files.setdefault(Path(os.path.realpath(path)), path)
     rows: list[Row] = []
     problems: list[Problem] = []
     for path in files.values():

@@ -30,7 +30,7 @@ def check_memory(cfg: CfgNode, processes: int) -> None:
     if cfg.MODEL.BACKBONE.NAME not in BACKBONES or cfg.MODEL.ROI_HEADS.NAME not in ROI_HEADS:
         return
     flat, usual = flatten(cfg), flatten(get_cfg())
-    widest = max(WIDTHS, key=lambda key: flat[key] / max(1, usual[key]))
+    widest = max(WIDTHS, key=lambda key: flat[key] // max(1, usual[key]))
     model = on_meta(lambda: build_detector(cfg), f"MODEL's widths, {widest} {flat[widest]} first,")
     weights = sum(p.nbytes for p in model.parameters())
     side = min(max(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN)

@@ -42,6 +42,8 @@ def check_kinds(before: Mapping[str, Any], after: Mapping[str, Any], source: str
         default = before.get(key)
         if value is None and default is not None and key not in MAY_BE_NONE:
             raise InputError(f"{source}: {key} has no value: give it one, or take the key out")
+        if key in MAY_BE_NONE and not isinstance(value, int | float | None):
+            raise InputError(f"{source}: {key} is {value!r}: it is a number or nothing")
         kind = _kind(default)
         wrong = [] if kind is None else [leaf for leaf in _leaves(value) if _kind([leaf]) != kind]
         if wrong:

@@ -176,7 +176,8 @@ def _other_resnet(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -
 def _architecture(tensors: Mapping[str, Tensor]) -> str | None:
     """Which ResNet is in a detector's tensors, or in those of a backbone file."""
     bare = {name: tensors[whole] for whole, name in _bare_names(tensors).items()} or tensors
-    shapes = {from_detectron2(name): tuple(tensor.shape) for name, tensor in bare.items()}
+    there = {name: tensor for name, tensor in bare.items() if isinstance(tensor, Tensor)}
+    shapes = {from_detectron2(name): tuple(tensor.shape) for name, tensor in there.items()}
     try:
         return deduce({name: shape for name, shape in shapes.items() if name is not None})
     except UnknownArchitecture:

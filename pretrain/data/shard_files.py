@@ -35,6 +35,9 @@ IMAGE_FIELDS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 # {"shards": {"name-000000.tar": 1000, ...}, "classes": ["cat", ...]}
 INDEX = "shards.json"
 
+# Allows shards that are what a shell command writes, webdataset's "pipe:..."; a config may come
+# from anybody.
+PIPES = "MOCO_DET_PIPES"
 # ImageNet-22k in shards of a thousand has 14,000; each name takes a hundred bytes
 MOST_SHARDS = 1_000_000
 
@@ -95,6 +98,11 @@ def list_shards(path: str, *, key: str = "DATA.PATH") -> ShardList:
         raise InputError(f"{key} {path} cannot be expanded: {error}") from error
     if not urls:
         raise InputError(f"{key} {path}: no such shards")
+    commands = [url for url in urls if url.startswith("pipe:")]
+    if commands and not os.environ.get(PIPES):
+        raise InputError(
+            f"{key} {commands[0]} is a command, which is not run unless you say so: set {PIPES}=1"
+        )
     missing = [url for url in urls if is_local(url) and not os.path.isfile(url)]
     if missing:
         raise InputError(
@@ -185,7 +193,7 @@ def _members(archive: tarfile.TarFile, *, content: bool) -> Iterator[dict[str, A
     """The files of an archive as `group_by_keys` takes them, which holds those of one key."""
     key, held = None, 0
     while (member := archive.next()) is not None:
-        archive.members = []  # it keeps all that it has seen
+        archive.members = []  # type: ignore[attr-defined]  # it keeps all that it has seen
         # webdataset leaves out members named like __this__, or in such a folder.
         if not member.isreg() or re.match(r"__[^/]*__($|/)", member.name):
             continue

@@ -61,6 +61,8 @@ CHANGES = {
     "random numbers of floats": given(torch.zeros(5056), "state", "rng", "torch"),
     "sums of text": given({"loss": "x"}, "state", "sums"),
     "config of numbers": given({1: 2}, "config"),
+    "config with a tensor": given(torch.zeros(2, 2), "config", "MOCO", "T"),
+    "no momentum of one tensor": without("state", "optimizer", "state", 3),
 }
 
 

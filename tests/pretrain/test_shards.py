@@ -226,7 +226,19 @@ def test_a_batch_of_nothing_but_corrupt_samples_stops_the_run(tmp_path: Path) ->
         batches(open_stream(str(tmp_path / "x.tar"), images=6, max_corrupt=1.0))
 
 
-def test_an_address_is_streamed_and_entered_anywhere(tmp_path: Path) -> None:
+def test_a_command_in_the_place_of_shards_is_run_only_where_it_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MOCO_DET_PIPES", raising=False)
+    with pytest.raises(InputError, match="is a command, .* MOCO_DET_PIPES=1"):
+        order(f"pipe:touch {tmp_path}/canary")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_an_address_is_streamed_and_entered_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOCO_DET_PIPES", "1")
     write_stream(tmp_path, [10, 20])
     path = f"pipe:cat {tmp_path}/x-{{00..01}}.tar"
     whole = order(path, images=30, stop=7)

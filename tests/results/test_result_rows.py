@@ -88,6 +88,15 @@ def test_a_row_that_leads_out_of_its_folder_is_not_followed(tmp_path: Path, fold
         read_rows([path]).rows[0].file("zero")
 
 
+def test_a_link_that_leads_to_itself_is_a_file_that_does_not_open(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "predictions.json").symlink_to("predictions.json")
+    path = tmp_path / "results.jsonl"
+    append_row(path, row(output_dir="runs"))
+    with pytest.raises(OSError, match="symbolic links"):
+        read_rows([path]).rows[0].file("predictions.json").read_text()
+
+
 def test_text_that_is_no_unicode_costs_the_reader_one_line_and_the_writer_none(
     tmp_path: Path,
 ) -> None:

@@ -74,6 +74,14 @@ def test_a_key_without_a_value_on_the_command_line_is_named(engine: str, tmp_pat
         load(engine, tmp_path, "", "SOLVER.GAMMA", "None")
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_key_that_may_be_without_a_value_is_a_number_otherwise(
+    engine: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"WEIGHT_DECAY_BIAS is \[0\]: it is a number or nothing"):
+        load(engine, tmp_path, "SOLVER: {WEIGHT_DECAY_BIAS: [0]}")
+
+
 def test_two_drops_of_the_rate_in_one_iteration_stay(tmp_path: Path) -> None:
     # what `quickstart --finetune-steps 3` and a config scaled to more processes come to
     assert tuple(load("standalone", tmp_path, "SOLVER: {STEPS: [2, 2]}").SOLVER.STEPS) == (2, 2)
