@@ -6,6 +6,8 @@ The file is all that other packages see of a run: `encoder` has torchvision's Re
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -42,6 +44,11 @@ ENTRIES: Mapping[str, Any] = {
         "sums": dict,
     },
 }
+# Config keys that do not change what is learned, beside the seed.
+FREE_KEYS = (
+    *("SEED", "OUTPUT_DIR", "DEVICE", "KNN"),
+    *("LOG_EVERY", "CHECKPOINT_EVERY", "TENSORBOARD", "WANDB"),
+)
 TRUNK, HEAD = "encoder.trunk.", "encoder.head."
 
 
@@ -57,6 +64,7 @@ def pack(method: Method, cfg: PretrainConfig, state: Mapping[str, Any]) -> dict[
         "head": _on_cpu(method.encoder.head),
         "state": {"method": rest, **state},
         "config": cfg.plain(),
+        "settings": settings_of(cfg.plain()),
         "versions": {
             "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__),
@@ -64,6 +72,17 @@ def pack(method: Method, cfg: PretrainConfig, state: Mapping[str, Any]) -> dict[
         },
         "input": {"format": "RGB", "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)},
     }
+
+
+def settings_of(config: Mapping[str, Any]) -> str:
+    """A digest of what is learned and how, the same for all starts of an encoder."""
+    return digest({key: value for key, value in config.items() if key not in FREE_KEYS})
+
+
+def digest(content: Any) -> str:
+    """sha256 of plain values."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def begun_by(content: Mapping[str, Any]) -> int:

@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         help="data of your own (default: none)",
     )
     add_engine(p)
-    add("--budget", type=duration, metavar="TIME", help="stop after 90s, 12m or 3h, saved")
+    add("--budget", type=duration, metavar="TIME", help="stop, saved, after 90s, 12m or 3h (default: none)")
     add("--gpus", metavar="LIST", help="GPUs to use: 0,1,2,3 (default: the first one, or the CPU)")
     add(
         "--at-once",
@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from moco_det.runs.studies import data_sets, flow, pieces, study
     from moco_det.runs.suites import matrix, runner, slurm
     from pretrain.config import load_config
+    from pretrain.probe.features import labelled_pair
 
     files = [find_study(name) for name in args.studies]
     studies = [study.read_study(file) for file in files]
@@ -130,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"then see its report with: {command('study', *args.studies, '-o', output)}")
         return 0
     data_sets.make_data(recipes, own, folders)
+    flow.check_probes(studies, folders, labelled_pair)
     slots = runner.read_slots(args.gpus, 1, args.at_once)
     return flow.run_and_report(
         studies,

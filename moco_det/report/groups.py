@@ -1,10 +1,11 @@
 """Which rows may be averaged: those that share all but arm, seed and weights.
 
 A group is one setting: engine, precision, data, schedule and config, or for probes the protocol and
-its settings. Within it an arm is one initialisation: one name, one weights file, and one way of
-feeding it images (colour order, pixel scale, stride placement), which the proof of matched arms
-then judges. Its trials are its seeds. An arm of probes is one name with one way and one number of
-steps of pre-training; its trials differ in the probed weights or in the probe's seed.
+its settings. Within it an arm is one initialisation: one name, one weights file or all starts of a
+pre-training made here, and one way of feeding it images (colour order, pixel scale, stride
+placement), which the proof of matched arms then judges. Its trials are its starts and seeds. An arm
+of probes is one name with one way and one number of steps of pre-training; its trials differ in the
+probed weights or in the probe's seed.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class ArmRuns:
 
     @property
     def init(self) -> Mapping[str, Any]:
-        """Where the weights come from; the trials of a detector share it."""
+        """Where the first trial's weights come from."""
         return self.rows[0].data["init"]
 
     @property
@@ -334,10 +335,11 @@ def _parsed(text: str) -> Mapping[str, Any]:
 
 
 def _initialisation(row: Row) -> Identity:
-    """(name, sha256, values of the input keys) of a row's weights."""
-    config = config_of(row)
+    """(name, settings of the pre-training or else sha256, values of the input keys) of weights."""
+    config, init = config_of(row), row.data["init"]
     fed = json.dumps({key: config.get(key) for key in INPUT_KEYS}, default=str)
-    return row.arm, row.data["init"]["sha256"] or "", fed
+    made = (init["source"] or {}).get("settings") or init["sha256"] or ""
+    return row.arm, str(made), fed
 
 
 def _label_runs(arms: Collection[Identity]) -> list[str]:

@@ -67,12 +67,15 @@ class SourceCheckpoint:
         """The `source` record of a backbone file; a re-packed backbone keeps its first one."""
         if self.origin is not None:
             return self.origin
+        settings = _text(self.contents.entries.get("settings"))
         return {
             "format": self.format,
             "method": self.method,
             "arch": self.architecture,
             "sha256": self.sha256,
             "file": printable(self.path.name),
+            # of a pre-training made here: a digest that all its starts share
+            **({"settings": settings} if settings and self.format == "moco-det/1" else {}),
         }
 
     def array(self, name: str) -> np.ndarray:
@@ -247,6 +250,8 @@ def _origin(contents: Contents) -> dict[str, Any] | None:
     """The `source` record; only what this project writes, because it is written again."""
     record = _own_record(contents, "source")
     texts = {key: _text(record.get(key)) for key in ("format", "method", "arch", "sha256", "file")}
+    if settings := _text(record.get("settings")):
+        texts["settings"] = settings
     return texts if texts["format"] and texts["arch"] and texts["sha256"] else None
 
 

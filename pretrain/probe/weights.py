@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +14,10 @@ from torch import Tensor
 
 from moco_det.foundation.errors import InputError
 from pretrain.augment import IMAGE_MEAN, IMAGE_STD
+from pretrain.checkpoints import digest, settings_of
 from pretrain.encoders import ARCHITECTURES, Encoder
 
 RANDOM = "random"  # stands for random weights where a file is named
-
-# Config keys that do not change what is learned, beside the seed.
-FREE_KEYS = (
-    *("SEED", "OUTPUT_DIR", "DEVICE", "KNN"),
-    *("LOG_EVERY", "CHECKPOINT_EVERY", "TENSORBOARD", "WANDB"),
-)
 
 
 @dataclass(frozen=True)
@@ -105,14 +98,13 @@ def packed_start(content: Mapping[str, Any], *, origin: str) -> Start:
     encoder.head.load_state_dict(head)
     _check_finite(encoder, origin)
     config = content["config"]
-    learned = {key: value for key, value in config.items() if key not in FREE_KEYS}
     return Start(
         encoder=encoder,
         arch=arch,
         method=content["method"],
         iterations=content["state"].get("iteration"),
         seed=config.get("SEED"),
-        settings=_digest(learned),
+        settings=settings_of(config),
         size=config.get("AUGMENT", {}).get("SIZE"),
         embeds=content["method"] != "supervised",
     )
@@ -154,7 +146,7 @@ def array_start(
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{origin} is not a whole {arch}: {reason}") from error
     _check_finite(encoder, origin)
-    return Start(encoder, arch, method, settings=_digest(origin))
+    return Start(encoder, arch, method, settings=digest(origin))
 
 
 def _encoder(arch: str, origin: str, head: str = "fc", dim: int = 128) -> Encoder:
@@ -180,8 +172,3 @@ def _check_finite(encoder: Encoder, origin: str) -> None:
     for name, value in encoder.trunk.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"{origin}: {name} is not finite; probe an earlier checkpoint")
-
-
-def _digest(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()

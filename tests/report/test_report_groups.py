@@ -63,6 +63,17 @@ def test_one_name_with_two_weights_files_is_two_arms(make_row: Any) -> None:
     assert [arm.label for arm in group.arms] == ["moco [6d6f636f]", "moco [abcdef01]"]
 
 
+def test_the_starts_of_one_pre_training_are_the_trials_of_one_arm(make_row: Any) -> None:
+    starts = [make_row(seed=seed) for seed in (0, 1, 2)]
+    for seed, settings in enumerate(("a" * 64, "a" * 64, "b" * 64)):
+        init = starts[seed]["init"]
+        init["sha256"] = f"{seed}" * 64
+        init["source"] = {**(init["source"] or {}), "settings": settings}
+    (group,) = group_runs(rows(*starts))
+    assert [len(arm.rows) for arm in group.arms] == [2, 1]
+    assert [arm.label for arm in group.arms] == ["moco [aaaaaaaa]", "moco [bbbbbbbb]"]
+
+
 def test_a_supervised_arm_with_two_weights_files_is_no_reference(make_row: Any) -> None:
     other = make_row("supervised", seed=1)
     other["init"]["sha256"] = "abcdef01" + "0" * 56

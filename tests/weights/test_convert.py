@@ -167,3 +167,14 @@ def test_detectron2_loads_the_file_and_computes_the_same(
     images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         torch.testing.assert_close(model(images)["res5"], ours(images)["res5"])
+
+
+def test_a_pre_training_made_here_is_known_again_in_its_backbone(
+    own_file: Path, moco_file: Path, tmp_path: Path
+) -> None:
+    found = []
+    for source, target in ((own_file, "a.pkl"), (tmp_path / "a.pkl", "b.safetensors"),
+                           (moco_file, "c.pkl")):  # fmt: skip
+        convert(source, tmp_path / target)
+        found.append((load_backbone(tmp_path / target).source or {}).get("settings"))
+    assert found == ["5e77" * 16, "5e77" * 16, None]

@@ -9,6 +9,7 @@ from typing import Any
 
 from moco_det.data import load_dataset
 from moco_det.data.crops import write_crops
+from moco_det.data.mosaics import write_mosaics
 from moco_det.data.scenes import write_scenes
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import did_you_mean
@@ -29,7 +30,18 @@ def painted(folder: Path, arguments: Mapping[str, Any]) -> None:
             write_crops(load_dataset(uri), crops)
 
 
-BUILDERS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {"painted": painted}
+def mosaics(folder: Path, arguments: Mapping[str, Any]) -> None:
+    """photos/, probe/, unseen/ and coco/ as `write_mosaics` makes them, of the photos in `of`."""
+    options = {"seed": 0, **arguments}
+    if "of" not in options:
+        raise InputError("mosaics are made of photos: write {mosaics: {of: $NAME}}")
+    write_mosaics(options.pop("of"), folder, **options)
+
+
+BUILDERS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {
+    "painted": painted,
+    "mosaics": mosaics,
+}
 
 
 def read_given(words: Sequence[str]) -> dict[str, Path]:

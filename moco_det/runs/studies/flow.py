@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from moco_det.foundation.strict_yaml import flatten, load_mapping
 from moco_det.report import make_report
 from moco_det.report.formats import counted
 from moco_det.report.hypotheses import lines
+from moco_det.runs.studies.data_sets import in_folders
 from moco_det.runs.studies.pieces import Matrix, Piece
 from moco_det.runs.studies.runner import findings, left_of, run_pieces
 from moco_det.runs.studies.study import StudyPlan
@@ -34,6 +35,21 @@ def check(
         check_pretraining(None, [word for key, value in keys.items() for word in (key, str(value))])
     runs = {piece.run.setting.name: piece.run for piece in matrix.pieces if piece.run}
     check_settings([run.setting for run in runs.values()], [], engine=engine)
+
+
+def check_probes(
+    studies: Sequence[StudyPlan],
+    folders: Mapping[str, str],
+    check_pair: Callable[..., Any],
+) -> None:
+    """InputError for images that no probe could learn from or be tested on."""
+    pairs = {
+        tuple(in_folders([probe.train, probe.test], folders)): name
+        for study in studies
+        for name, probe in study.probes.items()
+    }
+    for pair, name in pairs.items():
+        check_pair(*pair, keys=(f"train of the probe {name}", f"test of the probe {name}"))
 
 
 def show_what_is_left(matrix: Matrix, output: Path) -> None:
@@ -79,6 +95,8 @@ def run_and_report(
 
     outcome = run_pieces(matrix, output, slots, budget=budget, lean=lean, on_row=update)
     update()
+    for study in findings(studies, matrix, output):
+        print("\n".join(lines(study)))
     for name, why in [*outcome.failed.items(), *outcome.stopped.items()]:
         print(f"not done: {name}: {why}", file=sys.stderr)
     left = left_of(matrix, output)
@@ -91,9 +109,8 @@ def run_and_report(
 def write_report(
     studies: Sequence[StudyPlan], matrix: Matrix, output: Path, title: str | None
 ) -> None:
-    """report.html and .md, the hypotheses first; what they say so far also on the screen."""
+    """report.html and .md, the hypotheses first, where there is a row."""
     results, found = output / "results.jsonl", findings(studies, matrix, output)
-    print("\n".join(line for study in found for line in lines(study)), flush=True)
     if not results.is_file():
         return
     try:

@@ -92,7 +92,7 @@ def run_pieces(
     waiting = {piece.name for piece in left}
     environment = with_threads(len(slots)) if len(slots) > 1 else dict(os.environ)
     bar = tqdm(total=len(pieces), initial=len(pieces) - len(left), unit="piece", mininterval=2)
-    reported = 0
+    reported, shown = 0, 0.0
 
     def lost(piece: Piece) -> bool:
         given_up = {*outcome.failed, *outcome.stopped, *outcome.elsewhere}
@@ -145,13 +145,15 @@ def run_pieces(
                 append_row(output / "results.jsonl", row.as_dict())
 
     def watch(running: Sequence[RunningJob]) -> None:
-        nonlocal reported
+        nonlocal reported, shown
         if len(outcome.finished) > reported:
             reported = len(outcome.finished)
             on_row()
         if budget is not None and running and time.monotonic() - begun > budget:
             raise _OutOfTime
-        bar.set_postfix_str(", ".join(map(_shown, running)), refresh=True)
+        if time.monotonic() - shown > (2 if sys.stderr.isatty() else 60):
+            bar.set_postfix_str(", ".join(map(_shown, running)))
+            shown = time.monotonic()
 
     try:
         with bar, shared(output, "configs"):

@@ -196,7 +196,8 @@ def known(plan: StudyPlan, quantity: Quantity, path: Path) -> Quantity:
     if metric in plan.probes or metric in LOGGED:
         if setting:
             raise InputError(f"{where}: {metric} is of no setting; leave out 'at {setting}'")
-        if metric in LOGGED and not plan.encoders[encoder].keys.get("METHOD"):
+        made = plan.encoders[encoder]
+        if metric in LOGGED and (made.random or made.weights):
             raise InputError(f"{where}: {encoder} is not pre-trained here, so it has no log")
         return quantity
     if metric not in APS:

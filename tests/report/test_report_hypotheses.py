@@ -1,0 +1,135 @@
+"""Verdicts on declared hypotheses: what holds, what does not, and what the trials cannot tell."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from moco_det.report.hypotheses import (
+    HELD,
+    REFUTED,
+    UNDECIDED,
+    Judged,
+    Study,
+    Values,
+    blocks,
+    judge,
+    lines,
+)
+from moco_det.report.statistics import Trials, contrast, summarise
+from moco_det.results.claims import Hypothesis, Quantity, read_claim
+
+SPREAD = (-0.4, -0.1, 0.1, 0.4, 0.0)
+
+
+def values(**means: float) -> Values:
+    """Five trials per encoder around a mean, of one metric."""
+    return {
+        Quantity(name, "knn", ""): {seed: mean + x for seed, x in enumerate(SPREAD)}
+        for name, mean in means.items()
+    }
+
+
+def judged(text: str, least: float, found: Values) -> Judged:
+    return judge(Hypothesis(read_claim(text), least), found)
+
+
+@pytest.mark.parametrize(
+    ("claim", "least", "a", "verdict"),
+    [
+        ("a.knn > b.knn", 1, 52.0, HELD),
+        ("a.knn > b.knn", 1, 50.5, REFUTED),  # there, and smaller than of interest
+        ("a.knn > b.knn", 1, 48.0, REFUTED),
+        ("a.knn > b.knn", 0, 48.0, REFUTED),
+        ("a.knn > b.knn", 0, 50.1, UNDECIDED),
+        ("a.knn > b.knn", 1, 50.3, REFUTED),
+        ("a.knn > b.knn", 2, 50.0, REFUTED),
+        ("a.knn < b.knn", 1, 48.0, HELD),
+        ("a.knn < b.knn", 1, 52.0, REFUTED),
+        ("a.knn ~ b.knn", 1, 50.3, HELD),
+        ("a.knn ~ b.knn", 1, 52.0, REFUTED),
+        ("a.knn ~ b.knn", 1, 50.9, UNDECIDED),
+    ],
+)
+def test_a_verdict_follows_the_interval_and_the_effect_of_interest(
+    claim: str, least: float, a: float, verdict: str
+) -> None:
+    assert judged(claim, least, values(a=a, b=50.0)).verdict == verdict
+
+
+def test_two_encoders_are_compared_by_welchs_interval() -> None:
+    found = values(a=52.0, b=50.0)
+    one, two = (list(found[Quantity(name, "knn", "")].values()) for name in "ab")
+    low, high = stats.ttest_ind(one, two, equal_var=False).confidence_interval()
+    comparison = judged("a.knn > b.knn", 1, found).comparison
+    assert comparison.interval == pytest.approx((low, high))
+
+
+def test_what_a_claim_says_of_one_encoder_twice_is_paired_by_seed() -> None:
+    level = (0.0, 20.0, 40.0, 60.0, 80.0)  # starts differ, the gain of each hardly does
+    found = {
+        Quantity("a", "AP", "1x"): dict(enumerate(level)),
+        Quantity("a", "AP", "6x"): {s: v + 5 + SPREAD[s] for s, v in enumerate(level)},
+    }
+    one = judged("a.AP at 6x > a.AP at 1x", 1, found)
+    low, high = stats.ttest_1samp(np.add(SPREAD, 5), 0).confidence_interval()
+    assert one.verdict == HELD and one.comparison.interval == pytest.approx((low, high))
+
+
+def test_a_gain_over_another_encoder_is_paired_within_each_and_not_between() -> None:
+    found: dict[Quantity, dict[int, float]] = {}
+    for name, gain in (("moco", 6.0), ("sup", 2.0)):
+        for seed, start in enumerate((0.0, 30.0, 10.0, 20.0, 40.0)):
+            found.setdefault(Quantity(name, "AP", "1x"), {})[seed] = start
+            found.setdefault(Quantity(name, "AP", "6x"), {})[seed] = start + gain + SPREAD[seed]
+    text = "moco.AP at 6x - sup.AP at 6x > moco.AP at 1x - sup.AP at 1x"
+    comparison = judged(text, 1, found).comparison
+    low, high = stats.ttest_ind(
+        np.add(SPREAD, 6), np.add(SPREAD, 2), equal_var=False
+    ).confidence_interval()
+    assert comparison.interval == pytest.approx((low, high))
+
+
+def test_a_trend_is_judged_by_the_variance_of_its_line() -> None:
+    found = values(a=50.0, b=51.0, c=52.0, d=53.0)
+    comparison = judged("knn rises over a, b, c, d", 1, found).comparison
+    variance = float(np.var(SPREAD, ddof=1))
+    squares = [2 * (0.9**n + 0.3**n) for n in (2, 4)]
+    freedom = squares[0] ** 2 / (squares[1] / 4)  # Satterthwaite's
+    half = math.sqrt(variance / 5 * squares[0]) * float(stats.t.ppf(0.975, freedom))
+    assert comparison.interval == pytest.approx((3 - half, 3 + half))
+
+
+def test_fewer_than_two_trials_or_none_are_undecided_and_say_so() -> None:
+    one = {q: {0: v[0]} for q, v in values(a=52.0, b=50.0).items()}
+    for found in (one, {}, values(a=52.0)):
+        assert judged("a.knn > b.knn", 1, found).verdict == UNDECIDED
+
+
+def test_few_trials_draw_on_the_deviation_of_the_other_encoders() -> None:
+    found = {q: dict(list(v.items())[:2]) for q, v in values(a=52.0, b=50.0, c=40.0).items()}
+    alone = {q: v for q, v in found.items() if q.encoder != "c"}
+    many, two = (judged("a.knn > b.knn", 1, f).comparison.interval for f in (found, alone))
+    assert many is not None and two is not None and many[1] - many[0] < two[1] - two[0]
+
+
+def test_a_contrast_of_two_is_the_comparison_of_two() -> None:
+    one, two = summarise((1.0, 2.0, 4.0, 3.0, 2.5)), summarise((0.0, 2.0, 1.0, 0.5, 0.2))
+    found = contrast([(1.0, one), (-1.0, two)])
+    low, high = stats.ttest_ind(one.values, two.values, equal_var=False).confidence_interval()
+    assert found.interval == pytest.approx((low, high))
+    assert contrast([(1.0, one), (-1.0, Trials((), None, None))]).difference is None
+
+
+def test_the_page_and_the_screen_say_verdict_interval_and_trials() -> None:
+    found = values(a=52.0, b=50.0)
+    one = judge(Hypothesis(read_claim("a.knn > b.knn"), 1, "Table <1>"), found)
+    study = Study("Is it?", "A paper", [one], found)
+    assert lines(study)[1] == "  held      a.knn > b.knn: +2.0 [+1.6, +2.4], n=5"
+    said = repr(blocks([study]))
+    for word in ("Is it?", "A paper", "published: Table <1>", "+2.0", "52.0 ± 0.3", "n=5"):
+        assert word in said
+    assert blocks([]) == []

@@ -1,0 +1,178 @@
+"""A study's file, the pieces it needs, and their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from moco_det.foundation.errors import InputError
+from moco_det.results.claims import Quantity
+from moco_det.runs.studies import data_sets
+from moco_det.runs.studies.pieces import Matrix, build_pieces
+from moco_det.runs.studies.study import StudyPlan, read_study
+
+TREE: dict[str, Any] = {
+    "question": "Is it so?",
+    "seeds": 3,
+    "data": {"world": {}},
+    "pretraining": {
+        "config": "demo_moco_r18",
+        "set": {"DATA.PATH": "$world/images", "SOLVER.MAX_ITER": 4},
+    },
+    "encoders": {"fast": {"set": {"MOCO.M": 0.5}}, "slow": {"set": {"MOCO.M": 0.99}}},
+    "probes": {"knn": {"train": "$world/a", "test": "$world/b", "options": {"k": 3}}},
+    "settings": {
+        name: {
+            "config": "demo_R18_FPN",
+            "set": {
+                "DATASETS": {"TRAIN": ["voc://$world?split=train"], "TEST": ["voc://x"]},
+                **keys,
+            },
+        }
+        for name, keys in (("short", {}), ("long", {"SOLVER.MAX_ITER": 400}))
+    },
+    "hypotheses": [
+        {"claim": "fast.knn > slow.knn", "least": 1},
+        {"claim": "fast.AP at short > random.AP at short", "least": 1},
+    ],
+}
+
+
+def write(folder: Path, name: str = "x", **changes: Any) -> Path:
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({**TREE, **changes}), encoding="utf-8")
+    return file
+
+
+def pieces_of(*studies: StudyPlan, seeds: Any = None) -> Matrix:
+    folders = {"world": "/w"}
+    return build_pieces(
+        studies, Path("out"), folders, seeds=seeds, engine="standalone", device="cpu"
+    )
+
+
+def names(matrix: Matrix) -> list[str]:
+    """Without digests, in order."""
+    return [piece.name.replace(".pkl", "").rpartition("_")[0] for piece in matrix.pieces]
+
+
+def test_nothing_runs_that_no_hypothesis_needs(tmp_path: Path) -> None:
+    found = names(pieces_of(read_study(write(tmp_path)), seeds=[0]))
+    assert found == ["fast_seed0", "knn_fast_seed0", "slow_seed0", "knn_slow_seed0", "fast_seed0",
+                     "fast_seed0", "random_seed0"]  # fmt: skip
+
+
+def test_the_first_two_seeds_of_every_hypothesis_come_before_any_third(tmp_path: Path) -> None:
+    matrix = pieces_of(read_study(write(tmp_path)))
+    seeds = [int(name.rpartition("seed")[2]) for name in names(matrix)]
+    assert set(seeds[:14]) == {0, 1} and set(seeds[14:]) == {2}
+    knn = [i for i, name in enumerate(names(matrix)[:14]) if name.startswith("knn")]
+    detectors = [i for i, piece in enumerate(matrix.pieces[:14]) if piece.run]
+    assert max(knn) < min(detectors)  # of the second hypothesis
+
+
+def test_a_piece_needs_its_encoder_and_a_detector_its_conversion(tmp_path: Path) -> None:
+    matrix = pieces_of(read_study(write(tmp_path)), seeds=[0])
+    by_name = {piece.name: piece for piece in matrix.pieces}
+    for piece in matrix.pieces:
+        assert all(name in by_name for name in piece.needs)
+    detector = next(p for p in matrix.pieces if p.run and p.run.arm.name == "fast")
+    encoder, conversion = detector.needs
+    assert conversion == f"{encoder}.pkl" and by_name[conversion].needs == (encoder,)
+    assert detector.trial == encoder == by_name[conversion].trial
+
+
+def test_studies_share_what_they_have_in_common(tmp_path: Path) -> None:
+    one = read_study(write(tmp_path, "one"))
+    other = read_study(write(tmp_path, "other", hypotheses=[{"claim": "fast.knn > random.knn"}]))
+    alone, both = pieces_of(one, seeds=[0]), pieces_of(one, other, seeds=[0])
+    assert len(both.pieces) == len(alone.pieces) + 1  # the probe of random weights
+    quantity = Quantity("fast", "knn", "")
+    assert both.measures["one", quantity, 0] == both.measures["other", quantity, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"seeds": 3}, set()),
+        ({"data": {"world": {"painted": {"seed": 1}}}}, {"fast", "slow", "knn", "random"}),
+        (
+            {"encoders": {**TREE["encoders"], "fast": {"set": {"MOCO.M": 0.6}}}},
+            {"fast", "knn_fast"},
+        ),
+    ],
+)
+def test_a_piece_is_another_where_what_makes_it_has_changed(
+    changes: dict[str, Any], changed: set[str], tmp_path: Path
+) -> None:
+    before = {p.name for p in pieces_of(read_study(write(tmp_path)), seeds=[0]).pieces}
+    after = {p.name for p in pieces_of(read_study(write(tmp_path, **changes)), seeds=[0]).pieces}
+    gone = {name.partition("_seed")[0] for name in before - after}
+    assert {name if name != "knn" else name for name in gone} == {
+        full for full in {n.partition("_seed")[0] for n in before}
+        if any(full == c or full.startswith(f"{c}_") for c in changed)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"question": ""}, "has a 'question' and 'hypotheses'"),
+        ({"hypotheses": []}, "has a 'question' and 'hypotheses'"),
+        ({"hypotheses": [{"claim": "fst.knn > slow.knn"}]}, "no encoder fst: did you mean fast"),
+        (
+            {"hypotheses": [{"claim": "fast.kn > slow.knn"}]},
+            "no probe or metric kn: did you mean knn",
+        ),
+        (
+            {"hypotheses": [{"claim": "fast.AP > slow.AP"}]},
+            r"name one of its settings \(long, short\)",
+        ),
+        ({"hypotheses": [{"claim": "fast.knn at short > slow.knn"}]}, "leave out 'at short'"),
+        ({"hypotheses": [{"claim": "fast.knn ~ slow.knn"}]}, "needs a 'least'"),
+        ({"hypotheses": [{"claim": "random.loss > slow.loss"}]}, "it has no log"),
+        ({"hypotheses": [{"claim": "fast.knn > slow.knn", "lest": 1}]}, "unknown key lest"),
+        (
+            {"encoders": {"fast": {"weights": "a.pth", "set": {"MOCO.M": 1}}}},
+            "has weights: leave out",
+        ),
+        ({"encoders": {"fa.st": {}}}, "the name 'fa.st'"),
+        ({"probes": {"AP": {"train": "a", "test": "b"}}}, "cannot be called AP"),
+        ({"probes": {"knn": {"train": "a"}}}, "needs 'train' and 'test'"),
+        ({"probes": {"knn": {"protocol": "svm", "train": "a", "test": "b"}}}, "choose one of knn"),
+        ({"settings": {"short": {"config": "demo_R18_FPN"}}}, "has no DATASETS.TRAIN"),
+        ({"pretraining": {"config": "no_such"}}, "no_such does not exist"),
+    ],
+)
+def test_what_a_study_cannot_mean_is_named(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read_study(write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("recipes", "given", "message"),
+    [
+        ({"w": {}}, {}, "add --data w=DIR"),
+        ({"w": {"printed": {}}}, {}, "write one of painted, mosaics"),
+        ({"w": {"painted": {}}}, {"v": Path()}, "--data v=...: no such data set"),
+    ],
+)
+def test_data_that_nobody_says_how_to_make_are_asked_for(
+    recipes: dict[str, Any], given: dict[str, Path], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        data_sets.folders_of(recipes, given, tmp_path)
+
+
+def test_an_unknown_name_of_data_and_a_recipes_wrong_word_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'\$wrld/a' names a data set .* its 'data' are world"):
+        data_sets.in_folders("$wrld/a", {"world": "/w"})
+    with pytest.raises(InputError, match="the data set w: .*sed"):
+        data_sets.make_data({"w": {"painted": {"sed": 1}}}, {}, {"w": str(tmp_path / "w")})
+    with pytest.raises(InputError, match="mosaics are made of photos"):
+        data_sets.make_data({"w": {"mosaics": {}}}, {}, {"w": str(tmp_path / "w")})
