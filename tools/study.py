@@ -45,7 +45,12 @@ def parser() -> argparse.ArgumentParser:
         help="data of your own (default: none)",
     )
     add_engine(p)
-    add("--budget", type=duration, metavar="TIME", help="stop, saved, after 90s, 12m or 3h (default: none)")
+    add(
+        "--budget",
+        type=duration,
+        metavar="TIME",
+        help="stop, saved, after 90s, 12m or 3h (default: none)",
+    )
     add("--gpus", metavar="LIST", help="GPUs to use: 0,1,2,3 (default: the first one, or the CPU)")
     add(
         "--at-once",

@@ -77,7 +77,10 @@ def test_what_would_fail_is_told_before_anything_is_made(
     file = Path(words[1])
     file.write_text(STUDY.replace("AUGMENT.SIZE", "AUGMENT.SIZ"), encoding="utf-8")
     assert cli.main(words) == 2
-    assert "AUGMENT.SIZ" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert (
+        "the encoder moco: unknown key AUGMENT.SIZ in its config" in capsys.readouterr().err
+        and not (tmp_path / "out").exists()
+    )
     file.write_text(STUDY.replace("$photos/test", "$photos/train"), encoding="utf-8")
     assert cli.main(words) == 2
     assert "error: test of the probe knn" in capsys.readouterr().err

@@ -30,9 +30,16 @@ def check(
     """
     if not matrix.pieces:
         raise InputError("no piece is left: --only names a TRIAL as --slurm writes it to runs.txt")
-    for text in dict.fromkeys(p.config[1] for p in matrix.pieces if p.config and not p.run):
+    texts = {p.config[1]: p.name for p in matrix.pieces if p.config and not p.run}
+    for text, name in texts.items():
         keys = flatten(load_mapping(text, "a pre-training config"))
-        check_pretraining(None, [word for key, value in keys.items() for word in (key, str(value))])
+        words = [word for key, value in keys.items() for word in (key, str(value))]
+        try:
+            check_pretraining(None, words)
+        except InputError as error:
+            encoder = name.rpartition("_seed")[0]
+            said = str(error).replace("on the command line", "in its config")
+            raise InputError(f"the encoder {encoder}: {said}") from None
     runs = {piece.run.setting.name: piece.run for piece in matrix.pieces if piece.run}
     check_settings([run.setting for run in runs.values()], [], engine=engine)
 

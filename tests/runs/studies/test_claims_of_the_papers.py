@@ -1,0 +1,37 @@
+"""The studies that ship: each is read, named with its cost and command, and needs what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moco_det.runs.studies import data_sets, flow
+from moco_det.runs.studies.pieces import build_pieces
+from moco_det.runs.studies.study import read_study
+from moco_det.settings.zoo import find_study, names
+from pretrain.config import load_config
+
+STUDIES = [name for name in names(["studies/**/*.yaml"]) if not name.endswith("/base")]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_that_ships_is_one_and_all_its_pieces_can_be_made(name: str) -> None:
+    file = find_study(name.removeprefix("studies/"))
+    header = file.read_text("utf-8").splitlines()[:4]
+    words = (
+        "# ",
+        "# Published: ",
+        "# Cost: ",
+        f"# Command: moco-det study {name.removeprefix('studies/')}",
+    )
+    assert all(line.startswith(word) for line, word in zip(header, words, strict=True))
+    plan = read_study(file)
+    assert plan.source and plan.seeds >= 2
+    folders = data_sets.folders_of(data_sets.all_recipes([plan]), {}, Path("out"))
+    matrix = build_pieces(
+        [plan], Path("out"), folders, seeds=[0], engine="standalone", device="cpu"
+    )
+    flow.check(matrix, engine="standalone", check_pretraining=load_config)
+    used = {quantity.encoder for quantity in plan.quantities} | {"random"}
+    assert used == set(plan.encoders)  # an encoder that no claim is about is a slip of the pen
