@@ -73,7 +73,9 @@ def find_study(given: str) -> Path:
         return Path(given)
     known = names(["studies/**/*.yaml"])
     shown = ", ".join(name.removeprefix("studies/") for name in known)
-    return Path(_look_up(given, known, f"study {given}: no such file, and none of {shown}"))
+    whole = f"studies/{given.removesuffix('.yaml')}"
+    name = whole if whole in known else given
+    return Path(_look_up(name, known, f"study {given}: no such file, and none of {shown}"))
 
 
 def _look_up(name: str, known: Sequence[str], absent: str, otherwise: str = "") -> str:
