@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -218,6 +219,56 @@ def test_wall_seconds_are_those_of_all_parts(copy: Path, train_net: Tool) -> Non
     assert 5000 < row.data["wall_seconds"] < 6000
     saved = torch.load(copy / "model_final.pth", weights_only=True)
     assert saved["trainer"]["hooks"]["RunState"]["seconds"] > 5000
+
+
+RUN_STATE = ("trainer", "hooks", "RunState")
+MOMENTUM = ("trainer", "_trainer", "optimizer", "state", 0, "momentum_buffer")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        (("trainer",), None),
+        (("trainer", "iteration"), -5),
+        (("trainer", "iteration"), 10**30),
+        (("trainer", "_trainer", "optimizer"), [1]),
+        (("trainer", "_trainer", "optimizer", "param_groups"), []),
+        (MOMENTUM, torch.zeros(3)),
+        (MOMENTUM, "x"),
+        ((*RUN_STATE, "random"), [1]),
+        ((*RUN_STATE, "random", 0, "torch"), torch.zeros(3)),
+        (("model", "proposal_generator.rpn_head.conv.bias"), [1]),
+    ],
+)
+def test_an_entry_of_a_wrong_kind_is_one_line(
+    entry: tuple[Any, ...],
+    value: Any,
+    copy: Path,
+    train_net: Tool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content = node = torch.load(copy / "model_0000001.pth", weights_only=True)
+    for key in entry[:-1]:
+        node = node[key]
+    node[entry[-1]] = value
+    torch.save(content, copy / "model_0000001.pth")
+    assert train_net("--engine", "detectron2", "--resume", OUTPUT_DIR=str(copy), **KEYS) == 2
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+    assert re.match(r"error: .*model_0000001\.pth", said.err.splitlines()[-1])
+
+
+def test_rates_are_those_of_the_config_wherever_a_checkpoint_comes_from(
+    copy: Path, whole: Path, train_net: Tool
+) -> None:
+    """Also where its scheduler and its groups say something else."""
+    content = torch.load(copy / "model_0000001.pth", weights_only=True)
+    content["trainer"]["hooks"]["LRScheduler"] |= {"last_epoch": 77, "get_lr": 5}
+    for group in content["trainer"]["_trainer"]["optimizer"]["param_groups"]:
+        group |= {"lr": "x", "momentum": None}
+    torch.save(content, copy / "model_0000001.pth")
+    assert train_net("--engine", "detectron2", "--resume", OUTPUT_DIR=str(copy), **KEYS) == 0
+    assert_equal(copy, whole)
 
 
 def test_a_checkpoint_of_detectron2s_own_is_resumed_with_a_warning(

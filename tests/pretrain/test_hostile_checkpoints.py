@@ -19,7 +19,7 @@ from tests.pretrain.test_resume import QUICK
 Content = dict[str, Any]
 
 
-def without(*path: str) -> Callable[[Content], Any]:
+def without(*path: Any) -> Callable[[Content], Any]:
     def change(content: Content) -> None:
         for name in path[:-1]:
             content = content[name]
@@ -51,6 +51,10 @@ CHANGES = {
     "another shape": given(torch.ones(3), "encoder", "bn1.weight"),
     "a momentum of another shape": given(
         torch.ones(3), "state", "optimizer", "state", 0, "momentum_buffer"
+    ),
+    "no momentum of one tensor": without("state", "optimizer", "state", 3),
+    "a tensor of a billion numbers in four bytes": given(
+        torch.zeros(1).expand(10**9), "encoder", "bn1.weight"
     ),
     "a momentum of text": given("x", "state", "optimizer", "state", 0, "momentum_buffer"),
     "other groups": given([], "state", "optimizer", "param_groups"),

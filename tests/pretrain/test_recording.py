@@ -39,7 +39,10 @@ def test_a_continued_metrics_file_drops_what_comes_after_and_what_is_torn(
     tmp_path: Path, stack: ExitStack
 ) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"iteration": 2, "loss": 1}\n{"iteration": 4, "loss": 2}\n{"iterat')
+    path.write_text(
+        '{"iteration": 2, "loss": 1}\n{"iteration": 4, "loss": 2}\n'
+        '{"iteration": "1"}\n[1]\n{"iterat'
+    )
     (write,) = writers(tmp_path, stack, upto=2)
     write({"iteration": 3, "loss": 5.0})
     rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -14,7 +14,8 @@ import pytest
 
 import moco_det
 from moco_det.foundation.commands import command
-from moco_det_tools import cli
+from moco_det.foundation.errors import InputError
+from moco_det_tools import cli, entry
 
 TOOLS = list(cli.COMMANDS)
 
@@ -95,6 +96,15 @@ def test_an_unknown_option_is_one_line_and_code_2(
         ("/site-packages/moco_det_tools/train_net.py", "moco-det convert-weights"),
     ],
 )
+def test_an_error_of_any_length_ends_with_the_way_out(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> int:
+        raise InputError(f"{'n' * 9000} is no file: check the path")
+
+    assert entry.run(fails) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 2100 and said.endswith("is no file: check the path\n")
+
+
 def test_a_command_is_spelled_as_this_process_was_started(
     started: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

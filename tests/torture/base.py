@@ -29,9 +29,12 @@ class Base:
 
     def __init__(self, root: Path) -> None:
         self.images, self.pretrained = root / "images", root / "pretrained"
-        self.detector, self.backbone = root / "detector", root / "backbone.pkl"
+        self.detector, self.backbone = root / "standalone", root / "backbone.pkl"
+        self.tested = root / "tested"
         write_images(self.images / "cat", 12, seed=1)
         write_images(self.images / "dog", 12, seed=2)
+        for seed, name in enumerate(("cat", "dog"), 3):
+            write_images(self.tested / name, 4, seed=seed)
         listed = list_images(str(self.images))
         self.shards = write_shards(listed, root / "shards", name="s", shard_mb=1, seed=0)
         made = write_scenes(
@@ -44,7 +47,10 @@ class Base:
         self.make(["convert-weights", str(checkpoint), str(self.backbone)], root)
         for suffix in ("safetensors", "pth"):
             self.make(["convert-weights", str(checkpoint), str(root / f"w.{suffix}")], root)
-        self.make(self.train_net(root, {}, None, output=self.detector), root)
+        self.detectors = {}
+        for engine in ENGINES:
+            output = self.detectors[engine] = root / engine
+            self.make(self.train_net(root, {}, None, output=output, engine=engine), root)
         legacy = torch.load(root / "w.pth", weights_only=True)
         torch.save(legacy, root / "old.pth", _use_new_zipfile_serialization=False)
         names = ("w.safetensors", "w.pth", "old.pth", "backbone.pkl")
@@ -78,6 +84,7 @@ class Base:
         *,
         output: Path | None = None,
         options: tuple[str, ...] = (),
+        engine: str = "standalone",
     ) -> list[str]:
         """One step of fine-tuning, on an engine that `rng` draws."""
         own = {
@@ -90,7 +97,7 @@ class Base:
             "OUTPUT_DIR": str(output or at / "out"),
             **keys,
         }
-        engine = rng.choice(ENGINES) if rng else "standalone"
+        engine = rng.choice(ENGINES) if rng else engine
         return ["train-net", "--config-file", "R18_FPN", "--engine", engine, *options, *words(own)]
 
     def quickstart(self, at: Path) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.torture.base import Base
+from tests.torture.base import ENGINES, Base
 from tests.torture.values import HTML, SPECIAL, Case, changed, damaged, special
 
 ENTRIES: tuple[Any, ...] = (
@@ -39,6 +39,16 @@ ENTRIES: tuple[Any, ...] = (
     *(torch.zeros(0), torch.zeros(3), torch.zeros(2, 2, dtype=torch.int64), torch.tensor(True)),
     *(torch.full((4,), float("nan")), torch.zeros(1).expand(10**9), torch.tensor([2**62])),
 )
+
+
+# of a detector's checkpoint, in which entries are changed
+PARTS: dict[str, list[tuple[str, ...]]] = {
+    "standalone": [(), (), ("model",), ("optimizer",)],
+    "detectron2": [
+        *((), ("model",), ("trainer",), ("trainer", "hooks", "RunState")),
+        *(("trainer", "_trainer"), ("trainer", "_trainer", "optimizer", "state")),
+    ],
+}
 
 
 class Executes:
@@ -117,21 +127,31 @@ def entries_of_pretraining(rng: random.Random, at: Path, base: Base) -> Case:
 
 def entries_of_detectors(rng: random.Random, at: Path, base: Base) -> Case:
     """A detector's checkpoint with wrong entries, resumed, scored or exported."""
-    content = torch.load(base.detector / "model_final.pth", weights_only=True)
-    part = rng.choice((None, None, "model", "optimizer"))
-    tree = content if part is None else content[part]
-    tree, note = changed(dict(tree), rng, ENTRIES, times=rng.choice((1, 1, 2)))
-    content = tree if part is None else {**content, part: tree}
-    note = f"{part}: {note}"
-    if rng.random() < 0.5:
-        shutil.copytree(base.detector, at / "out")
+    engine = rng.choice(ENGINES)
+    content = torch.load(base.detectors[engine] / "model_final.pth", weights_only=True)
+    part = rng.choice(PARTS[engine])
+    node, last = content, content
+    for key in part:
+        node, last = node[key], node
+    tree, note = changed(dict(node), rng, ENTRIES, times=rng.choice((1, 1, 2)))
+    if part:
+        last[part[-1]] = tree
+    else:
+        content = tree
+    note = f"{engine} {'.'.join(part)}: {note}"
+    if rng.random() < 0.6:
+        shutil.copytree(base.detectors[engine], at / "out")
+        (at / "out" / "results.jsonl").unlink()
         (at / "out" / "model_final.pth").unlink()
         torch.save(content, at / "out" / "model_0000000.pth")
-        pointer = rng.choice(("model_0000000.pth", "../x", "", "\x00", "/dev/zero", "a" * 400))
-        (at / "out" / "last_checkpoint").write_text(pointer)
+        odd = ("../x", "", "\x00", "/dev/zero", "a" * 400, "\udcff")
+        pointer = "model_0000000.pth" if rng.random() < 0.8 else rng.choice(odd)
+        (at / "out" / "last_checkpoint").write_text(pointer, errors="surrogateescape")
         keys = {"SOLVER.MAX_ITER": "2"}
         options = ("--resume", *rng.choice(((), ("--eval-only",))))
-        return Case(base.train_net(at, keys, rng, options=options), f"{note}; {pointer[:20]!r}")
+        drawn = rng if rng.random() < 0.1 else None
+        argv = base.train_net(at, keys, drawn, options=options, engine=engine)
+        return Case(argv, f"{note}; {pointer[:20]!r}")
     torch.save(content, at / "x.pth")
     return checkpoint_tools(rng, at, base, at / "x.pth", note)
 

@@ -7,6 +7,7 @@ import importlib
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +178,76 @@ def logs(rng: random.Random, at: Path, base: Base) -> Case:
     return Case(argv, note)
 
 
+NUMBERS = (
+    *("nan", "inf", "-inf", "-1", "0", "0.5", "1e300", "1e400", "-0", "1e-320", "1" + "0" * 30),
+    *("12345678901234567890", "9" * 5000, "", " ", "1_0", "0x10", "٣", "1,2", "1,,2", ",", "0-3"),
+)
+
+
+def reads(read: Callable[[str], Any], text: str) -> bool:
+    """Whether argparse takes a text."""
+    try:
+        read(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        return False
+    return True
+
+
+def numbers(rng: random.Random, at: Path, base: Base) -> Case:
+    """A command that works, but for the value of one option that is a number."""
+    file, out = str(base.pretrained / "checkpoint.pth"), str(at / "out")
+    sets = ["--train", str(base.images), "--test", str(base.tested), "--size", "32"]
+    probe = [file, *sets, "--results", str(at / "rows.jsonl")]
+    classifier = ["--workers", "0", "--epochs", "1", "--output", out]
+    matrix = ["--suite", "quick", "--no-supervised"]
+    photos = ["--input", str(base.images / "cat"), "-o", out]
+    argv = rng.choice(
+        (
+            ["benchmark", *matrix, "--data", base.train, base.test, "--dry-run", "-o", out],
+            ["probe", "knn", *probe],
+            ["probe", "linear", *probe, *classifier],
+            ["probe", "linear-lbfgs", *probe],
+            ["probe", "finetune", *probe, *classifier],
+            [
+                "plan",
+                "--config-file",
+                "pretrain/quick/moco_v2_r18",
+                "--images",
+                "9999",
+                "--gpus",
+                "0",
+            ],
+            base.quickstart(at),
+            [*base.quickstart(at), "--pretrain", "--voc", str(base.voc)],
+            ["make-shards", str(base.images), "--output", out],
+            ["predict", "--config-file", str(base.detector / "config.yaml"), *photos],
+            base.train_net(at, {}, None)[:5],
+        )
+    )
+    parser = importlib.import_module(f"moco_det_tools.{argv[0].replace('-', '_')}").parser()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parser = action.choices[argv[1]]
+    kinds = ("int", "float", "whole number")
+    options = [
+        action
+        for action in parser._actions
+        if getattr(action.type, "__name__", "") in kinds or action.dest in ("seeds", "gpus")
+    ]
+    option = rng.choice(options)
+    read = option.type if callable(option.type) else str
+    taken = [text for text in NUMBERS if reads(read, text)]
+    value = rng.choice(taken if rng.random() < 0.8 else NUMBERS)
+    name = option.option_strings[-1]
+    given = [f"{name}={value}"] if value.startswith("-") else [name, value]
+    keys = base.train_net(at, {}, None)[5:] if argv[0] == "train-net" else []
+    return Case([*argv, *given, *keys], f"{name} {value[:40]!r}", codes=(0, 1, 2))
+
+
 def arguments(rng: random.Random, at: Path, base: Base) -> Case:
     """Any tool with hostile values for its own arguments."""
+    if rng.random() < 0.5:
+        return numbers(rng, at, base)
     name = rng.choice([tool for tool in cli.COMMANDS if tool != "quickstart"])
     parser = importlib.import_module(f"moco_det_tools.{name.replace('-', '_')}").parser()
     argv: list[str] = []
