@@ -66,10 +66,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="GPUs to use, one run on each: 0,1,2,3 (default: the first one, or the CPU)",
     )
-    add("--gpus-per-run", type=at_least(1), default=1, metavar="N", help="GPUs of one run")
+    add("--gpus-per-run", type=at_least(1, 1024), default=1, metavar="N", help="GPUs of one run")
     add(
         "--at-once",
-        type=at_least(1),
+        type=at_least(1, 1024),
         default=1,
         metavar="N",
         help="runs side by side on the CPU, whose cores they share, or on each group of GPUs",

@@ -63,13 +63,14 @@ def make_parser(
     return parser
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """The `type` of an option that is a whole number and not below another."""
+def at_least(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """The `type` of an option that is a whole number between two others, both allowed."""
 
     def read(text: str) -> int:
         value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is below {least}")
+        if not least <= value <= most:
+            side = f"below {least}" if value < least else f"above {most}"
+            raise argparse.ArgumentTypeError(f"{value} is {side}")
         return value
 
     read.__name__ = "whole number"  # argparse: invalid ... value

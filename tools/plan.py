@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         help="a yaml file or a zoo's name (default: the keys' own defaults)",
     )
     count = partial(add, required=True, metavar="N")
-    count("--images", type=int, help="in the data set; 1e9 is no trouble")
+    count("--images", type=at_least(0, 10**15), help="in the data set; 1e9 is no trouble")
     count("--gpus", type=at_least(0), help="one process each; 0 is the CPU")
     add(
         "--memory",
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="GIB",
         help="for a process beside its GPU (default: not checked)",
     )
-    add("--classes", type=int, default=1000, metavar="N", help="of the supervised arm")
+    add("--classes", type=at_least(1), default=1000, metavar="N", help="of the supervised arm")
     timing = p.add_mutually_exclusive_group()
     timing.add_argument(
         "--rate",

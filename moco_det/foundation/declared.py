@@ -105,7 +105,8 @@ def check_value(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     if choices and value not in choices:
         raise InputError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
     if "bounds" in limits and (not low <= value <= high or value == math.inf):
-        limit = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g} and finite"
+        told = high < 1e9 or value > high
+        limit = f"from {low:g} to {high:g}" if told else f"at least {low:g} and finite"
         raise InputError(f"{name} is {value}: it must be {limit}")
 
 

@@ -15,6 +15,8 @@ def option(
     default: Any, text: str, *, low: float = -math.inf, high: float = math.inf, **argument: Any
 ) -> Any:
     """A field that is an option of the command line, with its bounds and argparse's keywords."""
+    # what fits an index, and a number in single precision
+    high = min(high, 2**31 - 1 if argument.get("type", type(default)) is int else 1e30)
     if isinstance(default, bool):
         argument["action"] = "store_true"
     elif default is not None:
@@ -40,7 +42,7 @@ class Checked:
 class Conditions(Checked):
     """What every protocol is measured under; `size` is the side of the views in pixels."""
 
-    size: int = option(224, "of the views", low=32)
+    size: int = option(224, "of the views", low=32, high=8192)
     batch: int = option(128, "images at once", low=1)
     seed: int = option(0, "of random weights and of training", low=0)
     bfloat16: bool = False

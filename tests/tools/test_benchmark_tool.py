@@ -144,10 +144,11 @@ def test_an_option_s_beginning_is_no_option() -> None:
         main(["--suite", "quick", "--slur"])
 
 
-def test_a_count_below_one_is_refused_by_its_option() -> None:
+def test_a_count_out_of_all_bounds_is_refused_by_its_option() -> None:
     for option in ("--at-once", "--gpus-per-run"):
-        with pytest.raises(InputError, match=f"argument {option}: 0 is below 1"):
-            main(["--suite", "quick", option, "0"])
+        for value, why in (("0", "below 1"), ("9" * 20, "above 1024")):
+            with pytest.raises(InputError, match=f"argument {option}: {value} is {why}"):
+                main(["--suite", "quick", option, value])
 
 
 def test_a_suite_without_data_is_told_of_the_option(tmp_path: Path) -> None:

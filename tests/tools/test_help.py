@@ -96,15 +96,6 @@ def test_an_unknown_option_is_one_line_and_code_2(
         ("/site-packages/moco_det_tools/train_net.py", "moco-det convert-weights"),
     ],
 )
-def test_an_error_of_any_length_ends_with_the_way_out(capsys: pytest.CaptureFixture[str]) -> None:
-    def fails() -> int:
-        raise InputError(f"{'n' * 9000} is no file: check the path")
-
-    assert entry.run(fails) == 2
-    said = capsys.readouterr().err
-    assert len(said) < 2100 and said.endswith("is no file: check the path\n")
-
-
 def test_a_command_is_spelled_as_this_process_was_started(
     started: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +115,15 @@ def messages(file: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
             yield node.lineno, node.value
+
+
+def test_an_error_of_any_length_ends_with_the_way_out(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> int:
+        raise InputError(f"{'n' * 9000} is no file: check the path")
+
+    assert entry.run(fails) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 2100 and said.endswith("is no file: check the path\n")
 
 
 def test_no_message_names_a_script_that_a_wheel_does_not_have() -> None:

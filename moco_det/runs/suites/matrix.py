@@ -22,7 +22,7 @@ from moco_det.foundation.strict_yaml import nest
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.results.matched import INPUT_KEYS
 from moco_det.runs.row import version_of
-from moco_det.runs.suites.suite import NAME, SuiteSetting
+from moco_det.runs.suites.suite import MOST_SEEDS, NAME, SuiteSetting
 from moco_det.runs.weights_file import ready_weights
 from moco_det.settings.config import check, get_cfg, merge
 from moco_det.weights.backbone import load_backbone
@@ -224,7 +224,10 @@ def read_seeds(given: str | None, default: int) -> list[int]:
     except ValueError:
         seeds = []
     if len(seeds) == 1 and "," not in text:
-        seeds = list(range(seeds[0]))
-    if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
-        raise InputError(f"--seeds {text!r}: write how many, 5, or which, 0,3,7, none twice")
+        seeds = list(range(seeds[0])) if seeds[0] <= MOST_SEEDS else []
+    if not seeds or min(seeds) < 0 or max(seeds) >= 2**31 or len(set(seeds)) != len(seeds):
+        raise InputError(
+            f"--seeds {text!r}: write how many, 5 (at most {MOST_SEEDS}), or which, 0,3,7, none "
+            "twice"
+        )
     return seeds

@@ -21,7 +21,7 @@ from typing import Any
 from moco_det.data import load_datasets
 from moco_det.data.check import choose_masks
 from moco_det.foundation import declared
-from moco_det.foundation.declared import at_least
+from moco_det.foundation.declared import within
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import flatten, load_yaml, nest, parse_value
 from moco_det.settings.config import dump
@@ -31,6 +31,7 @@ from moco_det.settings.zoo import find_config
 NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 # detectron2's own, for a config that does not say how long it trains
 DEFAULT_ITERATIONS, DEFAULT_BATCH = 40000, 16
+MOST_SEEDS = 1000
 # What tells one run of the matrix from another; a suite must leave it alone.
 RUN_KEYS = ("MODEL.WEIGHTS", "OUTPUT_DIR", "SEED")
 
@@ -39,7 +40,7 @@ RUN_KEYS = ("MODEL.WEIGHTS", "OUTPUT_DIR", "SEED")
 class SuiteFile:
     """The keys of a suite file."""
 
-    seeds: int = at_least(1, 5)
+    seeds: int = within(1, MOST_SEEDS, 5)
     supervised: str = ""
     settings: list[Any] = field(default_factory=list)
 
