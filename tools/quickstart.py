@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         type=at_least(1),
         help=f"time for your own data, which sets the steps (default: {MINUTES})",
     )
-    add("--seed", type=at_least(0), default=0, help="seed of painter, encoders and runs")
+    add("--seed", type=at_least(0, 10**7), default=0, help="seed of painter, encoders and runs")
     add("--seeds", type=at_least(1, 1000), default=2, help="fine-tuning runs per arm")
     for stage, what, painted in zip(
         ("pretrain", "finetune"), ("encoder", "run"), PAINTED_STEPS, strict=True

@@ -24,8 +24,9 @@ def claimed(folder: Path, *, key: str = "OUTPUT_DIR") -> Iterator[None]:
     """The folder, made, and nobody else's until the block ends; InputError where it is taken.
 
     The lock is on log.txt and goes with this process, however that ends; what killed owners left
-    half-written is removed.
+    half-written is removed. A new folder into which nothing was written goes again.
     """
+    fresh = not folder.exists()
     log = make_folder(folder) / LOG
     try:
         descriptor = os.open(log, os.O_RDWR | os.O_CREAT, 0o644)
@@ -41,6 +42,8 @@ def claimed(folder: Path, *, key: str = "OUTPUT_DIR") -> Iterator[None]:
         remove_partials(folder)
         yield
     finally:
+        if fresh and list(folder.glob("*")) == [log] and not log.stat().st_size:
+            shutil.rmtree(folder)
         _claims.discard(descriptor)
         os.close(descriptor)
 

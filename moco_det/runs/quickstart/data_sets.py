@@ -15,7 +15,6 @@ from moco_det.data.layouts import split_coco
 from moco_det.data.scenes import write_scenes
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.folders import claimed
 from moco_det.foundation.reading import read_json
 from moco_det.runs.quickstart.plan import Budget, QuickstartPlan, recall, setting_name
 
@@ -39,17 +38,16 @@ def painted_data(
     too_many = [number for number in labels if not 1 <= number <= LABELLED]
     if too_many:
         raise InputError(f"--labels {too_many[0]}: there are {LABELLED} labelled scenes")
-    with claimed(output, key="--output"):
-        paths = write_scenes(
-            output / "scenes",
-            seed=budget.seed,
-            unlabelled=CLOSE_UPS if pretrain else 0,
-            train=LABELLED,
-            test=150,
-            size=96,
-            classes=PAINTED,
-            objects=(1, 4),
-        )
+    paths = write_scenes(
+        output / "scenes",
+        seed=budget.seed,
+        unlabelled=CLOSE_UPS if pretrain else 0,
+        train=LABELLED,
+        test=150,
+        size=96,
+        classes=PAINTED,
+        objects=(1, 4),
+    )
     detector = "quick/demo_R18_FPN.yaml"
     setting = setting_name(detector, architecture)
     train = {}

@@ -54,8 +54,8 @@ def compare(
     """
     clock = Clock()
     clock.heading("data")
-    plan = prepare(output, budget)
     with claimed(output, key="--output"):
+        plan = prepare(output, budget)
         remove_partials(output / "weights")
         remember(plan, output)
         _compare(plan, output, clock, device=device, strict=strict, given=given)

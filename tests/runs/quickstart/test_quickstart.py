@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,13 @@ def test_a_conversion_of_random_weights_is_warned_of(tmp_path: Path) -> None:
     assert warning.startswith("Warning: mine: ")
 
 
+def test_data_that_are_refused_leave_no_folder(tmp_path: Path) -> None:
+    painted = partial(painted_data, labels=[101], pretrain=False)
+    with pytest.raises(InputError, match="there are 100 labelled"):
+        compare(painted, BUDGET, tmp_path / "out", device="cpu", strict=False, given={})
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_second_quickstart_in_a_folder_is_refused_and_the_next_owner_cleans_up(
     plan: QuickstartPlan, tmp_path: Path
 ) -> None:
@@ -194,8 +202,6 @@ def test_a_second_quickstart_in_a_folder_is_refused_and_the_next_owner_cleans_up
 
     with claimed(output):
         with pytest.raises(InputError, match="another run is writing .* choose another --output"):
-            painted_data(output, BUDGET, labels=[], pretrain=False)
-        with pytest.raises(InputError, match="another run is writing into"):
             compare(lambda *_: plan, BUDGET, output, device="cpu", strict=False, given={})
     for file in left:
         file.parent.mkdir(exist_ok=True)

@@ -79,7 +79,7 @@ def test_a_setting_may_name_a_config_of_the_zoo(suite_file: Path) -> None:
         ("settings: [{config: base.yaml, set: {SEED: 1}}]", "SEED of base is set by the matrix"),
         ("seeds: yes\nsettings: [{config: base.yaml}]", "is True: it must be int"),
         ("supervised: 3\nsettings: [{config: base.yaml}]", "is 3: it must be str"),
-        ("seeds: 0\nsettings: [{config: base.yaml}]", "seeds is 0: it must be at least 1"),
+        ("seeds: 0\nsettings: [{config: base.yaml}]", "seeds is 0: it must be from 1 to 1000"),
         ("seeds: 1\nseeds: 2\nsettings: [{config: base.yaml}]", "duplicate"),
     ],
 )
