@@ -68,10 +68,10 @@ def at_least(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         value = int(text)
-        if not least <= value <= most:
-            side = f"below {least}" if value < least else f"above {most}"
-            raise argparse.ArgumentTypeError(f"{value} is {side}")
-        return value
+        if least <= value <= most:
+            return value
+        side = f"below {least}" if value < least else f"above {most}"
+        raise argparse.ArgumentTypeError(f"{value} is {side}")
 
     read.__name__ = "whole number"  # argparse: invalid ... value
     return read
@@ -134,8 +134,7 @@ def run(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("stopped by the keyboard", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # the reader of our output has gone (`... | head`); nothing is left to say to it
+    except BrokenPipeError:  # the reader of our output has gone (`... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:

@@ -200,9 +200,9 @@ def test_a_second_quickstart_in_a_folder_is_refused_and_the_next_owner_cleans_up
     output = tmp_path / "out"
     left = [output / name for name in (".report.html.1.partial", "weights/.moco.pkl.1.partial")]
 
-    with claimed(output):
-        with pytest.raises(InputError, match="another run is writing .* choose another --output"):
-            compare(lambda *_: plan, BUDGET, output, device="cpu", strict=False, given={})
+    refused = pytest.raises(InputError, match="another run is writing .* choose another --output")
+    with claimed(output), refused:
+        compare(lambda *_: plan, BUDGET, output, device="cpu", strict=False, given={})
     for file in left:
         file.parent.mkdir(exist_ok=True)
         file.touch()
