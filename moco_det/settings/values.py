@@ -11,7 +11,7 @@ from importlib import resources
 from typing import Any
 
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.strict_yaml import load_mapping
+from moco_det.foundation.strict_yaml import WIDEST, load_mapping
 
 
 def read_beside(name: str) -> dict[str, Any]:
@@ -30,6 +30,12 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 # Keys that may be without a value although their default has one.
 MAY_BE_NONE = ("SOLVER.WEIGHT_DECAY_NORM", "SOLVER.WEIGHT_DECAY_BIAS")
+LENGTHS = {
+    "MODEL.PIXEL_MEAN": 3,
+    "MODEL.PIXEL_STD": 3,
+    "MODEL.RPN.BBOX_REG_WEIGHTS": 4,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": 4,
+}
 LARGEST_FLOAT32 = 3.4028234663852886e38
 
 
@@ -56,6 +62,11 @@ def check_bounds(flat: Mapping[str, Any]) -> None:
         for leaf in _leaves(value):
             if isinstance(leaf, float) and not abs(leaf) <= LARGEST_FLOAT32:
                 raise InputError(f"{key} is {value!r}: {leaf} is no finite number of float32")
+            if isinstance(leaf, int) and leaf.bit_length() > WIDEST:
+                raise InputError(f"{key} is {value!r}: no key needs as many digits")
+    for key in MAY_BE_NONE:
+        if not isinstance(flat[key], (int, float, type(None))):
+            raise InputError(f"{key} is {flat[key]!r}: it is a number or None")
     for rule, (holds, wanted) in RULES.items():
         for key in LIMITS[rule]:
             if not all(map(holds, _leaves(flat[key]))):
@@ -71,9 +82,9 @@ def check_bounds(flat: Mapping[str, Any]) -> None:
         raise InputError("INPUT.MIN_SIZE_TRAIN is empty: it lists whole sizes above zero")
     if flat["MODEL.BACKBONE.NAME"].endswith("_fpn_backbone") and not flat["MODEL.FPN.IN_FEATURES"]:
         raise InputError("MODEL.FPN.IN_FEATURES is empty: name the stages, as ['res4', 'res5']")
-    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
-        if len(flat[key]) != 3:
-            raise InputError(f"{key} is {flat[key]!r}: it has one number for each of 3 channels")
+    for key, length in LENGTHS.items():
+        if len(flat[key]) != length:
+            raise InputError(f"{key} is {flat[key]!r}: it has {length} numbers")
     for key in ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"):
         rows = flat[key]
         if not rows or not all(isinstance(r, (list, tuple)) and r for r in rows):

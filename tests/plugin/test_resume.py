@@ -23,6 +23,7 @@ pytestmark = pytest.mark.detectron2
 
 from detectron2.engine import SimpleTrainer  # noqa: E402
 
+from moco_det.plugin.engine import Detectron2Run  # noqa: E402
 from moco_det.plugin.evaluator import Evaluator  # noqa: E402
 
 Tool = Callable[..., int]
@@ -205,6 +206,31 @@ def test_a_finished_run_is_not_trained_scored_or_written_again(
         assert train_net(*options, OUTPUT_DIR=str(output), **{**KEYS, "SEED": seed}) == 0
     assert f"{output} is finished: its row is line 1 of" in caplog.text
     assert len(read_rows([output]).rows) == 1
+
+
+def test_a_kill_before_the_first_step_leaves_the_config_that_was_given(
+    copy: Path, train_net: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the one that runs, without mixed precision on the CPU and with the seed that is drawn."""
+    begin = Detectron2Run.begin
+
+    def dies(self: Detectron2Run) -> None:
+        begin(self)
+        raise RuntimeError("killed")
+
+    keys = {**KEYS, "SOLVER__AMP__ENABLED": "True"}
+    shutil.rmtree(copy)
+    with pytest.raises(RuntimeError, match="killed"):
+        dies_in_step(monkeypatch, 3)
+        train_net("--engine", "detectron2", OUTPUT_DIR=str(copy), **keys)
+    before = (copy / "config.yaml").read_bytes()
+    options = ("--engine", "detectron2", "--resume")
+    monkeypatch.setattr(Detectron2Run, "begin", dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        train_net(*options, OUTPUT_DIR=str(copy), **keys)
+    assert (copy / "config.yaml").read_bytes() == before
+    monkeypatch.undo()
+    assert train_net(*options, OUTPUT_DIR=str(copy), **keys) == 0
 
 
 def test_wall_seconds_are_those_of_all_parts(copy: Path, train_net: Tool) -> None:

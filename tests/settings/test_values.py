@@ -27,7 +27,9 @@ BAD = [
     ("DATALOADER: {NUM_WORKERS: -1}", "DATALOADER.NUM_WORKERS is -1"),
     ("INPUT: {MIN_SIZE_TRAIN: [a]}", "INPUT.MIN_SIZE_TRAIN is .*'a' is no number"),
     ("INPUT: {MIN_SIZE_TRAIN: [0]}", "INPUT.MIN_SIZE_TRAIN is .0"),
-    ("MODEL: {PIXEL_MEAN: [1.0]}", "MODEL.PIXEL_MEAN is .* one number for each of 3"),
+    ("MODEL: {PIXEL_MEAN: [1.0]}", "MODEL.PIXEL_MEAN is .* it has 3 numbers"),
+    ("MODEL: {ROI_BOX_HEAD: {BBOX_REG_WEIGHTS: []}}", "BBOX_REG_WEIGHTS is .* it has 4 numbers"),
+    ("SOLVER: {WEIGHT_DECAY_BIAS: [0]}", "WEIGHT_DECAY_BIAS is .0.: it is a number or None"),
     ("MODEL: {PIXEL_STD: [0.0, 1.0, 1.0]}", "MODEL.PIXEL_STD is .* above zero"),
     ("MODEL: {FPN: {OUT_CHANNELS: 0}}", "MODEL.FPN.OUT_CHANNELS is 0"),
     ("MODEL: {FPN: {IN_FEATURES: []}}", "MODEL.FPN.IN_FEATURES is empty"),
@@ -66,6 +68,14 @@ def test_a_value_that_no_run_can_mean_is_named(
 ) -> None:
     with pytest.raises(InputError, match=message):
         load(engine, tmp_path, text)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_number_of_twenty_digits_on_the_command_line_is_named(
+    engine: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="FC_DIM is 99999999999999999999: no key needs as many"):
+        load(engine, tmp_path, "", "MODEL.ROI_BOX_HEAD.FC_DIM", "9" * 20)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

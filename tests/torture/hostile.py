@@ -75,7 +75,8 @@ def watch_writes(folder: Path, log: int) -> Callable[[], None]:
         for path in arguments[:1]:
             if isinstance(path, (str, bytes)):
                 whole = os.path.abspath(os.fsdecode(path))
-                if not whole.startswith(inside):
+                made = event == "os.mkdir" and os.path.isdir(whole)  # it is there already
+                if not made and not whole.startswith(inside):
                     os.write(log, f"{event} {whole}\n".encode(errors="replace"))
 
     return lambda: sys.addaudithook(hook)
