@@ -9,6 +9,7 @@ the write that would cross the limit fails, in whatever library it happens.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tests.pretrain.conftest import write_images
 from tests.standalone.tiny import CONFIG, KEYS, scenes
 
 LIMITS = (10, 300, 5_000, 100_000)  # bytes; a tool that writes less has nothing to say
@@ -52,10 +54,28 @@ def prepare(root: Path) -> dict[str, list[str]]:
     quick = ["--config-file", "pretrain/quick/moco_v2_r18", *words(pretrain)]
     train = ["--engine", "standalone", "--config-file", str(CONFIG), *words(detector)]
     run, encoder = root / "run", root / "encoder" / "checkpoint.pth"
+    suite = root / "suite.yaml"
+    suite.write_text(f"seeds: 1\nsettings: [{{name: tiny, config: {CONFIG}}}]\n")
+    given = ("DATASETS.TRAIN", "DATASETS.TEST", "SEED")  # by the matrix
+    changed = [(key, value) for key, value in detector.items() if key not in given]
+    matrix = [word for key, value in changed for word in ("--set", key, str(value))]
+    matrix += ["--data", painted.train, painted.test, "--no-supervised", "--engine", "standalone"]
+    classes = [root / name for name in ("train", "test")]
+    for seed, folder in enumerate(classes):
+        for name in ("cat", "dog"):
+            write_images(folder / name, 4, seed=seed)
+    sets = ["--train", str(classes[0]), "--test", str(classes[1]), "--size", "32"]
     tools = {
         "pretrain": [*quick, "OUTPUT_DIR", str(out / "a")],
         "pretrain, TensorBoard": [*quick, "TENSORBOARD", "True", "OUTPUT_DIR", str(out / "a")],
         "train-net": [*train, "OUTPUT_DIR", repr(str(out / "a"))],
+        "train-net, two processes": ["--num-gpus", "2", *train, "OUTPUT_DIR", repr(str(out / "a"))],
+        "benchmark": ["--suite", str(suite), *matrix, "-o", str(out / "suite")],
+        "probe knn": ["knn", str(encoder), *sets, "--results", str(out / "rows.jsonl")],
+        "probe linear": [
+            *("linear", str(encoder), *sets, "--epochs", "1", "--workers", "0"),
+            *("--results", str(out / "rows.jsonl"), "--output", str(out / "probe")),
+        ],
         "convert-weights": [str(encoder), str(out / "backbone.pkl")],
         "make-shards": [str(painted.train_images), "--output", str(out / "shards")],
         "predict": [
@@ -85,7 +105,7 @@ def call(tool: str, arguments: list[str], limit: int | None) -> subprocess.Compl
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     return subprocess.run(
-        [sys.executable, "-m", "moco_det_tools.cli", tool.partition(",")[0], *arguments],
+        [sys.executable, "-m", "moco_det_tools.cli", re.split("[, ]", tool)[0], *arguments],
         preexec_fn=restrict,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -101,8 +121,9 @@ def fault(done: subprocess.CompletedProcess[str], out: Path) -> str | None:
         return f"left {left}"
     if done.returncode == 0:
         return None
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: cannot ")]
-    if done.returncode != 2 or len(errors) != 1 or "Traceback" in done.stderr + done.stdout:
+    said = re.findall("^(error|failed: .*): cannot ", done.stderr, re.MULTILINE)
+    code = 2 if said == ["error"] else 1  # a suite goes on with its other runs
+    if done.returncode != code or len(said) != 1 or "Traceback" in done.stderr + done.stdout:
         return f"exit code {done.returncode}: {done.stderr[-1500:]}"
     return None
 
