@@ -281,6 +281,8 @@ def values(action: argparse.Action, rng: random.Random, at: Path, base: Base) ->
         str(at / "out"),
         "1",
     )
+    if action.dest in ("output", "folder", "results"):  # what is written there is asked for
+        true = true[-2:-1]
     count = action.nargs if isinstance(action.nargs, int) else 1
     if rng.random() < 0.3 and action.choices:
         return [str(rng.choice(list(action.choices)))] * count
