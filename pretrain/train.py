@@ -201,7 +201,7 @@ def _check_same_config(cfg: PretrainConfig, content: dict[str, Any], path: Path)
     differ = [
         f"{key} ({before.get(key)} then, {now.get(key)} now)"
         for key in sorted(before.keys() | now.keys())
-        if not key.startswith(FREE) and repr(before.get(key)) != repr(now.get(key))
+        if not key.startswith(FREE) and before.get(key) != now.get(key)
     ]
     if differ:
         raise InputError(f"{path} was made with another config: {', '.join(differ)}")

@@ -142,9 +142,6 @@ def floats(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: Path) -> None:
     """InputError unless names and shapes are the same and every number is finite."""
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise InputError(f"{path}: {name} is {type(tensor).__name__}, no tensor")
     missing = sorted(expected.keys() - given.keys())
     unexpected = sorted(given.keys() - expected.keys())
     if missing or unexpected:
@@ -154,6 +151,8 @@ def compare(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: P
             + (_other_resnet(expected, given) or "is it a detector with other heads?")
         )
     for name, tensor in expected.items():
+        if not isinstance(given[name], Tensor):
+            raise InputError(f"{path}: {name} is {type(given[name]).__name__}, no tensor")
         if tensor.shape != given[name].shape:
             raise InputError(
                 f"{path} does not fit this model: {name} has shape {tuple(given[name].shape)}, "

@@ -66,7 +66,6 @@ CHANGES = {
     "sums of text": given({"loss": "x"}, "state", "sums"),
     "config of numbers": given({1: 2}, "config"),
     "config with a tensor": given(torch.zeros(2, 2), "config", "MOCO", "T"),
-    "no momentum of one tensor": without("state", "optimizer", "state", 3),
 }
 
 

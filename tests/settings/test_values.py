@@ -29,7 +29,6 @@ BAD = [
     ("INPUT: {MIN_SIZE_TRAIN: [0]}", "INPUT.MIN_SIZE_TRAIN is .0"),
     ("MODEL: {PIXEL_MEAN: [1.0]}", "MODEL.PIXEL_MEAN is .* it has 3 numbers"),
     ("MODEL: {ROI_BOX_HEAD: {BBOX_REG_WEIGHTS: []}}", "BBOX_REG_WEIGHTS is .* it has 4 numbers"),
-    ("SOLVER: {WEIGHT_DECAY_BIAS: [0]}", "WEIGHT_DECAY_BIAS is .0.: it is a number or None"),
     ("MODEL: {PIXEL_STD: [0.0, 1.0, 1.0]}", "MODEL.PIXEL_STD is .* above zero"),
     ("MODEL: {FPN: {OUT_CHANNELS: 0}}", "MODEL.FPN.OUT_CHANNELS is 0"),
     ("MODEL: {FPN: {IN_FEATURES: []}}", "MODEL.FPN.IN_FEATURES is empty"),
