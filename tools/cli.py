@@ -56,13 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: unknown command {name!r}; choose from {known}", file=sys.stderr)
         return 2
 
-    # Imported only now: `moco-det --help` and `moco-det report` must not wait for torch.
-    tool = importlib.import_module(f"moco_det_tools.{name.replace('-', '_')}")
+    def start() -> int:
+        # Imported only now: `moco-det --help` and `moco-det report` must not wait for torch.
+        tool = importlib.import_module(f"moco_det_tools.{name.replace('-', '_')}")
+        code: int = tool.main(rest)
+        return code
+
     before = sys.argv
     # Messages and help take the command's name from here, and a run records its command from here.
     sys.argv = [f"moco-det {name}", *rest]
     try:
-        return run(lambda: tool.main(rest))
+        return run(start)
     finally:
         sys.argv = before
 

@@ -7,7 +7,6 @@ stopped; nothing is run twice, also not by another study with the same folder.
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from moco_det.foundation.commands import command
 from moco_det.runs.engines import choose_engine
 from moco_det.settings.zoo import find_study
-from moco_det_tools.entry import add_engine, at_least, make_parser, run
+from moco_det_tools.entry import add_engine, at_least, duration, make_parser, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
         default=False,
         help="write a job array, a task per start of an encoder, and run nothing",
     )
-    add("--sbatch", action="append", default=[], metavar="OPTION", help="of the job")
+    add(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="of the job (default: none)"
+    )
     add(
         "--only",
         metavar="TRIAL",
@@ -80,14 +81,6 @@ def parser() -> argparse.ArgumentParser:
     add("--no-report", action="store_true", help="do not make the report")
     add("--title", help="the report's heading (default: the question)")
     return p
-
-
-def duration(text: str) -> float:
-    """Seconds of "90s", "12m" or "3h"."""
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([smh])", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: write 90s, 12m or 3h")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -169,6 +169,8 @@ def _be_the_tool(
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         prepare()
         code = cli.main(list(argv))
+    except KeyboardInterrupt:  # before the tool has begun, as while the interpreter starts
+        code = 130
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:  # as the interpreter ends a program
