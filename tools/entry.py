@@ -77,14 +77,6 @@ def at_least(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
     return read
 
 
-def duration(text: str) -> float:
-    """Seconds of "90s", "12m" or "3h"."""
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([smh])", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: write 90s, 12m or 3h")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
-
-
 def add_engine(parser: argparse.ArgumentParser) -> None:
     """The option --engine, alike in all tools that have it."""
     from moco_det.settings.engine import ENGINES

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moco_det.foundation.commands import command
+from moco_det.foundation.commands import command, duration
 from moco_det.runs.engines import choose_engine
 from moco_det.settings.zoo import find_study
-from moco_det_tools.entry import add_engine, at_least, duration, make_parser, run
+from moco_det_tools.entry import add_engine, at_least, make_parser, run
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -20,3 +22,11 @@ def command(tool: str, *arguments: str | Path) -> str:
     is_tool = script.suffix == ".py" and script.resolve().parent.name == "tools"
     words = ["python", other] if is_tool and other.is_file() else ["moco-det", tool]
     return shlex.join(map(str, [*words, *arguments]))
+
+
+def duration(text: str) -> float:
+    """Seconds of "90s", "12m" or "3h"."""
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)([smh])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: write 90s, 12m or 3h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]

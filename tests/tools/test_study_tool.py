@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from moco_det.foundation.commands import duration
 from moco_det.results import read_rows
 from moco_det_tools import cli
-from moco_det_tools.entry import duration
 from tests.data.builders import write_image
 
 STUDY = """
