@@ -155,6 +155,8 @@ ARCHITECTURES: dict[str, Callable[[Norm], ResNet]] = {
     "resnet34_w0.5x": partial(_resnet, BasicBlock, [3, 4, 6, 3], factor=0.5),
     "resnet34_w0.25x": partial(_resnet, BasicBlock, [3, 4, 6, 3], factor=0.25),
     "resnet50": partial(_resnet, Bottleneck, [3, 4, 6, 3]),
+    "resnet50_w0.5x": partial(_resnet, Bottleneck, [3, 4, 6, 3], factor=0.5),
+    "resnet50_w0.25x": partial(_resnet, Bottleneck, [3, 4, 6, 3], factor=0.25),
     "resnet50_w2x": partial(_resnet, Bottleneck, [3, 4, 6, 3], factor=2),
     "resnet50_w4x": partial(_resnet, Bottleneck, [3, 4, 6, 3], factor=4),
     "resnet101": partial(_resnet, Bottleneck, [3, 4, 23, 3]),

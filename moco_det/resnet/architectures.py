@@ -66,6 +66,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet18_w0.25x": Architecture(BLOCKS[18], False, 1, 64, 16, 16),
     "resnet34_w0.5x": Architecture(BLOCKS[34], False, 1, 64, 32, 32),
     "resnet34_w0.25x": Architecture(BLOCKS[34], False, 1, 64, 16, 16),
+    "resnet50_w0.5x": Architecture(BLOCKS[50], True, 1, 32, 32, 128),
+    "resnet50_w0.25x": Architecture(BLOCKS[50], True, 1, 16, 16, 64),
     # 2x and 4x as wide (MoCo paper, Table 1)
     "resnet50_w2x": Architecture(BLOCKS[50], True, 1, 128, 128, 512),
     "resnet50_w4x": Architecture(BLOCKS[50], True, 1, 256, 256, 1024),

@@ -32,6 +32,7 @@ def test_trunk_has_torchvision_names_and_shapes_without_fc(arch: str, splits: in
 SCALED = {
     **{"resnet18_w0.5x": ("resnet18", 0.5), "resnet18_w0.25x": ("resnet18", 0.25)},
     **{"resnet34_w0.5x": ("resnet34", 0.5), "resnet34_w0.25x": ("resnet34", 0.25)},
+    **{"resnet50_w0.5x": ("resnet50", 0.5), "resnet50_w0.25x": ("resnet50", 0.25)},
     **{"resnet50_w2x": ("resnet50", 2), "resnet50_w4x": ("resnet50", 4)},
 }
 

@@ -25,7 +25,7 @@ def test_the_config_keys_are_those_of_the_network_that_is_built(name: str) -> No
     keys = {key.rpartition(".")[2].lower(): n for key, n in ARCHITECTURES[name].keys.items()}
     depth = keys.pop("depth")
     assert Architecture(BLOCKS[depth], depth >= 50, **keys) == ARCHITECTURES[name]
-    assert len(ARCHITECTURES) == 18 and f"{depth}" in name
+    assert len(ARCHITECTURES) == 20 and f"{depth}" in name
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -53,7 +53,7 @@ def test_networks_that_torchvision_has_no_name_for_are_few() -> None:
     assert set(UNNAMED) == {
         *("resnext50_32x8d", "resnext101_32x4d"),
         *("resnet18_w0.5x", "resnet18_w0.25x", "resnet34_w0.5x", "resnet34_w0.25x"),
-        *("resnet50_w2x", "resnet50_w4x"),
+        *("resnet50_w0.5x", "resnet50_w0.25x", "resnet50_w2x", "resnet50_w4x"),
     }
 
 

@@ -60,4 +60,4 @@ def test_every_option_and_key_is_explained() -> None:
     assert [o for o in options - USUAL if f"`{o}" not in TEXT] == []
     assert [key for key in OF_A_FORMAT if f"`{key}`" not in TEXT] == []
     assert [word for word in ENCODERS if f"`{word}`" not in TEXT] == []
-    assert len(ARCHITECTURES) == 18 and "`resnet50_w4x`" in TEXT
+    assert len(ARCHITECTURES) == 20 and "`resnet50_w4x`" in TEXT
