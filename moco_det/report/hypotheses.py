@@ -6,6 +6,8 @@ twice is therefore paired by seed; encoders are independent of each other.
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ class Judged:
 class Study:
     """A study's question, where it comes from, its hypotheses, and every number behind them."""
 
+    name: str
     question: str
     source: str
     judged: Sequence[Judged]
@@ -150,6 +153,17 @@ def _means(values: Values) -> Table:
 def _digits(least: float) -> int:
     """Of a difference: one more than the effect of interest has."""
     return 1 if least >= 1 or not least else 1 - math.floor(math.log10(least))
+
+
+def values_csv(studies: Sequence[Study]) -> str:
+    """Every number that was measured: study, encoder, metric, setting, seed, value."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("study", *Quantity._fields, "seed", "value"))
+    for study in studies:
+        for quantity, found in study.values.items():
+            writer.writerows((study.name, *quantity, *one) for one in sorted(found.items()))
+    return table.getvalue()
 
 
 def lines(study: Study) -> list[str]:

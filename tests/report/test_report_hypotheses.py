@@ -18,6 +18,7 @@ from moco_det.report.hypotheses import (
     blocks,
     judge,
     lines,
+    values_csv,
 )
 from moco_det.report.statistics import Trials, contrast, summarise
 from moco_det.results.claims import Hypothesis, Quantity, read_claim
@@ -127,9 +128,12 @@ def test_a_contrast_of_two_is_the_comparison_of_two() -> None:
 def test_the_page_and_the_screen_say_verdict_interval_and_trials() -> None:
     found = values(a=52.0, b=50.0)
     one = judge(Hypothesis(read_claim("a.knn > b.knn"), 1, "Table <1>"), found)
-    study = Study("Is it?", "A paper", [one], found)
+    study = Study("s", "Is it?", "A paper", [one], found)
     assert lines(study)[1] == "  held      a.knn > b.knn: +2.0 [+1.6, +2.4], n=5"
     said = repr(blocks([study]))
     for word in ("Is it?", "A paper", "published: Table <1>", "+2.0", "52.0 ± 0.3", "n=5"):
         assert word in said
     assert blocks([]) == []
+    table = values_csv([study]).splitlines()
+    assert table[:2] == ["study,encoder,metric,setting,seed,value", "s,a,knn,,0,51.6"]
+    assert len(table) == 11

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import flatten, load_mapping
 from moco_det.report import make_report
 from moco_det.report.formats import counted
-from moco_det.report.hypotheses import lines
+from moco_det.report.hypotheses import lines, values_csv
 from moco_det.runs.studies.data_sets import in_folders
 from moco_det.runs.studies.pieces import Matrix, Piece
 from moco_det.runs.studies.runner import findings, left_of, run_pieces
@@ -116,10 +117,11 @@ def run_and_report(
 def write_report(
     studies: Sequence[StudyPlan], matrix: Matrix, output: Path, title: str | None
 ) -> None:
-    """report.html and .md, the hypotheses first, where there is a row."""
+    """report.html and .md, the hypotheses first, where there is a row; values.csv."""
     results, found = output / "results.jsonl", findings(studies, matrix, output)
     if not results.is_file():
         return
+    write_text(output / "values.csv", values_csv(found))
     try:
         make_report([results], output, title=title or studies[0].question, studies=found)
     except InputError as error:

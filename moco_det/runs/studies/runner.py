@@ -189,7 +189,7 @@ def findings(studies: Sequence[StudyPlan], matrix: Matrix, output: Path) -> list
             if value is not None:
                 values[quantity][seed] = value
         judged = [judge(hypothesis, values) for hypothesis in study.hypotheses]
-        found.append(Study(study.question, study.source, judged, values))
+        found.append(Study(study.name, study.question, study.source, judged, values))
     return found
 
 
