@@ -30,6 +30,7 @@ from moco_det.plugin.precise_bn import SyncedPreciseBN
 from moco_det.plugin.random_state import untouched
 from moco_det.plugin.run_state import RunState, WholeCheckpointer
 from moco_det.plugin.weights import run_state
+from moco_det.settings.engine import FINAL
 from moco_det.weights.loading import load_model_state, not_finite
 
 
@@ -151,6 +152,10 @@ class Trainer(DefaultTrainer):
             self.iter = self.storage.iter = self.start_iter - 1
             self.scores.after_step()
             self.run_state.evaluation_due = False
+        final = Path(self.cfg.OUTPUT_DIR) / FINAL
+        if self.start_iter >= self.max_iter and not final.exists():  # killed between the last two
+            self.run_state.gather()
+            self.checkpointer.save(final.stem, iteration=self.start_iter - 1)
 
     def run_step(self) -> None:
         try:

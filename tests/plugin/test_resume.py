@@ -170,6 +170,20 @@ def test_a_stop_saves_and_the_run_ends_as_if_never_stopped(
     assert_equal(copy, whole)
 
 
+def test_a_run_killed_before_its_last_checkpoint_has_it_after_the_resume(
+    whole: Path, tmp_path: Path, train_net: Tool
+) -> None:
+    killed = Path(shutil.copytree(whole, tmp_path / "run"))
+    (killed / "model_final.pth").unlink()
+    (killed / "results.jsonl").unlink()
+    (killed / "last_checkpoint").write_text("model_0000005.pth")
+    seed = {"SEED": str(read_rows([whole]).rows[0].seed)}
+    options = ("--engine", "detectron2", "--resume")
+    assert train_net(*options, OUTPUT_DIR=str(killed), **{**KEYS, **seed}) == 0
+    assert (killed / "last_checkpoint").read_text() == "model_final.pth"
+    assert_equal(killed, whole)
+
+
 def test_an_evaluation_is_given_up_after_the_batch_in_hand(
     copy: Path, train_net: Tool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
