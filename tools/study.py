@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--gpus", metavar="LIST", help="GPUs to use: 0,1,2,3 (default: the first one, or the CPU)")
     add(
         "--at-once",
-        type=at_least(1),
+        type=at_least(1, 1000),
         default=1,
         metavar="N",
         help="pieces side by side on the CPU, whose cores they share, or on each GPU",
@@ -89,28 +89,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(given)
     import torch
 
-    from moco_det.runs.studies import data_sets, flow, pieces, study
+    from moco_det.runs.folder import check_results
+    from moco_det.runs.studies import flow, pieces, study
+    from moco_det.runs.studies.data_sets import read_data
     from moco_det.runs.suites import matrix, runner, slurm
     from pretrain.config import load_config
     from pretrain.probe.features import labelled_pair
+    from pretrain.probe.options import PROTOCOLS
 
     files = [find_study(name) for name in args.studies]
     studies = [study.read_study(file) for file in files]
     output = args.output or Path("runs") / files[0].stem
-    recipes = data_sets.all_recipes(studies)
-    own = data_sets.read_given(args.data)
-    folders = data_sets.folders_of(recipes, own, output)
+    data = read_data(studies, args.data, output)
+    flow.check_probes(studies, PROTOCOLS)
     on_gpu = bool(args.gpus) or (not args.slurm and torch.cuda.is_available())
+    slots = runner.read_slots(args.gpus, 1, args.at_once)
     choice = choose_engine(args.engine)
     made = pieces.build_pieces(
         studies,
         output,
-        folders,
-        seeds=matrix.read_seeds(args.seeds, 0) if args.seeds else None,
+        data,
+        seeds=None if args.seeds is None else matrix.read_seeds(args.seeds, 0),
         engine=choice.engine,
         device="" if on_gpu else "cpu",
     )
-    if args.only:
+    if args.only is not None:
         made = made.only(args.only)
     flow.check(made, engine=choice.engine, check_pretraining=load_config)
     flow.show_what_is_left(made, output)
@@ -128,9 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"submit it with: sbatch {shlex.quote(str(script))}")
         print(f"then see its report with: {command('study', *args.studies, '-o', output)}")
         return 0
-    data_sets.make_data(recipes, own, folders)
-    flow.check_probes(studies, folders, labelled_pair)
-    slots = runner.read_slots(args.gpus, 1, args.at_once)
+    data.make()
+    flow.check_pairs(studies, data, labelled_pair)
+    check_results(output / "results.jsonl")
     return flow.run_and_report(
         studies,
         made,

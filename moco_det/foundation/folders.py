@@ -14,9 +14,17 @@ from pathlib import Path
 from moco_det.foundation.atomic import LogFile, make_folder, try_lock
 from moco_det.foundation.errors import InputError
 
-LOG = "log.txt"
+LOG, CLAIM = "log.txt", ".claim"
 
 _claims: set[int] = set()  # descriptors of locks that this process holds
+
+
+def open_lock(path: Path, *, key: str = "--output") -> int:
+    """The descriptor of a file to lock, made where it is not there; a pipe is not waited for."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another {key}") from error
 
 
 @contextmanager
@@ -28,10 +36,7 @@ def claimed(folder: Path, *, key: str = "OUTPUT_DIR") -> Iterator[None]:
     """
     fresh = not folder.exists()
     log = make_folder(folder) / LOG
-    try:
-        descriptor = os.open(log, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise InputError(f"cannot write {log}: {error.strerror}; choose another {key}") from error
+    descriptor = open_lock(log, key=key)
     try:
         if not try_lock(descriptor):
             raise InputError(
@@ -54,7 +59,7 @@ def shared(folder: Path, *parts: str) -> Iterator[None]:
 
     So it does in `parts`, folders in it.
     """
-    with (folder / ".claim").open("ab") as file:
+    with open(open_lock(folder / CLAIM), "ab") as file:
         if try_lock(file):
             for part in ("", *parts):
                 remove_partials(folder / part)

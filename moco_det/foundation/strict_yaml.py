@@ -155,13 +155,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names as nested keys, what `flatten` is undone by."""
+    """Dotted names as nested keys, what `flatten` is undone by; InputError where one is both."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *above, last = name.split(".")
         node = tree
         for part in above:
             node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise InputError(f"{name}: {part} has a value, {node!r}, and keys below it")
         node[last] = value
     return tree
 

@@ -15,7 +15,8 @@ from moco_det.data.image import image_size, read_image
 from moco_det.foundation import reading
 from moco_det.foundation.checkpoints import load_checkpoint
 from moco_det.foundation.errors import InputError, one_line
-from moco_det.foundation.strict_yaml import load_mapping, load_yaml, parse_value
+from moco_det.foundation.folders import shared
+from moco_det.foundation.strict_yaml import load_mapping, load_yaml, nest, parse_value
 from pretrain import images
 from pretrain.data.listing import list_images
 from pretrain.data.shard_files import list_shards
@@ -176,3 +177,18 @@ def test_a_name_as_long_as_its_file_leaves_room_for_the_way_out() -> None:
     line = one_line(InputError(f"no image {'x' * 10**6}: check its name"))
     assert line.startswith("no image xxx") and line.endswith("xxx: check its name")
     assert len(line) < 2100
+
+
+def test_a_lock_that_is_a_folder_is_one_line_and_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "a" / ".claim").mkdir(parents=True)
+    with pytest.raises(InputError, match="cannot write .*claim"), shared(tmp_path / "a"):
+        pass
+    (tmp_path / "b").mkdir()
+    os.mkfifo(tmp_path / "b" / ".claim")
+    with shared(tmp_path / "b"):
+        pass
+
+
+def test_a_key_with_a_value_and_keys_below_it_is_named() -> None:
+    with pytest.raises(InputError, match="MOCO.M.X: M has a value, 0.9, and keys below it"):
+        nest({"MOCO.M": 0.9, "MOCO.M.X": 3})

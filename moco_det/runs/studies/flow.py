@@ -5,21 +5,25 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.strict_yaml import flatten, load_mapping
+from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_mapping
 from moco_det.report import make_report
 from moco_det.report.formats import counted
 from moco_det.report.hypotheses import lines, values_csv
-from moco_det.runs.studies.data_sets import in_folders
+from moco_det.runs.studies.data_sets import StudyData
 from moco_det.runs.studies.pieces import Matrix, Piece
 from moco_det.runs.studies.runner import findings, left_of, run_pieces
 from moco_det.runs.studies.study import StudyPlan
 from moco_det.runs.suites.matrix import check_settings
 from moco_det.runs.suites.processes import Slot
+
+# What every protocol of a probe can be asked for.
+COMMON = {"size", "batch", "precision"}
 
 
 def check(
@@ -45,14 +49,33 @@ def check(
     check_settings([run.setting for run in runs.values()], [], engine=engine)
 
 
-def check_probes(
-    studies: Sequence[StudyPlan],
-    folders: Mapping[str, str],
-    check_pair: Callable[..., Any],
+def check_probes(studies: Sequence[StudyPlan], protocols: Mapping[str, tuple[str, Any]]) -> None:
+    """InputError for options that `moco-det probe`, whose `protocols` these are, does not have."""
+    for study in studies:
+        for name, probe in study.probes.items():
+            where, kind = f"{study.name}: the probe {name}", protocols[probe.protocol][1]
+            known = {one.name.replace("_", "-"): one for one in fields(kind)}
+            given = {}
+            for key, value in probe.options.items():
+                if key in COMMON:
+                    continue
+                if key not in known or key in ("output", "resume"):
+                    raise InputError(
+                        f"{where}: unknown option {key}{did_you_mean(str(key), known)}"
+                    )
+                default = known[key].default
+                if default is not None and not isinstance(value, type(default) | int):
+                    raise InputError(f"{where}: {key} is {value!r}, wanted one like {default!r}")
+                given[known[key].name] = value
+            kind(**given)
+
+
+def check_pairs(
+    studies: Sequence[StudyPlan], data: StudyData, check_pair: Callable[..., Any]
 ) -> None:
-    """InputError for images that no probe could learn from or be tested on."""
+    """InputError for images that no probe could learn from or be tested on; the data are there."""
     pairs = {
-        tuple(in_folders([probe.train, probe.test], folders)): name
+        tuple(data.placed([probe.train, probe.test])): name
         for study in studies
         for name, probe in study.probes.items()
     }
@@ -105,7 +128,8 @@ def run_and_report(
     update()
     for study in findings(studies, matrix, output):
         print("\n".join(lines(study)))
-    for name, why in [*outcome.failed.items(), *outcome.stopped.items()]:
+    others = dict.fromkeys(outcome.elsewhere, "another process runs it")
+    for name, why in [*outcome.failed.items(), *outcome.stopped.items(), *others.items()]:
         print(f"not done: {name}: {why}", file=sys.stderr)
     left = left_of(matrix, output)
     if outcome.signal or outcome.out_of_time:

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from moco_det import __version__
-from moco_det.foundation.atomic import write_text
+from moco_det.foundation.atomic import make_folder, write_text
 from moco_det.foundation.strict_yaml import nest
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.results.claims import Quantity
 from moco_det.runs.row import version_of
-from moco_det.runs.studies.data_sets import in_folders
+from moco_det.runs.studies.data_sets import StudyData
 from moco_det.runs.studies.study import APS, LOGGED, StudyEncoder, StudyPlan
 from moco_det.runs.suites.matrix import Run, SuiteArm, read_arms
 from moco_det.runs.suites.runner import TRAIN
-from moco_det.runs.suites.suite import SuiteSetting
+from moco_det.runs.suites.suite import DEFAULT_ITERATIONS, SuiteSetting
 from moco_det.settings.config import dump
 
 PRETRAIN, CONVERT, PROBE = (
@@ -83,7 +83,7 @@ def digest(*parts: Any) -> str:
 def build_pieces(
     studies: Sequence[StudyPlan],
     output: Path,
-    folders: Mapping[str, str],
+    data: StudyData,
     *,
     seeds: Sequence[int] | None,
     engine: str,
@@ -94,7 +94,7 @@ def build_pieces(
     The first two seeds of the first hypothesis, then those of the second, and so on; then one more
     seed of each in turn. `device` is "cpu" where there is no GPU, or "" for what the configs say.
     """
-    maker = _Maker(output, folders, engine, device)
+    maker = _Maker(output, data, engine, device)
     order: list[tuple[tuple[int, int, int], list[Piece]]] = []
     measures = {}
     for number, study in enumerate(studies):
@@ -121,15 +121,15 @@ def _places(study: StudyPlan) -> dict[Quantity, int]:
 class _Maker:
     """Makes the pieces that a quantity needs."""
 
-    def __init__(self, output: Path, folders: Mapping[str, str], engine: str, device: str) -> None:
-        self.output, self.folders, self.engine, self.device = output, folders, engine, device
+    def __init__(self, output: Path, data: StudyData, engine: str, device: str) -> None:
+        self.output, self.data, self.engine, self.device = output, data, engine, device
         self.version = __version__ if engine == "standalone" else version_of("detectron2")
         self.arms: dict[Path, SuiteArm] = {}
 
     def pieces_for(self, study: StudyPlan, quantity: Quantity, seed: int) -> list[Piece]:
         """In order; the last one measures it."""
         encoder = study.encoders[quantity.encoder]
-        recipes = [self._recipe(study, encoder.keys)]
+        recipes = [self.data.described(encoder.keys)]
         if encoder.weights is not None:
             name = f"{encoder.name}_{digest(self._given(encoder).sha256)}"
         else:
@@ -146,10 +146,6 @@ class _Maker:
             first.append(self._convert(name, checkpoint, first))
         return [*first, self._detect(study, quantity, name, seed, first)]
 
-    def _recipe(self, study: StudyPlan, keys: Any) -> dict[str, Any]:
-        text = json.dumps(keys, default=str)
-        return {name: study.data[name] for name in sorted(study.data) if f"${name}" in text}
-
     def _given(self, encoder: StudyEncoder) -> SuiteArm:
         assert encoder.weights is not None
         if encoder.weights not in self.arms:
@@ -159,7 +155,7 @@ class _Maker:
 
     def _pretrain(self, encoder: StudyEncoder, name: str, seed: int) -> Piece:
         folder = self.output / "pretrain" / name
-        keys = {key: in_folders(value, self.folders) for key, value in encoder.keys.items()}
+        keys = {key: self.data.placed(value) for key, value in encoder.keys.items()}
         if self.device:
             keys["DEVICE"] = self.device
         config = self.output / "configs" / f"{encoder.name}_{digest(keys)}.yaml"
@@ -169,7 +165,7 @@ class _Maker:
             name,
             name,
             folder,
-            int(keys.get("SOLVER.MAX_ITER", 0)),
+            _whole(keys.get("SOLVER.MAX_ITER")),
             (),
             file=folder / "checkpoint.pth",
             command=(*PRETRAIN, *words),
@@ -196,11 +192,11 @@ class _Maker:
         pairs = ((f"--{key}", str(value)) for key, value in probe.options.items())
         options = [word for pair in pairs for word in pair]
         sets = ["--train", probe.train, "--test", probe.test]
-        recipes = self._recipe(study, sets)
+        recipes = self.data.described(sets)
         key = digest(probe.protocol, options, sets, recipes, trial, seed, __version__)
         name = f"{quantity.metric}_{quantity.encoder}_seed{seed}_{key}"
         folder = self.output / "probes" / name
-        words = [probe.protocol, checkpoint, *in_folders(sets, self.folders), *options]
+        words = [probe.protocol, checkpoint, *self.data.placed(sets), *options]
         words += ["--name", quantity.encoder, "--run", name, "--seed", str(seed)]
         words += ["--results", str(self.output / "results.jsonl")]
         if checkpoint == "random":
@@ -231,26 +227,31 @@ class _Maker:
         keys |= ARCHITECTURES[architecture].keys
         if self.device:
             keys["MODEL.DEVICE"] = self.device
-        unresolved = dump(nest(keys)) + json.dumps(self._recipe(study, keys), sort_keys=True)
-        resolved = {key: in_folders(value, self.folders) for key, value in keys.items()}
+        unresolved = dump(nest(keys)) + json.dumps(self.data.described(keys), sort_keys=True)
+        resolved = {key: self.data.placed(value) for key, value in keys.items()}
         setting = SuiteSetting(f"{name}-{digest(unresolved)[:4]}", resolved)
         run = TrialRun(setting, arm, seed, self.engine, self.version, trial, unresolved)
         return Piece(
             run.name,
             trial,
             run.folder(self.output),
-            setting.iterations,
+            _whole(keys.get("SOLVER.MAX_ITER", DEFAULT_ITERATIONS)),
             tuple(piece.name for piece in first),
             config=(run.config_file(self.output), setting.text),
             run=run,
         )
 
 
+def _whole(value: Any) -> int:
+    """A number of steps to show; what is none is refused by whom it is for."""
+    return value if isinstance(value, int) else 0
+
+
 def command_of(piece: Piece, output: Path) -> list[str]:
     """What a piece runs, once what it needs is there; its config is written."""
     if piece.config is not None:
         path, text = piece.config
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_text(path, text)
     if piece.run is None:
         return list(piece.command)

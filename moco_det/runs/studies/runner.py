@@ -89,6 +89,9 @@ def run_pieces(
     make_folder(output)
     pieces = {piece.name: piece for piece in matrix.pieces}
     left = left_of(matrix, output)
+    for piece in matrix.pieces if lean else ():
+        if piece not in left:
+            _make_lean(piece)
     waiting = {piece.name for piece in left}
     environment = with_threads(len(slots)) if len(slots) > 1 else dict(os.environ)
     bar = tqdm(total=len(pieces), initial=len(pieces) - len(left), unit="piece", mininterval=2)
@@ -127,9 +130,7 @@ def run_pieces(
         outcome.finished.append(piece.name)
         bar.update()
         if lean:
-            patterns = ("model_*.pth", "checkpoint_*.pth", "probe.pth")
-            for file in (f for pattern in patterns for f in piece.folder.glob(pattern)):
-                file.unlink(missing_ok=True)
+            _make_lean(piece)
 
     def ended(one: RunningJob) -> None:
         piece = pieces[one.job.name]
@@ -138,7 +139,11 @@ def run_pieces(
         elif one.stopped:
             outcome.stopped[piece.name] = one.stopped
         else:
-            outcome.failed[piece.name] = why = one.last_words()
+            why = one.last_words()
+            made = [pieces[name] for name in piece.needs if name in pieces]
+            if broken := [one.folder for one in made if str(one.file) in why]:
+                why += f"; it was made here: remove {broken[0]} to make it anew"
+            outcome.failed[piece.name] = why
             tqdm.write(f"failed: {piece.name}: {why}", file=sys.stderr)
             if piece.run is not None:
                 row = failed_row(piece.run, output, why, time.monotonic() - one.started)
@@ -163,6 +168,12 @@ def run_pieces(
     except _OutOfTime:
         outcome.out_of_time = True
     return outcome
+
+
+def _make_lean(piece: Piece) -> None:
+    for pattern in ("model_*.pth", "checkpoint_*.pth", "probe.pth"):
+        for file in piece.folder.glob(pattern):
+            file.unlink(missing_ok=True)
 
 
 def _shown(one: RunningJob) -> str:

@@ -33,15 +33,17 @@ from pathlib import Path
 from typing import Any
 
 from moco_det.foundation import declared
-from moco_det.foundation.declared import at_least, one_of
+from moco_det.foundation.declared import at_least, one_of, within
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_yaml
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.results.claims import Claim, Hypothesis, Quantity, Term, read_claim
-from moco_det.runs.suites.suite import NAME, RUN_KEYS
+from moco_det.runs.suites.suite import RUN_KEYS
 from moco_det.settings.zoo import PRETRAINING, find_config
 
 RANDOM = "random"
+# of encoders, probes, settings and data; a dot stands between an encoder and its metric
+_NAME = r"[A-Za-z][A-Za-z0-9_+-]{0,59}"
 PROTOCOLS = ("knn", "linear", "linear-lbfgs", "finetune")
 # Numbers of a pre-training's own log, and how each is made of its last fifth.
 LOGGED = ("loss", "accuracy", "jitter")
@@ -59,7 +61,7 @@ class StudyFile:
 
     question: str = ""
     source: str = ""  # where the claims come from
-    seeds: int = at_least(1, 3)
+    seeds: int = within(1, 1000, 3)
     data: dict[str, Any] = field(default_factory=dict)
     pretraining: dict[str, Any] = field(default_factory=dict)
     encoders: dict[str, Any] = field(default_factory=dict)
@@ -150,8 +152,8 @@ def read_study(path: Path) -> StudyPlan:
         raise InputError(f"{path}: a study has a 'question' and 'hypotheses'")
     for part in (file.data, file.encoders, file.probes, file.settings):
         for name in part:
-            if not re.fullmatch(NAME.replace(".", ""), str(name)):
-                raise InputError(f"{path}: the name {name!r}: letters, digits and _ + - only")
+            if not isinstance(name, str) or not re.fullmatch(_NAME, name):
+                raise InputError(f"{path}: the name {name!r}: up to 60 letters, digits, _ + and -")
     common = declared.read(EncoderEntry, file.pretraining, f"{path}: pretraining")
     encoders = {
         name: _encoder(name, tree or {}, common, path) for name, tree in file.encoders.items()
@@ -167,7 +169,7 @@ def read_study(path: Path) -> StudyPlan:
     }
     plan = StudyPlan(
         path.stem, file.question, file.source, file.seeds,
-        {name: dict(recipe or {}) for name, recipe in file.data.items()},
+        {name: {} if recipe is None else recipe for name, recipe in file.data.items()},
         encoders, probes, settings, (), (),
     )  # fmt: skip
     hypotheses = []
@@ -179,11 +181,12 @@ def read_study(path: Path) -> StudyPlan:
         if claim.relation == "~" and not entry.least:
             raise InputError(f"{path}: {claim.text!r} needs a 'least': how much is still equal")
         hypotheses.append(Hypothesis(claim, entry.least, entry.published))
-    measured = [
-        known(plan, term.quantity, path)
-        for text in file.measure
-        for term in read_claim(f"{text} > {text}").terms[:1]
-    ]
+    measured = []
+    for text in file.measure:
+        claim = read_claim(f"{text} > {text}")
+        if len(claim.terms) > 2:
+            raise InputError(f"{path}: measure {text!r}: write one quantity in a line")
+        measured.append(known(plan, claim.terms[0].quantity, path))
     return replace(plan, hypotheses=hypotheses, measured=measured)
 
 
@@ -223,8 +226,10 @@ def _encoder(name: str, tree: Any, common: EncoderEntry, path: Path) -> StudyEnc
         return StudyEncoder(name, {"ENCODER.ARCH": keys.get("ENCODER.ARCH")}, random=True)
     if not entry.config and not common.config:
         raise InputError(f"{where} has no 'config', a pre-training config's name or yaml file")
-    if keys.get("ENCODER.ARCH", "resnet50") not in ARCHITECTURES:
-        raise InputError(f"{where}: unknown ENCODER.ARCH {keys.get('ENCODER.ARCH')}")
+    arch = str(keys.get("ENCODER.ARCH", "resnet50"))
+    if arch not in ARCHITECTURES:
+        hint = did_you_mean(arch, ARCHITECTURES)
+        raise InputError(f"{where}: unknown ENCODER.ARCH {arch}{hint}")
     return StudyEncoder(name, keys)
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from moco_det.foundation.atomic import make_folder, try_lock
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.folders import CLAIM, open_lock
 from moco_det.foundation.launching import cores
 from moco_det.foundation.ranks import describe_exit
 from moco_det.foundation.stopping import Stopped, asked, deferred, stopped_by
@@ -160,7 +161,7 @@ def run_in_slots(
 
 def claim_folder(folder: Path) -> int | None:
     """The descriptor of a lock on a job's folder, made; None where another process has it."""
-    claim = os.open(make_folder(folder) / ".claim", os.O_RDWR | os.O_CREAT, 0o644)
+    claim = open_lock(make_folder(folder) / CLAIM)
     if try_lock(claim):
         return claim
     os.close(claim)

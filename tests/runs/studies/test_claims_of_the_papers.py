@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from moco_det.runs.studies import data_sets, flow
+from moco_det.runs.studies import flow
+from moco_det.runs.studies.data_sets import read_data
 from moco_det.runs.studies.pieces import build_pieces
 from moco_det.runs.studies.study import read_study
 from moco_det.settings.zoo import find_study, names
 from pretrain.config import load_config
+from pretrain.probe.options import PROTOCOLS
 
 STUDIES = [name for name in names(["studies/**/*.yaml"]) if not name.endswith("/base")]
 
@@ -28,10 +30,9 @@ def test_a_study_that_ships_is_one_and_all_its_pieces_can_be_made(name: str) -> 
     assert all(line.startswith(word) for line, word in zip(header, words, strict=True))
     plan = read_study(file)
     assert plan.source and plan.seeds >= 2
-    folders = data_sets.folders_of(data_sets.all_recipes([plan]), {}, Path("out"))
-    matrix = build_pieces(
-        [plan], Path("out"), folders, seeds=[0], engine="standalone", device="cpu"
-    )
+    data = read_data([plan], [], Path("out"))
+    matrix = build_pieces([plan], Path("out"), data, seeds=[0], engine="standalone", device="cpu")
+    flow.check_probes([plan], PROTOCOLS)
     flow.check(matrix, engine="standalone", check_pretraining=load_config)
     used = {quantity.encoder for quantity in plan.quantities} | {"random"}
     assert used == set(plan.encoders)  # an encoder that no claim is about is a slip of the pen

@@ -10,9 +10,11 @@ import yaml
 
 from moco_det.foundation.errors import InputError
 from moco_det.results.claims import Quantity
-from moco_det.runs.studies import data_sets
+from moco_det.runs.studies import flow
+from moco_det.runs.studies.data_sets import StudyData, read_data
 from moco_det.runs.studies.pieces import Matrix, build_pieces
 from moco_det.runs.studies.study import StudyPlan, read_study
+from pretrain.probe.options import PROTOCOLS
 
 TREE: dict[str, Any] = {
     "question": "Is it so?",
@@ -48,10 +50,9 @@ def write(folder: Path, name: str = "x", **changes: Any) -> Path:
 
 
 def pieces_of(*studies: StudyPlan, seeds: Any = None) -> Matrix:
-    folders = {"world": "/w"}
-    return build_pieces(
-        studies, Path("out"), folders, seeds=seeds, engine="standalone", device="cpu"
-    )
+    given = {} if studies[0].data["world"] else {"world": Path("/w")}
+    data = StudyData(studies[0].data, given, Path("out"))
+    return build_pieces(studies, Path("out"), data, seeds=seeds, engine="standalone", device="cpu")
 
 
 def names(matrix: Matrix) -> list[str]:
@@ -140,6 +141,11 @@ def test_a_piece_is_another_where_what_makes_it_has_changed(
             "has weights: leave out",
         ),
         ({"encoders": {"fa.st": {}}}, "the name 'fa.st'"),
+        ({"encoders": {1: {}}}, "the name 1"),
+        ({"encoders": {"f" * 61: {}}}, "up to 60 letters"),
+        ({"seeds": 10**9}, "seeds is 1000000000"),
+        ({"measure": ["slow.loss - fast.loss"]}, "write one quantity in a line"),
+        ({"encoders": {"fast": {"set": {"ENCODER.ARCH": ["a"]}}}}, "unknown ENCODER.ARCH"),
         ({"probes": {"AP": {"train": "a", "test": "b"}}}, "cannot be called AP"),
         ({"probes": {"knn": {"train": "a"}}}, "needs 'train' and 'test'"),
         ({"probes": {"knn": {"protocol": "svm", "train": "a", "test": "b"}}}, "choose one of knn"),
@@ -154,25 +160,75 @@ def test_what_a_study_cannot_mean_is_named(
         read_study(write(tmp_path, **changes))
 
 
+def test_the_folder_of_a_data_set_and_its_recipe_are_in_the_key(tmp_path: Path) -> None:
+    plan = read_study(write(tmp_path, data={"world": {"painted": {"seed": 1}}}))
+    braces = {**TREE["pretraining"], "set": {"DATA.PATH": "${world}/images"}}
+    other = read_study(
+        write(tmp_path, data={"world": {"painted": {"seed": 2}}}, pretraining=braces)
+    )
+    keys = set()
+    for study in (plan, other):
+        for given in ({}, {"world": Path("/a")}, {"world": Path("/b")}):
+            data = StudyData(study.data, given, tmp_path)
+            matrix = build_pieces(
+                [study], tmp_path, data, seeds=[0], engine="standalone", device="cpu"
+            )
+            keys.add(matrix.pieces[0].name)
+    assert len(keys) == 6
+    mosaics: dict[str, Any] = {"m": {"mosaics": {"of": "$photos"}}, "photos": {}}
+    found = StudyData(mosaics, {"photos": Path("/p")}, tmp_path).described("$m/photos")
+    assert found == {"m": mosaics["m"], "photos": "/p"}
+
+
 @pytest.mark.parametrize(
-    ("recipes", "given", "message"),
+    ("recipe", "message"),
     [
-        ({"w": {}}, {}, "add --data w=DIR"),
-        ({"w": {"printed": {}}}, {}, "write one of painted, mosaics"),
-        ({"w": {"painted": {}}}, {"v": Path()}, "--data v=...: no such data set"),
+        ({}, "add --data world=DIR"),
+        ({"printed": {}}, "write one of painted, mosaics"),
+        ("foo", "write one of painted, mosaics"),
+        ([1], "write one of painted, mosaics"),
+        ({"painted": [1]}, "the data set world is"),
+        ({"painted": {"sed": 1}}, "unknown key sed"),
+        ({"painted": {"seed": -1}}, "seed is -1"),
+        ({"painted": {"size": 10**6}}, "size is 1000000"),
+        ({"painted": {"unlabelled": 10**12}}, "unlabelled is 1000000000000"),
+        ({"painted": {"classes": ["nope"]}}, "'nope' is none"),
+        ({"painted": {"classes": []}}, "'none' is none"),
+        ({"painted": {"objects": [5, 1]}}, "objects is"),
+        ({"mosaics": {}}, "mosaics are made of photos"),
+        ({"mosaics": {"of": "$wrld"}}, r"'\$wrld' names a data set .* its 'data' are world"),
     ],
 )
-def test_data_that_nobody_says_how_to_make_are_asked_for(
-    recipes: dict[str, Any], given: dict[str, Path], message: str, tmp_path: Path
+def test_data_that_cannot_be_made_are_told_before_anything_is(
+    recipe: Any, message: str, tmp_path: Path
 ) -> None:
+    study = read_study(write(tmp_path, data={"world": recipe}))
     with pytest.raises(InputError, match=message):
-        data_sets.folders_of(recipes, given, tmp_path)
+        read_data([study], [], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_name_of_data_and_a_recipes_wrong_word_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'\$wrld/a' names a data set .* its 'data' are world"):
-        data_sets.in_folders("$wrld/a", {"world": "/w"})
-    with pytest.raises(InputError, match="the data set w: .*sed"):
-        data_sets.make_data({"w": {"painted": {"sed": 1}}}, {}, {"w": str(tmp_path / "w")})
-    with pytest.raises(InputError, match="mosaics are made of photos"):
-        data_sets.make_data({"w": {"mosaics": {}}}, {}, {"w": str(tmp_path / "w")})
+def test_folders_that_are_given_must_be_there_and_asked_for(tmp_path: Path) -> None:
+    study = read_study(write(tmp_path))
+    for words in (["world=/nowhere"], ["world"], ["wrld=/tmp"], ["world=/tmp", "world=/"]):
+        with pytest.raises(InputError, match="--data w"):
+            read_data([study], words, tmp_path)
+    with pytest.raises(InputError, match="two studies have one name"):
+        read_data([study, study], ["world=/tmp"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kk": 5}, "unknown option kk: did you mean k"),
+        ({"results": "/etc"}, "unknown option results"),
+        ({"k": 0}, "--k is 0"),
+        ({"k": "many"}, "k is 'many'"),
+    ],
+)
+def test_options_that_no_probe_has_are_told_before_the_pre_training(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    probes = {"knn": {**TREE["probes"]["knn"], "options": options}}
+    with pytest.raises(InputError, match=message):
+        flow.check_probes([read_study(write(tmp_path, probes=probes))], PROTOCOLS)

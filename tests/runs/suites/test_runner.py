@@ -291,7 +291,11 @@ def test_last_words_take_the_error_line_before_later_noise(tmp_path: Path) -> No
 def test_a_job_array_has_one_task_per_run(make_runs: Any, tmp_path: Path) -> None:
     runs = make_runs("a", "b", seeds=2)
     script = write_job_array(
-        runs, tmp_path, command=["python", "-m", "x y"], gpus=2, directives=["--time=8:00:00"]
+        [run.name for run in runs],
+        tmp_path,
+        command=["python", "-m", "x y"],
+        gpus=2,
+        directives=["--time=8:00:00"],
     ).read_text(encoding="utf-8")
     assert "--array=0-3" in script and "#SBATCH --time=8:00:00" in script
     assert "--gpus-per-node=2" in script and "python -m 'x y' --gpus " in script
@@ -313,7 +317,11 @@ def test_every_task_of_the_array_has_its_own_run_and_the_gpus_it_was_given(
     fake.write_text("import json, sys\nprint(json.dumps(sys.argv[1:]))\n"
                     "sys.exit('b_seed0' in sys.argv[-1])\n", encoding="utf-8")  # fmt: skip
     script = write_job_array(
-        runs, output, command=[sys.executable, str(fake), "a b"], gpus=gpus, directives=[]
+        [run.name for run in runs],
+        output,
+        command=[sys.executable, str(fake), "a b"],
+        gpus=gpus,
+        directives=[],
     )
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     if seen is not None:
@@ -364,7 +372,9 @@ def test_a_task_whose_time_is_up_saves_and_is_requeued_and_a_preempted_one_saves
     scontrol.chmod(0o755)
     said.touch()
     command = [sys.executable, "-c", TASK]
-    script = write_job_array(make_runs("a"), tmp_path, command=command, gpus=0, directives=[])
+    script = write_job_array(
+        [make_runs("a")[0].name], tmp_path, command=command, gpus=0, directives=[]
+    )
     environment = {
         **os.environ,
         "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
