@@ -16,7 +16,7 @@ def option(
 ) -> Any:
     """A field that is an option of the command line, with its bounds and argparse's keywords."""
     # what fits an index, and a number in single precision
-    high = min(high, 2**31 - 1 if argument.get("type", type(default)) is int else 3e38)  # of float32
+    high = min(high, 2**31 - 1 if argument.get("type", type(default)) is int else 3e38)
     if isinstance(default, bool):
         argument["action"] = "store_true"
     elif default is not None:
