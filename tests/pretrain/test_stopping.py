@@ -157,6 +157,8 @@ def test_a_folder_has_one_owner_who_removes_what_killed_ones_left(
             with pytest.raises(InputError, match="another run is writing into .*run"):
                 train.train(cfg, resume=resume)
         assert [p.name for p in output.iterdir()] == ["log.txt"]
+    assert not output.exists()  # it was new, and nothing was written into it
+    output.mkdir()
     (output / ".checkpoint_00000002.pth.77.partial").write_bytes(b"torn")
     train.train(cfg)
     assert not list(output.glob(".*"))
