@@ -128,6 +128,8 @@ def run_and_report(
     update()
     for study in findings(studies, matrix, output):
         print("\n".join(lines(study)))
+    if report and (output / "report.html").is_file():
+        print(output / "report.html")
     others = dict.fromkeys(outcome.elsewhere, "another process runs it")
     for name, why in [*outcome.failed.items(), *outcome.stopped.items(), *others.items()]:
         print(f"not done: {name}: {why}", file=sys.stderr)
