@@ -13,6 +13,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from moco_det.foundation.atomic import make_folder
+from moco_det.foundation.checkpoints import LAST
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.reading import read_text
 from moco_det.foundation.strict_yaml import MOST_YAML, flatten, load_mapping
@@ -39,11 +40,16 @@ SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.STEPS")
 
 
 def check_free(output: Path, *, resume: bool, eval_only: bool, weights: str) -> None:
-    """InputError where a run would overwrite a finished one.
+    """InputError where a run would overwrite a finished or a stopped one.
 
     Scoring alone may write beside a finished run what its own checkpoints predict.
     """
     if resume or not os.path.exists(output / FINAL):
+        if not (resume or eval_only) and os.path.exists(output / LAST):
+            raise InputError(
+                f"{output} holds a run that was stopped: go on with --resume, which stands before "
+                "any KEY VALUE, or choose another OUTPUT_DIR"
+            )
         return
     if not eval_only:
         raise InputError(

@@ -167,3 +167,11 @@ def test_a_place_that_torchrun_gives_no_process_is_named(
     if name not in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # as some clusters' pods have it
         with pytest.raises(InputError, match=f"{name}= .*by torchrun"):
             torchrun_process()
+
+
+def test_a_stopped_run_is_gone_on_with_or_left_and_never_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    with pytest.raises(InputError, match="holds a run that was stopped: go on with --resume"):
+        check_free(tmp_path, resume=False, eval_only=False, weights="")
+    check_free(tmp_path, resume=True, eval_only=False, weights="")
+    check_free(tmp_path, resume=False, eval_only=True, weights="a.pth")
