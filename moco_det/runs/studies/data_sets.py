@@ -16,6 +16,7 @@ from moco_det.foundation import declared
 from moco_det.foundation.declared import within
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import did_you_mean
+from moco_det.runs.quickstart.data_sets import CLOSE_UPS, LABELLED, PAINTED
 from moco_det.runs.studies.study import StudyPlan
 
 _NAMED = re.compile(r"\$(\w+|\{\w+\})")
@@ -26,13 +27,11 @@ class Painted:
     """A painted world: scenes/ as `write_scenes` makes it, the objects of both splits in crops/."""
 
     seed: int = within(0, 2**63 - 1, 0)
-    unlabelled: int = within(0, 10**6, 10_000)
-    train: int = within(1, 10**6, 100)
+    unlabelled: int = within(0, 10**6, CLOSE_UPS)
+    train: int = within(1, 10**6, LABELLED)
     test: int = within(1, 10**6, 150)
     size: int = within(48, 1024, 96)
-    classes: list[Any] = field(
-        default_factory=lambda: ["striped_disk", "checked_square", "dotted_triangle", "ringed_star"]
-    )
+    classes: list[Any] = field(default_factory=lambda: list(PAINTED))
     objects: list[Any] = field(default_factory=lambda: [1, 4])
 
     def __post_init__(self) -> None:
