@@ -22,7 +22,7 @@ from moco_det.report.paper_comparison import (
 )
 from moco_det.report.screen import screen_lines
 from moco_det.report.statistics import RULE
-from moco_det.report.table_files import csv_text, escaped, tex_text
+from moco_det.report.table_files import csv_text
 from moco_det.report.tables import certainty_table, class_table
 from moco_det.report.verdict import verdict
 from moco_det.results import Row
@@ -281,26 +281,6 @@ def test_the_csv_has_one_line_per_arm_and_metric(make_row: Any) -> None:
     assert voc["against_supervised"] == "2.4" and voc["verdict"] == "higher"
     assert voc["mark"] == "within published spread"
     assert "Table 2(b)" in voc["published_source"]
-
-
-def test_the_tex_table_has_the_papers_layout_and_colours(make_row: Any) -> None:
-    row = make_row("moco_a&b", 0, (31.0, 50.0, 20.0), mask=(28.0, 40.0, 15.0))
-    rows = [row]
-    for s, d in enumerate(SPREAD):
-        rows.append(make_row("supervised", s, (30 + d, 50.0, 20.0), mask=(28 + d, 40.0, 15.0)))
-        rows.append(make_row("moco", s, (32 + d, 50.0, 20.0), mask=(26 + d, 40.0, 15.0)))
-    text = tex_text([group_of(*rows)])
-    assert "\\begin{tabular}{lrcccccc}" in text and "\\multicolumn{3}{c}{Mask AP}" in text
-    moco = next(line for line in text.splitlines() if line.startswith("moco &"))
-    assert "\\gain{+2.0}" in moco and "\\loss{$-$2.0}" in moco
-    assert "moco\\_a\\&b & 1 & 31.0 \\nogap{+1.0}" in text
-    assert text.count("{") == text.count("}")
-
-
-def test_tex_prints_any_text_as_it_is() -> None:
-    assert escaped("a_b 5% {x} \\y ~^#$&") == (
-        "a\\_b 5\\% \\{x\\} \\textbackslash{}y \\textasciitilde{}\\textasciicircum{}\\#\\$\\&"
-    )
 
 
 def test_class_differences_are_drawn_largest_gain_first(
