@@ -21,7 +21,7 @@ from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.results.claims import Quantity
 from moco_det.runs.row import version_of
 from moco_det.runs.studies.data_sets import StudyData
-from moco_det.runs.studies.study import APS, LOGGED, StudyEncoder, StudyPlan
+from moco_det.runs.studies.study import LOGGED, StudyEncoder, StudyPlan
 from moco_det.runs.suites.matrix import Run, SuiteArm, read_arms
 from moco_det.runs.suites.runner import TRAIN
 from moco_det.runs.suites.suite import DEFAULT_ITERATIONS, SuiteSetting
@@ -260,8 +260,3 @@ def command_of(piece: Piece, output: Path) -> list[str]:
         words = [f"{run.arm.name}={run.arm.weights}"]
         run = replace(run, arm=read_arms(words, random=False, supervised=False)[0])
     return [*TRAIN, *run.options(output)]
-
-
-def values_of_rows(metric: str) -> tuple[str, str]:
-    """Where a row holds a claim's metric: ("bbox", "AP"), or of a probe ("probe", "top1")."""
-    return APS.get(metric, ("probe", "top1"))

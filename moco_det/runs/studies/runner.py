@@ -20,8 +20,8 @@ from moco_det.report.hypotheses import Study, judge
 from moco_det.report.training import read_log
 from moco_det.results import Row, append_row, read_rows
 from moco_det.results.claims import Quantity
-from moco_det.runs.studies.pieces import Matrix, Piece, command_of, values_of_rows
-from moco_det.runs.studies.study import LOGGED, StudyPlan
+from moco_det.runs.studies.pieces import Matrix, Piece, command_of
+from moco_det.runs.studies.study import APS, LOGGED, StudyPlan
 from moco_det.runs.suites.processes import (
     Job,
     RunningJob,
@@ -196,7 +196,11 @@ def findings(studies: Sequence[StudyPlan], matrix: Matrix, output: Path) -> list
                 value = logged(folders[piece], quantity.metric) if piece in folders else None
             else:
                 row = rows.get(piece)
-                value = None if row is None else row.metric(*values_of_rows(quantity.metric))
+                value = (
+                    None
+                    if row is None
+                    else row.metric(*APS.get(quantity.metric, ("probe", "top1")))
+                )
             if value is not None:
                 values[quantity][seed] = value
         judged = [judge(hypothesis, values) for hypothesis in study.hypotheses]

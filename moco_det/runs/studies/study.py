@@ -38,7 +38,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_yaml
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.results.claims import Claim, Hypothesis, Quantity, Term, read_claim
-from moco_det.runs.suites.suite import RUN_KEYS
+from moco_det.runs.suites.suite import MOST_SEEDS, RUN_KEYS
 from moco_det.settings.zoo import PRETRAINING, find_config
 
 RANDOM = "random"
@@ -61,7 +61,7 @@ class StudyFile:
 
     question: str = ""
     source: str = ""  # where the claims come from
-    seeds: int = within(1, 1000, 3)
+    seeds: int = within(1, MOST_SEEDS, 3)
     data: dict[str, Any] = field(default_factory=dict)
     pretraining: dict[str, Any] = field(default_factory=dict)
     encoders: dict[str, Any] = field(default_factory=dict)
