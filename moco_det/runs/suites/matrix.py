@@ -217,10 +217,10 @@ def build_matrix(
 
 
 def read_seeds(given: str | None, default: int) -> list[int]:
-    """ "5" is the seeds 0 to 4, "0,3,7" are these."""
+    """ "5" is the seeds 0 to 4, "0,3,7" are these, "5," is that one."""
     text = str(default) if given is None else given
     try:
-        seeds = [int(part) for part in text.split(",")]
+        seeds = [int(part) for part in text.removesuffix(",").split(",")]
     except ValueError:
         seeds = []
     if len(seeds) == 1 and "," not in text:

@@ -167,8 +167,8 @@ def test_weights_of_another_resnet_are_refused_before_the_first_run() -> None:
 
 def test_seeds_are_read_or_refused() -> None:
     assert read_seeds(None, 3) == [0, 1, 2] and read_seeds("2", 3) == [0, 1]
-    assert read_seeds("0,7", 3) == [0, 7]
-    for bad in ("0", "a", "1,1", "-1,2", "3,", "9" * 20, "0," + "9" * 20):
+    assert read_seeds("0,7", 3) == [0, 7] and read_seeds("7,", 3) == [7]
+    for bad in ("0", "a", "1,1", "-1,2", ",", "3,,", "9" * 20, "0," + "9" * 20):
         with pytest.raises(InputError, match="--seeds"):
             read_seeds(bad, 3)
 
