@@ -53,10 +53,13 @@ EXTRAS = {
         "packaging",
         "matplotlib",
         "tensorboard",
+        "timm>=1.0.20",
     ],
     "tensorboard": ["tensorboard"],
     # for weights by the names timm:NAME and hf://OWNER/REPO/FILE
     "hub": ["timm>=0.9", "huggingface_hub>=0.20"],
+    # for backbones of timm (MODEL.BACKBONE.NAME build_timm_fpn_backbone)
+    "timm": ["timm>=1.0.20"],
     "dev": [
         "pytest>=8.0",
         "pytest-xdist>=3.5",

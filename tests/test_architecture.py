@@ -147,7 +147,7 @@ def other_packages(sources: Sources) -> list[str]:
 # A package imports only packages that stand in a line before its own.
 ORDER = (
     ("foundation",),
-    ("data", "resnet", "results"),
+    ("data", "resnet", "results", "timm_backbones"),
     ("weights", "scoring"),
     ("settings",),
     ("report",),

@@ -1,0 +1,1 @@
+"""Networks of timm as detection backbones, for both engines; imports nothing."""
