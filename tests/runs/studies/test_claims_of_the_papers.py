@@ -18,7 +18,7 @@ STUDIES = [name for name in names(["studies/**/*.yaml"]) if not name.endswith("/
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_that_ships_is_one_and_all_its_pieces_can_be_made(name: str) -> None:
+def test_a_study_that_ships_is_one_and_all_its_pieces_can_be_made(name: str, tmp_path: Path) -> None:
     file = find_study(name.removeprefix("studies/"))
     header = file.read_text("utf-8").splitlines()[:4]
     words = (
@@ -30,7 +30,8 @@ def test_a_study_that_ships_is_one_and_all_its_pieces_can_be_made(name: str) -> 
     assert all(line.startswith(word) for line, word in zip(header, words, strict=True))
     plan = read_study(file)
     assert plan.source and plan.seeds >= 2
-    data = read_data([plan], [], Path("out"))
+    users = [f"{name}={tmp_path}" for name, recipe in plan.data.items() if not recipe]
+    data = read_data([plan], users, Path("out"))
     matrix = build_pieces([plan], Path("out"), data, seeds=[0], engine="standalone", device="cpu")
     flow.check_probes([plan], PROTOCOLS)
     flow.check(matrix, engine="standalone", check_pretraining=load_config)
