@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from moco_det.runs.studies import flow, pieces, study
     from moco_det.runs.studies.data_sets import read_data
     from moco_det.runs.suites import matrix, runner
+    from pretrain.build import check_images
     from pretrain.config import load_config
     from pretrain.probe.features import labelled_pair
     from pretrain.probe.options import PROTOCOLS
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if args.only is not None:
         made = made.only(args.only)
-    flow.check(made, engine=choice.engine, check_pretraining=load_config)
+    flow.check(made, engine=choice.engine, read_config=load_config)
     flow.show_what_is_left(made, output)
     if args.dry_run:
         return 0
@@ -81,7 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"then see its report with: {command('study', *args.studies, '-o', output)}")
         return 0
     data.make()
-    flow.check_pairs(studies, data, labelled_pair)
+    flow.check_data(
+        studies,
+        made,
+        output,
+        data,
+        read_config=load_config,
+        check_images=check_images,
+        check_pair=labelled_pair,
+    )
     check_results(output / "results.jsonl")
     return flow.run_and_report(
         studies,

@@ -34,6 +34,6 @@ def test_a_study_that_ships_is_one_and_all_its_pieces_can_be_made(name: str, tmp
     data = read_data([plan], users, Path("out"))
     matrix = build_pieces([plan], Path("out"), data, seeds=[0], engine="standalone", device="cpu")
     flow.check_probes([plan], PROTOCOLS)
-    flow.check(matrix, engine="standalone", check_pretraining=load_config)
+    flow.check(matrix, engine="standalone", read_config=load_config)
     used = {quantity.encoder for quantity in plan.quantities} | {"random"}
     assert used == set(plan.encoders)  # an encoder that no claim is about is a slip of the pen
