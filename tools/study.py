@@ -15,6 +15,7 @@ from pathlib import Path
 from moco_det.foundation.commands import command, duration
 from moco_det.runs.engines import choose_engine
 from moco_det.settings.zoo import find_study
+from moco_det_tools import probe
 from moco_det_tools.entry import make_parser, run
 from moco_det_tools.matrix_options import add_matrix_options, submit, takes_gpus
 
@@ -53,13 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pretrain.build import check_images
     from pretrain.config import load_config
     from pretrain.probe.features import labelled_pair
-    from pretrain.probe.options import PROTOCOLS
+    from pretrain.probe.options import PROTOCOLS, read_options
 
     files = [find_study(name) for name in args.studies]
     studies = [study.read_study(file) for file in files]
     output = args.output or Path("runs") / files[0].stem
     data = read_data(studies, args.data, output)
-    flow.check_probes(studies, PROTOCOLS)
+    probe_parser = probe.parser()
+    flow.check_probes(
+        studies, PROTOCOLS, lambda words: read_options(vars(probe_parser.parse_args(words)))
+    )
     slots = runner.read_slots(args.gpus, 1, args.at_once)
     choice = choose_engine(args.engine)
     made = pieces.build_pieces(

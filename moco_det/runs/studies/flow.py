@@ -63,25 +63,24 @@ def _naming(what: str) -> Iterator[None]:
         raise InputError(f"{what}: {said}") from None
 
 
-def check_probes(studies: Sequence[StudyPlan], protocols: Mapping[str, tuple[str, Any]]) -> None:
-    """InputError for options that `moco-det probe`, whose `protocols` these are, does not have."""
+def check_probes(
+    studies: Sequence[StudyPlan],
+    protocols: Mapping[str, tuple[str, Any]],
+    read_probe: Callable[[Sequence[str]], Any],
+) -> None:
+    """InputError for options that `moco-det probe` refuses.
+
+    It reads a command line by `read_probe`; `protocols` are its subcommands.
+    """
     for study in studies:
         for name, probe in study.probes.items():
-            where, kind = f"{study.name}: the probe {name}", protocols[probe.protocol][1]
-            known = {one.name.replace("_", "-"): one for one in fields(kind)}
-            given = {}
-            for key, value in probe.options.items():
-                if key in COMMON:
-                    continue
-                if key not in known or key in ("output", "resume"):
-                    raise InputError(
-                        f"{where}: unknown option {key}{did_you_mean(str(key), known)}"
-                    )
-                default = known[key].default
-                if default is not None and not isinstance(value, type(default) | int):
-                    raise InputError(f"{where}: {key} is {value!r}, wanted one like {default!r}")
-                given[known[key].name] = value
-            kind(**given)
+            own = (one.name.replace("_", "-") for one in fields(protocols[probe.protocol][1]))
+            known = {*COMMON, *own} - {"output", "resume"}
+            with _naming(f"{study.name}: the probe {name}"):
+                for key in probe.options:
+                    if key not in known:
+                        raise InputError(f"unknown option {key}{did_you_mean(str(key), known)}")
+                read_probe([probe.protocol, "random", "--train=x", "--test=y", *probe.words])
 
 
 def check_data(

@@ -189,9 +189,7 @@ class _Maker:
         first: Sequence[Piece],
     ) -> Piece:
         probe = study.probes[quantity.metric]
-        pairs = ((f"--{key}", str(value)) for key, value in probe.options.items())
-        options = [word for pair in pairs for word in pair]
-        sets = ["--train", probe.train, "--test", probe.test]
+        options, sets = probe.words, ["--train", probe.train, "--test", probe.test]
         recipes = self.data.described(sets)
         key = digest(probe.protocol, options, sets, recipes, trial, seed, __version__)
         name = f"{quantity.metric}_{quantity.encoder}_seed{seed}_{key}"

@@ -90,6 +90,12 @@ class ProbeEntry:
     test: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def words(self) -> list[str]:
+        """The options as a command line has them."""
+        pairs = ((f"--{key}", value) for key, value in self.options.items())
+        return [str(w) for key, v in pairs for w in (key, *(v if isinstance(v, list) else [v]))]
+
 
 @dataclass
 class DetectionEntry:

@@ -12,9 +12,10 @@ from moco_det.foundation.errors import InputError
 from moco_det.results.claims import Quantity
 from moco_det.runs.studies import flow
 from moco_det.runs.studies.data_sets import StudyData, read_data
-from moco_det.runs.studies.pieces import Matrix, build_pieces
+from moco_det.runs.studies.pieces import PROBE, Matrix, build_pieces
 from moco_det.runs.studies.study import StudyPlan, read_study
 from pretrain.probe.options import PROTOCOLS
+from tests.runs.studies.conftest import read_probe
 
 TREE: dict[str, Any] = {
     "question": "Is it so?",
@@ -223,7 +224,10 @@ def test_folders_that_are_given_must_be_there_and_asked_for(tmp_path: Path) -> N
         ({"kk": 5}, "unknown option kk: did you mean k"),
         ({"results": "/etc"}, "unknown option results"),
         ({"k": 0}, "--k is 0"),
-        ({"k": "many"}, "k is 'many'"),
+        ({"k": "many"}, "x: the probe knn: argument --k: invalid int value: 'many'"),
+        ({"features": "heads"}, "argument --features: invalid choice: 'heads'"),
+        ({"size": 8}, "--size is 8"),
+        ({"precision": "half"}, "argument --precision: invalid choice"),
     ],
 )
 def test_options_that_no_probe_has_are_told_before_the_pre_training(
@@ -231,4 +235,12 @@ def test_options_that_no_probe_has_are_told_before_the_pre_training(
 ) -> None:
     probes = {"knn": {**TREE["probes"]["knn"], "options": options}}
     with pytest.raises(InputError, match=message):
-        flow.check_probes([read_study(write(tmp_path, probes=probes))], PROTOCOLS)
+        flow.check_probes([read_study(write(tmp_path, probes=probes))], PROTOCOLS, read_probe)
+
+
+def test_an_option_with_several_values_reaches_the_probe(tmp_path: Path) -> None:
+    own = {"protocol": "linear", "options": {"epochs": 9, "milestones": [3, 6]}}
+    study = read_study(write(tmp_path, probes={"knn": {**TREE["probes"]["knn"], **own}}))
+    flow.check_probes([study], PROTOCOLS, read_probe)
+    (command, *_) = [one.command for one in pieces_of(study).pieces if "probes" in one.folder.parts]
+    assert read_probe(command[len(PROBE) :]).milestones == [3, 6]
