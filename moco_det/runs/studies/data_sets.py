@@ -13,8 +13,10 @@ from moco_det.data.crops import write_crops
 from moco_det.data.mosaics import write_mosaics
 from moco_det.data.scenes import SCENE_CLASSES, write_scenes
 from moco_det.foundation import declared
+from moco_det.foundation.atomic import locked, make_folder
 from moco_det.foundation.declared import within
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.folders import CLAIM, open_lock
 from moco_det.foundation.strict_yaml import did_you_mean
 from moco_det.runs.quickstart.data_sets import CLOSE_UPS, LABELLED, PAINTED
 from moco_det.runs.studies.study import StudyPlan
@@ -134,13 +136,15 @@ class StudyData:
         return self.folders[name]
 
     def make(self) -> None:
-        """Make what is not there yet; it shows its progress."""
-        for name, recipe in self.recipes.items():
-            for builder in recipe if name not in self.given else ():
-                try:
-                    self._recipe(name, builder).make(Path(self.folders[name]))
-                except InputError as error:
-                    raise InputError(f"the data set {name}: {error}") from None
+        """Make what is not there yet, which another process waits for; it shows its progress."""
+        lock = open_lock(make_folder(self.output) / f"{CLAIM}.data")
+        with open(lock, "ab") as file, locked(file):
+            for name, recipe in self.recipes.items():
+                for builder in recipe if name not in self.given else ():
+                    try:
+                        self._recipe(name, builder).make(Path(self.folders[name]))
+                    except InputError as error:
+                        raise InputError(f"the data set {name}: {error}") from None
 
     def check(self) -> None:
         """InputError where nobody says how a data set comes about, or says it wrongly."""

@@ -26,6 +26,7 @@ from moco_det.runs.suites.matrix import Run, SuiteArm, read_arms
 from moco_det.runs.suites.runner import TRAIN
 from moco_det.runs.suites.suite import DEFAULT_ITERATIONS, SuiteSetting
 from moco_det.settings.config import dump
+from moco_det.weights.download import local_path
 
 PRETRAIN, CONVERT, PROBE = (
     (sys.executable, "-m", f"moco_det_tools.{tool}")
@@ -124,13 +125,13 @@ class _Maker:
     def __init__(self, output: Path, data: StudyData, engine: str, device: str) -> None:
         self.output, self.data, self.engine, self.device = output, data, engine, device
         self.version = __version__ if engine == "standalone" else version_of("detectron2")
-        self.arms: dict[Path, SuiteArm] = {}
+        self.arms: dict[str, SuiteArm] = {}
 
     def pieces_for(self, study: StudyPlan, quantity: Quantity, seed: int) -> list[Piece]:
         """In order; the last one measures it."""
         encoder = study.encoders[quantity.encoder]
         recipes = [self.data.described(encoder.keys)]
-        if encoder.weights is not None:
+        if encoder.weights:
             name = f"{encoder.name}_{digest(self._given(encoder).sha256)}"
         else:
             made = "random" if encoder.random else "pretrained"
@@ -139,7 +140,8 @@ class _Maker:
         first = [] if encoder.random or encoder.weights else [self._pretrain(encoder, name, seed)]
         if quantity.metric in LOGGED:
             return first
-        checkpoint = str(first[-1].file) if first else str(encoder.weights or "random")
+        given = local_path(encoder.weights) if encoder.weights else "random"
+        checkpoint = str(first[-1].file if first else given)
         if quantity.metric in study.probes:
             return [*first, self._probe(study, quantity, name, seed, checkpoint, first)]
         if first:
@@ -147,7 +149,6 @@ class _Maker:
         return [*first, self._detect(study, quantity, name, seed, first)]
 
     def _given(self, encoder: StudyEncoder) -> SuiteArm:
-        assert encoder.weights is not None
         if encoder.weights not in self.arms:
             words = [f"{encoder.name}={encoder.weights}"]
             self.arms[encoder.weights] = read_arms(words, random=False, supervised=False)[0]
@@ -216,7 +217,7 @@ class _Maker:
     ) -> Piece:
         encoder, name = study.encoders[quantity.encoder], quantity.setting
         keys = dict(study.settings[name])
-        if encoder.weights is not None:
+        if encoder.weights:
             arm = self._given(encoder)
             architecture = arm.architecture or "resnet50"
         else:

@@ -40,6 +40,7 @@ from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.results.claims import Claim, Hypothesis, Quantity, Term, read_claim
 from moco_det.runs.suites.suite import MOST_SEEDS, RUN_KEYS
 from moco_det.settings.zoo import PRETRAINING, find_config
+from moco_det.weights.download import is_address
 
 RANDOM = "random"
 # of encoders, probes, settings and data; a dot stands between an encoder and its metric
@@ -120,7 +121,7 @@ class StudyEncoder:
 
     name: str
     keys: Mapping[str, Any]
-    weights: Path | None = None
+    weights: str = ""  # a file or an address
     random: bool = False
 
     @property
@@ -226,7 +227,8 @@ def _encoder(name: str, tree: Any, common: EncoderEntry, path: Path) -> StudyEnc
     if entry.weights:
         if entry.config or entry.set or entry.random:
             raise InputError(f"{where} has weights: leave out config, set and random")
-        return StudyEncoder(name, {}, weights=path.parent / entry.weights)
+        given = entry.weights if is_address(entry.weights) else str(path.parent / entry.weights)
+        return StudyEncoder(name, {}, weights=given)
     keys = _pretraining(common, {"config": entry.config, "set": entry.set}, path)
     if entry.random:
         return StudyEncoder(name, {"ENCODER.ARCH": keys.get("ENCODER.ARCH")}, random=True)

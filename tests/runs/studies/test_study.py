@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from moco_det.foundation.atomic import try_lock
 from moco_det.foundation.errors import InputError
 from moco_det.results.claims import Quantity
 from moco_det.runs.studies import flow
-from moco_det.runs.studies.data_sets import StudyData, read_data
+from moco_det.runs.studies.data_sets import Painted, StudyData, read_data
 from moco_det.runs.studies.pieces import PROBE, Matrix, build_pieces
 from moco_det.runs.studies.study import StudyPlan, read_study
 from pretrain.probe.options import PROTOCOLS
@@ -244,3 +245,23 @@ def test_an_option_with_several_values_reaches_the_probe(tmp_path: Path) -> None
     flow.check_probes([study], PROTOCOLS, read_probe)
     (command, *_) = [one.command for one in pieces_of(study).pieces if "probes" in one.folder.parts]
     assert read_probe(command[len(PROBE) :]).milestones == [3, 6]
+
+
+def test_weights_are_a_file_beside_the_study_or_an_address(tmp_path: Path) -> None:
+    encoders = {**TREE["encoders"], "a": {"weights": "a.pth"}, "b": {"weights": "https://x/b.pth"}}
+    found = read_study(write(tmp_path, encoders=encoders)).encoders
+    assert found["a"].weights == str(tmp_path / "a.pth") and found["b"].weights == "https://x/b.pth"
+
+
+def test_tasks_that_start_together_make_the_data_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = []
+
+    def make(self: Painted, folder: Path) -> None:
+        with (tmp_path / ".claim.data").open() as other:
+            alone.append(not try_lock(other))
+
+    monkeypatch.setattr(Painted, "make", make)
+    StudyData({"world": {"painted": {}}}, {}, tmp_path).make()
+    assert alone == [True]
