@@ -189,12 +189,11 @@ def run_and_report(
 def write_report(
     studies: Sequence[StudyPlan], matrix: Matrix, output: Path, title: str | None
 ) -> None:
-    """report.html and .md, the hypotheses first, where there is a row; values.csv."""
+    """report.html and .md, the hypotheses first; values.csv."""
     results, found = output / "results.jsonl", findings(studies, matrix, output)
-    if not results.is_file():
-        return
     write_text(output / "values.csv", values_csv(found))
     try:
-        make_report([results], output, title=title or studies[0].question, studies=found)
+        files = [results] if results.is_file() else []
+        make_report(files, output, title=title or studies[0].question, studies=found)
     except InputError as error:
         print(f"the report was not updated: {error}", file=sys.stderr)

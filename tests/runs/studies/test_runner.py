@@ -123,7 +123,7 @@ def test_a_number_of_a_log_is_of_its_last_fifth_and_only_of_a_finished_run(tmp_p
     assert logged(tmp_path / "b", "loss") is None
 
 
-def test_what_was_found_is_judged_and_said_at_the_end(
+def test_what_was_found_is_judged_and_said_at_the_end_without_a_row_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pieces, measures = [], {}
@@ -146,3 +146,6 @@ def test_what_was_found_is_judged_and_said_at_the_end(
     )
     said = capsys.readouterr().out
     assert code == 0 and "refuted   a.loss < b.loss: +1.00 [" in said
+    page = (tmp_path / "report.md").read_text("utf-8")
+    assert "No probe and no detector has finished yet" in page and "| refuted | +1.00 (" in page
+    assert "## Runs" not in page and "s,a,loss,,0,3.0" in (tmp_path / "values.csv").read_text()
