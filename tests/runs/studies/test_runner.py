@@ -8,11 +8,14 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+from tqdm import tqdm
 
 from moco_det.foundation.atomic import try_lock
 from moco_det.results.claims import Hypothesis, Quantity, read_claim
+from moco_det.runs.studies import runner
 from moco_det.runs.studies.flow import run_and_report
 from moco_det.runs.studies.pieces import Matrix, Piece
 from moco_det.runs.studies.runner import StudyOutcome, findings, left_of, logged, run_pieces
@@ -106,6 +109,52 @@ def test_a_piece_of_another_caller_is_left_alone(tmp_path: Path) -> None:
         assert try_lock(claim)
         outcome = run(tmp_path, piece(tmp_path, "one"), piece(tmp_path, "two", needs=("one",)))
     assert outcome.elsewhere == ["one"] and outcome.finished == []
+
+
+def test_without_a_terminal_every_event_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(
+        tmp_path,
+        piece(tmp_path, "a"),
+        piece(tmp_path, "b", FAILS),
+        piece(tmp_path, "c", "", ("b",)),
+    )
+    said, bar = capsys.readouterr()
+    assert [line.split("/")[-1] for line in said.splitlines()] == [
+        f"started   {tmp_path.name} a",
+        *(f"finished  {tmp_path.name} a", "2 of 3 pieces left", f"started   {tmp_path.name} b"),
+        f"failed    {tmp_path.name} b: no such thing: name another",
+        *(f"what it needs is not there  {tmp_path.name} c", "2 of 3 pieces left"),
+    ]
+    assert bar == ""
+
+
+class EveryBar(tqdm):  # type: ignore[type-arg]
+    """Drawn at every chance."""
+
+    drawn: ClassVar[list[str]] = []
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "mininterval": 0})
+
+    def display(self, *_: Any, **__: Any) -> None:
+        self.drawn.append(str(self))
+
+
+def test_the_bar_never_names_a_piece_that_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "tqdm", EveryBar)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    run(tmp_path, piece(tmp_path, "first_x"), piece(tmp_path, "second_x"))
+    named = [[name in line for name in ("first", "second")] for line in EveryBar.drawn]
+    counts = [line.partition("/2")[0][-1] for line in EveryBar.drawn]
+    assert {count: names for count, names in zip(counts, named, strict=True)} == {
+        "0": [True, False],
+        "1": [False, True],
+        "2": [False, False],
+    }
 
 
 def write_log(folder: Path, losses: list[float]) -> None:
