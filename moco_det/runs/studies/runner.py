@@ -129,7 +129,7 @@ def run_pieces(
             words = command_of(piece, output)
         except InputError as error:
             os.close(claim)
-            outcome.failed[piece.name] = str(error)
+            fail(piece, str(error))
             return None
         job = Job(piece.name, words, piece.folder, piece.iterations)
         return start_job(job, slot, environment, claim)
@@ -147,16 +147,19 @@ def run_pieces(
         elif one.stopped:
             outcome.stopped[piece.name] = one.stopped
         else:
-            why = one.last_words()
-            made = [pieces[name] for name in piece.needs if name in pieces]
-            if broken := [one.folder for one in made if str(one.file) in why]:
-                why += f"; it was made here: remove {broken[0]} to make it anew"
-            outcome.failed[piece.name] = why
-            if terminal:
-                tqdm.write(f"failed: {piece.name}: {why}", file=sys.stderr)
+            fail(piece, one.last_words())
             if piece.run is not None:
-                row = failed_row(piece.run, output, why, time.monotonic() - one.started)
+                why, seconds = outcome.failed[piece.name], time.monotonic() - one.started
+                row = failed_row(piece.run, output, why, seconds)
                 append_row(output / "results.jsonl", row.as_dict())
+
+    def fail(piece: Piece, why: str) -> None:
+        files = [pieces[name].file for name in piece.needs if name in pieces]
+        if broken := [file for file in files if str(file) in why]:
+            why += f"; it was made here: remove {broken[0]} and type the same command again"
+        outcome.failed[piece.name] = why
+        if terminal:
+            tqdm.write(f"failed: {piece.name}: {why}", file=sys.stderr)
 
     def watch(running: Sequence[RunningJob]) -> None:
         nonlocal reported

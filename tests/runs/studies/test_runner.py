@@ -14,6 +14,7 @@ import pytest
 from tqdm import tqdm
 
 from moco_det.foundation.atomic import try_lock
+from moco_det.foundation.errors import InputError
 from moco_det.results.claims import Hypothesis, Quantity, read_claim
 from moco_det.runs.studies import runner
 from moco_det.runs.studies.flow import run_and_report
@@ -75,6 +76,30 @@ def test_what_needs_a_failed_piece_is_left_out_and_the_rest_goes_on(tmp_path: Pa
     assert [p.name for p in left_of(Matrix((bad, after, last, good), {}), tmp_path)] == [
         "bad", "after", "last",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_a_torn_file_of_a_piece_is_made_anew_as_the_message_says(
+    started: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = piece(tmp_path, "made")
+    run(tmp_path, made)
+    assert made.file is not None
+    if not started:  # weights that are read before the process of a detector is started
+        monkeypatch.setattr(runner, "command_of", refuse)
+    after = piece(tmp_path, "after", f"print('error: {made.file} is torn'); raise SystemExit(2)",
+                  ("made",))  # fmt: skip
+    why = run(tmp_path, made, after).failed["after"]
+    assert why.endswith(f"; it was made here: remove {made.file} and type the same command again")
+    monkeypatch.undo()
+    made.file.unlink()
+    assert run(tmp_path, made, piece(tmp_path, "after", needs=("made",))).finished == [
+        *("made", "after"),
+    ]
+
+
+def refuse(piece: Piece, output: Path) -> list[str]:
+    raise InputError(f"{output / 'made' / 'done'} is torn")
 
 
 def test_the_budget_stops_what_runs_and_the_same_call_goes_on(tmp_path: Path) -> None:
