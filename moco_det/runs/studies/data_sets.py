@@ -135,16 +135,23 @@ class StudyData:
             )
         return self.folders[name]
 
+    @property
+    def _made(self) -> list[tuple[str, str]]:
+        """The data sets that are made here, each with what makes it."""
+        mine = {name: recipe for name, recipe in self.recipes.items() if name not in self.given}
+        return [(name, builder) for name, recipe in mine.items() for builder in recipe]
+
     def make(self) -> None:
         """Make what is not there yet, which another process waits for; it shows its progress."""
+        if not self._made:
+            return
         lock = open_lock(make_folder(self.output) / f"{CLAIM}.data")
         with open(lock, "ab") as file, locked(file):
-            for name, recipe in self.recipes.items():
-                for builder in recipe if name not in self.given else ():
-                    try:
-                        self._recipe(name, builder).make(Path(self.folders[name]))
-                    except InputError as error:
-                        raise InputError(f"the data set {name}: {error}") from None
+            for name, builder in self._made:
+                try:
+                    self._recipe(name, builder).make(Path(self.folders[name]))
+                except InputError as error:
+                    raise InputError(f"the data set {name}: {error}") from None
 
     def check(self) -> None:
         """InputError where nobody says how a data set comes about, or says it wrongly."""
@@ -156,8 +163,8 @@ class StudyData:
                 )
             if name not in self.given and not recipe:
                 raise InputError(f"{here} is yours to name: add --data {name}=DIR")
-            for builder in recipe if name not in self.given else ():
-                self._recipe(name, builder)
+        for name, builder in self._made:
+            self._recipe(name, builder)
 
     def _recipe(self, name: str, builder: str) -> Painted | Mosaics:
         given = self.recipes[name][builder]
