@@ -125,14 +125,14 @@ class _Maker:
     def __init__(self, output: Path, data: StudyData, engine: str, device: str) -> None:
         self.output, self.data, self.engine, self.device = output, data, engine, device
         self.version = __version__ if engine == "standalone" else version_of("detectron2")
-        self.arms: dict[str, SuiteArm] = {}
+        self.arms: dict[tuple[str, str], tuple[Path, SuiteArm]] = {}
 
     def pieces_for(self, study: StudyPlan, quantity: Quantity, seed: int) -> list[Piece]:
         """In order; the last one measures it."""
         encoder = study.encoders[quantity.encoder]
         recipes = [self.data.described(encoder.keys)]
         if encoder.weights:
-            name = f"{encoder.name}_{digest(self._given(encoder).sha256)}"
+            name = f"{encoder.name}_{digest(self._given(encoder)[1].sha256)}"
         else:
             made = "random" if encoder.random else "pretrained"
             own = encoder.architecture if encoder.random else encoder.keys
@@ -140,7 +140,7 @@ class _Maker:
         first = [] if encoder.random or encoder.weights else [self._pretrain(encoder, name, seed)]
         if quantity.metric in LOGGED:
             return first
-        given = local_path(encoder.weights) if encoder.weights else "random"
+        given = self._given(encoder)[0] if encoder.weights else "random"
         checkpoint = str(first[-1].file if first else given)
         if quantity.metric in study.probes:
             return [*first, self._probe(study, quantity, name, seed, checkpoint, first)]
@@ -148,11 +148,14 @@ class _Maker:
             first.append(self._convert(name, checkpoint, first))
         return [*first, self._detect(study, quantity, name, seed, first)]
 
-    def _given(self, encoder: StudyEncoder) -> SuiteArm:
-        if encoder.weights not in self.arms:
-            words = [f"{encoder.name}={encoder.weights}"]
-            self.arms[encoder.weights] = read_arms(words, random=False, supervised=False)[0]
-        return self.arms[encoder.weights]
+    def _given(self, encoder: StudyEncoder) -> tuple[Path, SuiteArm]:
+        """The file of an encoder that is there, and its backbone."""
+        key = encoder.name, encoder.weights
+        if key not in self.arms:
+            file = local_path(encoder.weights)
+            words = [f"{encoder.name}={file}"]
+            self.arms[key] = file, read_arms(words, random=False, supervised=False)[0]
+        return self.arms[key]
 
     def _pretrain(self, encoder: StudyEncoder, name: str, seed: int) -> Piece:
         folder = self.output / "pretrain" / name
@@ -218,7 +221,7 @@ class _Maker:
         encoder, name = study.encoders[quantity.encoder], quantity.setting
         keys = dict(study.settings[name])
         if encoder.weights:
-            arm = self._given(encoder)
+            _, arm = self._given(encoder)
             architecture = arm.architecture or "resnet50"
         else:
             arm = SuiteArm(quantity.encoder, first[-1].file if first else None, None, {})

@@ -11,10 +11,11 @@ import yaml
 from moco_det.foundation.atomic import try_lock
 from moco_det.foundation.errors import InputError
 from moco_det.results.claims import Quantity
-from moco_det.runs.studies import flow
+from moco_det.runs.studies import flow, pieces
 from moco_det.runs.studies.data_sets import Painted, StudyData, read_data
 from moco_det.runs.studies.pieces import PROBE, Matrix, build_pieces
 from moco_det.runs.studies.study import StudyPlan, read_study
+from moco_det.runs.suites.matrix import SuiteArm
 from pretrain.probe.options import PROTOCOLS
 from tests.runs.studies.conftest import read_probe
 
@@ -251,6 +252,29 @@ def test_weights_are_a_file_beside_the_study_or_an_address(tmp_path: Path) -> No
     encoders = {**TREE["encoders"], "a": {"weights": "a.pth"}, "b": {"weights": "https://x/b.pth"}}
     found = read_study(write(tmp_path, encoders=encoders)).encoders
     assert found["a"].weights == str(tmp_path / "a.pth") and found["b"].weights == "https://x/b.pth"
+
+
+def test_weights_that_are_there_are_fetched_once_and_probed_and_detected_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+
+    def fetch(name: str) -> Path:
+        fetched.append(name)
+        return tmp_path / "b.pth"
+
+    def arms(words: list[str], **_: Any) -> list[SuiteArm]:
+        assert words == [f"fast={tmp_path / 'b.pth'}"]
+        return [SuiteArm("fast", tmp_path / "b.pkl", "5ha", {}, "resnet18")]
+
+    monkeypatch.setattr(pieces, "local_path", fetch)
+    monkeypatch.setattr(pieces, "read_arms", arms)
+    encoders = {**TREE["encoders"], "fast": {"weights": "https://x/b.pth"}}
+    made = pieces_of(read_study(write(tmp_path, encoders=encoders))).pieces
+    mine = [piece for piece in made if piece.trial.startswith("fast_")]
+    assert fetched == ["https://x/b.pth"] and len(mine) == 6 and not any(p.needs for p in mine)
+    assert all(str(tmp_path / "b.pth") in one.command for one in mine if not one.run)
+    assert {one.run.arm.weights for one in mine if one.run} == {tmp_path / "b.pkl"}
 
 
 def test_tasks_that_start_together_make_the_data_one_after_the_other(
