@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -35,14 +36,7 @@ def build_loop(
     `begun_by` is how many processes it began with, 0 for those there are now.
     """
     torch.manual_seed(cfg.SEED)
-    spec = data.ViewSpec(
-        augment.recipe(cfg.AUGMENT.RECIPE, min_scale=cfg.AUGMENT.MIN_SCALE),
-        size=cfg.AUGMENT.SIZE,
-        views=VIEWS[cfg.METHOD],
-        seed=cfg.SEED,
-        shorter_side=cfg.DATA.SHORTER_SIDE,
-    )
-    source = data.open_data(cfg.DATA, spec, batch=cfg.SOLVER.BATCH, device=device)
+    source = open_source(cfg, device)
     bn_splits_per_process(cfg, collectives.world_size())
     knn = None
     if cfg.KNN.TRAIN and collectives.is_main():
@@ -69,6 +63,29 @@ def build_loop(
     if captured:
         loop.capture()
     return loop
+
+
+def open_source(cfg: PretrainConfig, device: torch.device) -> data.Source:
+    """The images of DATA.PATH and their views."""
+    spec = data.ViewSpec(
+        augment.recipe(cfg.AUGMENT.RECIPE, min_scale=cfg.AUGMENT.MIN_SCALE),
+        size=cfg.AUGMENT.SIZE,
+        views=VIEWS[cfg.METHOD],
+        seed=cfg.SEED,
+        shorter_side=cfg.DATA.SHORTER_SIDE,
+    )
+    return data.open_data(cfg.DATA, spec, batch=cfg.SOLVER.BATCH, device=device)
+
+
+def check_images(cfg: PretrainConfig) -> None:
+    """InputError for images that a run would refuse before its first step; none is decoded."""
+    listed = replace(cfg, DATA=replace(cfg.DATA, ON_DEVICE=False, CACHE_MB=0))
+    source = open_source(listed, torch.device("cpu"))
+    images = source.images if source.numbered else None
+    build = partial(build_method, cfg, images=images, classes=source.classes, bfloat16=False)
+    on_meta(build, f"METHOD {cfg.METHOD}")
+    if cfg.KNN.TRAIN:
+        KnnMonitor(cfg.KNN, size=cfg.KNN.SIZE or cfg.AUGMENT.SIZE)
 
 
 def check_memory(

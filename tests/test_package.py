@@ -22,9 +22,8 @@ from moco_det.foundation.errors import InputError
 from moco_det_tools import cli
 
 REPO = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted(
-    file for file in (REPO / "tools").glob("*.py") if file.stem not in ("__init__", "entry", "cli")
-)
+NO_SCRIPTS = ("__init__", "entry", "matrix_options", "cli")
+SCRIPTS = sorted(file for file in (REPO / "tools").glob("*.py") if file.stem not in NO_SCRIPTS)
 # name in an import statement -> name on the package index, where the two differ
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "PIL": "pillow"}
 

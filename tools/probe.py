@@ -26,7 +26,7 @@ import yaml
 from moco_det import __version__
 from moco_det.foundation.errors import InputError
 from moco_det_tools.entry import make_parser, run
-from pretrain.probe.options import PROTOCOLS, Conditions
+from pretrain.probe.options import PROTOCOLS, read_options
 
 if TYPE_CHECKING:
     from pretrain.probe.weights import Start
@@ -61,10 +61,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Load, measure, add one row per checkpoint."""
     args = parser().parse_args(argv)
-    kind = PROTOCOLS[args.command][1]
-    options = kind(**{one.name: vars(args)[one.name] for one in fields(kind)})
-    size = 224 if args.size is None else args.size
-    how = Conditions(size, args.batch, args.seed, args.precision == "bfloat16")
+    options, how = read_options(vars(args))
     if args.name is not None and not args.name.strip():
         raise InputError("--name is empty: give the arm a name or leave it out")
     if args.results.is_dir():

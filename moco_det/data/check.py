@@ -68,8 +68,8 @@ def load_pair(
 
     Images that do not open are left out and counted, or under ``strict`` an InputError.
     """
-    train_set = load_datasets(train)
-    test_set = load_datasets(test, classes=train_set.classes)
+    train_set = _load("TRAIN", train)
+    test_set = _load("TEST", test, train_set.classes)
     check_classes_of_config(num_classes, train_set)
     pair = []
     for part in (train_set, test_set):
@@ -80,6 +80,15 @@ def load_pair(
             part = check_images(part, strict=strict, progress=progress)
         pair.append(part)
     return pair[0], pair[1]
+
+
+def _load(
+    part: str, names: Sequence[str], classes: Sequence[str] | None = None
+) -> DetectionDataset:
+    try:
+        return load_datasets(names, classes)
+    except InputError as error:
+        raise InputError(f"DATASETS.{part}: {error}") from error
 
 
 def check_trainable(dataset: DetectionDataset, *, skip_empty: bool) -> None:

@@ -31,6 +31,12 @@ class _StrictLoader(_SafeLoader):
     """Refuses a key given twice, for the last would win, and a key that is no name."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag == "tag:yaml.org,2002:merge":
+            line = node.start_mark.line + 1  # type: ignore[union-attr]
+            raise InputError(
+                f"<< in line {line} is a merge key, which is not read: write its keys out, or take "
+                f"them from a file by {BASE_KEY}"
+            )
         try:
             value = super().construct_object(node, deep)
             if isinstance(value, int) and value.bit_length() > WIDEST:

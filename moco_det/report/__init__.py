@@ -35,11 +35,12 @@ def make_report(
     `results` are results.jsonl files (or folders that hold one), `pretraining` folders with a
     pre-training's metrics.jsonl, `against` results to compare these with, `notes` sentences to
     follow the verdict, `studies` what was found of declared hypotheses. The same data gives the
-    same bytes. Raises InputError where a file is missing or no run has finished.
+    same bytes. Raises InputError where a file is missing, or no run has finished and there is no
+    study.
     """
     if isinstance(results, (str, Path)):
         results = [results]
-    if not results:
+    if not (results or studies):
         raise InputError("no results given; name one results.jsonl or more")
     rows = read_rows(results)
     diff = compare_reports(rows.rows, read_rows(against).rows) if against else None

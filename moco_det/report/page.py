@@ -37,7 +37,7 @@ def build_page(
 ) -> Page:
     """Everything the report says; raises InputError where there is nothing to report."""
     groups, probed = group_runs(rows.rows), group_probes(rows.rows)
-    if not groups and not probed:
+    if not (groups or probed or studies):
         raise InputError(say("no_rows", count=len(rows.rows), problems=rows.problems))
     colours = _give_colours([*groups, *probed])
     encoders = [training.read_pretraining(path, colours) for path in pretraining]
@@ -60,7 +60,7 @@ def build_page(
     curves, detections = each(training.curve_blocks), each(partial(pictures.blocks, spent=[]))
     features = [*([] if groups else notice), *probes.blocks(probed)]
     proofs = [provenance.proof_table(groups)] if groups else []
-    runs = provenance.run_blocks(rows, groups, probed)
+    runs = provenance.run_blocks(rows, groups, probed) if rows.rows else []
     matched = each(provenance.matched_blocks)
     sections = [
         Section("Hypotheses", "What was asked, and what was found", hypotheses.blocks(studies)),
@@ -104,7 +104,7 @@ def _summary(runs: Sequence[Group], probed: Sequence[Group], failed: int) -> str
         days = [row.data["started"][:10] for group in groups for row in group.rows]
         started += days
         parts += [f"{counted(len(days), what)} in {counted(len(groups), 'setting')}"] * bool(days)
-    return say("summary", parts=parts, first=min(started), last=max(started), failed=failed)
+    return say("summary", parts=parts, days=sorted(started), failed=failed)
 
 
 def _verdict(group: Group, main: Group, encoders: Sequence[training.PretrainingRun]) -> list[Block]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -179,3 +180,11 @@ PROTOCOLS: dict[str, tuple[str, type[Options]]] = {
     "linear-lbfgs": ("a linear classifier on cached features", LbfgsOptions),
     "finetune": ("the whole network trained on the labels", FinetuneOptions),
 }
+
+
+def read_options(given: Mapping[str, Any]) -> tuple[Options, Conditions]:
+    """Those of a command line's words by name; InputError for a number out of its bounds."""
+    kind = PROTOCOLS[given["command"]][1]
+    size = 224 if given["size"] is None else given["size"]
+    how = Conditions(size, given["batch"], given["seed"], given["precision"] == "bfloat16")
+    return kind(**{one.name: given[one.name] for one in fields(kind)}), how

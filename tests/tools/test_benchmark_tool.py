@@ -107,17 +107,15 @@ def test_an_unknown_suite_lists_those_there_are() -> None:
 
 def test_a_task_is_told_what_the_batch_system_decides_and_not_what_it_decided_elsewhere() -> None:
     given = ["--suite", "quick", "--slurm", "--sbatch=--time=1", "--sbatch=-p x", "-o", "d"]
-    task = parser().parse_args(task_command(given, engine="standalone", gpus=0))
+    task = parser().parse_args(task_command(given, engine="standalone"))
     assert (task.slurm, task.suite, str(task.output)) == (False, "quick", "d")
-    assert (task.engine, task.set) == ("standalone", [["MODEL.DEVICE", "cpu"]])
+    assert task.engine == "standalone"
     # the GPUs' numbers are those of the machine that runs the task
     given += ["--gpus", "6,7", "--at-once", "3", "--gpus-per-run=2", "--engine=auto"]
-    words = [*task_command(given, engine="standalone", gpus=2), "--gpus", "0,1"]
+    words = [*task_command(given, engine="standalone"), "--gpus", "0,1"]
     task = parser().parse_args(words)
     assert (task.gpus, task.at_once, task.gpus_per_run) == ("0,1", 1, 2)
-    assert (task.engine, task.set) == ("standalone", [])
-    given += ["--set", "MODEL.DEVICE", "cuda"]
-    assert parser().parse_args(task_command(given, engine="standalone", gpus=0)).set == [given[-2:]]
+    assert task.engine == "standalone"
 
 
 def test_a_job_array_s_runs_are_the_same_on_a_machine_with_other_devices(
@@ -130,9 +128,11 @@ def test_a_job_array_s_runs_are_the_same_on_a_machine_with_other_devices(
             monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
             assert main([*words, *gpus, "--slurm"]) == 0
             names.append((tmp_path / "out" / "runs.txt").read_text(encoding="utf-8"))
-            task = task_command([*words, *gpus], engine="standalone", gpus=len(gpus) // 2)
+            task = task_command([*words, *gpus], engine="standalone")
             task += ["--gpus", "0"] if gpus else []
-            for there in (False, True):
+            hides = "CUDA_VISIBLE_DEVICES= " in (tmp_path / "out" / "array.sbatch").read_text()
+            assert hides != bool(gpus)
+            for there in (False, not hides):
                 monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
                 assert main([*task, "--only", names[-1].split()[0], "--dry-run"]) == 0
         assert names[0] == names[1]

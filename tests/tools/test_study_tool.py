@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,9 @@ def test_what_would_fail_is_told_before_anything_is_made(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_job_array_has_a_task_per_start_of_an_encoder(words: list[str], tmp_path: Path) -> None:
+def test_a_job_array_has_a_task_per_start_of_an_encoder_which_the_study_takes(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main([*words, "--slurm", "--sbatch=--time=1:00:00"]) == 0
     tasks = (tmp_path / "out" / "runs.txt").read_text().split()
     assert [task.rpartition("_")[0] for task in tasks] == [
@@ -98,7 +101,12 @@ def test_a_job_array_has_a_task_per_start_of_an_encoder(words: list[str], tmp_pa
     ]
     script = (tmp_path / "out" / "array.sbatch").read_text()
     assert "moco_det_tools.study" in script and "--array=0-3" in script
-    assert '--no-report --only "$run"' in script
+    (line,) = [line for line in script.splitlines() if "moco_det_tools.study" in line]
+    task = shlex.split(line.replace('"$run" &', tasks[0]))
+    assert task[0] == "CUDA_VISIBLE_DEVICES="  # another device would make other pieces
+    capsys.readouterr()
+    assert cli.main(["study", *task[4:], "--dry-run"]) == 0
+    assert "2 pieces of 2 left" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("12m", 720), ("1.5h", 5400)])

@@ -13,8 +13,10 @@ from moco_det.data.crops import write_crops
 from moco_det.data.mosaics import write_mosaics
 from moco_det.data.scenes import SCENE_CLASSES, write_scenes
 from moco_det.foundation import declared
+from moco_det.foundation.atomic import locked, make_folder
 from moco_det.foundation.declared import within
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.folders import CLAIM, open_lock
 from moco_det.foundation.strict_yaml import did_you_mean
 from moco_det.runs.quickstart.data_sets import CLOSE_UPS, LABELLED, PAINTED
 from moco_det.runs.studies.study import StudyPlan
@@ -133,10 +135,19 @@ class StudyData:
             )
         return self.folders[name]
 
+    @property
+    def _made(self) -> list[tuple[str, str]]:
+        """The data sets that are made here, each with what makes it."""
+        mine = {name: recipe for name, recipe in self.recipes.items() if name not in self.given}
+        return [(name, builder) for name, recipe in mine.items() for builder in recipe]
+
     def make(self) -> None:
-        """Make what is not there yet; it shows its progress."""
-        for name, recipe in self.recipes.items():
-            for builder in recipe if name not in self.given else ():
+        """Make what is not there yet, which another process waits for; it shows its progress."""
+        if not self._made:
+            return
+        lock = open_lock(make_folder(self.output) / f"{CLAIM}.data")
+        with open(lock, "ab") as file, locked(file):
+            for name, builder in self._made:
                 try:
                     self._recipe(name, builder).make(Path(self.folders[name]))
                 except InputError as error:
@@ -152,8 +163,8 @@ class StudyData:
                 )
             if name not in self.given and not recipe:
                 raise InputError(f"{here} is yours to name: add --data {name}=DIR")
-            for builder in recipe if name not in self.given else ():
-                self._recipe(name, builder)
+        for name, builder in self._made:
+            self._recipe(name, builder)
 
     def _recipe(self, name: str, builder: str) -> Painted | Mosaics:
         given = self.recipes[name][builder]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from moco_det.data.check import load_pair
 from moco_det.foundation.atomic import write_text
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_mapping
@@ -26,61 +28,105 @@ from moco_det.runs.suites.processes import Slot
 COMMON = {"size", "batch", "precision"}
 
 
-def check(
-    matrix: Matrix, *, engine: str, check_pretraining: Callable[[None, Sequence[str]], Any]
-) -> None:
-    """InputError for what a piece would refuse, before the first one runs.
+Config = TypeVar("Config")
+# Reads KEY VALUE words as a pre-training does.
+ReadConfig = Callable[[None, Sequence[str]], Config]
 
-    `check_pretraining` reads KEY VALUE words as a pre-training does.
-    """
+
+def check(matrix: Matrix, *, engine: str, read_config: ReadConfig[Any]) -> None:
+    """InputError for what a piece would refuse, before the first one runs."""
     if not matrix.pieces:
         raise InputError("no piece is left: --only names a TRIAL as --slurm writes it to runs.txt")
-    texts = {p.config[1]: p.name for p in matrix.pieces if p.config and not p.run}
-    for text, name in texts.items():
-        keys = flatten(load_mapping(text, "a pre-training config"))
-        words = [word for key, value in keys.items() for word in (key, str(value))]
-        try:
-            check_pretraining(None, words)
-        except InputError as error:
-            encoder = name.rpartition("_seed")[0]
-            said = str(error).replace("on the command line", "in its config")
-            raise InputError(f"the encoder {encoder}: {said}") from None
+    for encoder, words in _pretrainings(matrix.pieces):
+        with _naming(f"the encoder {encoder}"):
+            read_config(None, words)
     runs = {piece.run.setting.name: piece.run for piece in matrix.pieces if piece.run}
     check_settings([run.setting for run in runs.values()], [], engine=engine)
 
 
-def check_probes(studies: Sequence[StudyPlan], protocols: Mapping[str, tuple[str, Any]]) -> None:
-    """InputError for options that `moco-det probe`, whose `protocols` these are, does not have."""
+def _pretrainings(pieces: Sequence[Piece]) -> Iterator[tuple[str, list[str]]]:
+    """The encoders with the KEY VALUE words of their configs, each config once."""
+    texts = {p.config[1]: p.name for p in pieces if p.config and not p.run}
+    for text, name in texts.items():
+        keys = flatten(load_mapping(text, "a pre-training config"))
+        words = [word for key, value in keys.items() for word in (key, str(value))]
+        yield name.rpartition("_seed")[0], words
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """InputErrors begin with the part of the study that they are of."""
+    try:
+        yield
+    except InputError as error:
+        said = str(error).replace("on the command line", "in its config")
+        raise InputError(f"{what}: {said}") from None
+
+
+def check_probes(
+    studies: Sequence[StudyPlan],
+    protocols: Mapping[str, tuple[str, Any]],
+    read_probe: Callable[[Sequence[str]], Any],
+) -> None:
+    """InputError for options that `moco-det probe` refuses.
+
+    It reads a command line by `read_probe`; `protocols` are its subcommands.
+    """
     for study in studies:
         for name, probe in study.probes.items():
-            where, kind = f"{study.name}: the probe {name}", protocols[probe.protocol][1]
-            known = {one.name.replace("_", "-"): one for one in fields(kind)}
-            given = {}
-            for key, value in probe.options.items():
-                if key in COMMON:
-                    continue
-                if key not in known or key in ("output", "resume"):
-                    raise InputError(
-                        f"{where}: unknown option {key}{did_you_mean(str(key), known)}"
-                    )
-                default = known[key].default
-                if default is not None and not isinstance(value, type(default) | int):
-                    raise InputError(f"{where}: {key} is {value!r}, wanted one like {default!r}")
-                given[known[key].name] = value
-            kind(**given)
+            own = (one.name.replace("_", "-") for one in fields(protocols[probe.protocol][1]))
+            known = {*COMMON, *own} - {"output", "resume"}
+            with _naming(f"{study.name}: the probe {name}"):
+                for key in probe.options:
+                    if key not in known:
+                        raise InputError(f"unknown option {key}{did_you_mean(str(key), known)}")
+                read_probe([probe.protocol, "random", "--train=x", "--test=y", *probe.words])
 
 
-def check_pairs(
-    studies: Sequence[StudyPlan], data: StudyData, check_pair: Callable[..., Any]
+def check_data(
+    studies: Sequence[StudyPlan],
+    matrix: Matrix,
+    output: Path,
+    data: StudyData,
+    *,
+    read_config: ReadConfig[Config],
+    check_images: Callable[[Config], None],
+    check_pair: Callable[..., Any],
 ) -> None:
-    """InputError for images that no probe could learn from or be tested on; the data are there."""
-    pairs = {
-        tuple(data.placed([probe.train, probe.test])): name
-        for study in studies
-        for name, probe in study.probes.items()
+    """InputError for data, which are there now, that a piece which is left would refuse.
+
+    `check_images` looks at those of a pre-training, `check_pair` at the two folders of a probe.
+    """
+    left = {piece.name: piece for piece in left_of(matrix, output)}
+    for encoder, words in _pretrainings(list(left.values())):
+        with _naming(f"the encoder {encoder}"):
+            check_images(read_config(None, words))
+    needed = {
+        (study, quantity.setting or quantity.metric)
+        for (study, quantity, _), name in matrix.measures.items()
+        if name in left
     }
-    for pair, name in pairs.items():
-        check_pair(*pair, keys=(f"train of the probe {name}", f"test of the probe {name}"))
+    seen: set[str] = set()
+    for study in studies:
+        for name, probe in study.probes.items():
+            folders = data.placed([probe.train, probe.test])
+            if (study.name, name) in needed and str(folders) not in seen:
+                check_pair(
+                    *folders, keys=(f"train of the probe {name}", f"test of the probe {name}")
+                )
+                seen.add(str(folders))
+        for name, keys in study.settings.items():
+            pair = {
+                "train": data.placed(keys["DATASETS.TRAIN"]),
+                "test": data.placed(keys["DATASETS.TEST"]),
+                "num_classes": keys.get("MODEL.ROI_HEADS.NUM_CLASSES", 80),  # detectron2's own
+                "with_masks": keys.get("MODEL.MASK_ON", False),
+            }
+            if (study.name, name) in needed and str(pair) not in seen:
+                if keys.get("TEST.EVALUATOR") != "detectron2":  # whose own catalog names the data
+                    with _naming(f"{study.name}: the setting {name}"):
+                        load_pair(**pair, strict=False, progress=True)
+                seen.add(str(pair))
 
 
 def show_what_is_left(matrix: Matrix, output: Path) -> None:
@@ -143,12 +189,11 @@ def run_and_report(
 def write_report(
     studies: Sequence[StudyPlan], matrix: Matrix, output: Path, title: str | None
 ) -> None:
-    """report.html and .md, the hypotheses first, where there is a row; values.csv."""
+    """report.html and .md, the hypotheses first; values.csv."""
     results, found = output / "results.jsonl", findings(studies, matrix, output)
-    if not results.is_file():
-        return
     write_text(output / "values.csv", values_csv(found))
     try:
-        make_report([results], output, title=title or studies[0].question, studies=found)
+        files = [results] if results.is_file() else []
+        make_report(files, output, title=title or studies[0].question, studies=found)
     except InputError as error:
         print(f"the report was not updated: {error}", file=sys.stderr)

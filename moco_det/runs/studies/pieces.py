@@ -26,6 +26,7 @@ from moco_det.runs.suites.matrix import Run, SuiteArm, read_arms
 from moco_det.runs.suites.runner import TRAIN
 from moco_det.runs.suites.suite import DEFAULT_ITERATIONS, SuiteSetting
 from moco_det.settings.config import dump
+from moco_det.weights.download import local_path
 
 PRETRAIN, CONVERT, PROBE = (
     (sys.executable, "-m", f"moco_det_tools.{tool}")
@@ -124,14 +125,14 @@ class _Maker:
     def __init__(self, output: Path, data: StudyData, engine: str, device: str) -> None:
         self.output, self.data, self.engine, self.device = output, data, engine, device
         self.version = __version__ if engine == "standalone" else version_of("detectron2")
-        self.arms: dict[Path, SuiteArm] = {}
+        self.arms: dict[tuple[str, str], tuple[Path, SuiteArm]] = {}
 
     def pieces_for(self, study: StudyPlan, quantity: Quantity, seed: int) -> list[Piece]:
         """In order; the last one measures it."""
         encoder = study.encoders[quantity.encoder]
         recipes = [self.data.described(encoder.keys)]
-        if encoder.weights is not None:
-            name = f"{encoder.name}_{digest(self._given(encoder).sha256)}"
+        if encoder.weights:
+            name = f"{encoder.name}_{digest(self._given(encoder)[1].sha256)}"
         else:
             made = "random" if encoder.random else "pretrained"
             own = encoder.architecture if encoder.random else encoder.keys
@@ -139,19 +140,22 @@ class _Maker:
         first = [] if encoder.random or encoder.weights else [self._pretrain(encoder, name, seed)]
         if quantity.metric in LOGGED:
             return first
-        checkpoint = str(first[-1].file) if first else str(encoder.weights or "random")
+        given = self._given(encoder)[0] if encoder.weights else "random"
+        checkpoint = str(first[-1].file if first else given)
         if quantity.metric in study.probes:
             return [*first, self._probe(study, quantity, name, seed, checkpoint, first)]
         if first:
             first.append(self._convert(name, checkpoint, first))
         return [*first, self._detect(study, quantity, name, seed, first)]
 
-    def _given(self, encoder: StudyEncoder) -> SuiteArm:
-        assert encoder.weights is not None
-        if encoder.weights not in self.arms:
-            words = [f"{encoder.name}={encoder.weights}"]
-            self.arms[encoder.weights] = read_arms(words, random=False, supervised=False)[0]
-        return self.arms[encoder.weights]
+    def _given(self, encoder: StudyEncoder) -> tuple[Path, SuiteArm]:
+        """The file of an encoder that is there, and its backbone."""
+        key = encoder.name, encoder.weights
+        if key not in self.arms:
+            file = local_path(encoder.weights)
+            words = [f"{encoder.name}={file}"]
+            self.arms[key] = file, read_arms(words, random=False, supervised=False)[0]
+        return self.arms[key]
 
     def _pretrain(self, encoder: StudyEncoder, name: str, seed: int) -> Piece:
         folder = self.output / "pretrain" / name
@@ -189,9 +193,7 @@ class _Maker:
         first: Sequence[Piece],
     ) -> Piece:
         probe = study.probes[quantity.metric]
-        pairs = ((f"--{key}", str(value)) for key, value in probe.options.items())
-        options = [word for pair in pairs for word in pair]
-        sets = ["--train", probe.train, "--test", probe.test]
+        options, sets = probe.words, ["--train", probe.train, "--test", probe.test]
         recipes = self.data.described(sets)
         key = digest(probe.protocol, options, sets, recipes, trial, seed, __version__)
         name = f"{quantity.metric}_{quantity.encoder}_seed{seed}_{key}"
@@ -218,8 +220,8 @@ class _Maker:
     ) -> Piece:
         encoder, name = study.encoders[quantity.encoder], quantity.setting
         keys = dict(study.settings[name])
-        if encoder.weights is not None:
-            arm = self._given(encoder)
+        if encoder.weights:
+            _, arm = self._given(encoder)
             architecture = arm.architecture or "resnet50"
         else:
             arm = SuiteArm(quantity.encoder, first[-1].file if first else None, None, {})

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -16,12 +16,14 @@ from moco_det.foundation.atomic import make_folder
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.folders import shared
 from moco_det.foundation.stopping import Stopped
+from moco_det.report.formats import counted
 from moco_det.report.hypotheses import Study, judge
 from moco_det.report.training import read_log
 from moco_det.results import Row, append_row, read_rows
 from moco_det.results.claims import Quantity
 from moco_det.runs.studies.pieces import Matrix, Piece, command_of
 from moco_det.runs.studies.study import APS, LOGGED, StudyPlan
+from moco_det.runs.suites.live import NewEvents
 from moco_det.runs.suites.processes import (
     Job,
     RunningJob,
@@ -31,20 +33,15 @@ from moco_det.runs.suites.processes import (
     start_job,
     with_threads,
 )
-from moco_det.runs.suites.runner import failed_row
+from moco_det.runs.suites.runner import MatrixOutcome, failed_row
 
 LAST_PART = 0.2  # of a pre-training's log, of which its numbers are the mean
 
 
 @dataclass
-class StudyOutcome:
-    """What a call did, by piece: `failed` and `stopped` with why, `elsewhere` runs of others."""
+class StudyOutcome(MatrixOutcome):
+    """What a call did, by piece; one is `stopped` also where what it needs is not there."""
 
-    finished: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    stopped: dict[str, str] = field(default_factory=dict)
-    elsewhere: list[str] = field(default_factory=list)
-    signal: int = 0
     out_of_time: bool = False
 
 
@@ -92,10 +89,22 @@ def run_pieces(
     for piece in matrix.pieces if lean else ():
         if piece not in left:
             _make_lean(piece)
-    waiting = {piece.name for piece in left}
+    waiting, done = {piece.name for piece in left}, len(pieces) - len(left)
     environment = with_threads(len(slots)) if len(slots) > 1 else dict(os.environ)
-    bar = tqdm(total=len(pieces), initial=len(pieces) - len(left), unit="piece", mininterval=2)
-    reported, shown = 0, 0.0
+    terminal = sys.stderr.isatty()
+    bar = tqdm(
+        total=len(pieces),
+        initial=done,
+        unit="piece",
+        miniters=0,
+        mininterval=2,
+        disable=not terminal,
+    )
+    events = NewEvents({piece.name: f"{piece.folder.parent.name} {piece.name}" for piece in left})
+    reported = 0
+
+    def how_many_left() -> str:
+        return f"{len(left) - len(outcome.finished)} of {counted(len(pieces), 'piece')} left"
 
     def lost(piece: Piece) -> bool:
         given_up = {*outcome.failed, *outcome.stopped, *outcome.elsewhere}
@@ -120,7 +129,7 @@ def run_pieces(
             words = command_of(piece, output)
         except InputError as error:
             os.close(claim)
-            outcome.failed[piece.name] = str(error)
+            fail(piece, str(error))
             return None
         job = Job(piece.name, words, piece.folder, piece.iterations)
         return start_job(job, slot, environment, claim)
@@ -128,7 +137,6 @@ def run_pieces(
     def end(piece: Piece) -> None:
         waiting.discard(piece.name)
         outcome.finished.append(piece.name)
-        bar.update()
         if lean:
             _make_lean(piece)
 
@@ -139,26 +147,33 @@ def run_pieces(
         elif one.stopped:
             outcome.stopped[piece.name] = one.stopped
         else:
-            why = one.last_words()
-            made = [pieces[name] for name in piece.needs if name in pieces]
-            if broken := [one.folder for one in made if str(one.file) in why]:
-                why += f"; it was made here: remove {broken[0]} to make it anew"
-            outcome.failed[piece.name] = why
-            tqdm.write(f"failed: {piece.name}: {why}", file=sys.stderr)
+            fail(piece, one.last_words())
             if piece.run is not None:
-                row = failed_row(piece.run, output, why, time.monotonic() - one.started)
+                why, seconds = outcome.failed[piece.name], time.monotonic() - one.started
+                row = failed_row(piece.run, output, why, seconds)
                 append_row(output / "results.jsonl", row.as_dict())
 
+    def fail(piece: Piece, why: str) -> None:
+        files = [pieces[name].file for name in piece.needs if name in pieces]
+        if broken := [file for file in files if str(file) in why]:
+            why += f"; it was made here: remove {broken[0]} and type the same command again"
+        outcome.failed[piece.name] = why
+        if terminal:
+            tqdm.write(f"failed: {piece.name}: {why}", file=sys.stderr)
+
     def watch(running: Sequence[RunningJob]) -> None:
-        nonlocal reported, shown
+        nonlocal reported
+        if terminal:
+            bar.set_postfix_str(", ".join(map(_shown, running)), refresh=False)
+            bar.update(done + len(outcome.finished) - bar.n)
+        else:
+            for line in events.lines(running, outcome, how_many_left):
+                print(line, flush=True)
         if len(outcome.finished) > reported:
             reported = len(outcome.finished)
             on_row()
         if budget is not None and running and time.monotonic() - begun > budget:
             raise _OutOfTime
-        if time.monotonic() - shown > (2 if sys.stderr.isatty() else 60):
-            bar.set_postfix_str(", ".join(map(_shown, running)))
-            shown = time.monotonic()
 
     try:
         with bar, shared(output, "configs"):

@@ -40,6 +40,7 @@ from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.results.claims import Claim, Hypothesis, Quantity, Term, read_claim
 from moco_det.runs.suites.suite import MOST_SEEDS, RUN_KEYS
 from moco_det.settings.zoo import PRETRAINING, find_config
+from moco_det.weights.download import is_address
 
 RANDOM = "random"
 # of encoders, probes, settings and data; a dot stands between an encoder and its metric
@@ -90,6 +91,12 @@ class ProbeEntry:
     test: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def words(self) -> list[str]:
+        """The options as a command line has them."""
+        pairs = ((f"--{key}", value) for key, value in self.options.items())
+        return [str(w) for key, v in pairs for w in (key, *(v if isinstance(v, list) else [v]))]
+
 
 @dataclass
 class DetectionEntry:
@@ -114,7 +121,7 @@ class StudyEncoder:
 
     name: str
     keys: Mapping[str, Any]
-    weights: Path | None = None
+    weights: str = ""  # a file or an address
     random: bool = False
 
     @property
@@ -220,7 +227,8 @@ def _encoder(name: str, tree: Any, common: EncoderEntry, path: Path) -> StudyEnc
     if entry.weights:
         if entry.config or entry.set or entry.random:
             raise InputError(f"{where} has weights: leave out config, set and random")
-        return StudyEncoder(name, {}, weights=path.parent / entry.weights)
+        given = entry.weights if is_address(entry.weights) else str(path.parent / entry.weights)
+        return StudyEncoder(name, {}, weights=given)
     keys = _pretraining(common, {"config": entry.config, "set": entry.set}, path)
     if entry.random:
         return StudyEncoder(name, {"ENCODER.ARCH": keys.get("ENCODER.ARCH")}, random=True)

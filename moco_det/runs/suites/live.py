@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -25,6 +25,33 @@ from moco_det.runs.suites.state import MatrixState, read_state, time_left_line
 DRAW_SECONDS = 2.0
 
 
+class NewEvents:
+    """What has begun and ended since it was last asked, a line each: for where no terminal is."""
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self.labels = labels  # of what runs, by name
+        self._said: set[str] = set()
+
+    def lines(
+        self, running: Sequence[RunningJob], outcome: MatrixOutcome, left: Callable[[], str]
+    ) -> list[str]:
+        """The new lines; `left` stands below what has ended."""
+        full = self.labels
+        ended = [f"finished  {full[name]}" for name in outcome.finished]
+        ended += [f"failed    {full[name]}: {why}" for name, why in outcome.failed.items()]
+        ended += [f"{why}  {full[name]}" for name, why in outcome.stopped.items()]
+        others = [f"elsewhere {full[one]}: another process runs it" for one in outcome.elsewhere]
+        others += [f"started   {full[one.job.name]}" for one in running]
+        if new := self._new(ended):
+            new.append(left())
+        return new + self._new(others)
+
+    def _new(self, lines: Sequence[str]) -> list[str]:
+        new = [line for line in lines if line not in self._said]
+        self._said.update(new)
+        return new
+
+
 class LiveTable:
     """Shows a matrix; `watch` fits `run_matrix`. Prints a line per event where no terminal is."""
 
@@ -36,12 +63,13 @@ class LiveTable:
         self.terminal = self.stream.isatty()
         self._drawn = 0
         self._next = 0.0
-        self._said: set[str] = set()
+        self.events = NewEvents({run.name: f"{run.setting.name} {run.name}" for run in self.runs})
 
     def watch(self, running: Sequence[RunningJob], outcome: MatrixOutcome) -> None:
         """Draw the table again, at most every two seconds, or say what is new."""
         if not self.terminal:
-            self._say(running, outcome)
+            for line in self.events.lines(running, outcome, self._left):
+                print(line, file=self.stream, flush=True)
         elif time.monotonic() >= self._next:
             self._next = time.monotonic() + DRAW_SECONDS
             self.draw(running, outcome)
@@ -57,20 +85,9 @@ class LiveTable:
         print(over + "\n".join(lines), file=self.stream, flush=True)
         self._drawn = len(lines)
 
-    def _say(self, running: Sequence[RunningJob], outcome: MatrixOutcome) -> None:
-        full = {run.name: f"{run.setting.name} {run.name}" for run in self.runs}
-        ended = [f"finished  {full[name]}" for name in outcome.finished]
-        ended += [f"failed    {full[name]}: {why}" for name, why in outcome.failed.items()]
-        ended += [f"{why}  {full[name]}" for name, why in outcome.stopped.items()]
-        lines = [f"started   {full[one.job.name]}" for one in running] + ended
-        lines += [f"elsewhere {full[one]}: another process runs it" for one in outcome.elsewhere]
-        new = [line for line in lines if line not in self._said]
-        if set(new) & set(ended):
-            state = read_state(self.output / "results.jsonl", self.runs)
-            new.append(time_left_line(self.runs, state, at_once=self.at_once))
-        self._said.update(lines)
-        if new:
-            print("\n".join(new), file=self.stream, flush=True)
+    def _left(self) -> str:
+        state = read_state(self.output / "results.jsonl", self.runs)
+        return time_left_line(self.runs, state, at_once=self.at_once)
 
 
 def fitted(lines: Sequence[str], size: os.terminal_size) -> list[str]:

@@ -25,14 +25,9 @@ exit $code
 """
 
 
-def task_command(given: Sequence[str], *, engine: str, gpus: int) -> list[str]:
-    """A benchmark's arguments for a task of its job array; what is decided here comes last.
-
-    The engine is the one found here. A task without GPUs is told so, since a machine with GPUs
-    would make another config of it, and so another run.
-    """
-    device = [] if gpus or "MODEL.DEVICE" in given else ["--set", "MODEL.DEVICE", "cpu"]
-    return [*given, "--no-slurm", "--at-once", "1", *device, "--engine", engine]
+def task_command(given: Sequence[str], *, engine: str) -> list[str]:
+    """A command line's words for a task of its job array, with the engine that is found here."""
+    return [*given, "--no-slurm", "--at-once", "1", "--engine", engine]
 
 
 def write_job_array(
@@ -57,6 +52,8 @@ def write_job_array(
             raise InputError(f"--sbatch {directive!r}: write an option of sbatch, --time=08:00:00")
     numbers = ",".join(map(str, range(gpus)))
     given = f' --gpus "${{CUDA_VISIBLE_DEVICES:-{numbers}}}"' if gpus else ""
+    # A machine with GPUs would make another config of a task without, and so another run.
+    hidden = "" if gpus or "MODEL.DEVICE" in command else "CUDA_VISIBLE_DEVICES= "
     names, script = output / "runs.txt", output / "array.sbatch"
     lines = [
         "#!/bin/bash",
@@ -73,7 +70,7 @@ def write_job_array(
         "set -eu",
         f"cd {shlex.quote(str(Path.cwd()))}",
         f'run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(names.resolve()))})',
-        _TASK.format(task=f'{shlex.join(command)}{given} --no-report --only "$run"'),
+        _TASK.format(task=f'{hidden}{shlex.join(command)}{given} --no-report --only "$run"'),
     ]
     write_text(names, "".join(f"{task}\n" for task in tasks))
     write_text(script, "\n".join(lines))

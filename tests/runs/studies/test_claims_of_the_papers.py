@@ -13,12 +13,15 @@ from moco_det.runs.studies.study import read_study
 from moco_det.settings.zoo import find_study, names
 from pretrain.config import load_config
 from pretrain.probe.options import PROTOCOLS
+from tests.runs.studies.conftest import read_probe
 
 STUDIES = [name for name in names(["studies/**/*.yaml"]) if not name.endswith("/base")]
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_that_ships_is_one_and_all_its_pieces_can_be_made(name: str, tmp_path: Path) -> None:
+def test_a_study_that_ships_is_one_and_all_its_pieces_can_be_made(
+    name: str, tmp_path: Path
+) -> None:
     file = find_study(name.removeprefix("studies/"))
     header = file.read_text("utf-8").splitlines()[:4]
     words = (
@@ -33,7 +36,7 @@ def test_a_study_that_ships_is_one_and_all_its_pieces_can_be_made(name: str, tmp
     users = [f"{name}={tmp_path}" for name, recipe in plan.data.items() if not recipe]
     data = read_data([plan], users, Path("out"))
     matrix = build_pieces([plan], Path("out"), data, seeds=[0], engine="standalone", device="cpu")
-    flow.check_probes([plan], PROTOCOLS)
-    flow.check(matrix, engine="standalone", check_pretraining=load_config)
+    flow.check_probes([plan], PROTOCOLS, read_probe)
+    flow.check(matrix, engine="standalone", read_config=load_config)
     used = {quantity.encoder for quantity in plan.quantities} | {"random"}
     assert used == set(plan.encoders)  # an encoder that no claim is about is a slip of the pen

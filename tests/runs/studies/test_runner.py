@@ -8,11 +8,15 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+from tqdm import tqdm
 
 from moco_det.foundation.atomic import try_lock
+from moco_det.foundation.errors import InputError
 from moco_det.results.claims import Hypothesis, Quantity, read_claim
+from moco_det.runs.studies import runner
 from moco_det.runs.studies.flow import run_and_report
 from moco_det.runs.studies.pieces import Matrix, Piece
 from moco_det.runs.studies.runner import StudyOutcome, findings, left_of, logged, run_pieces
@@ -74,6 +78,30 @@ def test_what_needs_a_failed_piece_is_left_out_and_the_rest_goes_on(tmp_path: Pa
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("started", [True, False])
+def test_a_torn_file_of_a_piece_is_made_anew_as_the_message_says(
+    started: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = piece(tmp_path, "made")
+    run(tmp_path, made)
+    assert made.file is not None
+    if not started:  # weights that are read before the process of a detector is started
+        monkeypatch.setattr(runner, "command_of", refuse)
+    after = piece(tmp_path, "after", f"print('error: {made.file} is torn'); raise SystemExit(2)",
+                  ("made",))  # fmt: skip
+    why = run(tmp_path, made, after).failed["after"]
+    assert why.endswith(f"; it was made here: remove {made.file} and type the same command again")
+    monkeypatch.undo()
+    made.file.unlink()
+    assert run(tmp_path, made, piece(tmp_path, "after", needs=("made",))).finished == [
+        *("made", "after"),
+    ]
+
+
+def refuse(piece: Piece, output: Path) -> list[str]:
+    raise InputError(f"{output / 'made' / 'done'} is torn")
+
+
 def test_the_budget_stops_what_runs_and_the_same_call_goes_on(tmp_path: Path) -> None:
     pieces = [piece(tmp_path, "quick"), piece(tmp_path, "slow", SLOW), piece(tmp_path, "never")]
     outcome = run(tmp_path, *pieces, budget=0.8)
@@ -108,6 +136,50 @@ def test_a_piece_of_another_caller_is_left_alone(tmp_path: Path) -> None:
     assert outcome.elsewhere == ["one"] and outcome.finished == []
 
 
+def test_without_a_terminal_every_event_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(
+        tmp_path,
+        piece(tmp_path, "a"),
+        piece(tmp_path, "b", FAILS),
+        piece(tmp_path, "c", "", ("b",)),
+    )
+    said, bar = capsys.readouterr()
+    assert [line.split("/")[-1] for line in said.splitlines()] == [
+        f"started   {tmp_path.name} a",
+        *(f"finished  {tmp_path.name} a", "2 of 3 pieces left", f"started   {tmp_path.name} b"),
+        f"failed    {tmp_path.name} b: no such thing: name another",
+        *(f"what it needs is not there  {tmp_path.name} c", "2 of 3 pieces left"),
+    ]
+    assert bar == ""
+
+
+class EveryBar(tqdm):  # type: ignore[type-arg]
+    """Drawn at every chance."""
+
+    drawn: ClassVar[list[str]] = []
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "mininterval": 0})
+
+    def display(self, *_: Any, **__: Any) -> None:
+        self.drawn.append(str(self))
+
+
+def test_the_bar_never_names_a_piece_that_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "tqdm", EveryBar)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    run(tmp_path, piece(tmp_path, "first_x"), piece(tmp_path, "second_x"))
+    named = [tuple(name in line for name in ("first", "second")) for line in EveryBar.drawn[1:]]
+    counts = [line.partition("/2")[0][-1] for line in EveryBar.drawn[1:]]
+    assert set(zip(counts, named, strict=True)) == {
+        *(("0", (True, False)), ("1", (False, True)), ("2", (False, False))),
+    }
+
+
 def write_log(folder: Path, losses: list[float]) -> None:
     folder.mkdir(parents=True)
     rows = [{"iteration": i, "loss": loss, "accuracy": 10 * i} for i, loss in enumerate(losses)]
@@ -123,7 +195,7 @@ def test_a_number_of_a_log_is_of_its_last_fifth_and_only_of_a_finished_run(tmp_p
     assert logged(tmp_path / "b", "loss") is None
 
 
-def test_what_was_found_is_judged_and_said_at_the_end(
+def test_what_was_found_is_judged_and_said_at_the_end_without_a_row_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pieces, measures = [], {}
@@ -146,3 +218,6 @@ def test_what_was_found_is_judged_and_said_at_the_end(
     )
     said = capsys.readouterr().out
     assert code == 0 and "refuted   a.loss < b.loss: +1.00 [" in said
+    page = (tmp_path / "report.md").read_text("utf-8")
+    assert "No probe and no detector has finished yet" in page and "| refuted | +1.00 (" in page
+    assert "## Runs" not in page and "s,a,loss,,0,3.0" in (tmp_path / "values.csv").read_text()

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import yaml
 
+from moco_det.foundation.atomic import try_lock
 from moco_det.foundation.errors import InputError
 from moco_det.results.claims import Quantity
-from moco_det.runs.studies import flow
-from moco_det.runs.studies.data_sets import StudyData, read_data
-from moco_det.runs.studies.pieces import Matrix, build_pieces
+from moco_det.runs.studies import flow, pieces
+from moco_det.runs.studies.data_sets import Painted, StudyData, read_data
+from moco_det.runs.studies.pieces import PROBE, Matrix, build_pieces
 from moco_det.runs.studies.study import StudyPlan, read_study
+from moco_det.runs.suites.matrix import SuiteArm
 from pretrain.probe.options import PROTOCOLS
+from tests.runs.studies.conftest import read_probe
 
 TREE: dict[str, Any] = {
     "question": "Is it so?",
@@ -223,7 +226,10 @@ def test_folders_that_are_given_must_be_there_and_asked_for(tmp_path: Path) -> N
         ({"kk": 5}, "unknown option kk: did you mean k"),
         ({"results": "/etc"}, "unknown option results"),
         ({"k": 0}, "--k is 0"),
-        ({"k": "many"}, "k is 'many'"),
+        ({"k": "many"}, "x: the probe knn: argument --k: invalid int value: 'many'"),
+        ({"features": "heads"}, "argument --features: invalid choice: 'heads'"),
+        ({"size": 8}, "--size is 8"),
+        ({"precision": "half"}, "argument --precision: invalid choice"),
     ],
 )
 def test_options_that_no_probe_has_are_told_before_the_pre_training(
@@ -231,4 +237,55 @@ def test_options_that_no_probe_has_are_told_before_the_pre_training(
 ) -> None:
     probes = {"knn": {**TREE["probes"]["knn"], "options": options}}
     with pytest.raises(InputError, match=message):
-        flow.check_probes([read_study(write(tmp_path, probes=probes))], PROTOCOLS)
+        flow.check_probes([read_study(write(tmp_path, probes=probes))], PROTOCOLS, read_probe)
+
+
+def test_an_option_with_several_values_reaches_the_probe(tmp_path: Path) -> None:
+    own = {"protocol": "linear", "options": {"epochs": 9, "milestones": [3, 6]}}
+    study = read_study(write(tmp_path, probes={"knn": {**TREE["probes"]["knn"], **own}}))
+    flow.check_probes([study], PROTOCOLS, read_probe)
+    (command, *_) = [one.command for one in pieces_of(study).pieces if "probes" in one.folder.parts]
+    assert read_probe(command[len(PROBE) :]).milestones == [3, 6]
+
+
+def test_weights_are_a_file_beside_the_study_or_an_address(tmp_path: Path) -> None:
+    encoders = {**TREE["encoders"], "a": {"weights": "a.pth"}, "b": {"weights": "https://x/b.pth"}}
+    found = read_study(write(tmp_path, encoders=encoders)).encoders
+    assert found["a"].weights == str(tmp_path / "a.pth") and found["b"].weights == "https://x/b.pth"
+
+
+def test_weights_that_are_there_are_fetched_once_and_probed_and_detected_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+
+    def fetch(name: str) -> Path:
+        fetched.append(name)
+        return tmp_path / "b.pth"
+
+    def arms(words: list[str], **_: Any) -> list[SuiteArm]:
+        assert words == [f"fast={tmp_path / 'b.pth'}"]
+        return [SuiteArm("fast", tmp_path / "b.pkl", "5ha", {}, "resnet18")]
+
+    monkeypatch.setattr(pieces, "local_path", fetch)
+    monkeypatch.setattr(pieces, "read_arms", arms)
+    encoders = {**TREE["encoders"], "fast": {"weights": "https://x/b.pth"}}
+    made = pieces_of(read_study(write(tmp_path, encoders=encoders))).pieces
+    mine = [piece for piece in made if piece.trial.startswith("fast_")]
+    assert fetched == ["https://x/b.pth"] and len(mine) == 6 and not any(p.needs for p in mine)
+    assert all(str(tmp_path / "b.pth") in one.command for one in mine if not one.run)
+    assert {one.run.arm.weights for one in mine if one.run} == {tmp_path / "b.pkl"}
+
+
+def test_tasks_that_start_together_make_the_data_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = []
+
+    def make(self: Painted, folder: Path) -> None:
+        with (tmp_path / ".claim.data").open() as other:
+            alone.append(not try_lock(other))
+
+    monkeypatch.setattr(Painted, "make", make)
+    StudyData({"world": {"painted": {}}}, {}, tmp_path).make()
+    assert alone == [True]
