@@ -125,7 +125,11 @@ class StandaloneEngine:
         return {"name": "standalone", "version": __version__}
 
     def check_processes(self, cfg: CfgNode, total: int) -> None:
-        check_device(cfg.MODEL.DEVICE)
+        several = check_device(cfg.MODEL.DEVICE) == "cpu" and total > 1
+        if several and cfg.MODEL.TIMM.NORM == "SyncBN":
+            raise InputError(
+                "MODEL.TIMM.NORM SyncBN is torch's, for GPUs: use --num-gpus 1 on a CPU"
+            )
 
     def join(self, local_world_size: int) -> None:
         """Nothing but the process group is needed."""
