@@ -61,7 +61,8 @@ class TimmBackbone(nn.Module):
         self.strides = dict(STRIDES)
         # what lies behind the last stage would never get a gradient
         network.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
-        if norm and not batch_norms(network):
+        self.norm = (norm or "BN") if batch_norms(network) else ""
+        if norm and not self.norm:
             raise InputError(f"MODEL.TIMM.NORM {norm}: {name} has no batch norm; leave NORM ''")
         if norm == "SyncBN":
             network = import_timm().layers.convert_sync_batchnorm(network)
