@@ -132,6 +132,11 @@ def check_timm(flat: Mapping[str, Any]) -> None:
         raise InputError(f"{TIMM_BACKBONE} needs MODEL.TIMM.NAME, as convnext_tiny")
     elif flat["SOLVER.CUDA_GRAPHS"]:
         raise InputError("SOLVER.CUDA_GRAPHS is for ResNets: set it False with a timm network")
+    elif "res5" not in flat["MODEL.FPN.IN_FEATURES"]:
+        raise InputError(
+            f"MODEL.FPN.IN_FEATURES {flat['MODEL.FPN.IN_FEATURES']}: name res5 too, which a timm "
+            "network has in any case"
+        )
     if flat["SOLVER.OPTIMIZER"] == "AdamW" and (
         flat["SOLVER.NESTEROV"] or flat["SOLVER.MOMENTUM"] >= 1
     ):

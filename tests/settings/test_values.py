@@ -50,6 +50,7 @@ BAD = [
     (f"{TIMM}, DROP_PATH: 1.5}}}}", "MODEL.TIMM.DROP_PATH is 1.5: it must lie between 0 and 1"),
     (f"{TIMM}, NORM: FrozenBN}}}}", "MODEL.TIMM.NORM FrozenBN without MODEL.WEIGHTS normalises"),
     (f"{TIMM}}}}}\nSOLVER: {{CUDA_GRAPHS: true}}", "SOLVER.CUDA_GRAPHS"),
+    (f"{TIMM}}}, FPN: {{IN_FEATURES: [res3, res4]}}}}", "IN_FEATURES .*: name res5 too"),
     ("SOLVER: {LAYER_DECAY: 0.9}", "LAYER_DECAY 0.9 needs MODEL.BACKBONE.NAME build_timm_fpn_b"),
     ("SOLVER: {LAYER_DECAY: 1.5}", "SOLVER.LAYER_DECAY is 1.5: it must be at most 1"),
     ("SOLVER: {OPTIMIZER: Lion}", "SOLVER.OPTIMIZER is 'Lion'; .* 'SGD', 'AdamW'"),
@@ -102,6 +103,12 @@ def test_a_key_that_may_be_without_a_value_is_a_number_otherwise(
 ) -> None:
     with pytest.raises(InputError, match=r"WEIGHT_DECAY_BIAS is \[0\]: it is a number or nothing"):
         load(engine, tmp_path, "SOLVER: {WEIGHT_DECAY_BIAS: [0]}")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_timm_network_is_not_held_to_the_norm_of_resnets(engine: str, tmp_path: Path) -> None:
+    cfg = load(engine, tmp_path, f"{TIMM}}}, RESNETS: {{NORM: FrozenBN}}}}")
+    assert cfg.MODEL.TIMM.NAME == "a" and cfg.MODEL.WEIGHTS == ""
 
 
 def test_two_drops_of_the_rate_in_one_iteration_stay(tmp_path: Path) -> None:
