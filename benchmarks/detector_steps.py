@@ -1,9 +1,10 @@
 """A detector's training step and inference: real detectron2 against our engine, in turn.
 
-    PYTHONPATH=DETECTRON2 python benchmarks/detector_steps.py [--detectors fpn c4 dc5]
+    PYTHONPATH=DETECTRON2 python benchmarks/detector_steps.py [--detectors fpn c4 dc5 timm]
     PYTHONPATH=DETECTRON2 python benchmarks/detector_steps.py --device cuda --size 800
 
-Both have one config of configs/base (ResNet-50), the same weights, images, objects and sampled
+Both have one config of configs/base (ResNet-50; timm: convnext_tiny, or a MODEL.TIMM.NAME behind
+the options, as the backbone of both below an FPN), the same weights, images, objects and sampled
 regions; the losses of the first step are held against each other before anything is timed. A step
 is forward, backward and SGD. With `--loader` images and objects come from files by the loader of
 each engine, with as many workers. Time is the process's CPU time, which other work on the machine
@@ -50,7 +51,8 @@ from moco_det_tools.entry import run
 
 Call = Callable[[], object]
 BASES = Path(__file__).resolve().parents[1] / "configs" / "base"
-BASE_OF = {"fpn": "RCNN_FPN", "c4": "RCNN_C4", "dc5": "RCNN_DC5"}
+BASE_OF = {"fpn": "RCNN_FPN", "c4": "RCNN_C4", "dc5": "RCNN_DC5", "timm": "RCNN_FPN"}
+TIMM = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.TIMM.NAME", "convnext_tiny"]
 KEYS = [
     *("MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN"),
     *("MODEL.DILATED_C5.NORM", "BN", "MODEL.ROI_HEADS.NUM_CLASSES", "20"),
@@ -69,8 +71,8 @@ class Engine:
 
 
 def keys_of(name: str, device: str, more: Sequence[str]) -> list[str]:
-    chosen = ["MODEL.DEVICE", device, "MODEL.MASK_ON", str(name == "fpn")]
-    return [*KEYS, *chosen, *more]
+    chosen = ["MODEL.DEVICE", device, "MODEL.MASK_ON", str(name in ("fpn", "timm"))]
+    return [*KEYS, *chosen, *(TIMM if name == "timm" else []), *more]
 
 
 def config_of(name: str, device: str, more: Sequence[str]) -> CfgNode:
@@ -272,14 +274,14 @@ def compare(name: str, title: str, args: argparse.Namespace) -> None:
             "detectron2": theirs(name, inputs, args.keys, there, **files),
             title: ours(name, inputs, args.keys, here, **files),
         }
-        if on_gpu:
+        if on_gpu and name != "timm":  # whose network no graph was tried with
             keys = [*args.keys, "SOLVER.CUDA_GRAPHS", "True"]
             engines[f"{title}, CUDA graphs"] = ours(name, inputs, keys, here, **files)
         if not args.loader:
             first = {which: engine.train() for which, engine in engines.items()}
             hold(name, first["detectron2"], first[title], here)
         steps: dict[str, Call] = {which: engine.train for which, engine in engines.items()}
-        if on_gpu:
+        if on_gpu and name != "timm":
             cfg = config_of(name, args.device, args.keys)
             steps["convolutions alone"] = convolutions_alone(cfg, inputs.images, here)
         calls = {"training step": steps}
@@ -303,6 +305,8 @@ def report(
 ) -> None:
     """Each of ours against each of the others: a row by the clock, and on a GPU one by events."""
     clocks = ["clock", "CUDA events"] if args.device == "cuda" else ["CPU"]
+    model = config_of(name, args.device, args.keys).MODEL
+    network = model.TIMM.NAME or f"R{model.RESNETS.DEPTH}"
     peers = [which for which in ("detectron2", "convolutions alone") if which in rounds[0]]
     for own in [which for which in rounds[0] if which not in peers]:
         for peer in peers:
@@ -311,7 +315,7 @@ def report(
                 write_row(
                     args.rows,
                     what=what + (" with loader" if args.loader else ""),
-                    case=f"{name}, R50, {args.size} px, batch {args.batch}, {clock}",
+                    case=f"{name}, {network}, {args.size} px, batch {args.batch}, {clock}",
                     peer=peer,
                     ours=own,
                     unit="ms",
@@ -332,7 +336,7 @@ def peak_memory(name: str, engine: str, args: argparse.Namespace) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print seconds and ratios, or memory."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    p.add_argument("--detectors", nargs="+", choices=BASE_OF, default=list(BASE_OF))
+    p.add_argument("--detectors", nargs="+", choices=BASE_OF, default=["fpn", "c4", "dc5"])
     p.add_argument("--size", type=int, default=320, help="pixels of a side")
     p.add_argument("--batch", type=int, default=2, help="images of a step")
     p.add_argument("--rounds", type=int, default=3)

@@ -226,6 +226,15 @@ RULES: dict[str, tuple[Checker, Sources, Sources]] = {
         {"moco_det.report.page": "import moco_det.a", "moco_det.a": "from torch.nn import Conv2d"},
         {"moco_det.report": "if TYPE_CHECKING:\n    import torch", "moco_det.a": "import torch"},
     ),
+    "5 timm, an extra, is imported where it is asked for alone": (
+        lambda s: [
+            f"{one.importer}:{one.line} imports {one.target}"
+            for one in read_imports(s)
+            if one.at_import and inside(one.target, ["timm"])
+        ],
+        {"moco_det.a": "from timm.models import group_parameters"},
+        {"moco_det.a": "def f():\n    import timm"},
+    ),
     "5 no arrow that runs upward": (
         upward,
         {"moco_det.data.a": "def f():\n    from moco_det.weights import b", "moco_det.weights": ""},

@@ -118,7 +118,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
         raise ValueError("its optimizer has no state of some parameters")
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape != parameter.shape:
+            wanted = () if name == "step" else parameter.shape
+            if isinstance(value, Tensor) and value.shape != wanted:
                 raise ValueError(f"its optimizer's {name} has shape {tuple(value.shape)}")
             if not isinstance(value, Tensor | None):
                 raise ValueError(f"its optimizer's {name} is {type(value).__name__}")

@@ -14,14 +14,16 @@ from moco_det.foundation.errors import InputError
 from moco_det.foundation.precision import check_device_kind
 from moco_det.foundation.strict_yaml import flatten, load_yaml
 from moco_det.settings.config import check_values, merge, merge_overrides
+from moco_det.settings.values import LIMITS
 
 # Values that other programs of detectron2 honour and this one does not.
-HONOURED: dict[str, tuple[Any, ...]] = {
+HONOURED: dict[str, Sequence[Any]] = {
     "VERSION": (2,),
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",),
     "MODEL.LOAD_PROPOSALS": (False,),
     "SOLVER.CUDA_GRAPHS": (False,),
     "TEST.AUG.ENABLED": (False,),
+    **{key: LIMITS["choices"][key] for key in ("MODEL.TIMM.NORM", "SOLVER.OPTIMIZER")},
     "TEST.EVALUATOR": ("moco_det", "detectron2"),
     "DATALOADER.SAMPLER_TRAIN": (
         "TrainingSampler",
@@ -39,12 +41,16 @@ def add_moco_det_config(cfg: CfgNode) -> None:
 
     MODEL.DILATED_C5 is the 3x3 convolution of build_resnet_dilated_c5_backbone. TEST.EVALUATOR
     says whose scorer train_net takes: moco_det's, which both engines share, or detectron2's for
-    the tasks that moco_det's has not. SOLVER.CUDA_GRAPHS is the standalone engine's. WANDB is a
-    project of Weights & Biases to log to. Calling twice is harmless.
+    the tasks that moco_det's has not. SOLVER.CUDA_GRAPHS is the standalone engine's. MODEL.TIMM is
+    the network of build_timm_fpn_backbone; SOLVER.OPTIMIZER and LAYER_DECAY are honoured by
+    `moco_det.plugin.trainer.Trainer`. WANDB is a project of Weights & Biases to log to. Calling
+    twice is harmless.
     """
     cfg.MODEL.setdefault("DILATED_C5", CfgNode({"NORM": "", "OUT_CHANNELS": 512}))
+    cfg.MODEL.setdefault("TIMM", CfgNode({"NAME": "", "DROP_PATH": 0.0, "NORM": ""}))
     cfg.TEST.setdefault("EVALUATOR", "moco_det")
-    cfg.SOLVER.setdefault("CUDA_GRAPHS", False)
+    for key, value in (("CUDA_GRAPHS", False), ("LAYER_DECAY", 1.0), ("OPTIMIZER", "SGD")):
+        cfg.SOLVER.setdefault(key, value)
     cfg.setdefault("WANDB", "")
 
 

@@ -1,5 +1,5 @@
 """What the MoCo papers' detectors need in detectron2's registries: R50-dilated-C5, C4's head with a
-norm, narrow ResNet-18 and -34."""
+norm, narrow ResNet-18 and -34, networks of timm."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from moco_det.resnet.architectures import BLOCKS
 from moco_det.settings.config import set_values
+from moco_det.timm_backbones.network import TimmBackbone
 
 BASIC_BLOCKS = {depth: BLOCKS[depth] for depth in (18, 34)}
 # detectron2's builder -> the one that takes its place for a narrow ResNet-18 or -34
@@ -109,14 +110,40 @@ def build_basic_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
 
 def build_basic_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """The same below an FPN."""
+    return pyramid(cfg, build_basic_resnet_backbone(cfg, input_shape))
+
+
+def pyramid(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     return FPN(
-        build_basic_resnet_backbone(cfg, input_shape),
+        bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
         top_block=LastLevelMaxPool(),
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
+
+
+class TimmD2Backbone(TimmBackbone, Backbone):
+    """A network of timm as detectron2's pyramid takes it."""
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {
+            name: ShapeSpec(channels=self.channels[name], stride=stride)
+            for name, stride in self.strides.items()
+        }
+
+
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """The network that MODEL.TIMM describes below an FPN."""
+    timm = cfg.MODEL.TIMM
+    bottom_up = TimmD2Backbone(
+        timm.NAME,
+        drop_path=timm.DROP_PATH,
+        norm=timm.NORM,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
+    return pyramid(cfg, bottom_up)
 
 
 def any_width(cfg: CfgNode) -> CfgNode:
@@ -153,6 +180,7 @@ def register_parts() -> None:
         (BACKBONE_REGISTRY, build_resnet_dilated_c5_backbone),
         (BACKBONE_REGISTRY, build_basic_resnet_backbone),
         (BACKBONE_REGISTRY, build_basic_resnet_fpn_backbone),
+        (BACKBONE_REGISTRY, build_timm_fpn_backbone),
         (ROI_HEADS_REGISTRY, Res5ROIHeadsExtraNorm),
     ):
         if part.__name__ not in registry:

@@ -7,9 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, hooks
 from detectron2.modeling import build_model
+from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
 from torch import nn
@@ -30,7 +32,9 @@ from moco_det.plugin.precise_bn import SyncedPreciseBN
 from moco_det.plugin.random_state import untouched
 from moco_det.plugin.run_state import RunState, WholeCheckpointer
 from moco_det.plugin.weights import run_state
+from moco_det.settings.config import TIMM_BACKBONE
 from moco_det.settings.engine import FINAL
+from moco_det.settings.optimizers import build_optimizer
 from moco_det.weights.loading import load_model_state, not_finite
 
 
@@ -70,6 +74,13 @@ class Trainer(DefaultTrainer):
 
     def build_model(self, cfg: CfgNode) -> nn.Module:
         return self.loaded_model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """detectron2's SGD; AdamW, and what trains a timm network, are the standalone engine's."""
+        if cfg.SOLVER.OPTIMIZER == "SGD" and cfg.MODEL.BACKBONE.NAME != TIMM_BACKBONE:
+            return super().build_optimizer(cfg, model)
+        return maybe_add_gradient_clipping(cfg, build_optimizer(cfg, model, fused=False))
 
     def build_train_loader(self, cfg: CfgNode) -> DataLoader[dict[str, Any]]:
         return training_loader(cfg)

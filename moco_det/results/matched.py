@@ -122,8 +122,10 @@ def frozen_over_random(flat: Mapping[str, Any]) -> tuple[str, str] | None:
         return FREEZE_KEY, (
             "would freeze randomly initialised stages: give MODEL.WEIGHTS or set FREEZE_AT 0"
         )
-    if flat.get(NORM_KEY) == "FrozenBN":
-        return NORM_KEY, (
+    timm = flat.get("MODEL.BACKBONE.NAME") == "build_timm_fpn_backbone"
+    key = "MODEL.TIMM.NORM" if timm else NORM_KEY
+    if flat.get(key) == "FrozenBN":
+        return key, (
             "without MODEL.WEIGHTS normalises nothing and never learns to: give weights, or train "
             "a norm (SyncBN, BN)"
         )

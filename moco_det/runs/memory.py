@@ -19,7 +19,7 @@ WIDTHS = (
 
 
 def check_memory(cfg: CfgNode, processes: int) -> None:
-    """InputError where weights, gradients, momentum and images are more than the device has.
+    """InputError where weights, gradients, momenta and images are more than the device has.
 
     The layers are counted as the standalone engine builds them, which are detectron2's; a backbone
     that it does not know is not counted.
@@ -37,7 +37,8 @@ def check_memory(cfg: CfgNode, processes: int) -> None:
     # as bytes from the loader, then as float32
     images = 5 * 3 * side**2 * cfg.SOLVER.IMS_PER_BATCH // processes
     needs = {
-        f"MODEL's layers ({widest} is {flat[widest]})": 3 * weights,
+        f"MODEL's layers ({widest} is {flat[widest]})": weights
+        * (4 if cfg.SOLVER.OPTIMIZER == "AdamW" else 3),
         f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} of INPUT.MIN_SIZE_TRAIN "
         f"{max(cfg.INPUT.MIN_SIZE_TRAIN)}": images,
     }

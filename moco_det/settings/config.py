@@ -6,7 +6,7 @@ the engine implements are refused here, before anything is built.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_yaml, ne
 from moco_det.results.matched import frozen_over_random
 from moco_det.settings.values import LIMITS, check_bounds, check_kinds, read_beside
 
+TIMM_BACKBONE = "build_timm_fpn_backbone"
 # Where detectron2's defaults have tuples.
 TUPLES = {
     "MODEL.RPN": ("BBOX_REG_WEIGHTS",),
@@ -101,6 +102,7 @@ def check_values(cfg: CfgNode) -> None:
     """Refuse what no run of either engine can mean."""
     flat = flatten(cfg)
     check_bounds(flat)
+    check_timm(flat)
     frozen = frozen_over_random(flat)
     if frozen:
         key, reason = frozen
@@ -116,6 +118,29 @@ def check_values(cfg: CfgNode) -> None:
             f"SOLVER.REFERENCE_WORLD_SIZE {reference} does not divide SOLVER.IMS_PER_BATCH "
             f"{cfg.SOLVER.IMS_PER_BATCH}: it is the number of processes the config was made for"
         )
+
+
+def check_timm(flat: Mapping[str, Any]) -> None:
+    """Refuse keys that only a timm network or another optimizer would honour."""
+    if flat["MODEL.BACKBONE.NAME"] != TIMM_BACKBONE:
+        usual = {"MODEL.TIMM.NAME": "", "MODEL.TIMM.DROP_PATH": 0, "MODEL.TIMM.NORM": ""}
+        usual["SOLVER.LAYER_DECAY"] = 1
+        for key, value in usual.items():
+            if flat[key] != value:
+                raise InputError(f"{key} {flat[key]} needs MODEL.BACKBONE.NAME {TIMM_BACKBONE}")
+    elif not flat["MODEL.TIMM.NAME"]:
+        raise InputError(f"{TIMM_BACKBONE} needs MODEL.TIMM.NAME, as convnext_tiny")
+    elif flat["SOLVER.CUDA_GRAPHS"]:
+        raise InputError("SOLVER.CUDA_GRAPHS is for ResNets: set it False with a timm network")
+    elif "res5" not in flat["MODEL.FPN.IN_FEATURES"]:
+        raise InputError(
+            f"MODEL.FPN.IN_FEATURES {flat['MODEL.FPN.IN_FEATURES']}: name res5 too, which a timm "
+            "network has in any case"
+        )
+    if flat["SOLVER.OPTIMIZER"] == "AdamW" and (
+        flat["SOLVER.NESTEROV"] or flat["SOLVER.MOMENTUM"] >= 1
+    ):
+        raise InputError("SOLVER.OPTIMIZER AdamW needs NESTEROV False and MOMENTUM below 1")
 
 
 def check_heads(cfg: CfgNode) -> None:

@@ -1,4 +1,4 @@
-"""What stands over a ResNet: a feature pyramid, or the MoCo paper's R50-dilated-C5."""
+"""What stands over a network: a feature pyramid, or the MoCo paper's R50-dilated-C5."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from torch.nn import functional as F
 
 from moco_det.resnet.layers import Conv2d, msra_fill, xavier_fill
 from moco_det.resnet.network import ResNet
+from moco_det.timm_backbones.network import TimmBackbone
+
+# Each has `strides` and `channels` by feature name.
+BottomUp = ResNet | TimmBackbone
 
 
 class FPN(nn.Module):
-    """ResNet features ``res2`` .. ``res5`` to ``p2`` .. ``p6`` (Lin et al. 2017).
+    """Features ``res2`` .. ``res5`` to ``p2`` .. ``p6`` (Lin et al. 2017).
 
     ``p6`` is ``p5`` subsampled by two. With a norm (the MoCo paper puts BN into the newly added
     FPN layers) the pyramid's convolutions have no bias.
@@ -21,7 +25,7 @@ class FPN(nn.Module):
 
     def __init__(
         self,
-        bottom_up: ResNet,
+        bottom_up: BottomUp,
         *,
         in_features: Sequence[str],
         out_channels: int,

@@ -12,8 +12,9 @@ from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import BLOCKS, Architecture
 from moco_det.resnet.layers import make_norm
 from moco_det.resnet.network import ResNet, make_stage
+from moco_det.settings.optimizers import build_optimizer
 from moco_det.standalone.anchors import AnchorGenerator
-from moco_det.standalone.backbones import FPN, DilatedC5
+from moco_det.standalone.backbones import FPN, BottomUp, DilatedC5
 from moco_det.standalone.boxes import BoxCoder, Matcher
 from moco_det.standalone.detector import Backbone, GeneralizedRCNN
 from moco_det.standalone.mapper import Mapper
@@ -21,7 +22,8 @@ from moco_det.standalone.roi_align import ROIPooler
 from moco_det.standalone.roi_heads import RegionSampler, ROIHeads
 from moco_det.standalone.roi_layers import BoxHead, BoxPredictor, MaskHead
 from moco_det.standalone.rpn import RPN, RPNHead
-from moco_det.standalone.solver import LearningRate, Solver, parameter_groups
+from moco_det.standalone.solver import LearningRate, Solver
+from moco_det.timm_backbones.network import TimmBackbone
 
 
 def build_detector(cfg: CfgNode) -> GeneralizedRCNN:
@@ -67,9 +69,19 @@ def architecture(cfg: CfgNode) -> Architecture:
     )
 
 
-def build_fpn(cfg: CfgNode) -> FPN:
+def build_timm(cfg: CfgNode) -> TimmBackbone:
+    timm = cfg.MODEL.TIMM
+    return TimmBackbone(
+        timm.NAME,
+        drop_path=timm.DROP_PATH,
+        norm=timm.NORM,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
+
+
+def build_fpn(cfg: CfgNode, *, bottom_up: Callable[[CfgNode], BottomUp]) -> FPN:
     return FPN(
-        build_resnet(cfg),
+        bottom_up(cfg),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
@@ -87,7 +99,8 @@ def build_dilated_c5(cfg: CfgNode) -> DilatedC5:
 
 BACKBONES: dict[str, Callable[[CfgNode], Backbone]] = {
     "build_resnet_backbone": build_resnet,
-    "build_resnet_fpn_backbone": build_fpn,
+    "build_resnet_fpn_backbone": partial(build_fpn, bottom_up=build_resnet),
+    "build_timm_fpn_backbone": partial(build_fpn, bottom_up=build_timm),
     "build_resnet_dilated_c5_backbone": build_dilated_c5,
 }
 
@@ -234,32 +247,8 @@ def build_mapper(cfg: CfgNode, *, train: bool) -> Mapper:
 
 
 def build_solver(cfg: CfgNode, model: torch.nn.Module) -> Solver:
-    """SGD over the model's trainable parameters."""
-    solver = cfg.SOLVER
-    groups = parameter_groups(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay=solver.WEIGHT_DECAY,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-    )
-    # one kernel for all parameters on a GPU; on a CPU one after another stays in the cache
-    fused = next(model.parameters()).is_cuda
-    optimizer = torch.optim.SGD(
-        groups,
-        lr=solver.BASE_LR,
-        momentum=solver.MOMENTUM,
-        nesterov=solver.NESTEROV,
-        fused=fused,
-        foreach=False,
-    )
-    if fused and solver.MOMENTUM:
-        # torch leaves these as they come from the allocator where the first step of all is one
-        # that loss scaling skips, and the second then adds what was in that memory
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return Solver(optimizer, build_learning_rate(cfg))
+    """The optimizer of the model's trainable parameters and their rates."""
+    return Solver(build_optimizer(cfg, model), build_learning_rate(cfg))
 
 
 def build_learning_rate(cfg: CfgNode) -> LearningRate:

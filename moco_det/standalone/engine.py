@@ -26,6 +26,7 @@ from moco_det.standalone.checkpoint import begun_by, check_resumable, last_check
 from moco_det.standalone.evaluate import predict
 from moco_det.standalone.scaling import scale_to_processes, scaling_line, small_norm_groups
 from moco_det.standalone.train import captures, evaluate, train, training_records
+from moco_det.timm_backbones.network import TimmBackbone
 from moco_det.weights.download import local_path
 from moco_det.weights.loading import (
     check_model_state,
@@ -84,7 +85,8 @@ class StandaloneRun:
                 raise InputError(f"--resume: {self.output} holds no whole checkpoint")
         else:
             training_records(self.cfg, self.train_set)
-            self.warnings += small_norm_groups(self.cfg, processes)
+            timm = [m.norm for m in self.model.modules() if isinstance(m, TimmBackbone)]
+            self.warnings += small_norm_groups(self.cfg, processes, *timm)
         if cfg.SOLVER.CUDA_GRAPHS and not captures(cfg, processes):
             self.warnings.append("SOLVER.CUDA_GRAPHS needs a single process on a GPU: not used")
         if self.computes.note:
@@ -125,7 +127,9 @@ class StandaloneEngine:
         return {"name": "standalone", "version": __version__}
 
     def check_processes(self, cfg: CfgNode, total: int) -> None:
-        check_device(cfg.MODEL.DEVICE)
+        several = check_device(cfg.MODEL.DEVICE) == "cpu" and total > 1
+        if several and cfg.MODEL.TIMM.NORM == "SyncBN":
+            raise InputError("MODEL.TIMM.NORM SyncBN is for GPUs: on a CPU use --num-gpus 1")
 
     def join(self, local_world_size: int) -> None:
         """Nothing but the process group is needed."""

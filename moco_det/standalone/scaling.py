@@ -43,13 +43,16 @@ def scaling_line(cfg: CfgNode, scaled: CfgNode) -> str:
     )
 
 
-def small_norm_groups(cfg: CfgNode, processes: int) -> list[str]:
+def small_norm_groups(cfg: CfgNode, processes: int, timm_norm: str | None = None) -> list[str]:
     """A warning where a trained BN layer normalises over a single image, else nothing.
 
-    SyncBN sees the whole batch, BN the images of its own process.
+    SyncBN sees the whole batch, BN the images of its own process. `timm_norm` is the norm of a timm
+    network, None where there is a ResNet.
     """
     norms = {"MODEL.RESNETS.NORM": cfg.MODEL.RESNETS.NORM}
-    if cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone":
+    if timm_norm is not None:
+        norms = {"MODEL.TIMM.NORM": timm_norm}
+    if cfg.MODEL.BACKBONE.NAME.endswith("_fpn_backbone"):
         norms["MODEL.FPN.NORM"] = cfg.MODEL.FPN.NORM
     if cfg.MODEL.BACKBONE.NAME == "build_resnet_dilated_c5_backbone":
         norms["MODEL.DILATED_C5.NORM"] = cfg.MODEL.DILATED_C5.NORM

@@ -1,4 +1,4 @@
-"""SGD with detectron2's parameter groups, and the learning rate at every iteration."""
+"""The learning rate at every iteration."""
 
 from __future__ import annotations
 
@@ -6,44 +6,8 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
-
-NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-
-
-def parameter_groups(
-    model: nn.Module,
-    *,
-    base_lr: float,
-    weight_decay: float,
-    weight_decay_norm: float | None,
-    weight_decay_bias: float | None,
-    bias_lr_factor: float,
-) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by (learning rate, weight decay), in the model's order.
-
-    Norm layers decay by ``weight_decay_norm``; parameters called ``bias`` by
-    ``weight_decay_bias`` (None: as everything else), and learn ``bias_lr_factor`` times as fast.
-    """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for path, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        layer, _, name = path.rpartition(".")
-        rate, decay = base_lr, weight_decay
-        if isinstance(model.get_submodule(layer), NORM_LAYERS) and weight_decay_norm is not None:
-            decay = weight_decay_norm
-        if name == "bias":
-            rate *= bias_lr_factor
-            decay = decay if weight_decay_bias is None else weight_decay_bias
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [
-        {"params": parameters, "lr": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
-    ]
 
 
 @dataclass(frozen=True)
@@ -80,9 +44,9 @@ class LearningRate:
 
 
 class Solver:
-    """An SGD optimizer whose learning rate is a function of the iteration."""
+    """An optimizer whose learning rates are a function of the iteration."""
 
-    def __init__(self, optimizer: torch.optim.SGD, schedule: LearningRate) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: LearningRate) -> None:
         self.optimizer = optimizer
         self.schedule = schedule
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
@@ -92,4 +56,4 @@ class Solver:
         factor = self.schedule(iteration)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
-        return self.base_rates[0] * factor
+        return float(self.optimizer.defaults["lr"]) * factor

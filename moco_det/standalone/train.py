@@ -233,7 +233,7 @@ def step(
     samples: list[Sample],
     precision: Precision,
 ) -> tuple[list[str], Tensor]:
-    """One step of SGD; returns the losses' names and values, averaged over the processes."""
+    """One step; returns the losses' names and values, averaged over the processes."""
     with precision.autocast():
         losses = model([s.image for s in samples], [s.targets for s in samples])
         total = sum(losses.values())

@@ -1,4 +1,4 @@
-"""A network of timm below a feature pyramid: its four stages, under timm's own parameter names.
+"""A network of timm below a pyramid: its four stages, under timm's own parameter names.
 
 timm (an extra, `pip install moco-det[timm]`) builds the network, without its classifier; nothing of
 timm is imported before one is asked for.
@@ -9,10 +9,12 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from moco_det.foundation.errors import InputError
+from moco_det.foundation.errors import InputError, one_line
 from moco_det.foundation.strict_yaml import did_you_mean
+from moco_det.timm_backbones.training import batch_norms, freeze
 
 # Where a detector keeps the network: `backbone.bottom_up.body.` and then timm's names.
 BODY = "body"
@@ -22,16 +24,25 @@ ANY_SIZE: dict[str, dict[str, Any]] = {
     "swin_": {"strict_img_size": False, "dynamic_img_size": True},
     "swinv2_": {"strict_img_size": False, "dynamic_img_size": True},
 }
+# A size that no network is made for: 3 and 5 cells at stride 32.
+ODD_SIZE = (96, 160)
+OTHERS = "take a model of four stages, like convnext_tiny or regnety_016"
 
 
 class TimmBackbone(nn.Module):
     """Features "res2" .. "res5" at strides 4, 8, 16 and 32, each the last of its stride.
 
-    Its parameters are `body.` and timm's names. InputError for a name that timm does not have, and
-    for a network without these four strides.
+    Its parameters are `body.` and timm's names. `norm` is "" for what timm has, "SyncBN" or
+    "FrozenBN" for its batch norms. `freeze_at` counts as in detectron2: 1 freezes what lies before
+    the stage of stride 4, 2 that stage too, 5 all. What is frozen gets no gradient and stays in
+    evaluation mode: batch norms keep their statistics, and drop path is off.
+    InputError for a name that timm does not have, for a network without these four strides or for
+    images of one size alone, and for a norm or a drop path that the network does not have.
     """
 
-    def __init__(self, name: str, *, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, name: str, *, drop_path: float = 0.0, norm: str = "", freeze_at: int = 0
+    ) -> None:
         super().__init__()
         network = create_network(name, drop_path=drop_path)
         infos = list(network.feature_info)
@@ -40,8 +51,8 @@ class TimmBackbone(nn.Module):
         if lacking or not hasattr(network, "forward_intermediates"):
             has = ", ".join(map(str, sorted(indices)))
             raise InputError(
-                f"MODEL.TIMM.NAME {name} has features at strides {has}, and a pyramid needs 4, 8, "
-                "16 and 32: take a model of stages, like convnext_tiny or regnety_016"
+                f"MODEL.TIMM.NAME {name} gives no features at strides 4, 8, 16 and 32 (it has "
+                f"{has}), which a pyramid needs: {OTHERS}"
             )
         self.indices = [indices[stride] for stride in STRIDES.values()]
         self.channels = {
@@ -50,7 +61,26 @@ class TimmBackbone(nn.Module):
         self.strides = dict(STRIDES)
         # what lies behind the last stage would never get a gradient
         network.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
+        self.norm = (norm or "BN") if batch_norms(network) else ""
+        if norm and not self.norm:
+            raise InputError(f"MODEL.TIMM.NORM {norm}: {name} has no batch norm; leave NORM ''")
+        if norm == "SyncBN":
+            network = import_timm().layers.convert_sync_batchnorm(network)
         self.add_module(BODY, network)
+        network.eval()
+        self.check_sizes(name)
+        self.constant: list[nn.Module] = []
+        if freeze_at:
+            stages = [info["module"] for info in infos if info["reduction"] == 4]
+            first = dict(network.named_modules()).get(stages[0])
+            if first is None:
+                raise InputError(f"timm names no stages of {name}: set MODEL.BACKBONE.FREEZE_AT 0")
+            self.constant = freeze(self, torch.zeros(1, 3, *ODD_SIZE), first, freeze_at)
+        if norm == "FrozenBN":
+            self.constant += batch_norms(network)
+            for layer in batch_norms(network):
+                layer.requires_grad_(False)
+        self.train()
 
     @property
     def network(self) -> nn.Module:
@@ -63,6 +93,31 @@ class TimmBackbone(nn.Module):
             x, indices=self.indices, intermediates_only=True
         )
         return dict(zip(STRIDES, stages, strict=True))
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        super().train(mode)
+        for module in self.constant:
+            module.training = False
+        return self
+
+    @torch.no_grad()
+    def check_sizes(self, name: str) -> None:
+        """InputError where the network takes images of one size alone."""
+        height, width = ODD_SIZE
+        wanted = {
+            stage: (1, channels, height // STRIDES[stage], width // STRIDES[stage])
+            for stage, channels in self.channels.items()
+        }
+        try:
+            stages = self(torch.zeros(1, 3, height, width))
+            found: Any = {stage: tuple(feature.shape) for stage, feature in stages.items()}
+        except Exception as error:  # networks refuse a size in half a dozen types
+            found = one_line(error) or type(error).__name__
+        if found != wanted:
+            raise InputError(
+                f"MODEL.TIMM.NAME {name} does not take images of any size ({width} x {height}: "
+                f"{found}): {OTHERS}"
+            )
 
 
 def import_timm() -> ModuleType:
@@ -82,6 +137,16 @@ def create_network(name: str, *, drop_path: float = 0.0) -> Any:
         hint = did_you_mean(base, timm.list_models(), most=3)
         raise InputError(f"MODEL.TIMM.NAME {name!r} is no model of timm {timm.__version__}{hint}")
     more = next((keys for start, keys in ANY_SIZE.items() if base.startswith(start)), {})
-    return timm.create_model(
-        name, pretrained=False, num_classes=0, global_pool="", drop_path_rate=drop_path, **more
-    )
+    if drop_path:
+        more = {**more, "drop_path_rate": drop_path}
+    try:
+        network = timm.create_model(name, pretrained=False, num_classes=0, **more)
+    except (RuntimeError, TypeError) as error:
+        if drop_path and "drop_path_rate" in str(error):
+            reason = "has no drop path: set MODEL.TIMM.DROP_PATH 0"
+        elif "pretrained tag" in str(error):
+            reason = f"names no weights of timm {timm.__version__}: take {base} alone"
+        else:
+            raise
+        raise InputError(f"MODEL.TIMM.NAME {name} {reason}") from None
+    return network

@@ -28,6 +28,7 @@ from moco_det.plugin.evaluator import Evaluator  # noqa: E402
 
 Tool = Callable[..., int]
 Stop = Callable[..., None]
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "quick"
 # evaluated after steps 3 and 6, saved after 2, 4 and 6, with an order of images of its own drawing
 KEYS = {"SOLVER__MAX_ITER": "6", "TEST__EVAL_PERIOD": "3", "SEED": "-1"}
 CLOCK = ("time", "data_time", "rank_data_time", "eta_seconds")
@@ -168,6 +169,27 @@ def test_a_stop_saves_and_the_run_ends_as_if_never_stopped(
     assert not (copy / "results.jsonl").exists()
     assert train_net(*options, OUTPUT_DIR=str(copy), **KEYS) == 0
     assert_equal(copy, whole)
+
+
+def test_adamw_and_drop_path_of_a_timm_network_end_as_if_never_stopped(
+    tmp_path: Path, train_net: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("timm")
+    keys = {"MODEL__TIMM__NAME": "test_convnext", "MODEL__MASK_ON": "False"}
+    options = {"config": CONFIGS / "own_convnext_FPN.yaml", **keys}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train_net("--engine", "detectron2", OUTPUT_DIR=str(whole), **options) == 0
+    with pytest.raises(RuntimeError, match="killed"):
+        dies_in_step(monkeypatch, 2)
+        train_net("--engine", "detectron2", OUTPUT_DIR=str(killed), **options)
+    monkeypatch.undo()
+    torch.rand(17)
+    assert train_net("--engine", "detectron2", "--resume", OUTPUT_DIR=str(killed), **options) == 0
+    assert_equal(killed, whole)
+    content = torch.load(killed / "model_final.pth", weights_only=True)
+    assert set(content["trainer"]["_trainer"]["optimizer"]["state"][0]) == {
+        *("step", "exp_avg", "exp_avg_sq")
+    }
 
 
 def test_a_run_killed_before_its_last_checkpoint_has_it_after_the_resume(

@@ -14,6 +14,7 @@ BASE = Path(__file__).resolve().parents[2] / "configs" / "base" / "RCNN_FPN.yaml
 DATA = ["DATASETS.TRAIN", "('train',)", "DATASETS.TEST", "('test',)", "MODEL.DEVICE", "cpu"]
 ENGINES = ["standalone", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 
+TIMM = "MODEL: {BACKBONE: {NAME: build_timm_fpn_backbone}, TIMM: {NAME: a"
 BAD = [
     ("SOLVER: {GAMMA: }", "SOLVER.GAMMA has no value"),
     ("SOLVER: {GAMMA: -0.5}", "SOLVER.GAMMA is -0.5: it must not be below zero"),
@@ -42,6 +43,19 @@ BAD = [
     ("MODEL: {ANCHOR_GENERATOR: {SIZES: [32, 64]}}", "SIZES is .*: write a list for each level"),
     ("MODEL: {RESNETS: {DEPTH: 18, RES2_OUT_CHANNELS: 64, NUM_GROUPS: 7}}", "NUM_GROUPS must be 1"),
     ("MODEL: {WEIGHTS: a.pkl, BACKBONE: {FREEZE_AT: 9}}", "FREEZE_AT is 9: it must be at most 5"),
+    ("MODEL: {BACKBONE: {NAME: build_timm_fpn_backbone}}", "needs MODEL.TIMM.NAME, as convnext_"),
+    ("MODEL: {TIMM: {NAME: a}}", "TIMM.NAME a needs MODEL.BACKBONE.NAME build_timm_fpn_backbone"),
+    ("MODEL: {TIMM: {DROP_PATH: 0.1}}", "MODEL.TIMM.DROP_PATH 0.1 needs MODEL.BACKBONE.NAME"),
+    ("MODEL: {TIMM: {NORM: GN}}", "MODEL.TIMM.NORM is 'GN'; .* 'SyncBN', 'FrozenBN'"),
+    (f"{TIMM}, DROP_PATH: 1.5}}}}", "MODEL.TIMM.DROP_PATH is 1.5: it must lie between 0 and 1"),
+    (f"{TIMM}, NORM: FrozenBN}}}}", "MODEL.TIMM.NORM FrozenBN without MODEL.WEIGHTS normalises"),
+    (f"{TIMM}}}}}\nSOLVER: {{CUDA_GRAPHS: true}}", "SOLVER.CUDA_GRAPHS"),
+    (f"{TIMM}}}, FPN: {{IN_FEATURES: [res3, res4]}}}}", "IN_FEATURES .*: name res5 too"),
+    ("SOLVER: {LAYER_DECAY: 0.9}", "LAYER_DECAY 0.9 needs MODEL.BACKBONE.NAME build_timm_fpn_b"),
+    ("SOLVER: {LAYER_DECAY: 1.5}", "SOLVER.LAYER_DECAY is 1.5: it must be at most 1"),
+    ("SOLVER: {OPTIMIZER: Lion}", "SOLVER.OPTIMIZER is 'Lion'; .* 'SGD', 'AdamW'"),
+    ("SOLVER: {OPTIMIZER: AdamW, NESTEROV: true}", "AdamW needs NESTEROV False"),
+    ("SOLVER: {OPTIMIZER: AdamW, MOMENTUM: 1.0}", "AdamW needs .* MOMENTUM below 1"),
     ("TEST: {DETECTIONS_PER_IMAGE: 0}", "TEST.DETECTIONS_PER_IMAGE is 0"),
     ("TEST: {PRECISE_BN: {NUM_ITER: 0}}", "TEST.PRECISE_BN.NUM_ITER is 0"),
     ("SEED: 99999999999", "SEED is 99999999999: it must be at most"),
@@ -89,6 +103,12 @@ def test_a_key_that_may_be_without_a_value_is_a_number_otherwise(
 ) -> None:
     with pytest.raises(InputError, match=r"WEIGHT_DECAY_BIAS is \[0\]: it is a number or nothing"):
         load(engine, tmp_path, "SOLVER: {WEIGHT_DECAY_BIAS: [0]}")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_timm_network_is_not_held_to_the_norm_of_resnets(engine: str, tmp_path: Path) -> None:
+    cfg = load(engine, tmp_path, f"{TIMM}}}, RESNETS: {{NORM: FrozenBN}}}}")
+    assert cfg.MODEL.TIMM.NAME == "a" and cfg.MODEL.WEIGHTS == ""
 
 
 def test_two_drops_of_the_rate_in_one_iteration_stay(tmp_path: Path) -> None:

@@ -87,3 +87,13 @@ def test_the_norms_that_a_backbone_adds_are_warned_of_too() -> None:
     assert [line.split()[0] for line in small_norm_groups(tiny_config(changes), 1)] == [
         "MODEL.FPN.NORM"
     ]
+
+
+@pytest.mark.parametrize(
+    ("norm", "named"), [("BN", ["MODEL.TIMM.NORM", "MODEL.FPN.NORM"]), ("", ["MODEL.FPN.NORM"])]
+)
+def test_a_timm_networks_own_norm_is_warned_of_in_the_place_of_a_resnets(
+    norm: str, named: list[str]
+) -> None:
+    lines = small_norm_groups(tiny_config({"SOLVER.IMS_PER_BATCH": "1"}), 1, norm)
+    assert [line.split()[0] for line in lines] == named

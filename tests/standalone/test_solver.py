@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from moco_det.standalone.solver import LearningRate, Solver, parameter_groups
+from moco_det.settings.optimizers import parameter_groups
+from moco_det.standalone.solver import LearningRate, Solver
 
 STEPS = LearningRate(
     max_iter=100,

@@ -1,0 +1,5 @@
+"""Tests of timm's networks need timm."""
+
+import pytest
+
+pytest.importorskip("timm")
