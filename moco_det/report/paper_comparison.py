@@ -32,6 +32,7 @@ HEADS = {
     "build_resnet_backbone": "C4",
     "build_resnet_dilated_c5_backbone": "DC5",
     "build_resnet_fpn_backbone": "FPN",
+    "build_timm_fpn_backbone": "FPN",
 }
 # what an arm or its weights may be called -> the published method
 _METHODS = {
@@ -117,7 +118,7 @@ def facts_of(group: Group) -> dict[str, Any]:
         "train_images": dataset["train_images"],
         "test_images": dataset["test_images"],
         "head": HEADS.get(str(config.get("MODEL.BACKBONE.NAME"))),
-        "depth": config.get("MODEL.RESNETS.DEPTH"),
+        "depth": config.get("MODEL.TIMM.NAME") or config.get("MODEL.RESNETS.DEPTH"),
         "masks": data["task"] == "box+mask",
         "iterations": data["iterations"],
         "batch": data["batch"],

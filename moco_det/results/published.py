@@ -25,6 +25,7 @@ METHOD_NAMES = {
     "end_to_end": "end-to-end",
     "memory_bank": "memory bank",
     "inst_disc": "InstDisc",
+    "moby": "MoBY",
 }
 # data of the pre-training -> its usual name
 DATA_NAMES = {

@@ -87,9 +87,9 @@ def test_a_name_may_end_in_yaml() -> None:
     [
         ("coco_R50_FPN_2x_mocov3", "coco_R50_FPN_2x_mocov2"),
         ("voc_R_50_C4_24k_moco", "voc_R50_C4_24k_moco"),
-        ("", "among the 142"),
-        ("../secret", "among the 142"),
-        ("base/RCNN_FPN", "among the 142"),
+        ("", "among the 152"),
+        ("../secret", "among the 152"),
+        ("base/RCNN_FPN", "among the 152"),
     ],
 )
 def test_a_name_that_is_none_is_an_error_with_the_nearest(wrong: str, near: str) -> None:

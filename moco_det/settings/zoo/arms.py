@@ -1,4 +1,7 @@
-"""The initialisations of the matrix: what differs between the rows of a table, and nothing else."""
+"""The initialisations of the matrix: what differs between the rows of a table, and nothing else.
+
+`ARMS` are those of a ResNet-50, `TIMM_ARMS` those of timm's networks.
+"""
 
 from __future__ import annotations
 
@@ -78,4 +81,37 @@ ARMS: dict[str, Initialisation] = {
         "weights/end_to_end_r50.pkl",
         method="end_to_end",
     ),
+}
+
+_RANDOM = Initialisation("timm's random initialisation", method="random")
+# network of timm -> its arms
+TIMM_ARMS: dict[str, dict[str, Initialisation]] = {
+    "convnext_tiny": {
+        "random": _RANDOM,
+        "sup": Initialisation(
+            "timm's supervised ConvNeXt-T (fb_in1k)",
+            "weights/convnext_tiny_sup.pkl",
+            "timm:convnext_tiny.fb_in1k",
+        ),
+        "dinov3": Initialisation(
+            "DINOv3's ConvNeXt-T, distilled from a ViT-7B (lvd1689m)",
+            "weights/convnext_tiny_dinov3.pkl",
+            "timm:convnext_tiny.dinov3_lvd1689m",
+        ),
+    },
+    "swin_tiny_patch4_window7_224": {
+        "random": _RANDOM,
+        "sup": Initialisation(
+            "timm's supervised Swin-T (ms_in1k)",
+            "weights/swin_tiny_sup.pkl",
+            "timm:swin_tiny_patch4_window7_224.ms_in1k",
+            method="supervised",
+        ),
+        "moby": Initialisation(
+            "MoBY's Swin-T, 300 epochs (github.com/SwinTransformer/Transformer-SSL)",
+            "weights/swin_tiny_moby.pkl",
+            "moby_swin_t_300ep_pretrained.pth --arch swin_tiny_patch4_window7_224",
+            method="moby",
+        ),
+    },
 }

@@ -14,7 +14,7 @@ from moco_det.foundation.atomic import write_text
 from moco_det.foundation.strict_yaml import load_yaml, nest
 from moco_det.results.published import PublishedRow, PublishedTable, find_table
 from moco_det.settings.zoo import folder
-from moco_det.settings.zoo.arms import ARMS, Initialisation
+from moco_det.settings.zoo.arms import Initialisation
 from moco_det.settings.zoo.stems import SECONDS, STEMS, ConfigStem
 
 # metric of a published column -> how a header names it
@@ -23,7 +23,7 @@ METRICS = {"voc": "", "bbox": "box ", "segm": "mask ", "keypoints": "keypoint "}
 
 def files() -> dict[str, str]:
     """{file name: text} of every arm of every table."""
-    return {f"{name}_{arm}.yaml": render(name, arm) for name in STEMS for arm in STEMS[name].arms}
+    return {f"{name}_{arm}.yaml": render(name, arm) for name in STEMS for arm in STEMS[name].initial}
 
 
 def write(target: Path) -> list[Path]:
@@ -47,7 +47,8 @@ def write(target: Path) -> list[Path]:
 
 def render(name: str, arm_name: str) -> str:
     """What is this arm's own, under what it is, its published number, cost and command."""
-    stem, arm = STEMS[name], ARMS[arm_name]
+    stem = STEMS[name]
+    arm = stem.initial[arm_name]
     lines = [
         f"# {stem.what}, from {arm.what}.",
         f"# Published: {published(stem, arm)}.",
@@ -83,7 +84,7 @@ def published_row(
     stem: ConfigStem, arm: Initialisation
 ) -> tuple[PublishedTable, PublishedRow] | None:
     """The first published row of this setting and arm."""
-    taken = {other.row for other in ARMS.values()}
+    taken = {other.row for other in stem.initial.values()}
     for table in map(find_table, stem.tables):
         for row in table.rows:
             by_method = row.method == arm.method and row.key not in taken
@@ -95,6 +96,8 @@ def published_row(
 
 def cost(name: str) -> str:
     """The time of a run; estimated from another's figures, and said so."""
+    if not STEMS[name].like:
+        return "not estimated; not run by this project"
     stem, keys = STEMS[name], load_yaml(folder() / "base" / f"{name}.yaml")
     seconds = SECONDS[stem.like]
     hours = keys["SOLVER"]["MAX_ITER"] * seconds / 3600

@@ -7,9 +7,10 @@ batch 16, learning rate 0.02, steps at 60k and 80k of 90k iterations; 6x as 3x a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from moco_det.settings.zoo.arms import ARMS
+from moco_det.settings.zoo.arms import ARMS, TIMM_ARMS, Initialisation
 
 C4_VOC, DC5 = "Faster R-CNN R50-C4 on VOC", "Faster R-CNN R50-DC5 on COCO"
 FPN, C4 = "Mask R-CNN R50-FPN", "Mask R-CNN R50-C4"
@@ -23,21 +24,24 @@ SECONDS = {
     "Mask R-CNN R50-FPN on LVIS v0.5": 0.292,
     "Mask R-CNN R50-FPN on Cityscapes": 0.240,
 }
-DETECTRON2_ARMS = ("random", "sup", "sup_msra", "moco", "moco_ig1b")
+DETECTRON2_ARMS = {
+    name: ARMS[name] for name in ("random", "sup", "sup_msra", "moco", "moco_ig1b")
+}
+CONVNEXT, SWIN = TIMM_ARMS["convnext_tiny"], TIMM_ARMS["swin_tiny_patch4_window7_224"]
 
 
 @dataclass(frozen=True)
 class ConfigStem:
     """One table, which costs as the model of detectron2's zoo that it is `like`.
 
-    `tables` are published tables with rows of this setting, the papers' own first. `note` is what
-    a reader must know of the setting or of its published numbers.
+    `tables` are published tables with rows of this setting, the papers' own first; `initial` has
+    its arms. `note` is what a reader must know of the setting or of its published numbers.
     """
 
     what: str
-    like: str
+    like: str = ""
     tables: tuple[str, ...] = ()
-    arms: tuple[str, ...] = tuple(ARMS)
+    initial: Mapping[str, Initialisation] = field(default_factory=lambda: ARMS)
     note: str = ""
 
 
@@ -83,21 +87,21 @@ STEMS: dict[str, ConfigStem] = {
     "coco_R50_C4_6x": ConfigStem(
         "Mask R-CNN R50-C4, COCO 2017 train to val, 6x",
         C4,
-        arms=tuple(arm for arm in ARMS if arm != "moco_ig1b"),  # nothing is published here
+        initial={name: arm for name, arm in ARMS.items() if name != "moco_ig1b"},  # no row
         note=SIX,
     ),
     "coco_keypoint_R50_FPN_2x": ConfigStem(
         "Keypoint R-CNN R50-FPN, COCO 2017 persons train to val, 2x",
         "Keypoint R-CNN R50-FPN",
         tables=("moco_v1.table6.coco_keypoint",),
-        arms=DETECTRON2_ARMS,
+        initial=DETECTRON2_ARMS,
         note="for detectron2 alone",
     ),
     "lvis_R50_FPN_2x": ConfigStem(
         "Mask R-CNN R50-FPN, LVIS v0.5 train to val, 2x",
         "Mask R-CNN R50-FPN on LVIS v0.5",
         tables=("moco_v1.appendix_lvis_bn", "moco_v1.table6.lvis"),
-        arms=DETECTRON2_ARMS,
+        initial=DETECTRON2_ARMS,
         note="for detectron2 alone; the supervised row of the paper's Table 6 has its BN frozen, "
         "that of its appendix A.4 tunes it as every arm does here",
     ),
@@ -105,8 +109,27 @@ STEMS: dict[str, ConfigStem] = {
         "Mask R-CNN R50-FPN, Cityscapes instances train to val, 24k iterations",
         "Mask R-CNN R50-FPN on Cityscapes",
         tables=("moco_v1.table6.cityscapes_inst",),
-        arms=DETECTRON2_ARMS,
+        initial=DETECTRON2_ARMS,
         note="for detectron2 alone; the paper does not describe its detector and schedule, these "
         "are detectron2's",
+    ),
+    "coco_swin_tiny_FPN_1x": ConfigStem(
+        "Mask R-CNN with timm's Swin-T below an FPN, COCO 2017 train to val, 1x",
+        tables=("moby.swin_tiny",),
+        initial=SWIN,
+        note="AdamW, its rate and decay, drop path and sizes as Swin's authors have them; timm's "
+        "stages have no norm of their own before the pyramid, theirs have",
+    ),
+    "coco_convnext_tiny_FPN_1x": ConfigStem(
+        "Mask R-CNN with timm's ConvNeXt-T below an FPN, COCO 2017 train to val, 1x",
+        initial=CONVNEXT,
+        note="as coco_swin_tiny_FPN_1x; ConvNeXt's authors fine-tune at 3x",
+    ),
+    "voc_convnext_tiny_FPN_24k": ConfigStem(
+        "Faster R-CNN with timm's ConvNeXt-T below an FPN, VOC 07+12 trainval to 07 test, 24k "
+        "iterations",
+        initial=CONVNEXT,
+        note="this project's own setting: the schedule of voc_R50_C4_24k, the rest as "
+        "coco_convnext_tiny_FPN_1x",
     ),
 }
