@@ -26,7 +26,7 @@ def detection_names() -> list[str]:
 def test_every_name_leads_to_a_file_that_is_a_config() -> None:
     names = zoo.names()
     assert len(names) == len(set(names)) and names == sorted(names)
-    assert len(detection_names()) == 95
+    assert len(detection_names()) == 104
     for name in detection_names():
         assert load_yaml(zoo.get_config_file(name))["OUTPUT_DIR"] == f"runs/{name}"
 
