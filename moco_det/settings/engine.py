@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
+    from torch import nn
 
     from moco_det.data import DetectionDataset
     from moco_det.foundation.metrics_file import Writer
@@ -65,6 +66,7 @@ class PreparedRun(Protocol):
     """
 
     cfg: CfgNode
+    model: nn.Module
     train_set: DetectionDataset
     test_set: DetectionDataset
     loaded: Loaded
