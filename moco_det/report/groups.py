@@ -245,12 +245,13 @@ def setting_key(row: Row, *, without: Collection[str] = ()) -> str:
 
     `without` names facts and config keys that may differ as well.
     """
-    parts = (_facts(row), _shared_config(row))
+    parts = (facts_of(row), _shared_config(row))
     kept = [{key: value for key, value in part.items() if key not in without} for part in parts]
     return json.dumps(kept, sort_keys=True, default=str)
 
 
-def _facts(row: Row) -> dict[str, Any]:
+def facts_of(row: Row) -> dict[str, Any]:
+    """What settings have besides their config."""
     data = row.data
     return {
         "task": data["task"],
@@ -274,7 +275,7 @@ def _shared_config(row: Row) -> dict[str, Any]:
 def apart_because(group: Group, main: Group) -> list[str]:
     """What sets a group apart from the main one: "name: main's value → this one's"."""
     ours, theirs = (
-        {**_facts(one.arms[0].rows[0]), **_shared_config(one.arms[0].rows[0])}
+        {**facts_of(one.arms[0].rows[0]), **_shared_config(one.arms[0].rows[0])}
         for one in (group, main)
     )
 

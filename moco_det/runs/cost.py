@@ -24,15 +24,15 @@ def detector_cost(model: nn.Module, *, short: int, longest: int) -> dict[str, An
     heads, whose work depends on the proposals, are not counted. None where a backbone, a user's own
     in detectron2, does not run on torch's meta device.
     """
-    parameters = list(model.parameters())
+    parameters, backbone = list(model.parameters()), model.get_submodule("backbone")
     width = round(short * 4 / 3)
     height, width = (short, width) if width <= longest else (round(longest * 3 / 4), longest)
-    step = max(1, int(getattr(model.backbone, "size_divisibility", 1)))  # 0 in detectron2: any
+    step = max(1, int(getattr(backbone, "size_divisibility", 1)))  # 0 in detectron2: any
     image = [-(-side // step) * step for side in (height, width)]
     return {
         "parameters": sum(p.numel() for p in parameters),
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "backbone_flops": multiply_adds(model.backbone, image),
+        "backbone_flops": multiply_adds(backbone, image),
         "image": image,
     }
 

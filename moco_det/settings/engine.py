@@ -66,7 +66,6 @@ class PreparedRun(Protocol):
     """
 
     cfg: CfgNode
-    model: nn.Module
     train_set: DetectionDataset
     test_set: DetectionDataset
     loaded: Loaded
@@ -76,6 +75,10 @@ class PreparedRun(Protocol):
     begun_by: int | None
     trained_seconds: float
     warnings: list[str]
+
+    @property
+    def model(self) -> nn.Module:
+        """The engine's own detector, with its `backbone`."""
 
     def log_into(self, output: Path) -> AbstractContextManager[None]:
         """Write what is logged to the run's log.txt, until the block ends."""
