@@ -20,7 +20,9 @@ DETECTORS = {
     "FPN": Settings("RCNN_FPN", R18, SMALL_FPN),
     "FPN frozen": Settings("RCNN_FPN", R50, SMALL_FPN, FROZEN),
     "C4": Settings("RCNN_C4", R50, SMALL_C4),
+    "C4 frozen": Settings("RCNN_C4", R50, SMALL_C4, FROZEN),
     "DC5": Settings("RCNN_DC5", R50, SMALL_C4),
+    "DC5 frozen": Settings("RCNN_DC5", R50, SMALL_C4, FROZEN),
 }
 SIZE = {"short": 60, "longest": 1333}
 
