@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -67,11 +68,14 @@ def _fold(dataset: DetectionDataset, options: Mapping[str, str]) -> DetectionDat
         return dataset
     places = fold_of([record.file_name for record in dataset.records], options)
     query = f"percent={options['percent']}&fold={options.get('fold', 0)}"
+    images = [(r.image_id, r.height, r.width, len(r.annotations)) for r in dataset.records]
+    whole = hashlib.sha256(repr((dataset.classes, images)).encode()).hexdigest()
     return replace(
         dataset,
         name=f"{dataset.name}?{query}",
         uri=f"{dataset.uri}&{query}",
         records=tuple(dataset.records[place] for place in places),
+        share=f"{float(options['percent']):g} percent of {whole}",
     )
 
 

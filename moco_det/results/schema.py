@@ -80,8 +80,9 @@ PERCENTS = Field(
     optional=True,
 )
 
-# What every row holds, whether the run finished or failed. `wall_seconds` are those of the whole
-# run, however often it was resumed; `started` is when the process began that wrote the row.
+# What every row holds, whether the run finished or failed. `train_share` is the same for the folds
+# of one share of a training set. `wall_seconds` are those of the whole run, however often it was
+# resumed; `started` is when the process began that wrote the row.
 ROW: Fields = {
     "run": TEXT,
     "status": _choice("finished", "failed"),
@@ -94,6 +95,7 @@ ROW: Fields = {
         "train_images": _learned(INT),
         "test_images": _learned(INT),
         "classes": _learned(TEXTS),
+        "train_share": replace(TEXT, optional=True),
     },
     "config_name": TEXT,
     "config": TEXT,

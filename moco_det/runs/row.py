@@ -67,6 +67,7 @@ def describe_data(train: DetectionDataset, test: DetectionDataset) -> dict[str, 
         "train_images": len(train),
         "test_images": len(test),
         "classes": list(train.classes),
+        **({"train_share": train.share} if train.share else {}),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moco_det.data import coco_uri, load_dataset, voc_uri
+from moco_det.data import coco_uri, load_dataset, load_datasets, voc_uri
 from moco_det.data.catalog_names import parse_uri
 from moco_det.data.image_files import image_files
 from moco_det.data.layouts import find_data
@@ -105,6 +105,9 @@ def test_a_fold_has_its_own_name_and_fingerprint_and_all_the_classes(tmp_path: P
     assert len({one.fingerprint for one in sets}) == len({one.uri for one in sets}) == 6
     assert {one.classes for one in sets} == {("rare", "usual")}
     assert folds[3].name == "set/train?percent=10&fold=3"
+    assert sets[0].share == "" and len({one.share for one in folds}) == 1
+    assert folds[0].share != load_dataset(f"{every}&percent=5").share
+    assert load_datasets([folds[3].uri, every]).share.startswith("10 percent of ")
     assert load_dataset(folds[3].uri) == folds[3]
     assert load_dataset(f"{every}&percent=10") == folds[0]
     assert load_dataset(f"{every}&percent=100").fingerprint == sets[0].fingerprint
