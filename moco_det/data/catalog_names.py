@@ -102,4 +102,6 @@ def _check_fold(name: str, options: Mapping[str, str]) -> None:
             f"data set {name!r}: fold {fold!r} is none of 0 to {MOST_FOLDS - 1}: write it as fold=0"
         )
     if "fold" in options and "percent" not in options:
-        raise InputError(f"data set {name!r}: fold {fold} of what? Add percent=1 before it")
+        raise InputError(
+            f"data set {name!r}: a fold needs its share: write it as percent=1&fold={fold}"
+        )

@@ -134,7 +134,7 @@ def test_detectron2s_names_take_a_share_too(
         ("percent=1&fold=-1", "fold '-1' is none of 0 to 999: write it as fold=0"),
         ("percent=1&fold=1000", "fold '1000' is none of"),
         ("percent=1&fold=a", "fold 'a' is none of"),
-        ("fold=2", r"fold 2 of what\? Add percent=1"),
+        ("fold=2", "a fold needs its share: write it as percent=1&fold=2"),
         ("percent=1&percent=2", "given twice"),
         ("share=1", "voc:// takes split, metric, percent, fold"),
     ],
