@@ -3,12 +3,15 @@
     voc://DIR?split=train                a folder in VOC layout; &metric=2007 for 11-point AP
     coco://FILE.json?images=DIR          a COCO instances json and its folder of images
 
+Of either &percent=1&fold=0 takes one percent of the images, by `moco_det.data.splits.fold_of`.
 In DIR and FILE the characters % ? & # are written %25 %3F %26 %23; `voc_uri` and `coco_uri` do so.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -16,9 +19,10 @@ from moco_det.foundation.errors import InputError
 
 # scheme -> its form, and its options, of which the first must be given
 URIS = {
-    "voc": ("voc://DIR?split=train", ("split", "metric")),
-    "coco": ("coco://FILE.json?images=DIR", ("images",)),
+    "voc": ("voc://DIR?split=train", ("split", "metric", "percent", "fold")),
+    "coco": ("coco://FILE.json?images=DIR", ("images", "percent", "fold")),
 }
+MOST_FOLDS = 1000
 FORMS = ", ".join(form for form, _ in URIS.values()) + (
     ", coco_2017_train, coco_2017_val, coco_2014_train, coco_2014_val, voc_2007_trainval, "
     "voc_2007_test, voc_2012_trainval, ..."
@@ -75,11 +79,29 @@ def parse_uri(name: str) -> tuple[str, str, dict[str, str]]:
         if key not in known or not equals or key in options:
             raise InputError(
                 f"data set {name!r}: option {part!r} is not known or given twice: "
-                f"{scheme}:// takes {' and '.join(known)}; write it as {form}"
+                f"{scheme}:// takes {', '.join(known)}; write it as {form}"
             )
         options[key] = unquote(value)
     if not path or not options.get(known[0]):
         raise InputError(f"data set {name!r} is not complete: write it as {form}")
     if scheme == "voc":
         options["split"] = options["split"].removesuffix(".txt")
+    _check_fold(name, options)
     return scheme, unquote(path), options
+
+
+def _check_fold(name: str, options: Mapping[str, str]) -> None:
+    percent, fold = options.get("percent", "100"), options.get("fold", "0")
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", percent, re.ASCII) or not 0 < float(percent) <= 100:
+        raise InputError(
+            f"data set {name!r}: percent {percent!r} is no share of the images: write it as "
+            "percent=1, above 0 and up to 100"
+        )
+    if not re.fullmatch(r"\d{1,4}", fold, re.ASCII) or int(fold) >= MOST_FOLDS:
+        raise InputError(
+            f"data set {name!r}: fold {fold!r} is none of 0 to {MOST_FOLDS - 1}: write it as fold=0"
+        )
+    if "fold" in options and "percent" not in options:
+        raise InputError(
+            f"data set {name!r}: a fold needs its share: write it as percent=1&fold={fold}"
+        )

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_det.data.catalog_names import absolute, parse_uri
+from moco_det.data.splits import fold_of
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.reading import read_text
 
@@ -37,10 +38,13 @@ def image_files(uri: str) -> tuple[str, list[str]]:
     scheme, path, options = parse_uri(uri)
     if scheme == "voc":
         root = absolute(path)
-        return str(root / "JPEGImages"), [file for _, file in voc_files(root, options["split"])]
-    folder = coco_folder(options["images"])
-    names = (with_slashes(folder, name) for name in coco_files(absolute(path)))
-    return str(folder), list(dict.fromkeys(names))
+        folder = root / "JPEGImages"
+        names = [file for _, file in voc_files(root, options["split"])]
+    else:
+        folder = coco_folder(options["images"])
+        found = (with_slashes(folder, name) for name in coco_files(absolute(path)))
+        names = list(dict.fromkeys(found))
+    return str(folder), [names[place] for place in fold_of(names, options)]
 
 
 def voc_files(root: Path, split: str) -> list[tuple[str, str]]:

@@ -62,7 +62,8 @@ class DetectionDataset:
 
     `category_ids[i]` is the data set's own id of `classes[i]`: predictions are written with it.
     A set in VOC's `layout` is scored by VOC's metric too, and `voc_metric` is which AP that is.
-    `skipped` holds one counted message per kind of thing that was dropped or corrected.
+    `skipped` holds one counted message per kind of thing that was dropped or corrected. `share` is
+    the same for all folds of one share of a set, and "" of whole sets.
     """
 
     name: str
@@ -74,6 +75,7 @@ class DetectionDataset:
     layout: Literal["coco", "voc"] = "coco"
     skipped: tuple[str, ...] = ()
     voc_metric: Literal["2007", "area"] = "area"
+    share: str = ""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -159,7 +161,14 @@ def concatenate(datasets: Iterable[DetectionDataset]) -> DetectionDataset:
         has_masks=all(part.has_masks for part in parts),
         skipped=tuple(f"{part.name}: {line}" for part in parts for line in part.skipped),
         voc_metric="2007" if all(part.voc_metric == "2007" for part in parts) else "area",
+        share=_joint_share(parts),
     )
+
+
+def _joint_share(parts: Sequence[DetectionDataset]) -> str:
+    if not any(part.share for part in parts):
+        return ""
+    return " + ".join(part.share or part.fingerprint for part in parts)
 
 
 def listed(values: Iterable[object], limit: int = 12) -> str:

@@ -1,11 +1,11 @@
-"""One rule by which images without a split of their own are divided into training and testing."""
+"""The rules by which images are divided: into training and testing, and into folds of a share."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 
 from moco_det.foundation.errors import InputError
@@ -41,6 +41,26 @@ def choose_test(labels: Mapping[str, Collection[str]]) -> set[str]:
     # a.jpg and a.png are one picture
     trained = {os.path.splitext(name)[0] for name in labels.keys() - tested}
     return {name for name in tested if os.path.splitext(name)[0] not in trained} or tested
+
+
+def fold_of(files: Sequence[str], options: Mapping[str, str]) -> list[int]:
+    """The places, rising, of the images that a data set's options percent and fold choose.
+
+    Without percent all. Files are shuffled by the sha256 of their names without folder and ending,
+    the same everywhere; folds are cut from it one after another, and where a shuffle is used up
+    from the next, so of `percent` the first 100 / percent folds share no image.
+    """
+    if "percent" not in options:
+        return list(range(len(files)))
+    count = max(1, round(len(files) * float(options["percent"]) / 100))
+    shuffle, fold = divmod(int(options.get("fold", 0)), len(files) // count)
+
+    def rank(place: int) -> bytes:
+        stem = os.path.splitext(os.path.basename(files[place]))[0]
+        return hashlib.sha256(f"{SEED} {shuffle} ".encode() + os.fsencode(stem)).digest()
+
+    ranked = sorted(range(len(files)), key=rank)
+    return sorted(ranked[fold * count : (fold + 1) * count])
 
 
 def split_of(path: PurePath) -> str:

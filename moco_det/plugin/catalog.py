@@ -89,11 +89,14 @@ def register_coco(name: str, *, keypoints: bool) -> DetectionDataset:
     if scheme != "coco":
         raise InputError(f"data set {name}: TEST.EVALUATOR detectron2 takes coco://, not {scheme}")
     dataset = load_dataset(name)  # finds what is wrong with the file, and says so in one line
+    kept = {record.image_id for record in dataset.records}
     person = MetadataCatalog.get(KEYPOINTS_OF)
     points = {key: person.get(key) for key in POINTS} if keypoints else {}
     put(
         name,
-        lambda: load_coco_json(path, options["images"], name),
+        lambda: [
+            row for row in load_coco_json(path, options["images"], name) if row["image_id"] in kept
+        ],
         json_file=path,
         image_root=options["images"],
         evaluator_type="coco",

@@ -58,11 +58,14 @@ def line_chart(
     x_label: str = "iteration",
     *,
     dots: bool = False,
+    joined: bool = True,
     level: tuple[str, float] | None = None,
+    names: Mapping[str, tuple[float, float]] | None = None,
 ) -> Markup:
     """Lines over the thin lines of their seeds, from zero on; intervals stand side by side.
 
-    A `level` is a dashed line under its name.
+    Points that are not `joined` are alone. A `level` is a dashed line under its name, and `names`
+    stand over their points.
     """
     points = [p for line in lines for seed in line.seeds or [line.points] for p in seed]
     if not points:
@@ -72,12 +75,15 @@ def line_chart(
     ends += [level[1]] if level is not None else []
     right = max(max(x for x, _ in points), 1.0)
     right *= 1.06 if any(line.spans for line in lines) else 1.0
-    sides = [6.0 * (i - (len(lines) - 1) / 2) for i in range(len(lines))]
+    apart = 6.0 if joined else 3.0
+    sides = [apart * (i - (len(lines) - 1) / 2) for i in range(len(lines))]
     context = {
         "title": title,
         "x_label": x_label,
         "y_label": y_label,
-        "dots": dots,
+        "dots": dots or not joined,
+        "joined": joined,
+        "names": names or {},
         "lines": lines,
         "shifted": [(line, s if line.spans else 0.0) for line, s in zip(lines, sides, strict=True)],
         "level": level,

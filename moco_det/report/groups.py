@@ -3,9 +3,9 @@
 A group is one setting: engine, precision, data, schedule and config, or for probes the protocol and
 its settings. Within it an arm is one initialisation: one name, one weights file or all starts of a
 pre-training made here, and one way of feeding it images (colour order, pixel scale, stride
-placement), which the proof of matched arms then judges. Its trials are its starts and seeds. An arm
-of probes is one name with one way and one number of steps of pre-training; its trials differ in the
-probed weights or in the probe's seed.
+placement), which the proof of matched arms then judges. Its trials are its starts, its seeds and
+the folds of one share of the data. An arm of probes is one name with one way and one number of
+steps of pre-training; its trials differ in the probed weights or in the probe's seed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from moco_det.results.matched import (
     Matched,
     compare_configs,
     flatten_config,
+    without_fold,
 )
 
 # Reading order of arms: no pre-training, supervised pre-training, then what is on trial.
@@ -185,7 +186,7 @@ class Group:
     @cached_property
     def matched(self) -> Matched:
         """The proof that the arms differ only in their initialisation."""
-        configs = {arm.label: str(arm.rows[0].data["config"]) for arm in self.arms}
+        configs = {a.label: without_fold(str(a.rows[0].data["config"])) for a in self.arms}
         try:
             return compare_configs(configs, {a.label: a.init.get("input") for a in self.arms})
         except InputError as error:  # a row from elsewhere: what cannot be read is not matched
@@ -221,10 +222,10 @@ def _grouped(
         by_key.setdefault(key(row), []).append(row)
     groups = []
     for index, members in enumerate(by_key.values()):
-        last: dict[tuple[Identity, str, int], Row] = {}
+        last: dict[tuple[Identity, str, tuple[int, str]], Row] = {}
         repeated = []
         for row in members:
-            trial = (arm_of(row), str(row.data["init"]["sha256"]), row.seed)
+            trial = (arm_of(row), str(row.data["init"]["sha256"]), row.trial)
             if trial in last:
                 repeated.append(last[trial])
             last[trial] = row
@@ -232,7 +233,7 @@ def _grouped(
         for (arm, _, _), row in last.items():
             trials.setdefault(arm, []).append(row)
         arms = [
-            ArmRuns(arm[0], label, tuple(sorted(found, key=lambda row: row.seed)))
+            ArmRuns(arm[0], label, tuple(sorted(found, key=lambda row: row.trial)))
             for label, (arm, found) in zip(labels_of(trials), trials.items(), strict=True)
         ]
         arms.sort(key=lambda arm: (arm.rank, arm.label, -1 if arm.steps is None else arm.steps))
@@ -241,16 +242,14 @@ def _grouped(
 
 
 def setting_key(row: Row, *, without: Collection[str] = ()) -> str:
-    """What rows must share to be averaged or compared; without arm, seed and weights.
-
-    `without` names facts and config keys that may differ as well.
-    """
-    parts = (_facts(row), _shared_config(row))
+    """What rows must share to be averaged or compared, but for facts and config keys `without`."""
+    parts = (facts_of(row), _shared_config(row))
     kept = [{key: value for key, value in part.items() if key not in without} for part in parts]
     return json.dumps(kept, sort_keys=True, default=str)
 
 
-def _facts(row: Row) -> dict[str, Any]:
+def facts_of(row: Row) -> dict[str, Any]:
+    """What settings have besides their config."""
     data = row.data
     return {
         "task": data["task"],
@@ -258,7 +257,7 @@ def _facts(row: Row) -> dict[str, Any]:
         "engine": data["engine"]["name"],
         "engine version": data["engine"]["version"],
         "precision": data["precision"],
-        "training data": data["dataset"]["train_fingerprint"],
+        "training data": data["dataset"].get("train_share") or data["dataset"]["train_fingerprint"],
         "test data": data["dataset"]["test_fingerprint"],
         "iterations": data["iterations"],
         "batch size": data["batch"],
@@ -266,21 +265,22 @@ def _facts(row: Row) -> dict[str, Any]:
 
 
 def _shared_config(row: Row) -> dict[str, Any]:
-    """The config without what arms and seeds may change."""
+    """The config without what arms and trials may change."""
     free = {WEIGHTS_KEY, *IGNORED_KEYS, *INPUT_KEYS}
-    return {key: value for key, value in sorted(config_of(row).items()) if key not in free}
+    found = {key: value for key, value in sorted(config_of(row).items()) if key not in free}
+    return {**found, "DATASETS.TRAIN": without_fold(str(found.get("DATASETS.TRAIN")))}
 
 
 def apart_because(group: Group, main: Group) -> list[str]:
     """What sets a group apart from the main one: "name: main's value → this one's"."""
     ours, theirs = (
-        {**_facts(one.arms[0].rows[0]), **_shared_config(one.arms[0].rows[0])}
+        {**facts_of(one.arms[0].rows[0]), **_shared_config(one.arms[0].rows[0])}
         for one in (group, main)
     )
 
     def said(of: Mapping[str, Any], key: str) -> str:
         text = str(of.get(key, "(absent)"))
-        return text[:12] if key.endswith(" data") else text
+        return text[: max(12, len(text) - 52)] if key.endswith(" data") else text
 
     keys = [key for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)]
     return [f"{key}: {said(theirs, key)} → {said(ours, key)}" for key in keys]

@@ -7,7 +7,16 @@ from functools import partial
 from pathlib import Path
 
 from moco_det.foundation.errors import InputError
-from moco_det.report import families, hypotheses, pictures, probes, provenance, tables, training
+from moco_det.report import (
+    cost,
+    families,
+    hypotheses,
+    pictures,
+    probes,
+    provenance,
+    tables,
+    training,
+)
 from moco_det.report.charts import COLOURS
 from moco_det.report.document import Block, Figures, Fold, Heading, Page, Section, Text, text
 from moco_det.report.formats import counted, listed
@@ -69,6 +78,7 @@ def build_page(
         Section("AP", "Average precision", each(lambda group: _ap(group, probed))),
         Section("Schedules", "Does the gain last with longer training?", schedules),
         Section("Labels", "How does AP grow with the labelled images?", labels),
+        Section("Cost", "What do the detectors cost?", cost.blocks(groups)),
         Section("Classes", "Class by class", classes),
         Section("Curves", "Loss and AP against iteration", curves, in_markdown=False),
         Section("Detections", "Detections on the same images", detections, in_markdown=False),

@@ -83,8 +83,8 @@ def _blocks(group: Group) -> list[Block]:
 
     Of each arm one run is shown: that of the lowest seed that all the arms share.
     """
-    seeds = set.intersection(*({row.seed for row in arm.rows} for arm in group.arms))
-    if not seeds:
+    trials = set.intersection(*({row.trial for row in arm.rows} for arm in group.arms))
+    if not trials:
         return [text("The arms share no seed, so no detections are shown side by side.")]
     try:
         dataset = _test_set(group.arms[0].rows[0])
@@ -96,7 +96,7 @@ def _blocks(group: Group) -> list[Block]:
     arms: list[ShownArm] = []
     notes: list[str] = []
     for arm in group.arms:
-        row = next(row for row in arm.rows if row.seed == min(seeds))
+        row = next(row for row in arm.rows if row.trial == min(trials))
         try:
             boxes = read_boxes(row.file("predictions.json"), dataset)
         except InputError as error:
@@ -123,7 +123,7 @@ def _blocks(group: Group) -> list[Block]:
         drawn.append(Picture(image, why, _panels(canvas, truth[image], arms)))
     limits = [f"{arm.limit:.2f} for {arm.label}" for arm in arms]
     shown: list[Block] = [
-        text(say("pictures", limits=limits, seed=min(seeds), title=group.title)),
+        text(say("pictures", limits=limits, seed=min(trials)[0], title=group.title)),
         Pictures(drawn, list(colours.items()), pixels),
     ]
     return [*(shown if drawn else []), *([text(" ".join(notes))] if notes else [])]

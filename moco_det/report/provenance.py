@@ -204,6 +204,9 @@ def warnings_of(rows: Rows, groups: Sequence[Group], probes: Sequence[Group]) ->
             for name, count in sorted(names.items())
             if count > 1
         ]
+        folds = Counter(row.trial[1] for row in group.arms[0].rows)
+        if len(folds) > 1 and max(folds.values()) > 1:
+            lines.append(say("folds", count=len(folds), group=group))
         used = {(r.data["hardware"]["device"], r.data["engine"]["torch"]) for r in group.rows}
         if len(used) > 1:
             machines = "; ".join(sorted(f"{device} with torch {torch}" for device, torch in used))

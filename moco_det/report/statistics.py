@@ -12,7 +12,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import special
@@ -141,13 +141,13 @@ def contrast(terms: Sequence[tuple[float, Trials]], setting: Iterable[Trials] = 
 
 
 def compare_paired(
-    arm: Mapping[int, float | None], reference: Mapping[int, float | None]
+    arm: Mapping[Any, float | None], reference: Mapping[Any, float | None]
 ) -> Comparison:
     """The mean difference of trials that share a seed, with the paired t interval.
 
-    Arguments are values by seed; what one side lacks is left out.
+    Arguments are values by seed, or seed and fold; what one side lacks is left out.
     """
-    pairs = ((arm[seed], reference[seed]) for seed in sorted(set(arm) & set(reference)))
+    pairs = ((arm[trial], reference[trial]) for trial in sorted(set(arm) & set(reference)))
     gaps = summarise(a - b for a, b in pairs if a is not None and b is not None)
     return _judged(gaps.mean, [(1.0, gaps)])
 

@@ -28,7 +28,8 @@ def csv_text(groups: Sequence[Group]) -> str:
         data, engine, dataset = group.data, group.data["engine"], group.data["dataset"]
         shared = [group.index + 1, *(data[key] for key in ("config_name", "iterations", "batch"))]
         shared += [engine["name"], engine["version"], data["precision"]]
-        shared += [dataset["train_fingerprint"], dataset["test_fingerprint"]]
+        trained_on = dataset.get("train_share") or dataset["train_fingerprint"]
+        shared += [trained_on, dataset["test_fingerprint"]]
         published = {one.arm.label: one for one in reversed(counterparts(group))}
         for metric in group.all_metrics:
             for arm in group.arms:

@@ -131,7 +131,7 @@ def certainty_table(group: Group) -> Table | None:
             continue
         if gap.verdict == "nothing learned":
             continue
-        runs = ({row.seed: row.metric(metric, "AP") for row in a.rows} for a in (arm, reference))
+        runs = ({row.trial: row.metric(metric, "AP") for row in a.rows} for a in (arm, reference))
         paired, shared = compare_paired(*runs), Cell(UNDEFINED, "no shared seeds")
         if paired.difference is not None:
             found = f"{interval(paired)}, {counted(paired.n, 'pair')}"

@@ -59,6 +59,11 @@ class Row:
         return int(self.data["seed"])
 
     @property
+    def trial(self) -> tuple[int, str]:
+        """The seed and the data that were trained on, which tell apart the folds of a share."""
+        return self.seed, str(self.data["dataset"]["train_fingerprint"])
+
+    @property
     def probe(self) -> bool:
         """Whether the row is a probe's, with accuracies instead of APs."""
         return bool(self.data["task"] == "probe")

@@ -8,6 +8,7 @@ everything else must be the same.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +113,11 @@ def compare_configs(
             key, reason = frozen
             forbidden.append(Difference(key, {arm: _show(flat[key])}, reason))
     return Matched(tuple(configs), len(keys), tuple(allowed), tuple(forbidden))
+
+
+def without_fold(text: str) -> str:
+    """Names of data sets, or a config that has them, without the number of the fold."""
+    return re.sub(r"[?&]fold=\d+", "", text)
 
 
 def frozen_over_random(flat: Mapping[str, Any]) -> tuple[str, str] | None:

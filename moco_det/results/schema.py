@@ -80,8 +80,9 @@ PERCENTS = Field(
     optional=True,
 )
 
-# What every row holds, whether the run finished or failed. `wall_seconds` are those of the whole
-# run, however often it was resumed; `started` is when the process began that wrote the row.
+# What every row holds, whether the run finished or failed. `train_share` is the same for the folds
+# of one share of a training set. `wall_seconds` are those of the whole run, however often it was
+# resumed; `started` is when the process began that wrote the row.
 ROW: Fields = {
     "run": TEXT,
     "status": _choice("finished", "failed"),
@@ -94,6 +95,7 @@ ROW: Fields = {
         "train_images": _learned(INT),
         "test_images": _learned(INT),
         "classes": _learned(TEXTS),
+        "train_share": replace(TEXT, optional=True),
     },
     "config_name": TEXT,
     "config": TEXT,
@@ -129,6 +131,18 @@ APS: Fields = {
     **dict.fromkeys(("APs", "APm", "APl"), replace(PERCENT, optional=True)),
     "per_class": PERCENTS,
 }
+# What a run's detector costs, in rows written since it is counted: of one image of `image` pixels,
+# height and width, the multiply-adds of the backbone with its pyramid, None where not countable.
+COST: Fields = {
+    "parameters": COUNT,
+    "trainable_parameters": Field("a number from 0 on", _number(0, _MOST)),
+    "backbone_flops": Field("a number above 0", _number(1, 1e18)).or_null(),
+    "image": Field(
+        "a height and a width",
+        lambda v: isinstance(v, list) and len(v) == 2 and all(map(COUNT.accepts, v)),
+    ),
+    "images_per_second": Field("a number above 0", _number(1e-9, _MOST)).or_null(),
+}
 # A probe's row: `iterations` are the steps of the pre-training, null where the weights do not say
 # them, `seed` the one that the trial depends on; `config` has the protocol's settings.
 PROBE: Fields = {
@@ -152,7 +166,11 @@ def validate_row(row: Mapping[str, Any]) -> None:
 
 def _schema_of(row: Mapping[str, Any]) -> Fields:
     probe, metrics = row.get("task") == "probe", row.get("metrics")
-    fields = {**ROW, **(PROBE if probe else {})}
+    fields = {
+        **ROW,
+        **(PROBE if probe else {}),
+        **({"cost": COST} if row.get("cost") is not None else {}),
+    }
     if row.get("status") != "finished":
         return {**fields, "error": REASON} if row["schema"] >= 2 else fields
     if probe:

@@ -67,6 +67,7 @@ def describe_data(train: DetectionDataset, test: DetectionDataset) -> dict[str, 
         "train_images": len(train),
         "test_images": len(test),
         "classes": list(train.classes),
+        **({"train_share": train.share} if train.share else {}),
     }
 
 
@@ -125,12 +126,15 @@ class RunRow:
     warnings: Sequence[str]
     metrics: Mapping[str, Any] | None = None
     error: str | None = None
+    cost: Mapping[str, Any] | None = None  # by moco_det.runs.cost
 
     def as_dict(self) -> dict[str, Any]:
         """The row as it is written, of today's schema."""
         status, without = ("failed", "metrics") if self.error else ("finished", "error")
         row = {"schema": SCHEMA, "status": status, **asdict(self)}
         del row[without]
+        if self.cost is None:
+            del row["cost"]
         return row
 
 

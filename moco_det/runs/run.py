@@ -24,6 +24,7 @@ from moco_det.foundation.launching import ProcessLayout, launch, torchrun_proces
 from moco_det.foundation.metrics_file import import_wandb, wandb_writer
 from moco_det.foundation.strict_yaml import flatten
 from moco_det.results import append_row
+from moco_det.runs.cost import cost_line, detector_cost, images_per_second
 from moco_det.runs.engines import choose_engine, load_config, load_engine
 from moco_det.runs.folder import (
     CONFIG,
@@ -153,6 +154,11 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
                 logger.warning("%s", line)
         if options.eval_only:
             return prepared.evaluate()
+        cost: dict[str, Any] = {}
+        if leader:
+            size = {"short": cfg.INPUT.MIN_SIZE_TEST, "longest": cfg.INPUT.MAX_SIZE_TEST}
+            cost = detector_cost(prepared.model, **size)
+            logger.info("%s", cost_line(**cost))
         started, clock = now(), time.monotonic()
         try:
             project = cfg.WANDB if leader else ""
@@ -165,6 +171,9 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
         if leader:
             solver = prepared.cfg.SOLVER
             loaded = prepared.loaded
+            cost["images_per_second"] = images_per_second(
+                output / "metrics.jsonl", solver.IMS_PER_BATCH
+            )
             row = RunRow(
                 run=output.name,
                 task="box+mask" if cfg.MODEL.MASK_ON else "box",
@@ -184,6 +193,7 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
                 started=started,
                 warnings=warnings,
                 metrics=metrics,
+                cost=cost,
             )
             # another process may have ended this run before the folder was claimed
             if not (options.resume and _written(results, output, cfg, engine)):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
+    from torch import nn
 
     from moco_det.data import DetectionDataset
     from moco_det.foundation.metrics_file import Writer
@@ -74,6 +75,10 @@ class PreparedRun(Protocol):
     begun_by: int | None
     trained_seconds: float
     warnings: list[str]
+
+    @property
+    def model(self) -> nn.Module:
+        """The engine's own detector, with its `backbone`."""
 
     def log_into(self, output: Path) -> AbstractContextManager[None]:
         """Write what is logged to the run's log.txt, until the block ends."""

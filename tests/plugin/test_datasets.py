@@ -20,6 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog  # noqa: E402
 from detectron2.structures import BoxMode  # noqa: E402
 
 from moco_det.plugin import register_dataset  # noqa: E402
+from moco_det.plugin.catalog import register_coco  # noqa: E402
 from moco_det.plugin.datasets import (  # noqa: E402
     load_data,
     register,
@@ -125,6 +126,20 @@ def test_several_data_sets_are_joined_to_one(scenes: ScenesPaths) -> None:
     assert len(train) == 16
     assert len(DatasetCatalog.get(" + ".join(names))) == 16
     assert len(test) == 4
+
+
+def test_both_engines_and_detectron2s_own_reader_see_the_same_fold(scenes: ScenesPaths) -> None:
+    name = f"{scenes.train}&percent=25&fold=3"
+    ours = load_dataset(name).records
+    train, _ = load(scenes, train=(name,))
+    assert train.records == ours and len(ours) == 3
+    assert {row["image_id"] for row in DatasetCatalog.get(name)} == {r.image_id for r in ours}
+    described = register_coco(name, keypoints=False)
+    read_by_detectron2 = DatasetCatalog.get(name)
+    assert [row["image_id"] for row in read_by_detectron2] == [
+        r.image_id for r in described.records
+    ]
+    assert described.records == ours
 
 
 def test_the_test_set_takes_the_classes_of_the_training_set(scenes: ScenesPaths) -> None:

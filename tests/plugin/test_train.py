@@ -330,3 +330,4 @@ def test_run_length_masks_are_trained_as_bitmaps(
     (row,) = lines_of(output / "results.jsonl")
     assert any("taken as bitmask" in line for line in row["warnings"])
     assert row["metrics"]["segm"]
+    assert row["cost"]["backbone_flops"] > 0 and row["cost"]["image"] == [64, 96]

@@ -78,6 +78,31 @@ def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert read.rows[0].metric("segm", "AP") is None
 
 
+COST = {
+    "parameters": 41_300_000,
+    "trainable_parameters": 0,
+    "backbone_flops": None,
+    "image": [800, 1088],
+    "images_per_second": None,
+}
+
+
+def test_a_row_may_say_what_its_detector_costs() -> None:
+    validate_row(row(cost=COST))
+    validate_row(row(cost={**COST, "backbone_flops": 120_198_758_400, "images_per_second": 31.2}))
+    for key, bad in (
+        ("parameters", 0),
+        ("trainable_parameters", "all"),
+        ("backbone_flops", -1),
+        ("image", [800]),
+        ("images_per_second", float("nan")),
+    ):
+        with pytest.raises(InputError, match=f"'cost.{key}' is"):
+            validate_row(row(cost={**COST, key: bad}))
+    with pytest.raises(InputError, match=r"the row lacks 'cost\.parameters'"):
+        validate_row(row(cost={}))
+
+
 @pytest.mark.parametrize("folder", ["../other", "/etc", "runs/../../other", "link"])
 def test_a_row_that_leads_out_of_its_folder_is_not_followed(tmp_path: Path, folder: str) -> None:
     (tmp_path / "results" / "runs").mkdir(parents=True)

@@ -58,6 +58,15 @@ def test_resuming_a_finished_run_trains_scores_and_writes_nothing(
     assert line == f"{copy} is finished: its row is line 1 of {copy / 'results.jsonl'}"
 
 
+def test_the_row_says_what_the_detector_costs(finished: Path) -> None:
+    cost = rows(finished / "results.jsonl")[0].data["cost"]
+    assert cost["image"] == [64, 96] and cost["backbone_flops"] > 1e8
+    assert cost["trainable_parameters"] == cost["parameters"] > 1e7
+    assert cost["images_per_second"] > 0
+    (line,) = [x for x in (finished / "log.txt").read_text().splitlines() if "GFLOPs" in x]
+    assert f"{cost['parameters']:,} parameters" in line and "for 64 x 96 pixels" in line
+
+
 def test_what_enters_no_number_may_change(copy: Path, painted: ScenesPaths) -> None:
     run(config(painted, copy, SOLVER__CHECKPOINT_PERIOD="7", DATALOADER__NUM_WORKERS="1"), RESUME)
     assert len(rows(copy)) == 1

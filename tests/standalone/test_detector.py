@@ -141,22 +141,28 @@ def test_every_parameter_gets_a_finite_gradient(empty: bool) -> None:
         assert {losses[name].item() for name in zero} == {0.0}
 
 
-def test_frozen_stages_get_no_gradient_and_keep_their_statistics() -> None:
+STAGES = ("stem.", "res2.", "res3.", "res4.", "res5.")
+
+
+@pytest.mark.parametrize(("freeze_at", "norm"), [(2, "BN"), (5, "BN"), (5, "SyncBN")])
+def test_frozen_stages_get_no_gradient_and_keep_their_statistics(freeze_at: int, norm: str) -> None:
     # check() demands weights for frozen stages: a name is enough, nothing is loaded here
-    model = make_detector({"MODEL.BACKBONE.FREEZE_AT": "2", "MODEL.WEIGHTS": "some.pkl"}).train()
+    keys = {"MODEL.BACKBONE.FREEZE_AT": str(freeze_at), "MODEL.WEIGHTS": "some.pkl"}
+    keys |= {"MODEL.RESNETS.NORM": norm, "MODEL.FPN.NORM": norm}
+    model = make_detector(keys).train()
     before = {n: t.clone() for n, t in model.backbone.bottom_up.state_dict().items()}
     losses = model(images(), targets())
     sum(losses.values(), torch.zeros(())).backward()
     for name, parameter in model.backbone.bottom_up.named_parameters():
-        frozen = name.startswith(("stem.", "res2."))
+        frozen = name.startswith(STAGES[:freeze_at])
         assert (parameter.grad is None) == frozen, name
     for name, tensor in model.backbone.bottom_up.state_dict().items():
-        if name.startswith(("stem.", "res2.")):
+        if name.startswith(STAGES[:freeze_at]):
             assert torch.equal(tensor, before[name]), name
-    assert not torch.equal(
-        model.backbone.bottom_up.state_dict()["res3.0.conv1.norm.running_mean"],
-        before["res3.0.conv1.norm.running_mean"],
-    )
+        elif name.endswith("running_mean"):
+            assert not torch.equal(tensor, before[name]), name
+    others = [(n, p) for n, p in model.named_parameters() if "bottom_up" not in n]
+    assert all(p.grad is not None for _, p in others) and len(others) > 20
 
 
 def test_an_image_is_detected_alike_alone_and_in_a_batch() -> None:

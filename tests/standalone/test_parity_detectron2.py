@@ -87,6 +87,17 @@ def test_tensors_have_the_same_names_order_and_shapes(pair: Pair) -> None:
     assert named[0] == named[1]
 
 
+@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+def test_a_frozen_backbone_keeps_the_statistics_of_its_norms(norm: str) -> None:
+    keys = ["MODEL.BACKBONE.FREEZE_AT", "5", "MODEL.WEIGHTS", "w", "MODEL.RESNETS.NORM", norm]
+    settings = Settings("RCNN_FPN", R18, SMALL_FPN, keys)
+    for model in (real_model(settings), build_detector(our_config(settings))):
+        frozen = model.get_submodule("backbone.bottom_up").train()
+        kinds = {type(one).__name__ for one in frozen.modules() if hasattr(one, "running_var")}
+        assert kinds == {"FrozenBatchNorm2d"}
+        assert not any(p.requires_grad for p in frozen.parameters())
+
+
 WIDE = ["MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.WIDTH_PER_GROUP", "128"]
 RESNEXT = ["MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"]
 R34 = ["MODEL.RESNETS.DEPTH", "34", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
@@ -199,6 +210,7 @@ def test_initial_parameters_have_the_same_distribution(name: str) -> None:
         ["SOLVER.WEIGHT_DECAY_BIAS", "0.5", "SOLVER.BIAS_LR_FACTOR", "2.0"],
         ["SOLVER.WEIGHT_DECAY_NORM", "0.0001"],
         ["MODEL.BACKBONE.FREEZE_AT", "2", "MODEL.WEIGHTS", "some.pkl"],
+        ["MODEL.BACKBONE.FREEZE_AT", "5", "MODEL.WEIGHTS", "some.pkl"],
     ],
 )
 def test_parameter_groups_are_the_same(keys: list[str]) -> None:
@@ -215,7 +227,7 @@ def test_parameter_groups_are_the_same(keys: list[str]) -> None:
 
     expected = table(real, build_optimizer(real_config(settings), real))
     optimizer = build_solver(our_config(settings), ours).optimizer
-    assert table(ours, optimizer) == expected and len(expected) > 50
+    assert table(ours, optimizer) == expected and len(expected) > 20
     # detectron2 may make two groups of the same numbers; here they are one
     assert len(optimizer.param_groups) == len(set(expected.values()))
 

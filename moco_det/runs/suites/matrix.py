@@ -20,11 +20,11 @@ from moco_det import __version__
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import nest
 from moco_det.resnet.architectures import ARCHITECTURES
-from moco_det.results.matched import INPUT_KEYS
+from moco_det.results.matched import FREEZE_KEY, INPUT_KEYS, WEIGHTS_KEY
 from moco_det.runs.row import version_of
 from moco_det.runs.suites.suite import MOST_SEEDS, NAME, SuiteSetting
 from moco_det.runs.weights_file import ready_weights
-from moco_det.settings.config import check, get_cfg, merge
+from moco_det.settings.config import check, get_cfg, merge, set_values
 from moco_det.weights.backbone import load_backbone
 from moco_det.weights.download import is_address
 
@@ -170,7 +170,13 @@ def check_settings(
         if engine == "standalone":
             cfg = get_cfg()
             merge(cfg, nest(setting.keys), source=f"the suite's setting {setting.name}")
-            check(cfg)
+            arm = next((arm for arm in arms if not leaves_out(setting, arm)), arms[0])
+            check(set_values(cfg, [WEIGHTS_KEY, str(arm.weights or "")]))
+
+
+def leaves_out(setting: SuiteSetting, arm: SuiteArm) -> bool:
+    """Whether the arm is random and the setting freezes stages, which would never learn."""
+    return arm.weights is None and setting.keys.get(FREEZE_KEY, 0) != 0
 
 
 def check_architecture(setting: SuiteSetting, arm: SuiteArm) -> None:
@@ -198,6 +204,8 @@ def build_matrix(
 ) -> list[Run]:
     """Every run, seed by seed: a matrix that is stopped early has equal trials in every arm.
 
+    Settings with frozen stages have no random arm.
+
     Of detectron2 what its installation says keys the runs. `only` names a single run.
     """
     version = __version__ if engine == "standalone" else version_of("detectron2")
@@ -206,6 +214,7 @@ def build_matrix(
         for seed in seeds
         for setting in settings
         for arm in arms
+        if not leaves_out(setting, arm)
     ]
     found = [run for run in runs if only in (None, run.name)]
     if not found:

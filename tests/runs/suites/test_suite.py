@@ -18,6 +18,7 @@ from moco_det.runs.suites.matrix import (
     SuiteArm,
     build_matrix,
     check_architecture,
+    check_settings,
     read_arms,
     read_seeds,
 )
@@ -163,6 +164,28 @@ def test_weights_of_another_resnet_are_refused_before_the_first_run() -> None:
     with pytest.raises(InputError, match=r"--set MODEL\.RESNETS\.STEM_OUT_CHANNELS 64 --set"):
         check_architecture(narrow, arm)
     check_architecture(narrow, replace(arm, architecture="resnet18_w0.5x"))
+
+
+def test_a_setting_with_a_frozen_backbone_has_no_random_arm() -> None:
+    keys = {
+        **ARCHITECTURES["resnet50"].keys,
+        **{"DATASETS.TRAIN": ["a"], "DATASETS.TEST": ["b"], "MODEL.BACKBONE.FREEZE_AT": 0},
+        "MODEL.RESNETS.NORM": "SyncBN",
+    }
+    settings = [
+        SuiteSetting("full", keys),
+        SuiteSetting("frozen", {**keys, "MODEL.BACKBONE.FREEZE_AT": 5}),
+    ]
+    random, moco = (
+        SuiteArm("random", None, None, {}),
+        SuiteArm("moco", Path("moco.pkl"), "a" * 64, {}),
+    )
+    check_settings(settings, [random, moco], engine="standalone")
+    runs = build_matrix(settings, [random, moco], [0], engine="standalone")
+    found = [(run.setting.name, run.arm.name) for run in runs]
+    assert found == [("full", "random"), ("full", "moco"), ("frozen", "moco")]
+    with pytest.raises(InputError, match="FREEZE_AT 5 would freeze randomly initialised stages"):
+        check_settings(settings, [random], engine="standalone")
 
 
 def test_seeds_are_read_or_refused() -> None:
