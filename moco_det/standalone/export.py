@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.nn import functional as F
 from torchvision.ops import nms
 
@@ -143,7 +144,14 @@ def export_program(
     with fixed_sizes(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's operators are described in deprecated words
         one(image)  # constants that are made once must not be made of the symbols below
-        program = torch.export.export(one, (image,), dynamic_shapes=(sides,), strict=False)
+        try:
+            program = torch.export.export(one, (image,), dynamic_shapes=(sides,), strict=False)
+        except UserError as error:
+            reason = str(error).partition("!")[0]
+            raise InputError(
+                f"torch.export takes no images of any size to this backbone ({reason}): use the "
+                "checkpoint itself, by moco-det predict"
+            ) from error
         text = json.dumps(metadata, indent=1)
         torch.export.save(program, content, extra_files={METADATA: text})
     content.seek(0)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.exc import UserError, UserErrorType
 
 from moco_det.data.scenes import ScenesPaths
 from moco_det.foundation.checkpoints import restore_optimizer, restoring
@@ -14,6 +16,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.settings.engine import RunOptions
 from moco_det.standalone.build import build_detector, build_solver
 from moco_det.standalone.engine import StandaloneEngine
+from moco_det.standalone.export import export_program
 from tests.standalone.test_run import final_state, lines_of, stop_before_step
 from tests.standalone.tiny import on_scenes, run, tiny_config
 
@@ -91,3 +94,14 @@ def test_synchronised_norms_are_refused_where_they_cannot_be() -> None:
     StandaloneEngine().check_processes(cfg, 1)
     with pytest.raises(InputError, match="MODEL.TIMM.NORM SyncBN is for GPUs: on a CPU use --num-"):
         StandaloneEngine().check_processes(cfg, 2)
+
+
+def test_what_torch_export_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*arguments: Any, **options: Any) -> None:
+        raise UserError(
+            UserErrorType.CONSTRAINT_VIOLATION, "Constraints violated (width)! For more"
+        )
+
+    monkeypatch.setattr(torch.export, "export", refuses)
+    with pytest.raises(InputError, match=r"this backbone \(Constraints violated \(width\)\): use"):
+        export_program(build_detector(tiny_config()), torch.zeros(3, 96, 96), {})
