@@ -76,7 +76,8 @@ def read_backbone(source: TimmCheckpoint) -> ReadNetwork:
 def prove(source: TimmCheckpoint, read: ReadNetwork) -> dict[str, float]:
     """Largest feature difference of each stage; InputError beyond TOLERANCE."""
     proof = TimmProof(source, read.tensors)
-    return proof.differences(read.backbone, converted(read.backbone, read.names, proof.tensors))
+    proof.load(read.backbone, converted(read.backbone, read.names, proof.tensors))
+    return proof.differences(read.backbone)
 
 
 def read_tensors(source: TimmCheckpoint) -> dict[str, Tensor]:
@@ -212,15 +213,16 @@ class TimmProof:
         by_stride = dict(zip(network.feature_info.reduction(), features, strict=True))
         self.expected = {stage: by_stride[stride] for stage, stride in STRIDES.items()}
 
-    def differences(
-        self, backbone: TimmBackbone, tensors: Mapping[str, Tensor]
-    ) -> dict[str, float]:
-        """Largest absolute feature difference of each stage; InputError beyond TOLERANCE."""
+    def load(self, backbone: TimmBackbone, tensors: Mapping[str, Tensor]) -> None:
+        """A conversion of `tensors` into the backbone; InputError where one is missing."""
         state = backbone.network.state_dict()
         missing = [name for name in state if name not in tensors and not name.endswith(COUNTER)]
         if missing:
             raise InputError(f"{self.path}: nothing was converted to {missing[0]}")
         backbone.network.load_state_dict({**state, **tensors}, assign=True)
+
+    def differences(self, backbone: TimmBackbone) -> dict[str, float]:
+        """Largest absolute feature difference of each stage; InputError beyond TOLERANCE."""
         with torch.no_grad(), one_thread():
             features = backbone(self.images)
         found: dict[str, float] = {}
