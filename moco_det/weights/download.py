@@ -215,7 +215,7 @@ def _timm_file(text: str) -> Path:
         )
     if not cfg.hf_hub_id:
         # a pair is an address and the name to keep the file by
-        return _fetch(cfg.url if isinstance(cfg.url, str) else cfg.url[0])
+        return _fetch(str(cfg.url[0] if isinstance(cfg.url, tuple) else cfg.url))
     if network_of_address(text) is not None:
         with suppress(InputError):  # to lie beside the weights and say what they are
             _hugging_face_file(text, cfg.hf_hub_id, "config.json")

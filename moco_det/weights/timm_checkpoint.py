@@ -42,6 +42,7 @@ BACKBONE = "timm-backbone"  # a file of this project
 TIMM_STAGES = STAGES[1:]  # those of strides 4 to 32
 # encoder -> where training scripts keep it, timm's own choice first (timm models/_helpers.py)
 TABLES = {"ema": ("state_dict_ema", "model_ema"), "model": ("state_dict", "model")}
+ENTRY = "its entry 'arch'"
 BESIDE = "config.json beside the file"
 # arguments of a model in config.json that leave the features as they are
 HARMLESS = {"num_classes", "global_pool", "img_size", "drop_rate", "drop_path_rate"}
@@ -185,11 +186,11 @@ def _named(contents: Contents) -> tuple[str, str] | None:
             return None
         known_name(base, BESIDE)
         return name, BESIDE
-    name = contents.entries.get("arch")  # of timm's training script, but of many others too
-    if not isinstance(name, str) or name.partition(".")[0] in ARCHITECTURES:
+    arch = contents.entries.get("arch")  # of timm's training script, but of many others too
+    if not isinstance(arch, str) or arch.partition(".")[0] in ARCHITECTURES:
         return None
     try:
-        return known_name(name, "its entry 'arch'"), "its entry 'arch'"
+        return known_name(arch, ENTRY), ENTRY
     except InputError:
         return None
 
