@@ -128,3 +128,13 @@ def test_a_suites_arm_of_another_network_is_refused_before_the_first_run() -> No
         check_architecture(SuiteSetting("s", detector_keys("convnext_small")), tiny)
     with pytest.raises(InputError, match="--set MODEL.BACKBONE.NAME build_timm_fpn_backbone --set"):
         check_architecture(SuiteSetting("r", {}), tiny)
+
+
+@pytest.mark.detectron2
+def test_detectron2s_own_checkpointer_fills_the_network(small_file: Path) -> None:
+    checkpoint = pytest.importorskip("detectron2.checkpoint")
+    model = detector(TimmBackbone("test_convnext"))
+    checkpoint.DetectionCheckpointer(model).load(str(small_file))
+    given = load_backbone(small_file).model
+    filled = backbone_names(model)
+    assert all(torch.equal(filled[name], torch.from_numpy(array)) for name, array in given.items())

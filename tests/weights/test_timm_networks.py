@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 pytest.importorskip("timm")
 
 import timm
+import torchvision
 
 from moco_det.foundation.errors import InputError
 from moco_det.timm_backbones.network import TimmBackbone
@@ -111,6 +112,23 @@ def test_the_authors_names_give_the_same_backbone(
         assert model and all(np.array_equal(array, state[key]) for key, array in model.items())
         table = theirs.get("model", theirs)
         assert done.tensors + len(done.left) == len(table)
+
+
+def test_torchvisions_regnet_computes_the_same_as_what_it_becomes(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    theirs = torchvision.models.regnet_y_400mf().eval()
+    file = save(theirs.state_dict(), tmp_path / "r.pth")
+    convert(file, tmp_path / "r.pkl", arch="regnety_004.tv2_in1k")
+    model = {n: torch.from_numpy(a) for n, a in load_backbone(tmp_path / "r.pkl").model.items()}
+    ours = TimmBackbone("regnety_004").eval()
+    assert ours.network.load_state_dict(model, strict=False).unexpected_keys == []
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        features = ours(x)
+        x = theirs.stem(x)
+        for block, feature in zip(theirs.trunk_output, features.values(), strict=True):
+            x = block(x)
+            torch.testing.assert_close(feature, x)
 
 
 def test_files_of_every_container_and_wrapping_give_the_same_arrays(
