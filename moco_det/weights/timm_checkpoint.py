@@ -205,7 +205,8 @@ def _beside_file(path: Path) -> tuple[str, Mapping[str, Any]] | None:
     if not isinstance(name, str):
         return None
     cfg = found.get("pretrained_cfg", found)
-    other = sorted(set(found.get("model_args") or {}) - HARMLESS)
+    arguments = found.get("model_args")
+    other = sorted(arguments.keys() - HARMLESS) if isinstance(arguments, dict) else []
     if other:
         raise InputError(f"{file}: its model_args {', '.join(other)} make another {name}")
     if not isinstance(cfg, dict):

@@ -77,5 +77,5 @@ def test_perturbing_leaves_no_tensor_small_and_no_variance_at_zero() -> None:
     for name in ("gamma", "bias"):
         assert 0.4 < once[name].std() < 0.6
     assert once["gamma"].mean() > 0.4  # its own pattern is still there
-    assert 0.05 < once["weight"].std() < 0.2 and once["bn.running_var"].min() >= 0.5
+    assert 0.05 < once["weight"].std() < 0.15 and once["bn.running_var"].min() >= 0.5
     assert once["bn.num_batches_tracked"] == 7
