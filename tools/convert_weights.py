@@ -1,6 +1,7 @@
-"""Convert a ResNet checkpoint to a backbone file, with proof; or look into one.
+"""Convert a checkpoint of a ResNet or a network of timm to a backbone file, with proof.
 
-Nothing unproven is written. docs/weights.md has the layouts and the published files.
+Or look into one. Nothing unproven is written. docs/weights.md has the layouts and the published
+files.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         "output",
         metavar="OUTPUT",
         nargs="?",
-        help=".pkl or .safetensors for detection, .pth for torchvision",
+        help=".pkl or .safetensors for detection, .pth for torchvision or timm",
     )
     names = ", ".join(row.name for row in FORMATS)
     add(
@@ -50,8 +51,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--prefix",
-        help="what the names of the ResNet begin with, where the file holds several that no format "
-        "names (default: the only one)",
+        help="what the names of the network begin with, where the file holds several that no "
+        "format names (default: the only one)",
+    )
+    add(
+        "--arch",
+        metavar="NAME",
+        help="which network of timm INPUT is, as convnext_tiny or convnext_tiny.fb_in22k (default: "
+        "what the file or a config.json beside it says; ResNets are known by their shapes)",
     )
     add("--overwrite", action="store_true", help="replace OUTPUT if another file has its name")
     add(
@@ -79,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         target_format=arguments.target,
         encoder=arguments.encoder,
         prefix=arguments.prefix,
+        arch=arguments.arch,
         overwrite=arguments.overwrite,
     )
     print("\n".join(conversion_lines(conversion)))
@@ -94,6 +102,7 @@ def print_inspection(arguments: argparse.Namespace) -> int:
         source_format=arguments.source,
         encoder=arguments.encoder,
         prefix=arguments.prefix,
+        arch=arguments.arch,
     )
     print(json.dumps(facts, indent=2) if arguments.json else "\n".join(table_lines(facts)))
     if facts["problem"] is not None:

@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def load_file(path: Path) -> Start:
     """An encoder from a checkpoint of ours or anybody's; bad files are an input error."""
     from moco_det.runs.row import sha256_of
-    from moco_det.weights.reading import read_checkpoint
+    from moco_det.weights.timm_checkpoint import TimmCheckpoint, read_any
     from pretrain import checkpoints
     from pretrain.probe.weights import array_start, packed_start
 
@@ -126,7 +126,10 @@ def load_file(path: Path) -> Start:
     try:
         content = checkpoints.read(path)
     except InputError:  # another format, or damaged: the reader of anybody's says in what way
-        source = read_checkpoint(path)
+        source = read_any(path)
+        if isinstance(source, TimmCheckpoint):
+            what = f"a {source.architecture} of timm: probes are of ResNets"
+            raise InputError(f"{path} is {what}") from None
         arrays = {key: one.read() for key, one in {**source.tensors, **source.counters}.items()}
         start = array_start(
             arrays,

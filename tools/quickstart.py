@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME=FILE",
-        help="checkpoints of one ResNet as the other arms (default: pre-training)",
+        help="checkpoints of one network as the other arms (default: pre-training)",
     )
     add("--pretrain", action="store_true", help="make the painted world's encoders anew")
     add(

@@ -44,6 +44,7 @@ class TimmBackbone(nn.Module):
         self, name: str, *, drop_path: float = 0.0, norm: str = "", freeze_at: int = 0
     ) -> None:
         super().__init__()
+        self.architecture = name.partition(".")[0]  # behind the dot is whose weights are meant
         network = create_network(name, drop_path=drop_path)
         infos = list(network.feature_info)
         indices = {info["reduction"]: n for n, info in enumerate(infos)}  # the last of each

@@ -1,4 +1,4 @@
-"""Anybody's ResNet checkpoint in, one proven backbone file out; reading never executes.
+"""Anybody's checkpoint in, one proven backbone file out; reading never executes.
 
-This file imports nothing; only `proof` and `loading` need torch.
+This file imports nothing; only `proof`, `timm_proof` and `loading` need torch.
 """

@@ -8,12 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from moco_det.resnet.architectures import ARCHITECTURES, Architecture
 
 Shape = tuple[int, ...]
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
+BUILDER = "MODEL.BACKBONE.NAME"
+TIMM_BACKBONE = "build_timm_fpn_backbone"
+TIMM_BY_NAME = "convert-weights takes a network of timm by --arch NAME"
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -90,7 +94,7 @@ def variant(names: Iterable[str]) -> str | None:
     bare = {re.sub(r"^.*?(?=(conv1|stem|layer[1-4]|encoder[12])\.)", "", name) for name in names}
     for pattern, why in _VARIANTS.items():
         if any(re.fullmatch(pattern, name) for name in bare):
-            return f"{why}, which the detectors' ResNets do not have"
+            return f"{why}, which the detectors' ResNets do not have; {TIMM_BY_NAME}"
     return None
 
 
@@ -145,6 +149,13 @@ def check_shapes(architecture: str, shapes: Mapping[str, Shape]) -> None:
             raise UnknownArchitecture(
                 f"{name} is {_text(shapes[name])}, {architecture} has {_text(shape)}"
             )
+
+
+def detector_keys(architecture: str) -> dict[str, Any]:
+    """The config keys that give a detector this ResNet, or this network of timm."""
+    if architecture in ARCHITECTURES:
+        return dict(ARCHITECTURES[architecture].keys)
+    return {BUILDER: TIMM_BACKBONE, "MODEL.TIMM.NAME": architecture}
 
 
 def _text(shape: Shape) -> str:

@@ -189,12 +189,18 @@ def _torchvision_address(text: str) -> str:
     return str(published[weights].url)
 
 
+def network_of_address(name: str | Path) -> str | None:
+    """The network of timm, no ResNet, that an address names, with its tag; None of others."""
+    word = str(name).removeprefix("timm:") if str(name).startswith("timm:") else ""
+    return word if word and word.partition(".")[0] not in ARCHITECTURES else None
+
+
 def _timm_file(text: str) -> Path:
     """The file that timm would load."""
     try:
         from timm.models import get_pretrained_cfg
     except ImportError:
-        raise InputError(f"{text} needs timm: pip install timm") from None
+        raise InputError(f"{text} needs timm: pip install 'moco-det[timm]'") from None
     name = text.removeprefix("timm:")
     try:
         cfg = get_pretrained_cfg(name)
@@ -202,13 +208,17 @@ def _timm_file(text: str) -> Path:
         cfg = None
     if cfg is None or not (cfg.hf_hub_id or cfg.url):
         raise InputError(f"{text}: timm has no weights of that name: timm.list_pretrained()")
-    if not _imagenet(cfg.mean, cfg.std):
+    if network_of_address(text) is None and not _imagenet(cfg.mean, cfg.std):
         raise InputError(
             f"{text} was trained on pixels of mean {cfg.mean} and std {cfg.std}, which no format "
             "of the converter has: take another"
         )
     if not cfg.hf_hub_id:
-        return _fetch(cfg.url)
+        # a pair is an address and the name to keep the file by
+        return _fetch(str(cfg.url[0] if isinstance(cfg.url, tuple) else cfg.url))
+    if network_of_address(text) is not None:
+        with suppress(InputError):  # to lie beside the weights and say what they are
+            _hugging_face_file(text, cfg.hf_hub_id, "config.json")
     return _hugging_face_file(text, cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors")
 
 

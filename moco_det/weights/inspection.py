@@ -1,4 +1,7 @@
-"""What a checkpoint file is, as plain data; nothing is converted, no torch needed."""
+"""What a checkpoint file is, as plain data; nothing is converted.
+
+No torch is needed but for checkpoints of timm's networks, whose names timm reads.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,15 @@ from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights.architectures import STAGES, backbone_tensors
 from moco_det.weights.containers import Contents, input_errors, read_contents
-from moco_det.weights.download import local_path
+from moco_det.weights.download import local_path, network_of_address
 from moco_det.weights.number_checks import check_numbers, kaiming_ratio, untrained
-from moco_det.weights.reading import SourceCheckpoint, check_format, printable, recognise
+from moco_det.weights.reading import SourceCheckpoint, check_format, printable
 from moco_det.weights.tensors import tensors_of
+from moco_det.weights.timm_checkpoint import (
+    AnyCheckpoint,
+    TimmCheckpoint,
+    recognise_any,
+)
 
 SCHEMA = "moco-det/inspect/1"
 OF_A_FORMAT = (  # the keys of `describe`
@@ -34,6 +42,7 @@ OF_A_FORMAT = (  # the keys of `describe`
     *("finite", "least_variance", "convolution_std_over_kaiming", "random_looking"),
     *("source", "verified"),
 )
+COUNTER = "num_batches_tracked"
 SHOWN_TENSORS = 8  # of each table of a file that no format claims
 
 
@@ -43,6 +52,7 @@ def inspect(
     source_format: str | None = None,
     encoder: str | None = None,
     prefix: str | None = None,
+    arch: str | None = None,
 ) -> dict[str, Any]:
     """Everything `--inspect` shows, as plain data that json can hold; docs/weights.md has the keys.
 
@@ -50,13 +60,20 @@ def inspect(
     "problem". Raises InputError for what is no readable checkpoint at all.
     """
     check_format(source_format)
+    arch = arch or network_of_address(path)
     contents = read_contents(local_path(path))
     with input_errors(contents.path):
         facts = _facts_of_file(contents)
     try:
-        source = recognise(contents, source_format=source_format, encoder=encoder, prefix=prefix)
-        arrays = source.arrays()
-        facts.update(describe(source, arrays))
+        source = recognise_any(
+            contents, source_format=source_format, encoder=encoder, prefix=prefix, arch=arch
+        )
+        if isinstance(source, TimmCheckpoint):
+            arrays, own = _network(source)
+        else:
+            arrays = source.arrays()
+            own = _resnet(source, arrays)
+        facts.update(own | describe(source, arrays))
         source.known_input()
         check_numbers(arrays, path=source.path)
     except InputError as error:
@@ -102,34 +119,50 @@ def _tables(root: Mapping[Any, Any]) -> list[dict[str, Any]]:
     return tables
 
 
-def describe(source: SourceCheckpoint, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def describe(source: AnyCheckpoint, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The facts of a recognised checkpoint and its backbone's arrays; proves nothing."""
     random_looking = untrained(arrays)
     variances = [a for name, a in arrays.items() if name.endswith("running_var")]
     ratios = [kaiming_ratio(a) for a in arrays.values() if a.ndim == 4]
     return {
         "format": source.format,
-        "prefix": None if source.resnet is None else source.resnet.prefix,
         "architecture": source.architecture,
-        "method": source.method,
         "encoder": source.encoder,
         "encoders": list(source.encoders),
         "input": source.input,
         "backbone_tensors": len(arrays),
         "parameters": sum(a.size for name, a in arrays.items() if "running_" not in name),
-        "dtypes": sorted({tensor.dtype for tensor in source.tensors.values()}),
-        "head": list(source.head),
-        "other_encoder_tensors": source.other_encoder,
-        "batch_counters": len(source.counters),
-        "stages": _stages(arrays, source.architecture),
+        "dtypes": sorted({t.dtype for n, t in source.tensors.items() if not n.endswith(COUNTER)}),
         "finite": all(bool(np.isfinite(a).all()) for a in arrays.values()),
-        "least_variance": _range(variances)[0],
+        "least_variance": _range(variances)[0] if variances else None,
         "convolution_std_over_kaiming": [_number(min(ratios)), _number(max(ratios))],
         "random_looking": random_looking is not None,
         "warnings": [] if random_looking is None else [random_looking],
         "source": source.origin,
         "verified": source.proven,
     }
+
+
+def _resnet(source: SourceCheckpoint, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What is said of a ResNet's checkpoint alone."""
+    return {
+        "prefix": None if source.resnet is None else source.resnet.prefix,
+        "method": source.method,
+        "head": list(source.head),
+        "other_encoder_tensors": source.other_encoder,
+        "batch_counters": len(source.counters),
+        "stages": _stages(arrays, source.architecture),
+    }
+
+
+def _network(source: TimmCheckpoint) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The backbone's arrays of a network of timm, and what is said of its checkpoint alone."""
+    if source.is_backbone:
+        return source.arrays(), {"head": [], "batch_counters": 0}
+    from moco_det.weights.timm_proof import read_backbone  # imports torch
+
+    read = read_backbone(source)
+    return read.arrays, {"head": [*read.left, *source.others], "batch_counters": len(read.counters)}
 
 
 def _stages(arrays: Mapping[str, np.ndarray], architecture: str) -> dict[str, dict[str, Any]]:

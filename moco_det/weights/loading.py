@@ -23,6 +23,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import flatten
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.results.matched import INPUT_KEYS, check_input
+from moco_det.timm_backbones.network import BODY, TimmBackbone
 from moco_det.weights.architectures import UnknownArchitecture, deduce
 from moco_det.weights.backbone import Backbone, check_exists, load_backbone
 from moco_det.weights.containers import input_errors, lookalike, read_contents
@@ -32,9 +33,11 @@ from moco_det.weights.tensors import tensors_of
 from moco_det.weights.vocabularies import from_detectron2
 from moco_det.weights.writing import as_tensor
 
-# Where a detector keeps its ResNet, and what of the name stays: below an FPN; or (C4, DC5) as the
+# Where a detector keeps its backbone, and what of the name stays: a network of timm or a ResNet
+# below an FPN; or (C4, DC5) as the
 # backbone itself, with res5 in the heads where there is one. The extra norm after res5
 # (roi_heads.res5.norm) is no part of the ResNet.
+TIMM_UNDER_FPN = re.compile(rf"backbone\.bottom_up\.{BODY}\.(.+)")
 UNDER_FPN = re.compile(r"backbone\.bottom_up\.(.+)")
 WITHOUT_FPN = re.compile(r"backbone\.(.+)|roi_heads\.(res5\.\d+\..+)")
 COUNTER = "num_batches_tracked"
@@ -105,6 +108,7 @@ def load_initial_weights(
         return Loaded(of, of, (), file, None)
     backbone = load_backbone(file)
     tensors = {name: torch.from_numpy(array) for name, array in backbone.model.items()}
+    check_network(model, backbone)
     compare(expected, tensors, file)
     if fed is not None:
         check_input(fed, backbone.input, path)
@@ -114,23 +118,47 @@ def load_initial_weights(
     return Loaded(len(expected), len(expected), new_layers(model), file, backbone)
 
 
+def check_network(model: nn.Module, backbone: Backbone) -> None:
+    """InputError, with the keys to set, where file and detector differ in a network of timm.
+
+    Its name counts and not its shapes: networks of one shape may differ in what they compute.
+    """
+    own = next((m.architecture for m in model.modules() if isinstance(m, TimmBackbone)), None)
+    found = backbone.architecture
+    if found in ARCHITECTURES and own is None or found == own:
+        return
+    needed = backbone.keys
+    if found in ARCHITECTURES:
+        resnet = {"MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone", "MODEL.TIMM.NAME": "''"}
+        needed = resnet | needed
+    elif own is not None:
+        del needed["MODEL.BACKBONE.NAME"]
+    keys = " ".join(f"{key} {value}" for key, value in needed.items())
+    raise InputError(
+        f"{backbone.path} is a {found}, and the detector's backbone is a {own or 'ResNet'}: set "
+        f"{keys}"
+    )
+
+
 def backbone_names(model: nn.Module) -> dict[str, Tensor]:
-    """The ResNet's tensors by their bare names (stem.*, res2.* ...), counters left out."""
+    """The backbone's tensors by their bare names, counters left out: stem.*, res2.* ... of a
+    ResNet, timm's of its networks."""
     state = floats(model.state_dict())
     return {bare: state[name] for name, bare in _bare_names(state).items()}
 
 
 def new_layers(model: nn.Module) -> tuple[str, ...]:
-    """Names of the layers outside the ResNet: those that every arm starts from random numbers."""
+    """Names of the layers outside the backbone: those that every arm starts from random numbers."""
     state = floats(model.state_dict())
     inside = _bare_names(state)
     return tuple(dict.fromkeys(name.rsplit(".", 1)[0] for name in state if name not in inside))
 
 
 def _bare_names(names: Iterable[str]) -> dict[str, str]:
-    """{name in the detector: bare name} of the ResNet's tensors."""
+    """{name in the detector: bare name} of the backbone's tensors."""
     names = list(names)
-    place = UNDER_FPN if any(UNDER_FPN.fullmatch(name) for name in names) else WITHOUT_FPN
+    below = (p for p in (TIMM_UNDER_FPN, UNDER_FPN) if any(map(p.fullmatch, names)))
+    place = next(below, WITHOUT_FPN)
     found = ((name, place.fullmatch(name)) for name in names)
     return {name: match[match.lastindex or 0] for name, match in found if match}
 

@@ -30,9 +30,9 @@ def check_numbers(arrays: Mapping[str, np.ndarray], *, path: object) -> None:
 
 
 def untrained(arrays: Mapping[str, np.ndarray]) -> str | None:
-    """Why these weights look as if nobody had trained them, or None; torchvision's names.
+    """Why these weights look as if nobody had trained them, or None.
 
-    Either every batch norm is as it starts (weight 1, or 0 where the last one is zero-initialised,
+    Either every norm is as it starts (weight 1, or 0 where the last one is zero-initialised,
     bias 0, mean 0, variance 1), or every convolution spreads its numbers as evenly as independent
     draws do, whatever their distribution: one step of training leaves that so, a thousand do not.
     """
@@ -44,14 +44,15 @@ def untrained(arrays: Mapping[str, np.ndarray]) -> str | None:
     still = all(not a.any() for n, a in arrays.items() if n.endswith("running_mean")) and all(
         np.allclose(a, 1, atol=1e-4) for n, a in arrays.items() if n.endswith("running_var")
     )
+    batch_norms = any(n.endswith("running_var") for n in arrays)
     convolutions = [a for a in arrays.values() if a.ndim == 4]
     even = all(map(_is_even, convolutions))
     if not even and not (plain and still):
         return None
     signs = []
     if plain:
-        signs.append("batch norm weights all 1 and biases all 0")
-    if still:
+        signs.append(f"{'batch ' if batch_norms else ''}norm weights all 1 and biases all 0")
+    if still and batch_norms:
         signs.append("running means 0 and variances 1")
     if even:
         signs.append(f"all {len(convolutions)} convolutions as even as independent draws")

@@ -53,7 +53,7 @@ def forward_difference(
     # With gradients enabled (no tensor wants one) the network leaves its norms outside the
     # convolutions: the source's order of operations, so that a renaming alone differs by exactly 0,
     # and the stored difference, with it the file's bytes, is the same on every processor.
-    with torch.enable_grad(), _one_thread():
+    with torch.enable_grad(), one_thread():
         expected = source_features(source, architecture, images, stride_in_1x1=stride_in_1x1)
         features = ours(images)
     difference: dict[str, float] = {}
@@ -76,7 +76,7 @@ def forward_difference(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """So that the order of summation is the same everywhere."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,16 @@ class SourceCheckpoint:
     resnet: FoundResNet | None = None
     prefix: str | None = None
 
+    @property
+    def is_backbone(self) -> bool:
+        """Whether an engine can load the file as it is."""
+        return self.format == "detectron2"
+
     def source(self) -> dict[str, Any]:
         """The `source` record of a backbone file; a re-packed backbone keeps its first one."""
         if self.origin is not None:
             return self.origin
-        settings = _text(self.contents.entries.get("settings"))
+        settings = short_text(self.contents.entries.get("settings"))
         return {
             "format": self.format,
             "method": self.method,
@@ -118,14 +124,15 @@ class SourceCheckpoint:
         with input_errors(self.path):
             return int(reference.read().reshape(()))
 
-    def confirm(self) -> None:
-        """Raise InputError unless the file is still the one that was read, byte for byte."""
-        self.contents.state.check()
-        with input_errors(self.path), open(self.path, "rb") as file:
-            same = sha256_of(file) == self.sha256
-        self.contents.state.check()
-        if not same:  # within the resolution of the file system's clock
-            raise InputError(f"{self.path} changed while it was read: try again")
+
+def confirm(contents: Contents) -> None:
+    """Raise InputError unless the file is still the one that was read, byte for byte."""
+    contents.state.check()
+    with input_errors(contents.path), open(contents.path, "rb") as file:
+        same = sha256_of(file) == contents.sha256
+    contents.state.check()
+    if not same:  # within the resolution of the file system's clock
+        raise InputError(f"{contents.path} changed while it was read: try again")
 
 
 def printable(name: object) -> str:
@@ -170,7 +177,7 @@ def recognise(
         match, resnet = choose_match(contents, source_format, prefix)
         row = match.format
         choices = encoders_in(row, match.table)
-        chosen = _chosen(path, row.name, choices, encoder)
+        chosen = chosen_encoder(path, row.name, choices, encoder)
         keys = classify_keys(row, chosen, match.table)
         if keys.twice:
             raise InputError(f"{path}: {keys.twice[0]} names a tensor that another key names too")
@@ -194,7 +201,7 @@ def recognise(
             encoders=choices,
             encoder_named=encoder is not None,
             architecture=architecture,
-            method=_text(contents.entries.get("method")),
+            method=short_text(contents.entries.get("method")),
             input=_input(contents, match),
             sha256=contents.sha256,
             other_encoder=keys.other_encoder,
@@ -202,14 +209,14 @@ def recognise(
             tensors=keys.tensors,
             counters=keys.counters,
             contents=contents,
-            origin=_origin(contents),
-            proven=_proven(contents),
+            origin=origin_of(contents),
+            proven=proven_of(contents),
             resnet=resnet,
             prefix=prefix,
         )
 
 
-def _chosen(path: Path, name: str, choices: tuple[str, ...], encoder: str | None) -> str:
+def chosen_encoder(path: Path, name: str, choices: tuple[str, ...], encoder: str | None) -> str:
     """The encoder that was asked for, by default the first of those in the file."""
     if encoder is None or encoder in choices:
         return encoder or choices[0]
@@ -233,33 +240,40 @@ def _beside(contents: Contents, key: str) -> Any:
     return contents.entries.get(key)
 
 
-def _text(value: Any) -> str | None:
+def short_text(value: Any) -> str | None:
     """A short text that can be printed and stored, or None."""
     fine = isinstance(value, str) and value.isprintable() and len(value) <= 300
     return value if fine else None
 
 
-def _own_record(contents: Contents, key: str) -> dict[str, Any]:
-    """A dict that this project stores beside the weights; empty if it is not there."""
+def own_value(contents: Contents, key: str) -> Any:
+    """What this project stores beside the weights under a key; None if it is not there."""
     ours = key in contents.metadata or contents.entries.get("__author__") == "moco_det"
-    value = _beside(contents, key) if ours else None
+    return _beside(contents, key) if ours else None
+
+
+def own_record(contents: Contents, key: str) -> dict[str, Any]:
+    """A dict that this project stores beside the weights; empty if it is not there."""
+    value = own_value(contents, key)
     return value if isinstance(value, dict) else {}
 
 
-def _origin(contents: Contents) -> dict[str, Any] | None:
+def origin_of(contents: Contents) -> dict[str, Any] | None:
     """The `source` record; only what this project writes, because it is written again."""
-    record = _own_record(contents, "source")
-    texts = {key: _text(record.get(key)) for key in ("format", "method", "arch", "sha256", "file")}
-    if settings := _text(record.get("settings")):
+    record = own_record(contents, "source")
+    texts = {
+        key: short_text(record.get(key)) for key in ("format", "method", "arch", "sha256", "file")
+    }
+    if settings := short_text(record.get("settings")):
         texts["settings"] = settings
     return texts if texts["format"] and texts["arch"] and texts["sha256"] else None
 
 
-def _proven(contents: Contents) -> dict[str, Any] | None:
+def proven_of(contents: Contents, stages_wanted: Sequence[str] = STAGES) -> dict[str, Any] | None:
     """The `verified` record, if it is there and whole."""
-    record = _own_record(contents, "verified")
+    record = own_record(contents, "verified")
     stages = record.get("per_stage")
-    if not isinstance(stages, dict) or list(stages) != list(STAGES):
+    if not isinstance(stages, dict) or list(stages) != list(stages_wanted):
         return None
     numbers = [record.get("max_abs_difference"), *stages.values()]
     if not all(type(number) is float and math.isfinite(number) for number in numbers):
@@ -276,7 +290,7 @@ def _input(contents: Contents, match: FormatMatch) -> dict[str, Any] | None:
         return dict(row.input)
     stated = _beside(contents, "input")
     if stated is not None:
-        checked = _checked_input(stated, scale=255.0 if row.name == "moco-det/1" else 1.0)
+        checked = checked_input(stated, scale=255.0 if row.name == "moco-det/1" else 1.0)
         if checked is None:
             raise InputError(
                 f"{contents.path}: its input record is damaged: save or convert it again"
@@ -287,7 +301,7 @@ def _input(contents: Contents, match: FormatMatch) -> dict[str, Any] | None:
     return dict(RGB_IMAGENET) if contents.entries.get("__author__") in RGB_AUTHORS else None
 
 
-def _checked_input(stated: Any, *, scale: float) -> dict[str, Any] | None:
+def checked_input(stated: Any, *, scale: float) -> dict[str, Any] | None:
     if not isinstance(stated, dict) or stated.get("format") not in ("RGB", "BGR"):
         return None
     numbers: dict[str, list[float]] = {}

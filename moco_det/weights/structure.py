@@ -15,7 +15,12 @@ from typing import Any
 
 from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
-from moco_det.weights.architectures import UnknownArchitecture, deduce, variant
+from moco_det.weights.architectures import (
+    TIMM_BY_NAME,
+    UnknownArchitecture,
+    deduce,
+    variant,
+)
 from moco_det.weights.containers import Contents
 from moco_det.weights.formats import BY_NAME, FORMATS, Format
 from moco_det.weights.pickled_names import Stub
@@ -154,7 +159,7 @@ def _why_unknown(
     return (
         f"{path} is of no known format: found {seen}; {near + '; ' if near else ''}known are "
         f"a whole ResNet behind any prefix and what {command('convert-weights')} --help lists: "
-        "save the backbone's state_dict()"
+        f"save the backbone's state_dict(); {TIMM_BY_NAME}"
     )
 
 

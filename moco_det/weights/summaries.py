@@ -6,41 +6,54 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moco_det.resnet.architectures import ARCHITECTURES
-from moco_det.weights.architectures import STAGES
 from moco_det.weights.convert import Conversion
-from moco_det.weights.reading import SourceCheckpoint, printable
+from moco_det.weights.reading import printable
+from moco_det.weights.timm_checkpoint import AnyCheckpoint, TimmCheckpoint
 
 
 def conversion_lines(conversion: Conversion) -> list[str]:
     """The report of a conversion."""
     source, count = conversion.source, conversion.tensors
-    how = "named by --from" if source.forced else "recognised from its keys"
-    if source.resnet is not None:
-        how += f", found by its names, {source.resnet.where}"
     if len(source.encoders) == 1:
         encoder = "the only one"
     elif source.encoder_named:
         encoder = source.encoder
     else:
         encoder = f"{source.encoder} (the default; also there: {', '.join(source.encoders[1:])})"
-    stages = "  ".join(f"{stage} {conversion.per_stage[stage]:.1e}" for stage in STAGES)
+    stages = "  ".join(f"{stage} {value:.1e}" for stage, value in conversion.per_stage.items())
+    if isinstance(source, TimmCheckpoint):
+        how, architecture = f"{source.named_by} says so", source.name
+        whose = "timm's network against the converted one, every tensor perturbed"
+    else:
+        how = "named by --from" if source.forced else "recognised from its keys"
+        if source.resnet is not None:
+            how += f", found by its names, {source.resnet.where}"
+        architecture = f"{source.architecture} ({ARCHITECTURES[source.architecture]})"
+        whose = "torchvision's network against the converted one"
     return [
         f"input         {printable(source.path)} ({source.contents.kind}), sha256 {source.sha256}",
         f"format        {source.format} ({how})",
-        f"architecture  {source.architecture} ({ARCHITECTURES[source.architecture]})",
+        f"architecture  {architecture}",
         f"encoder       {encoder}",
-        f"pixels        {_pixels(source.input)}",
+        f"pixels        {_pixels(source.input)}{_said_by(source)}",
         f"tensors       {count} of {count} backbone tensors",
-        f"left out      {_left_out(source)}",
-        f"difference    {stages}  (largest, torchvision's network against the converted one)",
+        f"left out      {_left_out(conversion)}",
+        f"difference    {stages}  (largest, {whose})",
         *(f"warning: {warning}" for warning in conversion.warnings),
         f"written       {printable(conversion.output)} as {conversion.target_format}, "
         f"sha256 {conversion.sha256}",
     ]
 
 
-def _left_out(source: SourceCheckpoint) -> str:
-    parts = []
+def _said_by(source: AnyCheckpoint) -> str:
+    return f" (as {source.input_from} says)" if isinstance(source, TimmCheckpoint) else ""
+
+
+def _left_out(conversion: Conversion) -> str:
+    source, parts = conversion.source, []
+    if isinstance(source, TimmCheckpoint):
+        names = [*conversion.left, *source.others]
+        return f"{len(names)} named {_short(names, 3)}" if names else "nothing"
     if source.other_encoder:
         parts.append(f"{source.other_encoder} of the other encoder")
     if source.head:
@@ -55,11 +68,12 @@ def _left_out(source: SourceCheckpoint) -> str:
 def _pixels(stated: Mapping[str, Any] | None) -> str:
     if stated is None:
         return "not stated in the file"
-    stride = "1x1" if stated["stride_in_1x1"] else "3x3"
-    return (
-        f"{stated['format']}, mean {stated['mean']}, std {stated['std']}, "
-        f"stride in the {stride} convolution"
-    )
+    if "stride_in_1x1" in stated:
+        stride = "1x1" if stated["stride_in_1x1"] else "3x3"
+        more = f"stride in the {stride} convolution"
+    else:
+        more = f"{stated['interpolation']} resizing to {stated['input_size']}"
+    return f"{stated['format']}, mean {stated['mean']}, std {stated['std']}, {more}"
 
 
 def _short(texts: Sequence[str], count: int = 4) -> str:

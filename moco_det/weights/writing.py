@@ -20,7 +20,7 @@ import numpy as np
 
 
 def write_pickle(file: BinaryIO, value: Any) -> None:
-    """Pickle dicts with text keys, lists, text, floats, booleans, None and float32 arrays."""
+    """Pickle dicts with text keys, lists, text, numbers, booleans, None, float32 arrays."""
     file.write(b"\x80\x03")
     _pickle(file, value)
     file.write(b".")
@@ -34,6 +34,8 @@ def _pickle(file: BinaryIO, value: Any) -> None:
     elif isinstance(value, str):
         data = value.encode("utf-8")
         file.write(b"X" + struct.pack("<I", len(data)) + data)
+    elif isinstance(value, int):
+        file.write(b"J" + struct.pack("<i", value))
     elif isinstance(value, float):
         file.write(b"G" + struct.pack(">d", value))
     elif isinstance(value, Mapping):

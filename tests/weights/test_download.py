@@ -18,7 +18,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.weights import download
 from moco_det.weights.convert import convert
-from moco_det.weights.download import local_path
+from moco_det.weights.download import local_path, network_of_address
 from moco_det_tools.convert_weights import main
 from moco_det_tools.entry import run
 
@@ -207,9 +207,15 @@ def test_hugging_face_and_timm_are_asked_where_installed(
     assert "no weights of that name" in refusal("timm:vit")
     cfg.mean = (0.5, 0.5, 0.5)
     assert "mean (0.5, 0.5, 0.5)" in refusal("timm:resnet50.odd")
+    cfg.hf_hub_id, asked[:] = "timm/regnet", []
+    models.get_pretrained_cfg = lambda name: cfg  # a network of timm brings its own mean
+    assert local_path("timm:regnety_016.x") == tmp_path / "model.safetensors"
+    assert asked == [("timm/regnet", "config.json"), ("timm/regnet", "model.safetensors")]
+    assert network_of_address("timm:regnety_016.x") == "regnety_016.x"
+    assert network_of_address("timm:resnet50.x") is network_of_address("x/timm:a") is None
     for name in ("huggingface_hub", "timm.models"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
-    assert "pip install timm" in refusal("timm:resnet50")
+    assert "pip install 'moco-det[timm]'" in refusal("timm:resnet50")
     assert "pip install huggingface_hub" in refusal("hf://me/mine/x.pth")
 
 

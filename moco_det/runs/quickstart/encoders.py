@@ -20,8 +20,8 @@ from moco_det.runs.quickstart.plan import ARMS, QuickstartPlan
 from moco_det.runs.suites.processes import Job
 from moco_det.settings import zoo
 from moco_det.weights.convert import convert
-from moco_det.weights.reading import read_checkpoint
 from moco_det.weights.summaries import conversion_lines
+from moco_det.weights.timm_checkpoint import read_any
 
 # Batch of all encoders; fewer images than that are a batch, so that none is in it twice.
 BATCH = 128
@@ -136,8 +136,8 @@ def shipped_encoders(plan: QuickstartPlan) -> dict[str, Path]:
 
 
 def shared_architecture(given: Mapping[str, Path]) -> str:
-    """The one ResNet that all checkpoints are of, InputError where they differ; "" of none."""
-    sources = {arm: read_checkpoint(file) for arm, file in given.items()}
+    """The one network that all checkpoints are of, InputError where they differ; "" of none."""
+    sources = {arm: read_any(file) for arm, file in given.items()}
     for source in sources.values():
         source.known_input()
     found = {arm: source.architecture for arm, source in sources.items()}
@@ -145,7 +145,7 @@ def shared_architecture(given: Mapping[str, Path]) -> str:
         shown = ", ".join(f"{arm} is a {name}" for arm, name in found.items())
         raise InputError(
             f"--weights: {shown}: arms are compared in one detector, so give checkpoints of one "
-            "ResNet"
+            "network"
         )
     return next(iter(found.values()), "")
 

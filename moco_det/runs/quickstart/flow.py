@@ -16,7 +16,6 @@ from moco_det.foundation.stopping import Stopped
 from moco_det.foundation.strict_yaml import flatten, load_yaml
 from moco_det.report import make_report
 from moco_det.report.screen import screen_lines
-from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.runs.quickstart.encoders import (
     convert_encoders,
     encoder_jobs,
@@ -32,6 +31,7 @@ from moco_det.runs.suites.runner import TRAIN
 from moco_det.runs.suites.state import read_state
 from moco_det.runs.suites.suite import SuiteSetting
 from moco_det.settings import zoo
+from moco_det.weights.architectures import detector_keys
 
 # Processes of this size that one GPU is given at once.
 PER_GPU = 3
@@ -157,7 +157,7 @@ def build_runs(plan: QuickstartPlan, weights: dict[str, Path], *, device: str) -
     if plan.mask_format == "bitmask":
         base["INPUT.MASK_FORMAT"] = plan.mask_format
     if plan.architecture:
-        base |= ARCHITECTURES[plan.architecture].keys
+        base |= detector_keys(plan.architecture)
     runs: list[Run] = []
     for name, train in plan.train.items():
         pretrained = [arm for arm in plan.budget.arms if arm != "random"]

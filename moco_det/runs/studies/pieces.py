@@ -17,7 +17,6 @@ from typing import Any
 from moco_det import __version__
 from moco_det.foundation.atomic import make_folder, write_text
 from moco_det.foundation.strict_yaml import nest
-from moco_det.resnet.architectures import ARCHITECTURES
 from moco_det.results.claims import Quantity
 from moco_det.runs.row import version_of
 from moco_det.runs.studies.data_sets import StudyData
@@ -26,6 +25,7 @@ from moco_det.runs.suites.matrix import Run, SuiteArm, read_arms
 from moco_det.runs.suites.runner import TRAIN
 from moco_det.runs.suites.suite import DEFAULT_ITERATIONS, SuiteSetting
 from moco_det.settings.config import dump
+from moco_det.weights.architectures import detector_keys
 from moco_det.weights.download import local_path
 
 PRETRAIN, CONVERT, PROBE = (
@@ -226,7 +226,7 @@ class _Maker:
         else:
             arm = SuiteArm(quantity.encoder, first[-1].file if first else None, None, {})
             architecture = encoder.architecture
-        keys |= ARCHITECTURES[architecture].keys
+        keys |= detector_keys(architecture)
         if self.device:
             keys["MODEL.DEVICE"] = self.device
         unresolved = dump(nest(keys)) + json.dumps(self.data.described(keys), sort_keys=True)

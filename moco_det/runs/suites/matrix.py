@@ -25,6 +25,7 @@ from moco_det.runs.row import version_of
 from moco_det.runs.suites.suite import MOST_SEEDS, NAME, SuiteSetting
 from moco_det.runs.weights_file import ready_weights
 from moco_det.settings.config import check, get_cfg, merge, set_values
+from moco_det.weights.architectures import BUILDER, TIMM_BACKBONE, detector_keys
 from moco_det.weights.backbone import load_backbone
 from moco_det.weights.download import is_address
 
@@ -160,7 +161,7 @@ def check_settings(
 ) -> None:
     """InputError, before the first run, for a setting without data or that an engine refuses.
 
-    And for weights of another ResNet than a setting's.
+    And for weights of another backbone than a setting's.
     """
     for setting in settings:
         if not all(setting.keys.get(f"DATASETS.{part}") for part in ("TRAIN", "TEST")):
@@ -180,17 +181,23 @@ def leaves_out(setting: SuiteSetting, arm: SuiteArm) -> bool:
 
 
 def check_architecture(setting: SuiteSetting, arm: SuiteArm) -> None:
-    """InputError for weights of another ResNet than the setting's."""
-    needed = ARCHITECTURES[arm.architecture].keys if arm.architecture else {}
+    """InputError for weights of another backbone than the setting's."""
+    needed = detector_keys(arm.architecture) if arm.architecture else {}
+    if setting.keys.get(BUILDER) == TIMM_BACKBONE and arm.architecture in ARCHITECTURES:
+        raise InputError(
+            f"{arm.weights} of the arm {arm.name} is a {arm.architecture}, but the setting "
+            f"{setting.name} has a {setting.keys.get('MODEL.TIMM.NAME')} of timm: arms are "
+            "compared in one detector, so give weights of that network"
+        )
     defaults = ARCHITECTURES["resnet50"].keys  # detectron2's
-    has = {key: setting.keys.get(key, defaults[key]) for key in needed}
+    has = {key: setting.keys.get(key, defaults.get(key, "''")) for key in needed}
     wrong = [key for key in needed if has[key] != needed[key]]
     if wrong:
         raise InputError(
             f"{arm.weights} of the arm {arm.name} is a {arm.architecture}, but the setting "
             f"{setting.name} has {', '.join(f'{key} {has[key]}' for key in wrong)}: add "
             f"{' '.join(f'--set {key} {needed[key]}' for key in wrong)}, or give weights "
-            "of the setting's ResNet"
+            "of the setting's backbone"
         )
 
 

@@ -1,0 +1,257 @@
+"""The conversion of one of timm's networks, and its proof.
+
+timm's own reader gives a file's tensors their names in timm; what is kept is what a detector's
+backbone has. The proof gives every tensor of the file other numbers, so that each of them
+matters, has timm build its own network from them, and compares the two stage by stage.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moco_det.foundation.errors import InputError, one_line
+from moco_det.timm_backbones.network import (
+    ANY_SIZE,
+    STRIDES,
+    TimmBackbone,
+    create_network,
+    import_timm,
+)
+from moco_det.weights.containers import input_errors
+from moco_det.weights.proof import INPUT_SEED, INPUT_SHAPE, Undrawn, one_thread
+from moco_det.weights.timm_checkpoint import TimmCheckpoint
+from moco_det.weights.writing import as_tensor
+
+# Relative to the stage's largest value. Both networks run the same float32 operations, so the
+# difference is 0; zeroing a tensor of efficientnet_b0 changes a stage by 2.6e-4 or more.
+TOLERANCE = 1e-5
+COUNTER = "num_batches_tracked"
+FEW = 3  # names in a message
+
+
+@dataclass(frozen=True)
+class ReadNetwork:
+    """A file's tensors, and where in it the backbone's are, by timm's names."""
+
+    backbone: TimmBackbone
+    tensors: dict[str, Tensor]
+    names: dict[str, str]
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """float32 arrays under timm's names."""
+        return self._arrays(counters=False)
+
+    @property
+    def counters(self) -> dict[str, np.ndarray]:
+        """The batch counters under timm's names."""
+        return self._arrays(counters=True)
+
+    def _arrays(self, *, counters: bool) -> dict[str, np.ndarray]:
+        found = converted(self.backbone, self.names, self.tensors)
+        return {n: t.numpy() for n, t in found.items() if n.endswith(COUNTER) == counters}
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """The file's names of what is no part of the backbone."""
+        used = set(self.names.values())
+        return tuple(name for name in self.tensors if name not in used)
+
+
+def read_backbone(source: TimmCheckpoint) -> ReadNetwork:
+    """The backbone of a checkpoint; InputError unless it is whole and of the network named."""
+    with Undrawn():
+        backbone = TimmBackbone(source.architecture).eval().requires_grad_(False)
+    tensors = read_tensors(source)
+    return ReadNetwork(backbone, tensors, names_in_file(source, backbone, tensors))
+
+
+def prove(source: TimmCheckpoint, read: ReadNetwork) -> dict[str, float]:
+    """Largest feature difference of each stage; InputError beyond TOLERANCE."""
+    proof = TimmProof(source, read.tensors)
+    proof.load(read.backbone, converted(read.backbone, read.names, proof.tensors))
+    return proof.differences(read.backbone)
+
+
+def read_tensors(source: TimmCheckpoint) -> dict[str, Tensor]:
+    """Every tensor of the file's table, each in memory of its own."""
+    claimed, size = sum(t.nbytes for t in source.tensors.values()), source.contents.state.size
+    if claimed > 2 * size:  # a norm under two names, as DINOv3's last one, is no reason
+        raise InputError(f"{source.path} has {size} bytes, but its tensors would be {claimed}")
+    with input_errors(source.path):
+        return {name: as_tensor(ref.read()) for name, ref in source.tensors.items()}
+
+
+# Names ------------------------------------------------------------------------------------------
+
+
+def names_in_file(
+    source: TimmCheckpoint, backbone: TimmBackbone, tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """{timm's name: the file's} of the backbone's tensors, as timm's own reader takes the file.
+
+    InputError unless every one of them is one of the file's as it is, at most reshaped, and all
+    else lies behind the last stage.
+    """
+    wanted = backbone.network.state_dict()
+    given = renamed_by_timm(source, backbone, tensors)
+    missing = [name for name in wanted if name not in given and not name.endswith(COUNTER)]
+    with Undrawn():
+        whole = create_network(source.architecture)
+    head = whole.pretrained_cfg.get("classifier") or ()
+    classifiers = tuple(f"{word}." for word in ([head] if isinstance(head, str) else head))
+    known = whole.state_dict()
+    unknown = [n for n in given if n not in known and not n.startswith(classifiers)]
+    problem = f"{source.path} is no {source.architecture} ({source.named_by} says so): "
+    other = "name the network it is by --arch NAME"
+    if missing or unknown:
+        raise InputError(
+            f"{problem}{len(missing)} tensors missing {_few(missing)}, {len(unknown)} that it does "
+            f"not have {_few(unknown)}; {other}, or by --prefix what its names begin with"
+        )
+    wrong = [n for n, t in wanted.items() if n in given and given[n].shape != t.shape]
+    if wrong:
+        shown = ", ".join(
+            f"{n} is {_text(given[n])} and not {_text(wanted[n])}" for n in wrong[:FEW]
+        )
+        raise InputError(f"{problem}{shown}; {other}")
+    places = {tensor.data_ptr(): name for name, tensor in tensors.items()}
+    names = {name: places.get(given[name].data_ptr(), "") for name in wanted if name in given}
+    for name, own in names.items():
+        if not own or not torch.equal(given[name], tensors[own].reshape(given[name].shape)):
+            raise InputError(
+                f"{problem}timm would compute {name} anew from what the file has, as for a window "
+                f"or an image of another size; {other}"
+            )
+        if tensors[own].dtype != wanted[name].dtype:
+            kind = source.tensors[own].dtype
+            raise InputError(f"{source.path}: {own} holds {kind}, but the network has floats there")
+    return names
+
+
+def renamed_by_timm(
+    source: TimmCheckpoint, backbone: TimmBackbone, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors under timm's names: views, which timm's reader of the network's files makes."""
+    module: Any = sys.modules[import_timm().model_entrypoint(source.architecture).__module__]
+    reader: Callable[..., Any] | None = getattr(module, "checkpoint_filter_fn", None)
+    reader = reader or getattr(module, "_filter_fn", None)  # as the RegNets' is called
+    if reader is None:
+        return dict(tensors)
+    more = [backbone.network] * (len(inspect.signature(reader).parameters) > 1)
+    try:
+        return dict(reader(dict(tensors), *more))
+    except Exception as error:  # of any type: readers expect nothing but their own network
+        raise InputError(
+            f"{source.path} is no {source.architecture} ({source.named_by} says so): timm does not "
+            f"understand it ({type(error).__name__}: {one_line(error)}); it begins with "
+            f"{_few(list(tensors))}: name the network it is by --arch NAME"
+        ) from None
+
+
+def converted(
+    backbone: TimmBackbone, names: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The backbone's tensors under timm's names, in their order in the network."""
+    shapes = {n: t.shape for n, t in backbone.network.state_dict().items() if n in names}
+    return {name: tensors[names[name]].reshape(shape) for name, shape in shapes.items()}
+
+
+def _few(names: list[str]) -> str:
+    return f"({', '.join(names[:FEW])}{', ...' if len(names) > FEW else ''})" if names else ""
+
+
+def _text(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a single number"
+
+
+# The proof --------------------------------------------------------------------------------------
+
+
+def perturbed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor with its own pattern brought to a size at which it matters, and noise on it.
+
+    A LayerScale of 1e-6 or a bias of 0 would prove nothing. Weights get mean 0 and a deviation of
+    1 / sqrt(inputs), so that features neither vanish nor overflow; variances stay positive.
+    """
+    generator = torch.Generator().manual_seed(INPUT_SEED)
+    changed = {}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            changed[name] = tensor
+            continue
+        pattern = tensor.double() if tensor.ndim < 2 else tensor.double() - tensor.double().mean()
+        rms = float(pattern.square().mean().sqrt())
+        own = (pattern / rms).float() if 0 < rms < math.inf else torch.zeros(tensor.shape)
+        mixed = own + torch.randn(tensor.shape, generator=generator)
+        if name.endswith("running_var"):
+            changed[name] = mixed.abs() + 0.5
+        else:
+            changed[name] = mixed * (0.5 if tensor.ndim < 2 else (2 * tensor[0].numel()) ** -0.5)
+    return changed
+
+
+class TimmProof:
+    """timm's own network, fed by timm from perturbed tensors, and the features it computes."""
+
+    def __init__(self, source: TimmCheckpoint, tensors: Mapping[str, Tensor]) -> None:
+        self.path = source.path
+        self.tensors = perturbed(tensors)
+        self.images = torch.randn(INPUT_SHAPE, generator=torch.Generator().manual_seed(INPUT_SEED))
+        with Undrawn():
+            network = timm_network(source.architecture, self.tensors)
+        with torch.no_grad(), one_thread():
+            features = network(self.images)
+        if getattr(network, "output_fmt", None) == "NHWC":
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        by_stride = dict(zip(network.feature_info.reduction(), features, strict=True))
+        self.expected = {stage: by_stride[stride] for stage, stride in STRIDES.items()}
+
+    def load(self, backbone: TimmBackbone, tensors: Mapping[str, Tensor]) -> None:
+        """A conversion of `tensors` into the backbone; InputError where one is missing."""
+        state = backbone.network.state_dict()
+        missing = [name for name in state if name not in tensors and not name.endswith(COUNTER)]
+        if missing:
+            raise InputError(f"{self.path}: nothing was converted to {missing[0]}")
+        backbone.network.load_state_dict({**state, **tensors}, assign=True)
+
+    def differences(self, backbone: TimmBackbone) -> dict[str, float]:
+        """Largest absolute feature difference of each stage; InputError beyond TOLERANCE."""
+        with torch.no_grad(), one_thread():
+            features = backbone(self.images)
+        found: dict[str, float] = {}
+        for stage, expected in self.expected.items():
+            largest = float(expected.abs().max())
+            found[stage] = float((expected - features[stage]).abs().max())
+            if not 0 < largest < math.inf or not found[stage] <= TOLERANCE * largest:
+                raise InputError(
+                    f"{self.path}: the converted network differs from timm's at {stage} by "
+                    f"{found[stage]:.3g} (largest feature {largest:.3g}): nothing was written"
+                )
+        return found
+
+
+def timm_network(name: str, tensors: Mapping[str, Tensor]) -> Any:
+    """timm's network that gives its stages, its weights loaded by timm itself."""
+    timm = import_timm()
+    more = next((keys for start, keys in ANY_SIZE.items() if name.startswith(start)), {})
+    classifier = timm.get_pretrained_cfg(name).classifier or ()
+    source = {"state_dict": dict(tensors), "classifier": classifier}  # without one it is strict
+    logging.disable(logging.WARNING)  # the classifier is not expected, as timm would say
+    try:
+        network = timm.create_model(
+            name, features_only=True, pretrained=True, pretrained_cfg_overlay=source, **more
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+    return network.eval().requires_grad_(False)
