@@ -32,7 +32,7 @@ from moco_det.plugin.precise_bn import SyncedPreciseBN
 from moco_det.plugin.random_state import untouched
 from moco_det.plugin.run_state import RunState, WholeCheckpointer
 from moco_det.plugin.weights import run_state
-from moco_det.settings.config import TIMM_BACKBONE
+from moco_det.results.matched import TIMM_BACKBONE
 from moco_det.settings.engine import FINAL
 from moco_det.settings.optimizers import build_optimizer
 from moco_det.weights.loading import load_model_state, not_finite

@@ -20,6 +20,7 @@ IGNORED_KEYS = ("OUTPUT_DIR", "SEED", "WANDB")
 WEIGHTS_KEY = "MODEL.WEIGHTS"
 FREEZE_KEY = "MODEL.BACKBONE.FREEZE_AT"
 NORM_KEY = "MODEL.RESNETS.NORM"
+BUILDER_KEY, TIMM_BACKBONE = "MODEL.BACKBONE.NAME", "build_timm_fpn_backbone"
 
 # config key -> key of the weights file's "input" metadata that may demand its value
 INPUT_KEYS = {
@@ -128,7 +129,7 @@ def frozen_over_random(flat: Mapping[str, Any]) -> tuple[str, str] | None:
         return FREEZE_KEY, (
             "would freeze randomly initialised stages: give MODEL.WEIGHTS or set FREEZE_AT 0"
         )
-    timm = flat.get("MODEL.BACKBONE.NAME") == "build_timm_fpn_backbone"
+    timm = flat.get(BUILDER_KEY) == TIMM_BACKBONE
     key = "MODEL.TIMM.NORM" if timm else NORM_KEY
     if flat.get(key) == "FrozenBN":
         return key, (

@@ -16,10 +16,9 @@ from fvcore.common.config import CfgNode
 
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import did_you_mean, flatten, load_yaml, nest, read_overrides
-from moco_det.results.matched import frozen_over_random
+from moco_det.results.matched import BUILDER_KEY, TIMM_BACKBONE, frozen_over_random
 from moco_det.settings.values import LIMITS, check_bounds, check_kinds, read_beside
 
-TIMM_BACKBONE = "build_timm_fpn_backbone"
 # Where detectron2's defaults have tuples.
 TUPLES = {
     "MODEL.RPN": ("BBOX_REG_WEIGHTS",),
@@ -122,12 +121,12 @@ def check_values(cfg: CfgNode) -> None:
 
 def check_timm(flat: Mapping[str, Any]) -> None:
     """Refuse keys that only a timm network or another optimizer would honour."""
-    if flat["MODEL.BACKBONE.NAME"] != TIMM_BACKBONE:
+    if flat[BUILDER_KEY] != TIMM_BACKBONE:
         usual = {"MODEL.TIMM.NAME": "", "MODEL.TIMM.DROP_PATH": 0, "MODEL.TIMM.NORM": ""}
         usual["SOLVER.LAYER_DECAY"] = 1
         for key, value in usual.items():
             if flat[key] != value:
-                raise InputError(f"{key} {flat[key]} needs MODEL.BACKBONE.NAME {TIMM_BACKBONE}")
+                raise InputError(f"{key} {flat[key]} needs {BUILDER_KEY} {TIMM_BACKBONE}")
     elif not flat["MODEL.TIMM.NAME"]:
         raise InputError(f"{TIMM_BACKBONE} needs MODEL.TIMM.NAME, as convnext_tiny")
     elif flat["SOLVER.CUDA_GRAPHS"]:

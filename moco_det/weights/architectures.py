@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from moco_det.resnet.architectures import ARCHITECTURES, Architecture
+from moco_det.results.matched import BUILDER_KEY, TIMM_BACKBONE
 
 Shape = tuple[int, ...]
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
-BUILDER = "MODEL.BACKBONE.NAME"
-TIMM_BACKBONE = "build_timm_fpn_backbone"
 TIMM_BY_NAME = "convert-weights takes a network of timm by --arch NAME"
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
@@ -155,7 +154,7 @@ def detector_keys(architecture: str) -> dict[str, Any]:
     """The config keys that give a detector this ResNet, or this network of timm."""
     if architecture in ARCHITECTURES:
         return dict(ARCHITECTURES[architecture].keys)
-    return {BUILDER: TIMM_BACKBONE, "MODEL.TIMM.NAME": architecture}
+    return {BUILDER_KEY: TIMM_BACKBONE, "MODEL.TIMM.NAME": architecture}
 
 
 def _text(shape: Shape) -> str:

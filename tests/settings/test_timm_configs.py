@@ -1,4 +1,4 @@
-"""The configs of timm's networks: matched arms, the authors' hyper-parameters, what is published."""
+"""The configs of timm's networks: matched arms, the authors' hyper-parameters, published rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_hyper_parameters_are_those_of_swins_authors(stem: str) -> None:
     assert cfg.MODEL.BACKBONE.FREEZE_AT == 0 and not cfg.TEST.PRECISE_BN.ENABLED
     assert list(cfg.INPUT.MIN_SIZE_TRAIN) == list(range(480, 801, 32))
     voc = stem.startswith("voc")
-    assert solver.MAX_ITER == (24000 if voc else 90000) and cfg.MODEL.MASK_ON is not voc
+    assert (24000 if voc else 90000) == solver.MAX_ITER and cfg.MODEL.MASK_ON is not voc
 
 
 def test_mobys_row_stands_beside_the_supervised_one_of_its_source() -> None:

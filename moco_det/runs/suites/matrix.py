@@ -20,12 +20,18 @@ from moco_det import __version__
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import nest
 from moco_det.resnet.architectures import ARCHITECTURES
-from moco_det.results.matched import FREEZE_KEY, INPUT_KEYS, WEIGHTS_KEY
+from moco_det.results.matched import (
+    BUILDER_KEY,
+    FREEZE_KEY,
+    INPUT_KEYS,
+    TIMM_BACKBONE,
+    WEIGHTS_KEY,
+)
 from moco_det.runs.row import version_of
 from moco_det.runs.suites.suite import MOST_SEEDS, NAME, SuiteSetting
 from moco_det.runs.weights_file import ready_weights
 from moco_det.settings.config import check, get_cfg, merge, set_values
-from moco_det.weights.architectures import BUILDER, TIMM_BACKBONE, detector_keys
+from moco_det.weights.architectures import detector_keys
 from moco_det.weights.backbone import load_backbone
 from moco_det.weights.download import is_address
 
@@ -183,7 +189,7 @@ def leaves_out(setting: SuiteSetting, arm: SuiteArm) -> bool:
 def check_architecture(setting: SuiteSetting, arm: SuiteArm) -> None:
     """InputError for weights of another backbone than the setting's."""
     needed = detector_keys(arm.architecture) if arm.architecture else {}
-    if setting.keys.get(BUILDER) == TIMM_BACKBONE and arm.architecture in ARCHITECTURES:
+    if setting.keys.get(BUILDER_KEY) == TIMM_BACKBONE and arm.architecture in ARCHITECTURES:
         raise InputError(
             f"{arm.weights} of the arm {arm.name} is a {arm.architecture}, but the setting "
             f"{setting.name} has a {setting.keys.get('MODEL.TIMM.NAME')} of timm: arms are "

@@ -110,7 +110,7 @@ TIMM_ARMS: dict[str, dict[str, Initialisation]] = {
         "moby": Initialisation(
             "MoBY's Swin-T, 300 epochs (github.com/SwinTransformer/Transformer-SSL)",
             "weights/swin_tiny_moby.pkl",
-            "moby_swin_t_300ep_pretrained.pth --arch swin_tiny_patch4_window7_224",
+            "moby_swin_t_300ep_pretrained.pth --arch swin_tiny_patch4_window7_224 --prefix encoder",
             method="moby",
         ),
     },

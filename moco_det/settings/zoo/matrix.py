@@ -23,7 +23,9 @@ METRICS = {"voc": "", "bbox": "box ", "segm": "mask ", "keypoints": "keypoint "}
 
 def files() -> dict[str, str]:
     """{file name: text} of every arm of every table."""
-    return {f"{name}_{arm}.yaml": render(name, arm) for name in STEMS for arm in STEMS[name].initial}
+    return {
+        f"{name}_{arm}.yaml": render(name, arm) for name in STEMS for arm in STEMS[name].initial
+    }
 
 
 def write(target: Path) -> list[Path]:

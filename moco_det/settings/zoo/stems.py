@@ -24,9 +24,7 @@ SECONDS = {
     "Mask R-CNN R50-FPN on LVIS v0.5": 0.292,
     "Mask R-CNN R50-FPN on Cityscapes": 0.240,
 }
-DETECTRON2_ARMS = {
-    name: ARMS[name] for name in ("random", "sup", "sup_msra", "moco", "moco_ig1b")
-}
+DETECTRON2_ARMS = {name: ARMS[name] for name in ("random", "sup", "sup_msra", "moco", "moco_ig1b")}
 CONVNEXT, SWIN = TIMM_ARMS["convnext_tiny"], TIMM_ARMS["swin_tiny_patch4_window7_224"]
 
 
