@@ -15,7 +15,7 @@ import torch
 
 from moco_det.foundation.errors import InputError
 from moco_det.weights.pickled_names import Stub
-from moco_det.weights.reading import read_checkpoint
+from moco_det.weights.reading import confirm, read_checkpoint
 
 
 def refused(path: Path | str, message: str) -> None:
@@ -107,7 +107,7 @@ def test_a_file_that_changes_in_place_is_noticed(tmp_path: Path, torchvision_fil
         file.write(b"\1\2\3\4")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(InputError, match="changed while it was read"):
-        source.confirm()
+        confirm(source.contents)
 
 
 def test_a_file_that_is_replaced_is_noticed(tmp_path: Path, torchvision_file: Path) -> None:

@@ -40,8 +40,9 @@ def check(matrix: Matrix, *, engine: str, read_config: ReadConfig[Any]) -> None:
     for encoder, words in _pretrainings(matrix.pieces):
         with _naming(f"the encoder {encoder}"):
             read_config(None, words)
-    runs = {piece.run.setting.name: piece.run for piece in matrix.pieces if piece.run}
-    check_settings([run.setting for run in runs.values()], [], engine=engine)
+    runs = [piece.run for piece in matrix.pieces if piece.run]
+    for run in {(run.setting.name, run.arm.name): run for run in runs}.values():
+        check_settings([run.setting], [run.arm], engine=engine)
 
 
 def _pretrainings(pieces: Sequence[Piece]) -> Iterator[tuple[str, list[str]]]:
