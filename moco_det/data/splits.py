@@ -50,7 +50,7 @@ def fold_of(files: Sequence[str], options: Mapping[str, str]) -> list[int]:
     the same everywhere; folds are cut from it one after another, and where a shuffle is used up
     from the next, so of `percent` the first 100 / percent folds share no image.
     """
-    if "percent" not in options:
+    if "percent" not in options or not files:
         return list(range(len(files)))
     count = max(1, round(len(files) * float(options["percent"]) / 100))
     shuffle, fold = divmod(int(options.get("fold", 0)), len(files) // count)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moco_det.foundation.reading import MOST_DATA, read_text
+from moco_det.report.training import read_log, series
 
 
 def detector_cost(model: nn.Module, *, short: int, longest: int) -> dict[str, Any]:
@@ -69,6 +68,5 @@ def _shape_of(tensor: torch.Tensor) -> torch.Tensor:
 
 def images_per_second(log: Path, batch: int) -> float | None:
     """Training speed by the median step of a metrics.jsonl, None where no step was timed."""
-    lines = map(json.loads, read_text(log, "metrics", MOST_DATA).splitlines())
-    seconds = [line["time"] for line in lines if line.get("time")]
+    seconds = [value for _, value in series(read_log(log) or [], "time") if value > 0]
     return round(batch / median(seconds), 3) if seconds else None

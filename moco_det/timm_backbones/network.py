@@ -20,10 +20,7 @@ from moco_det.timm_backbones.training import batch_norms, freeze
 BODY = "body"
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 # Families whose networks take images of any size only when they are told so.
-ANY_SIZE: dict[str, dict[str, Any]] = {
-    "swin_": {"strict_img_size": False, "dynamic_img_size": True},
-    "swinv2_": {"strict_img_size": False, "dynamic_img_size": True},
-}
+TOLD_ANY_SIZE = ("swin_", "swinv2_")
 # A size that no network is made for: 3 and 5 cells at stride 32.
 ODD_SIZE = (96, 160)
 OTHERS = "take a model of four stages, like convnext_tiny or regnety_016"
@@ -130,6 +127,12 @@ def import_timm() -> ModuleType:
     return timm
 
 
+def any_size(name: str) -> dict[str, Any]:
+    """What `timm.create_model` is told, so that the network takes images of any size."""
+    told = name.startswith(TOLD_ANY_SIZE)
+    return {"strict_img_size": False, "dynamic_img_size": True} if told else {}
+
+
 def create_network(name: str, *, drop_path: float = 0.0) -> Any:
     """timm's whole network for images of any size, randomly initialised, without a classifier."""
     timm = import_timm()
@@ -137,7 +140,7 @@ def create_network(name: str, *, drop_path: float = 0.0) -> Any:
     if base not in timm.list_models():
         hint = did_you_mean(base, timm.list_models(), most=3)
         raise InputError(f"MODEL.TIMM.NAME {name!r} is no model of timm {timm.__version__}{hint}")
-    more = next((keys for start, keys in ANY_SIZE.items() if base.startswith(start)), {})
+    more = any_size(base)
     if drop_path:
         more = {**more, "drop_path_rate": drop_path}
     try:

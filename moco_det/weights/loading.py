@@ -34,9 +34,8 @@ from moco_det.weights.vocabularies import from_detectron2
 from moco_det.weights.writing import as_tensor
 
 # Where a detector keeps its backbone, and what of the name stays: a network of timm or a ResNet
-# below an FPN; or (C4, DC5) as the
-# backbone itself, with res5 in the heads where there is one. The extra norm after res5
-# (roi_heads.res5.norm) is no part of the ResNet.
+# below an FPN; or (C4, DC5) a ResNet as the backbone itself, with res5 in the heads where there is
+# one. The extra norm after res5 (roi_heads.res5.norm) is no part of the ResNet.
 TIMM_UNDER_FPN = re.compile(rf"backbone\.bottom_up\.{BODY}\.(.+)")
 UNDER_FPN = re.compile(r"backbone\.bottom_up\.(.+)")
 WITHOUT_FPN = re.compile(r"backbone\.(.+)|roi_heads\.(res5\.\d+\..+)")

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from moco_det.foundation.errors import InputError, one_line
 from moco_det.timm_backbones.network import (
-    ANY_SIZE,
     STRIDES,
     TimmBackbone,
+    any_size,
     create_network,
     import_timm,
 )
@@ -244,13 +244,16 @@ class TimmProof:
 def timm_network(name: str, tensors: Mapping[str, Tensor]) -> Any:
     """timm's network that gives its stages, its weights loaded by timm itself."""
     timm = import_timm()
-    more = next((keys for start, keys in ANY_SIZE.items() if name.startswith(start)), {})
     classifier = timm.get_pretrained_cfg(name).classifier or ()
     source = {"state_dict": dict(tensors), "classifier": classifier}  # without one it is strict
     logging.disable(logging.WARNING)  # the classifier is not expected, as timm would say
     try:
         network = timm.create_model(
-            name, features_only=True, pretrained=True, pretrained_cfg_overlay=source, **more
+            name,
+            features_only=True,
+            pretrained=True,
+            pretrained_cfg_overlay=source,
+            **any_size(name),
         )
     finally:
         logging.disable(logging.NOTSET)

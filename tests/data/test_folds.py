@@ -142,3 +142,7 @@ def test_detectron2s_names_take_a_share_too(
 def test_a_share_that_is_none_is_one_clear_line(options: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_uri(f"voc:///x?split=train&{options}")
+
+
+def test_a_share_of_nothing_is_nothing() -> None:
+    assert fold("5", 3, []) == []

@@ -211,11 +211,8 @@ def findings(studies: Sequence[StudyPlan], matrix: Matrix, output: Path) -> list
                 value = logged(folders[piece], quantity.metric) if piece in folders else None
             else:
                 row = rows.get(piece)
-                value = (
-                    None
-                    if row is None
-                    else row.metric(*APS.get(quantity.metric, ("probe", "top1")))
-                )
+                where = APS.get(quantity.metric, ("probe", "top1"))
+                value = None if row is None else row.metric(*where)
             if value is not None:
                 values[quantity][seed] = value
         judged = [judge(hypothesis, values) for hypothesis in study.hypotheses]
