@@ -21,6 +21,8 @@ STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
 HELD_OUT = 0.2  # share of each class's training images that choose among them
 MAX_ITERATIONS = 500
 TOLERANCE = 1e-4  # largest entry of the gradient at which a fit has ended
+# Products of one pass over the training set below which a GPU would only wait for launches.
+SMALL = 2**22
 
 
 class Fit(NamedTuple):
@@ -47,6 +49,9 @@ def lbfgs_probe(
     Features [N, C] and [M, C]; mean and deviation are those of `train`. Of strengths that do
     equally well the strongest is taken; a single one is taken as it is.
     """
+    if train.numel() * classes < SMALL:
+        train, train_labels = train.cpu(), train_labels.cpu()
+        test, test_labels = test.cpu(), test_labels.cpu()
     std, mean = torch.std_mean(train, dim=0)
     scale = torch.where(std > 1e-6, 1 / std, 0)  # a constant feature says nothing
     train, test = (train - mean) * scale, (test - mean) * scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ from moco_det.runs.suites.processes import Slot
 
 # What every protocol of a probe can be asked for.
 COMMON = {"size", "batch", "precision"}
-
+# A report is made again after this many times what the last one took.
+SPARINGLY = 20
 
 Config = TypeVar("Config")
 # Reads KEY VALUE words as a pre-training does.
@@ -167,12 +169,20 @@ def run_and_report(
 ) -> int:
     """Run, judge, report; 0 if all is done or the time is up, 1 if something failed, 128 + N."""
 
+    ended = took = 0.0
+
     def update() -> None:
-        if report:
+        nonlocal ended, took
+        begun = time.monotonic()
+        # The next pieces wait for it: where they are short it is made less often.
+        if report and begun - ended >= SPARINGLY * took:
             write_report(studies, matrix, output, title)
+            ended = time.monotonic()
+            took = ended - begun
 
     outcome = run_pieces(matrix, output, slots, budget=budget, lean=lean, on_row=update)
-    update()
+    if report:
+        write_report(studies, matrix, output, title)
     for study in findings(studies, matrix, output):
         print("\n".join(lines(study)))
     if report and (output / "report.html").is_file():

@@ -227,10 +227,10 @@ class _Maker:
             arm = SuiteArm(quantity.encoder, first[-1].file if first else None, None, {})
             architecture = encoder.architecture
         keys |= detector_keys(architecture)
-        if self.device:
-            keys["MODEL.DEVICE"] = self.device
         unresolved = dump(nest(keys)) + json.dumps(self.data.described(keys), sort_keys=True)
         resolved = {key: self.data.placed(value) for key, value in keys.items()}
+        if self.device:
+            resolved["MODEL.DEVICE"] = self.device
         setting = SuiteSetting(f"{name}-{digest(unresolved)[:4]}", resolved)
         run = TrialRun(setting, arm, seed, self.engine, self.version, trial, unresolved)
         return Piece(

@@ -57,9 +57,21 @@ def rows_of(output: Path) -> dict[str, Row]:
 
 
 def left_of(matrix: Matrix, output: Path) -> list[Piece]:
-    """The pieces that are not done."""
+    """The pieces that are not done, but for what was only made for others which are.
+
+    So a study goes on from its rows also where its checkpoints were removed or left behind.
+    """
     rows = rows_of(output)
-    return [piece for piece in matrix.pieces if not _done(piece, rows)]
+    undone = {piece.name: piece for piece in matrix.pieces if not _done(piece, rows)}
+    means = {name for piece in matrix.pieces for name in piece.needs}
+    means -= set(matrix.measures.values())
+    open_ = [piece for piece in undone.values() if piece.name not in means]
+    left = set()
+    while open_:
+        piece = open_.pop()
+        left.add(piece.name)
+        open_ += [undone[name] for name in piece.needs if name in undone and name not in left]
+    return [piece for piece in matrix.pieces if piece.name in left]
 
 
 def _done(piece: Piece, rows: Mapping[str, Row]) -> bool:

@@ -78,6 +78,23 @@ def test_what_needs_a_failed_piece_is_left_out_and_the_rest_goes_on(tmp_path: Pa
     ]  # fmt: skip
 
 
+def test_what_was_made_for_pieces_that_are_done_is_not_made_again(tmp_path: Path) -> None:
+    encoder, weights = piece(tmp_path, "encoder"), piece(tmp_path, "weights", needs=("encoder",))
+    one = piece(tmp_path, "one", needs=("weights",))
+    two = piece(tmp_path, "two", needs=("encoder",))
+    run(tmp_path, encoder, weights, one)
+    for made in (encoder, weights):
+        assert made.file is not None
+        made.file.unlink()
+    assert run(tmp_path, encoder, weights, one).finished == []
+    assert run(tmp_path, encoder, weights, one, two).finished == ["encoder", "two"]
+    # where the study reads its log, an encoder is wanted for itself
+    assert encoder.file is not None
+    encoder.file.unlink()
+    read = {("study", Quantity("encoder", "loss", ""), 0): "encoder"}
+    assert left_of(Matrix((encoder, weights, one), read), tmp_path) == [encoder]
+
+
 @pytest.mark.parametrize("started", [True, False])
 def test_a_torn_file_of_a_piece_is_made_anew_as_the_message_says(
     started: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -52,10 +52,10 @@ def write(folder: Path, name: str = "x", **changes: Any) -> Path:
     return file
 
 
-def pieces_of(*studies: StudyPlan, seeds: Any = None) -> Matrix:
+def pieces_of(*studies: StudyPlan, seeds: Any = None, device: str = "cpu") -> Matrix:
     given = {} if studies[0].data["world"] else {"world": Path("/w")}
     data = StudyData(studies[0].data, given, Path("out"))
-    return build_pieces(studies, Path("out"), data, seeds=seeds, engine="standalone", device="cpu")
+    return build_pieces(studies, Path("out"), data, seeds=seeds, engine="standalone", device=device)
 
 
 def names(matrix: Matrix) -> list[str]:
@@ -119,6 +119,14 @@ def test_a_piece_is_another_where_what_makes_it_has_changed(
         full for full in {n.partition("_seed")[0] for n in before}
         if any(full == c or full.startswith(f"{c}_") for c in changed)
     }  # fmt: skip
+
+
+def test_a_study_begun_on_a_gpu_is_gone_on_with_on_a_cpu(tmp_path: Path) -> None:
+    study = read_study(write(tmp_path))
+    there, here = (
+        [p.name for p in pieces_of(study, device=device).pieces] for device in ("", "cpu")
+    )
+    assert there == here and any(p.run for p in pieces_of(study).pieces)
 
 
 @pytest.mark.parametrize(
