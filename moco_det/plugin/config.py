@@ -47,7 +47,7 @@ def add_moco_det_config(cfg: CfgNode) -> None:
     twice is harmless.
     """
     cfg.MODEL.setdefault("DILATED_C5", CfgNode({"NORM": "", "OUT_CHANNELS": 512}))
-    cfg.MODEL.setdefault("TIMM", CfgNode({"NAME": "", "DROP_PATH": 0.0, "NORM": ""}))
+    cfg.MODEL.setdefault("TIMM", CfgNode({"NAME": "", "DROP_PATH": 0.0, "NORM": "", "WINDOW": 0}))
     cfg.TEST.setdefault("EVALUATOR", "moco_det")
     for key, value in (("CUDA_GRAPHS", False), ("LAYER_DECAY", 1.0), ("OPTIMIZER", "SGD")):
         cfg.SOLVER.setdefault(key, value)

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from moco_det.resnet.architectures import BLOCKS
 from moco_det.settings.config import set_values
 from moco_det.timm_backbones.network import TimmBackbone
+from moco_det.timm_backbones.simple_pyramid import SimplePyramid
 
 BASIC_BLOCKS = {depth: BLOCKS[depth] for depth in (18, 34)}
 # detectron2's builder -> the one that takes its place for a narrow ResNet-18 or -34
@@ -125,7 +126,7 @@ def pyramid(cfg: CfgNode, bottom_up: Backbone) -> FPN:
 
 
 class TimmD2Backbone(TimmBackbone, Backbone):
-    """A network of timm as detectron2's pyramid takes it."""
+    """A network of timm as detectron2's FPN takes it."""
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {
@@ -134,15 +135,29 @@ class TimmD2Backbone(TimmBackbone, Backbone):
         }
 
 
-def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """The network that MODEL.TIMM describes below an FPN."""
+class SimpleD2Pyramid(SimplePyramid, Backbone):
+    """The simple pyramid as detectron2's detectors take it."""
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {
+            name: ShapeSpec(channels=self.channels[name], stride=stride)
+            for name, stride in self.strides.items()
+        }
+
+
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN | SimpleD2Pyramid:
+    """The network that MODEL.TIMM describes, below an FPN or, a plain ViT, the simple pyramid."""
     timm = cfg.MODEL.TIMM
     bottom_up = TimmD2Backbone(
         timm.NAME,
         drop_path=timm.DROP_PATH,
         norm=timm.NORM,
+        window=timm.WINDOW,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
+    if bottom_up.plain:
+        fpn = cfg.MODEL.FPN
+        return SimpleD2Pyramid(bottom_up, out_channels=fpn.OUT_CHANNELS, norm=fpn.NORM)
     return pyramid(cfg, bottom_up)
 
 

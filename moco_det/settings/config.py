@@ -123,7 +123,7 @@ def check_timm(flat: Mapping[str, Any]) -> None:
     """Refuse keys that only a timm network or another optimizer would honour."""
     if flat[BUILDER_KEY] != TIMM_BACKBONE:
         usual = {"MODEL.TIMM.NAME": "", "MODEL.TIMM.DROP_PATH": 0, "MODEL.TIMM.NORM": ""}
-        usual["SOLVER.LAYER_DECAY"] = 1
+        usual |= {"MODEL.TIMM.WINDOW": 0, "SOLVER.LAYER_DECAY": 1}
         for key, value in usual.items():
             if flat[key] != value:
                 raise InputError(f"{key} {flat[key]} needs {BUILDER_KEY} {TIMM_BACKBONE}")

@@ -24,6 +24,7 @@ from moco_det.standalone.roi_layers import BoxHead, BoxPredictor, MaskHead
 from moco_det.standalone.rpn import RPN, RPNHead
 from moco_det.standalone.solver import LearningRate, Solver
 from moco_det.timm_backbones.network import TimmBackbone
+from moco_det.timm_backbones.simple_pyramid import SimplePyramid
 
 
 def build_detector(cfg: CfgNode) -> GeneralizedRCNN:
@@ -69,19 +70,24 @@ def architecture(cfg: CfgNode) -> Architecture:
     )
 
 
-def build_timm(cfg: CfgNode) -> TimmBackbone:
+def build_timm(cfg: CfgNode) -> FPN | SimplePyramid:
     timm = cfg.MODEL.TIMM
-    return TimmBackbone(
+    network = TimmBackbone(
         timm.NAME,
         drop_path=timm.DROP_PATH,
         norm=timm.NORM,
+        window=timm.WINDOW,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
+    if network.plain:
+        pyramid = cfg.MODEL.FPN
+        return SimplePyramid(network, out_channels=pyramid.OUT_CHANNELS, norm=pyramid.NORM)
+    return build_fpn(cfg, network)
 
 
-def build_fpn(cfg: CfgNode, *, bottom_up: Callable[[CfgNode], BottomUp]) -> FPN:
+def build_fpn(cfg: CfgNode, bottom_up: BottomUp) -> FPN:
     return FPN(
-        bottom_up(cfg),
+        bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
@@ -99,8 +105,8 @@ def build_dilated_c5(cfg: CfgNode) -> DilatedC5:
 
 BACKBONES: dict[str, Callable[[CfgNode], Backbone]] = {
     "build_resnet_backbone": build_resnet,
-    "build_resnet_fpn_backbone": partial(build_fpn, bottom_up=build_resnet),
-    "build_timm_fpn_backbone": partial(build_fpn, bottom_up=build_timm),
+    "build_resnet_fpn_backbone": lambda cfg: build_fpn(cfg, build_resnet(cfg)),
+    "build_timm_fpn_backbone": build_timm,
     "build_resnet_dilated_c5_backbone": build_dilated_c5,
 }
 

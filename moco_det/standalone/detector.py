@@ -14,9 +14,10 @@ from moco_det.standalone.roi_heads import ROIHeads
 from moco_det.standalone.roi_layers import ImageDetections
 from moco_det.standalone.rpn import RPN
 from moco_det.standalone.targets import GroundTruth, Targets
+from moco_det.timm_backbones.simple_pyramid import SimplePyramid
 
 # Each has `strides` and `channels` by feature name, and `size_divisibility`.
-Backbone = ResNet | FPN | DilatedC5
+Backbone = ResNet | FPN | SimplePyramid | DilatedC5
 
 
 class GeneralizedRCNN(nn.Module):

@@ -20,6 +20,7 @@ from moco_det.foundation.errors import InputError
 from moco_det.foundation.reading import MOST_LABELS, read_json
 from moco_det.foundation.strict_yaml import did_you_mean
 from moco_det.resnet.architectures import ARCHITECTURES
+from moco_det.timm_backbones import PLAIN_STAGES
 from moco_det.weights.architectures import STAGES
 from moco_det.weights.containers import Contents, input_errors, read_contents
 from moco_det.weights.formats import Table
@@ -336,5 +337,5 @@ def _own_backbone(contents: Contents) -> TimmCheckpoint | None:
         input=pixels,
         input_from="the file itself",
         origin=origin,
-        proven=proven_of(contents, TIMM_STAGES),
+        proven=proven_of(contents, TIMM_STAGES, PLAIN_STAGES),
     )

@@ -12,20 +12,24 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from io import StringIO
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from moco_det.foundation.errors import InputError, one_line
+from moco_det.timm_backbones import PLAIN_STAGES
 from moco_det.timm_backbones.network import (
     STRIDES,
     TimmBackbone,
     any_size,
     create_network,
     import_timm,
+    stages_of,
 )
 from moco_det.weights.containers import input_errors
 from moco_det.weights.proof import INPUT_SEED, INPUT_SHAPE, Undrawn, one_thread
@@ -39,13 +43,20 @@ COUNTER = "num_batches_tracked"
 FEW = 3  # names in a message
 
 
+class Place(NamedTuple):
+    """Where a tensor lies in a file: from which number on of which of its tensors."""
+
+    name: str
+    start: int
+
+
 @dataclass(frozen=True)
 class ReadNetwork:
-    """A file's tensors, and where in it the backbone's are, by timm's names."""
+    """A file's tensors, and where in them the backbone's are, by timm's names."""
 
     backbone: TimmBackbone
     tensors: dict[str, Tensor]
-    names: dict[str, str]
+    places: dict[str, Place]
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -58,13 +69,13 @@ class ReadNetwork:
         return self._arrays(counters=True)
 
     def _arrays(self, *, counters: bool) -> dict[str, np.ndarray]:
-        found = converted(self.backbone, self.names, self.tensors)
+        found = converted(self.backbone, self.places, self.tensors)
         return {n: t.numpy() for n, t in found.items() if n.endswith(COUNTER) == counters}
 
     @property
     def left(self) -> tuple[str, ...]:
         """The file's names of what is no part of the backbone."""
-        used = set(self.names.values())
+        used = {place.name for place in self.places.values()}
         return tuple(name for name in self.tensors if name not in used)
 
 
@@ -73,13 +84,13 @@ def read_backbone(source: TimmCheckpoint) -> ReadNetwork:
     with Undrawn():
         backbone = TimmBackbone(source.architecture).eval().requires_grad_(False)
     tensors = read_tensors(source)
-    return ReadNetwork(backbone, tensors, names_in_file(source, backbone, tensors))
+    return ReadNetwork(backbone, tensors, places_in_file(source, backbone, tensors))
 
 
 def prove(source: TimmCheckpoint, read: ReadNetwork) -> dict[str, float]:
     """Largest feature difference of each stage; InputError beyond TOLERANCE."""
-    proof = TimmProof(source, read.tensors)
-    proof.load(read.backbone, converted(read.backbone, read.names, proof.tensors))
+    proof = TimmProof(source, read)
+    proof.load(read.backbone, converted(read.backbone, read.places, proof.tensors))
     return proof.differences(read.backbone)
 
 
@@ -95,13 +106,13 @@ def read_tensors(source: TimmCheckpoint) -> dict[str, Tensor]:
 # Names ------------------------------------------------------------------------------------------
 
 
-def names_in_file(
+def places_in_file(
     source: TimmCheckpoint, backbone: TimmBackbone, tensors: Mapping[str, Tensor]
-) -> dict[str, str]:
-    """{timm's name: the file's} of the backbone's tensors, as timm's own reader takes the file.
+) -> dict[str, Place]:
+    """Where the backbone's tensors are by timm's names, as timm's own reader takes the file.
 
-    InputError unless every one of them is one of the file's as it is, at most reshaped, and all
-    else lies behind the last stage.
+    InputError unless every one of them is one of the file's or a part of it, as it is or reshaped,
+    and all else lies behind the last stage.
     """
     wanted = backbone.network.state_dict()
     given = renamed_by_timm(source, backbone, tensors)
@@ -125,10 +136,11 @@ def names_in_file(
             f"{n} is {_text(given[n])} and not {_text(wanted[n])}" for n in wrong[:FEW]
         )
         raise InputError(f"{problem}{shown}; {other}")
-    places = {tensor.data_ptr(): name for name, tensor in tensors.items()}
-    names = {name: places.get(given[name].data_ptr(), "") for name in wanted if name in given}
-    for name, own in names.items():
-        if not own or not torch.equal(given[name], tensors[own].reshape(given[name].shape)):
+    owners = {tensor.untyped_storage().data_ptr(): name for name, tensor in tensors.items()}
+    places: dict[str, Place] = {}
+    for name in (name for name in wanted if name in given):
+        own = owners.get(given[name].untyped_storage().data_ptr(), "")
+        if not own or not given[name].is_contiguous():
             raise InputError(
                 f"{problem}timm would compute {name} anew from what the file has, as for a window "
                 f"or an image of another size; {other}"
@@ -136,7 +148,15 @@ def names_in_file(
         if tensors[own].dtype != wanted[name].dtype:
             kind = source.tensors[own].dtype
             raise InputError(f"{source.path}: {own} holds {kind}, but the network has floats there")
-    return names
+        places[name] = Place(own, int(given[name].storage_offset()))
+    used = {place.name for place in places.values()}
+    lost = [n for n in tensors if n.endswith("qkv.bias") and n not in used and tensors[n].any()]
+    if lost:  # DINOv3's, which has networks with these biases and without
+        raise InputError(
+            f"{problem}it has no {lost[0]}, which is not zero in the file: --arch "
+            f"{source.architecture}_qkvb"
+        )
+    return places
 
 
 def renamed_by_timm(
@@ -150,7 +170,8 @@ def renamed_by_timm(
         return dict(tensors)
     more = [backbone.network] * (len(inspect.signature(reader).parameters) > 1)
     try:
-        return dict(reader(dict(tensors), *more))
+        with redirect_stdout(StringIO()):  # some print what they find
+            return dict(reader(dict(tensors), *more))
     except Exception as error:  # of any type: readers expect nothing but their own network
         raise InputError(
             f"{source.path} is no {source.architecture} ({source.named_by} says so): timm does not "
@@ -160,11 +181,15 @@ def renamed_by_timm(
 
 
 def converted(
-    backbone: TimmBackbone, names: Mapping[str, str], tensors: Mapping[str, Tensor]
+    backbone: TimmBackbone, places: Mapping[str, Place], tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The backbone's tensors under timm's names, in their order in the network."""
-    shapes = {n: t.shape for n, t in backbone.network.state_dict().items() if n in names}
-    return {name: tensors[names[name]].reshape(shape) for name, shape in shapes.items()}
+    found = {}
+    for name, tensor in backbone.network.state_dict().items():
+        if name in places:
+            own, start = places[name]
+            found[name] = tensors[own].flatten()[start : start + tensor.numel()].view(tensor.shape)
+    return found
 
 
 def _few(names: list[str]) -> str:
@@ -204,18 +229,15 @@ def perturbed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class TimmProof:
     """timm's own network, fed by timm from perturbed tensors, and the features it computes."""
 
-    def __init__(self, source: TimmCheckpoint, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, source: TimmCheckpoint, read: ReadNetwork) -> None:
         self.path = source.path
-        self.tensors = perturbed(tensors)
+        self.tensors = perturbed(read.tensors)
+        plain = read.backbone.plain
         self.images = torch.randn(INPUT_SHAPE, generator=torch.Generator().manual_seed(INPUT_SEED))
         with Undrawn():
-            network = timm_network(source.architecture, self.tensors)
+            network = timm_network(source.architecture, self.tensors, self.images, plain=plain)
         with torch.no_grad(), one_thread():
-            features = network(self.images)
-        if getattr(network, "output_fmt", None) == "NHWC":
-            features = [feature.permute(0, 3, 1, 2) for feature in features]
-        by_stride = dict(zip(network.feature_info.reduction(), features, strict=True))
-        self.expected = {stage: by_stride[stride] for stage, stride in STRIDES.items()}
+            self.expected = timm_features(network, self.images, plain=plain)
 
     def load(self, backbone: TimmBackbone, tensors: Mapping[str, Tensor]) -> None:
         """A conversion of `tensors` into the backbone; InputError where one is missing."""
@@ -241,20 +263,39 @@ class TimmProof:
         return found
 
 
-def timm_network(name: str, tensors: Mapping[str, Tensor]) -> Any:
-    """timm's network that gives its stages, its weights loaded by timm itself."""
+def timm_network(name: str, tensors: Mapping[str, Tensor], images: Tensor, *, plain: bool) -> Any:
+    """timm's network that gives its stages, its weights loaded by timm itself.
+
+    A plain ViT is made for the size of the images, so that it is timm's loader that interpolates
+    its position embeddings, where ours does it for each image anew.
+    """
     timm = import_timm()
     classifier = timm.get_pretrained_cfg(name).classifier or ()
     source = {"state_dict": dict(tensors), "classifier": classifier}  # without one it is strict
+    own = {"num_classes": 0, "img_size": tuple(images.shape[-2:])}
+    staged = {"features_only": True, **any_size(name)}
     logging.disable(logging.WARNING)  # the classifier is not expected, as timm would say
     try:
-        network = timm.create_model(
-            name,
-            features_only=True,
-            pretrained=True,
-            pretrained_cfg_overlay=source,
-            **any_size(name),
-        )
+        with redirect_stdout(StringIO()):
+            network = timm.create_model(
+                name, pretrained=True, pretrained_cfg_overlay=source, **(own if plain else staged)
+            )
     finally:
         logging.disable(logging.NOTSET)
     return network.eval().requires_grad_(False)
+
+
+def timm_features(network: Any, images: Tensor, *, plain: bool) -> dict[str, Tensor]:
+    """What `timm_network` computes, by stage."""
+    if plain:
+        *quarters, last = network.forward_intermediates(
+            images, indices=list(stages_of(network, network.feature_info).values())
+        )[1]
+        cells = network.forward_features(images)[:, network.num_prefix_tokens :]
+        last = cells.transpose(1, 2).reshape(last.shape)
+        return dict(zip(PLAIN_STAGES, [*quarters, last], strict=True))
+    features = network(images)
+    if getattr(network, "output_fmt", None) == "NHWC":
+        features = [feature.permute(0, 3, 1, 2) for feature in features]
+    by_stride = dict(zip(network.feature_info.reduction(), features, strict=True))
+    return {stage: by_stride[stride] for stage, stride in STRIDES.items()}

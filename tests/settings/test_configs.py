@@ -27,7 +27,10 @@ from moco_det_tools.entry import run
 from moco_det_tools.make_configs import main
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-TIMM = ["coco_swin_tiny_FPN_1x", "coco_convnext_tiny_FPN_1x", "voc_convnext_tiny_FPN_24k"]
+TIMM = [
+    *("coco_swin_tiny_FPN_1x", "coco_convnext_tiny_FPN_1x", "voc_convnext_tiny_FPN_24k"),
+    *("coco_vit_small_1x", "coco_vit_small_dinov3_1x"),
+]
 EVERY = sorted(CONFIGS.glob("*.yaml"))
 LEAVES = [file for file in EVERY if not file.stem.startswith(tuple(TIMM))]
 NINE = {"random", "sup", "sup_msra", "moco", "moco_ig1b", "mocov2"} | {
@@ -92,8 +95,12 @@ def test_every_stem_has_all_its_arms_and_the_folder_nothing_else() -> None:
     names |= {f"{stem}_{arm}" for stem in DETECTRON2_ALONE for arm in few}
     assert len(LEAVES) == len(names) == 95
     assert {file.stem for file in LEAVES} == names
-    third = {"coco_swin_tiny_FPN_1x": "moby"}
-    of_timm = {f"{stem}_{a}" for stem in TIMM for a in ("random", "sup", third.get(stem, "dinov3"))}
+    of_timm = {f"{stem}_random" for stem in TIMM} | {
+        *("coco_swin_tiny_FPN_1x_sup", "coco_swin_tiny_FPN_1x_moby"),
+        *("coco_convnext_tiny_FPN_1x_sup", "coco_convnext_tiny_FPN_1x_dinov3"),
+        *("voc_convnext_tiny_FPN_24k_sup", "voc_convnext_tiny_FPN_24k_dinov3"),
+        *("coco_vit_small_1x_sup", "coco_vit_small_1x_dino", "coco_vit_small_dinov3_1x_dinov3"),
+    }
     assert {file.stem for file in EVERY} == names | of_timm
     assert set(STEMS) == {*BOTH_ENGINES, *DETECTRON2_ALONE, *TIMM} and set(ARMS) == NINE
 
@@ -286,7 +293,7 @@ def test_the_page_on_configs_names_every_stem_and_arm() -> None:
         start, _, schedule = stem.rpartition("_")
         assert f"| `{stem}`" in text or (f"`{start}_1x`" in text and f"`_{schedule}`" in text)
     arms = {*ARMS, *(arm for stem in TIMM for arm in STEMS[stem].initial)}
-    assert {arm for arm in arms if f"| `{arm}` |" in text} == NINE | {"dinov3", "moby"}
+    assert {arm for arm in arms if f"| `{arm}` |" in text} == NINE | {"dino", "dinov3", "moby"}
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +393,7 @@ def test_the_tool_writes_a_folder_that_resolves_on_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(lambda: main([str(tmp_path / "mine")])) == 0
-    assert "123 file(s) written" in capsys.readouterr().out  # the four detectors among them
+    assert "130 file(s) written" in capsys.readouterr().out  # the four detectors among them
     there = leaf("coco_R50_C4_2x", "moco")
     here = tmp_path / "mine" / there.name
     assert dump(load_config(here)) == dump(load_config(there))

@@ -11,6 +11,7 @@ from torch import nn
 pytest.importorskip("detectron2")
 pytest.importorskip("timm")
 
+import tests.weights.small_dinov3  # noqa: E402, F401
 from moco_det.plugin.trainer import Trainer  # noqa: E402
 from moco_det.standalone.build import build_detector, build_solver  # noqa: E402
 from tests.golden.filling import OBJECTS, fill  # noqa: E402
@@ -29,6 +30,8 @@ CASES = {
     "swin_tiny_patch4_window7_224": [],
     "regnety_002": ["MODEL.TIMM.NORM", "FrozenBN", "MODEL.WEIGHTS", "w"],
     "test_efficientnet": ["MODEL.BACKBONE.FREEZE_AT", "2", "MODEL.WEIGHTS", "w"],
+    "test_vit": ["MODEL.TIMM.WINDOW", "3", "MODEL.FPN.NORM", "''"],
+    "vit_micro_dinov3": ["MODEL.TIMM.WINDOW", "3", "MODEL.FPN.NORM", "''"],
 }
 
 

@@ -65,9 +65,9 @@ BAD = [
     ),
     ({"name": "convnext_atto.imagenet"}, "names no weights of timm .*: take convnext_atto alone"),
     (
-        {"name": "test_vit"},
-        r"test_vit gives no features at strides 4, 8, 16 and 32 \(it has 16\), .*: take a model of "
-        "four stages, like convnext_tiny",
+        {"name": "vit_small_patch14_dinov2"},
+        r"dinov2 gives no features at strides 4, 8, 16 and 32 \(it has 14\), .*: take a model of "
+        "four stages, like convnext_tiny .* or a plain ViT of patches of 16 pixels, like vit_small",
     ),
     (
         {"name": "maxvit_tiny_tf_224"},

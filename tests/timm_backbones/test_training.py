@@ -19,6 +19,7 @@ ENDS = {
     "regnety_002": ["stem.bn", "s1.b1", "s2.b1", "s3.b4"],
     "efficientnet_b0": ["blocks.0.0", "blocks.1.1", "blocks.2.1", "blocks.4.2"],
     "swin_tiny_patch4_window7_224": ["patch_embed.norm", "layers.0.blocks.1"],
+    "vit_tiny_patch16_224": ["patch_embed", "blocks.2", "blocks.5", "blocks.8"],
 }
 
 

@@ -17,15 +17,18 @@ import timm
 import torchvision
 
 from moco_det.foundation.errors import InputError
+from moco_det.timm_backbones import PLAIN_STAGES
 from moco_det.timm_backbones.network import TimmBackbone
 from moco_det.weights.backbone import load_backbone
 from moco_det.weights.convert import convert
 from moco_det.weights.inspection import inspect
+from moco_det.weights.timm_checkpoint import TIMM_STAGES
 from moco_det_tools.convert_weights import main
 from tests.weights.timm_files import (
     FAMILIES,
     authors_convnext,
     authors_dinov3,
+    authors_dinov3_vit,
     authors_swin,
     describe,
     save,
@@ -59,7 +62,7 @@ def test_a_true_model_comes_through_bit_for_bit(name: str, tmp_path: Path) -> No
     assert backbone.architecture == name and done.max_abs_difference == 0
     assert backbone.verified == {
         "max_abs_difference": 0.0,
-        "per_stage": dict.fromkeys(("res2", "res3", "res4", "res5"), 0.0),
+        "per_stage": dict.fromkeys(PLAIN_STAGES if "vit" in name else TIMM_STAGES, 0.0),
     }
     assert backbone.source is not None and backbone.source["sha256"] == done.source.sha256
     assert backbone.source["format"] == "timm-network" and backbone.source["arch"] == name
@@ -98,20 +101,37 @@ def test_a_backbone_goes_to_other_containers_and_back_byte_for_byte(tmp_path: Pa
 def test_the_authors_names_give_the_same_backbone(
     tmp_path: Path, small: dict[str, torch.Tensor]
 ) -> None:
-    swin = trained("swin_micro")
+    swin, vit = trained("swin_micro"), trained("vit_micro_dinov3_qkvb")
     for name, state, theirs in (
         ("test_convnext", small, {"model": authors_convnext(small)}),
         ("test_convnext", small, authors_dinov3(small)),
         ("swin_micro", swin, {"model": authors_swin(swin)}),
+        ("vit_micro_dinov3_qkvb", vit, authors_dinov3_vit(vit)),
     ):
-        assert theirs.keys().isdisjoint(state)
+        assert theirs.keys() != state.keys()
         done = convert(
             save(theirs, tmp_path / "a.pth"), tmp_path / "a.pkl", arch=name, overwrite=True
         )
         model = load_backbone(tmp_path / "a.pkl").model
         assert model and all(np.array_equal(array, state[key]) for key, array in model.items())
         table = theirs.get("model", theirs)
-        assert done.tensors + len(done.left) == len(table)
+        parts = sum(key.endswith("v_bias") for key in model)  # of a tensor that has two
+        assert done.tensors - parts + len(done.left) == len(table)
+
+
+def test_biases_that_the_network_named_lacks_are_not_lost(tmp_path: Path) -> None:
+    theirs = authors_dinov3_vit(trained("vit_micro_dinov3_qkvb"))
+    line = refusal(save(theirs, tmp_path / "a.pth"), arch="vit_micro_dinov3")
+    assert "has no blocks.0.attn.qkv.bias, which is not zero in the file: --arch" in line
+    zero = {k: 0 * t if k.endswith("qkv.bias") else t for k, t in theirs.items()}
+    assert convert(save(zero, tmp_path / "z.pth"), tmp_path / "z.pkl", arch="vit_micro_dinov3")
+
+
+def test_position_embeddings_of_another_grid_are_not_resized_in_silence(tmp_path: Path) -> None:
+    state = trained("test_vit")
+    state["pos_embed"] = torch.rand(1, state["pos_embed"].shape[1] + 13, 64)
+    line = refusal(save(state, tmp_path / "a.pth"), arch="test_vit")
+    assert "timm would compute pos_embed anew" in line or "timm does not understand it" in line
 
 
 def test_torchvisions_regnet_computes_the_same_as_what_it_becomes(tmp_path: Path) -> None:
@@ -122,7 +142,7 @@ def test_torchvisions_regnet_computes_the_same_as_what_it_becomes(tmp_path: Path
     model = {n: torch.from_numpy(a) for n, a in load_backbone(tmp_path / "r.pkl").model.items()}
     ours = TimmBackbone("regnety_004").eval()
     assert ours.network.load_state_dict(model, strict=False).unexpected_keys == []
-    x = torch.randn(1, 3, 64, 96)
+    x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         features = ours(x)
         x = theirs.stem(x)
@@ -188,7 +208,7 @@ def test_names_are_timms_and_a_network_of_other_shapes_is_refused(
     assert "did you mean r160_in1k" in refusal(file, arch="test_convnext.r160_ink")
     assert "read from its shapes" in refusal(file, arch="resnet50")
     assert "--from timm is for ResNets" in refusal(file, arch="test_convnext", source_format="timm")
-    assert "strides" in refusal(file, arch="vit_tiny_patch16_224")
+    assert "strides" in refusal(file, arch="vit_small_patch14_dinov2")
     assert "is no test_convnext2 (--arch says so): " in refusal(file, arch="test_convnext2")
     atto = save(timm.create_model("convnext_atto").state_dict(), tmp_path / "o.pth")
     assert "convnext_femto (--arch says so): stem.0.weight is 40x3x4x4 and not 48x3x4x4" in refusal(

@@ -11,12 +11,16 @@ import timm
 import torch
 from torch import Tensor
 
+import tests.weights.small_dinov3  # noqa: F401
 import tests.weights.small_regnet  # noqa: F401
 import tests.weights.small_swin  # noqa: F401
 
 # One per family; the small ones are mutated tensor by tensor.
-FAMILIES = ("convnext_atto", "swin_micro", "regnety_002", "test_efficientnet")
-SMALL = ("test_convnext", "swin_micro", "regnety_micro", "test_efficientnet")
+FAMILIES = ("convnext_atto", "swin_micro", "regnety_002", "test_efficientnet", "test_vit")
+SMALL = (
+    *("test_convnext", "swin_micro", "regnety_micro", "test_efficientnet", "test_vit"),
+    "vit_micro_dinov3_qkvb",
+)
 
 
 def trained(name: str, seed: int = 7) -> dict[str, Tensor]:
@@ -59,6 +63,25 @@ def authors_dinov3(state: dict[str, Tensor]) -> dict[str, Tensor]:
     renamed = authors_convnext(state)
     second = {f"norms.3.{part}": renamed[f"norm.{part}"] for part in ("weight", "bias")}
     return {k: t for k, t in renamed.items() if not k.startswith("head.")} | second
+
+
+def authors_dinov3_vit(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As Meta publishes DINOv3's ViTs: biases of all three in one tensor, what only trains."""
+    renamed: dict[str, Tensor] = {
+        "mask_token": torch.ones(1, 64),
+        "rope_embed.periods": torch.ones(4),
+    }
+    for key, tensor in state.items():
+        if key.endswith("v_bias") or key.startswith("head."):
+            continue
+        if key.endswith("q_bias"):
+            values = state[key.replace("q_bias", "v_bias")]
+            whole = torch.cat([tensor, torch.zeros_like(tensor), values])
+            key, tensor = key.replace("q_bias", "qkv.bias"), whole
+            renamed[f"{key}_mask"] = torch.ones_like(whole)
+        key = key.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")
+        renamed[key.replace("reg_token", "storage_tokens")] = tensor
+    return renamed
 
 
 def authors_swin(state: dict[str, Tensor]) -> dict[str, Tensor]:

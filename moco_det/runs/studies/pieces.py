@@ -162,6 +162,8 @@ class _Maker:
         keys = {key: self.data.placed(value) for key, value in encoder.keys.items()}
         if self.device:
             keys["DEVICE"] = self.device
+        else:  # a small network keeps a GPU waiting for launches
+            keys.setdefault("COMPILE", keys.get("DEVICE") != "cpu")
         config = self.output / "configs" / f"{encoder.name}_{digest(keys)}.yaml"
         words = ["--config-file", str(config), "--resume"]
         words += ["OUTPUT_DIR", str(folder), "SEED", str(seed)]

@@ -99,6 +99,28 @@ TIMM_ARMS: dict[str, dict[str, Initialisation]] = {
             "timm:convnext_tiny.dinov3_lvd1689m",
         ),
     },
+    "vit_small_patch16_224": {
+        "random": _RANDOM,
+        "sup": Initialisation(
+            "timm's supervised ViT-S (augreg_in1k)",
+            "weights/vit_small_sup.pkl",
+            "timm:vit_small_patch16_224.augreg_in1k",
+            method="supervised",
+        ),
+        "dino": Initialisation(
+            "DINO's ViT-S",
+            "weights/vit_small_dino.pkl",
+            "timm:vit_small_patch16_224.dino",
+        ),
+    },
+    "vit_small_patch16_dinov3": {
+        "random": _RANDOM,
+        "dinov3": Initialisation(
+            "DINOv3's ViT-S, distilled from a ViT-7B (lvd1689m)",
+            "weights/vit_small_dinov3.pkl",
+            "timm:vit_small_patch16_dinov3.lvd1689m",
+        ),
+    },
     "swin_tiny_patch4_window7_224": {
         "random": _RANDOM,
         "sup": Initialisation(

@@ -130,4 +130,15 @@ STEMS: dict[str, ConfigStem] = {
         note="this project's own setting: the schedule of voc_R50_C4_24k, the rest as "
         "coco_convnext_tiny_FPN_1x",
     ),
+    "coco_vit_small_1x": ConfigStem(
+        "Mask R-CNN with timm's ViT-S below ViTDet's pyramid, COCO 2017 train to val, 1x",
+        initial=TIMM_ARMS["vit_small_patch16_224"],
+        note="as coco_swin_tiny_FPN_1x, with ViTDet's windows, drop path and layer decay for ViT-B; its "
+        "heads, its augmentation and its 100 epochs are others",
+    ),
+    "coco_vit_small_dinov3_1x": ConfigStem(
+        "Mask R-CNN with DINOv3's ViT-S below ViTDet's pyramid, COCO 2017 train to val, 1x",
+        initial=TIMM_ARMS["vit_small_patch16_dinov3"],
+        note="as coco_vit_small_1x",
+    ),
 }
