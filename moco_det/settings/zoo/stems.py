@@ -133,8 +133,8 @@ STEMS: dict[str, ConfigStem] = {
     "coco_vit_small_1x": ConfigStem(
         "Mask R-CNN with timm's ViT-S below ViTDet's pyramid, COCO 2017 train to val, 1x",
         initial=TIMM_ARMS["vit_small_patch16_224"],
-        note="as coco_swin_tiny_FPN_1x, with ViTDet's windows, drop path and layer decay for ViT-B; its "
-        "heads, its augmentation and its 100 epochs are others",
+        note="as coco_swin_tiny_FPN_1x, with ViTDet's windows, drop path and layer decay for "
+        "ViT-B; its heads, its augmentation and its 100 epochs are others",
     ),
     "coco_vit_small_dinov3_1x": ConfigStem(
         "Mask R-CNN with DINOv3's ViT-S below ViTDet's pyramid, COCO 2017 train to val, 1x",
