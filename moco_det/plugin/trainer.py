@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import weakref
 from contextlib import suppress
 from pathlib import Path
@@ -43,7 +44,9 @@ def build_detector(cfg: CfgNode) -> nn.Module:
     try:
         model: nn.Module = build_model(any_width(cfg))
     except (AssertionError, KeyError, ValueError) as error:
-        raise InputError(f"detectron2 builds no model from this config: {error}") from error
+        # its assertions seldom say more than themselves
+        why = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+        raise InputError(f"detectron2 builds no model from this config: {why}") from error
     return model
 
 

@@ -25,6 +25,7 @@ from detectron2.config import CfgNode, get_cfg  # noqa: E402
 from detectron2.engine import DefaultPredictor, DefaultTrainer  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 
+from moco_det.foundation.errors import InputError  # noqa: E402
 from moco_det.plugin import add_moco_det_config, register_dataset  # noqa: E402
 from moco_det.plugin.modeling import any_width  # noqa: E402
 from moco_det.plugin.trainer import build_detector  # noqa: E402
@@ -161,3 +162,12 @@ def test_a_head_without_a_norm_is_refused() -> None:
     cfg.MODEL.RESNETS.NORM = ""
     with pytest.raises((ValueError, AssertionError)), torch.device("meta"):
         build_model(cfg)
+
+
+def test_a_detector_that_detectron2_asserts_against_is_told_by_its_assertion() -> None:
+    cfg = get_cfg()
+    add_moco_det_config(cfg)
+    cfg.merge_from_file(str(REPO / "configs" / "quick" / "own_R18_FPN.yaml"))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_BOX_HEAD.NUM_FC", 0])
+    with pytest.raises(InputError, match=r"builds no model .*: assert len\(conv_dims\) \+ len"):
+        build_detector(cfg)
