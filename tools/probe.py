@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from moco_det import __version__
+from moco_det.foundation.commands import command
 from moco_det.foundation.errors import InputError
 from moco_det_tools.entry import make_parser, run
 from pretrain.probe.options import PROTOCOLS, read_options
@@ -60,7 +60,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Load, measure, add one row per checkpoint."""
-    args = parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_args(given)
     options, how = read_options(vars(args))
     if args.name is not None and not args.name.strip():
         raise InputError("--name is empty: give the arm a name or leave it out")
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             wall_seconds=round(time.monotonic() - clock, 3),
             hardware=describe_hardware(device.type),
             output_dir=relative(measured.folder or args.results.parent, args.results.parent),
-            command=shlex.join(sys.argv),
+            command=command("probe", *given),
             started=started,
             warnings=measured.warnings,
             metrics={"probe": {**measured.accuracy._asdict(), **measured.extra}},

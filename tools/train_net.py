@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from moco_det.foundation.commands import command
 from moco_det.foundation.launching import ProcessLayout, meeting_place
 from moco_det.runs.engines import choose_engine, load_config
 from moco_det.settings.engine import RunOptions
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, or score with ``--eval-only``; 0 when done."""
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    words = shlex.join(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
     config_file = find_config(args.config_file)
     layout = meeting_place(
         ProcessLayout(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             strict=args.strict,
             results=args.results,
             init_name=args.init_name,
-            command=f"{Path(sys.argv[0]).name} {words}",
+            command=command("train-net", *given),
         ),
         choice.engine,
         layout,

@@ -82,6 +82,7 @@ def test_neighbours_of_several_checkpoints_are_rows_and_a_curve(
         ("random", 0, 0),
     ]
     data = rows[0].data
+    assert data["command"].startswith(f"moco-det probe knn {first} {second} random --")
     assert data["protocol"] == "knn" and data["precision"] == "float32"
     assert yaml.safe_load(data["config"]) == {
         "arch": "small",

@@ -291,6 +291,7 @@ def test_a_run_ends_with_0_its_files_and_one_row(finished: Path) -> None:
     (row,) = (r.data for r in read_rows([finished.parent / "results.jsonl"]).rows)
     assert row["init"]["name"] == "from nothing" and row["run"] == row["output_dir"] == "first"
     assert row["config_name"] == "R18_FPN" and "--init-name 'from nothing'" in row["command"]
+    assert row["command"].startswith("moco-det train-net --")
 
 
 def test_a_finished_run_is_not_overwritten(
