@@ -36,8 +36,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line of this tool."""
     p = make_parser("probe", __doc__, example="knn runs/moco/checkpoint.pth --train DIR --test DIR")
     commands = p.add_subparsers(dest="command", required=True, metavar="PROTOCOL")
-    for command, (line, options) in PROTOCOLS.items():
-        sub = commands.add_parser(command, help=line, formatter_class=p.formatter_class)
+    for protocol, (line, options) in PROTOCOLS.items():
+        sub = commands.add_parser(protocol, help=line, formatter_class=p.formatter_class)
         add = sub.add_argument
         add("checkpoints", nargs=options.checkpoints, metavar="CHECKPOINT")
         add("--train", required=True, metavar="DIR", help="images to learn from, by class folder")
