@@ -8,7 +8,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from moco_det.timm_backbones.network import BODY, TimmBackbone
+from moco_det.timm_backbones.network import BODY, TimmBackbone, create_network
 from moco_det.timm_backbones.training import layer_scales, without_decay
 
 NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
@@ -71,7 +71,9 @@ def parameter_groups(
             spared = {name for name, p in model.named_parameters() if p.ndim <= 1}
             spared |= {f"{body}.{name}" for name in without_decay(module.network)}
             if layer_decay != 1:
-                rates = layer_scales(module.network, layer_decay)
+                with torch.device("meta"):
+                    whole = create_network(module.architecture, classes=1)
+                rates = layer_scales(whole, layer_decay)
                 scales = {f"{body}.{name}": scale for name, scale in rates.items()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for path, parameter in model.named_parameters():

@@ -34,6 +34,7 @@ def build_detector(cfg: CfgNode) -> GeneralizedRCNN:
     """
     try:
         backbone = BACKBONES[cfg.MODEL.BACKBONE.NAME](cfg)
+        check_features(cfg, backbone)
         model = GeneralizedRCNN(
             backbone=backbone,
             proposal_generator=build_rpn(cfg, backbone),
@@ -44,6 +45,18 @@ def build_detector(cfg: CfgNode) -> GeneralizedRCNN:
         return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     except (ValueError, KeyError) as error:
         raise InputError(f"the config describes no detector: {error}") from error
+
+
+def check_features(cfg: CfgNode, backbone: Backbone) -> None:
+    """InputError for features that a head asks for and the backbone does not have."""
+    for part in ("RPN", "ROI_HEADS"):
+        asked = cfg.MODEL[part].IN_FEATURES
+        lacking = [name for name in asked if name not in backbone.strides]
+        if lacking:
+            raise InputError(
+                f"MODEL.{part}.IN_FEATURES {list(asked)}: the backbone has no {lacking[0]} but "
+                f"{', '.join(backbone.strides)}"
+            )
 
 
 def build_resnet(cfg: CfgNode) -> ResNet:

@@ -184,8 +184,8 @@ def any_size(name: str) -> dict[str, Any]:
     return {"dynamic_img_size": True} if name.startswith(PLAIN_VITS) else {}
 
 
-def create_network(name: str, *, drop_path: float = 0.0) -> Any:
-    """timm's whole network for images of any size, randomly initialised, without a classifier."""
+def create_network(name: str, *, drop_path: float = 0.0, classes: int = 0) -> Any:
+    """timm's network for images of any size, randomly initialised; of 0 classes without a head."""
     timm = import_timm()
     base = name.partition(".")[0]  # behind the dot is whose weights are meant
     if base not in timm.list_models():
@@ -195,10 +195,12 @@ def create_network(name: str, *, drop_path: float = 0.0) -> Any:
     if drop_path:
         more = {**more, "drop_path_rate": drop_path}
     try:
-        network = timm.create_model(name, pretrained=False, num_classes=0, **more)
+        network = timm.create_model(name, pretrained=False, num_classes=classes, **more)
     except (RuntimeError, TypeError) as error:
         if drop_path and "drop_path_rate" in str(error):
             reason = "has no drop path: set MODEL.TIMM.DROP_PATH 0"
+        elif "img_size" in str(error):
+            reason = f"takes images of one size alone: {OTHERS}"
         elif "pretrained tag" in str(error):
             reason = f"names no weights of timm {timm.__version__}: take {base} alone"
         else:

@@ -46,20 +46,19 @@ def freeze(backbone: nn.Module, image: Tensor, first: nn.Module, parts: int) -> 
     ]
 
 
-def layer_scales(network: nn.Module, decay: float) -> dict[str, float]:
-    """Factor of the learning rate by parameter: `decay` once per layer below the detector's own.
+def layer_scales(whole: nn.Module, decay: float) -> dict[str, float]:
+    """Factor of the learning rate by parameter: `decay` once per layer below the highest.
 
-    The layers are timm's (`group_matcher`), as in its `param_groups_layer_decay`, where the
-    classifier is the layer above them all.
+    The layers are timm's (`group_matcher`) of its `whole` network with a classifier, as in its
+    `param_groups_layer_decay`: the classifier, with what timm puts into no layer, is the highest.
     """
     from timm.models import group_parameters
 
-    if not hasattr(network, "group_matcher"):
+    if not hasattr(whole, "group_matcher"):
         raise InputError("SOLVER.LAYER_DECAY: timm names no layers of this network; set 1")
-    matcher = network.group_matcher(coarse=False)  # type: ignore[operator]
-    layers = group_parameters(network, matcher, reverse=True)
-    top = max(layers.values()) + 1
-    return {name: decay ** (top - layer) for name, layer in layers.items()}
+    matcher = whole.group_matcher(coarse=False)  # type: ignore[operator]
+    layers = group_parameters(whole, matcher, reverse=True)
+    return {name: decay ** (max(layers.values()) - layer) for name, layer in layers.items()}
 
 
 def without_decay(network: nn.Module) -> list[str]:

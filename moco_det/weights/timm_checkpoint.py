@@ -289,12 +289,27 @@ def _checkpoint(
             for place in reversed(words)
             if table_at(contents.root, place)
         } or {"model": ""}
+        first, _, behind = (prefix or "").strip(".").partition(".")
+        if table_at(contents.root, first):  # a table of another name, as DINO's "teacher"
+            places, prefix = {"model": first}, behind
         choices = tuple(places)
         chosen = chosen_encoder(path, CHECKPOINT, choices, encoder)
-        table = table_at(contents.root, places[chosen])
-    table = {key.removeprefix("module."): tensor for key, tensor in table.items()}
-    start = f"{prefix.rstrip('.')}." if prefix else ""
+        place = places[chosen]
+        whole = table_at(contents.root, place)
+        passed = [word for word in _tables(contents.root) if word != place]
+    table = {key.removeprefix("module."): tensor for key, tensor in whole.items()}
+    if len(table) < len(whole):
+        twice = next(key for key in whole if f"module.{key}" in whole)
+        raise InputError(
+            f"{path} holds {twice} and module.{twice}: save the one that is meant alone"
+        )
+    start = f"{prefix.strip('.')}." if prefix else ""
     tensors = {key.removeprefix(start): t for key, t in table.items() if key.startswith(start)}
+    if not tensors and passed and not place:
+        raise InputError(
+            f"{path} holds its tensors in {', '.join(passed)}: name one, and what its names begin "
+            f"with, by --prefix; {passed[0]} has {first_keys(contents.root[passed[0]], 2)}"
+        )
     if not tensors:
         where = f" behind --prefix {prefix}" if prefix else ""
         raise InputError(f"{path} holds no tensors{where}: found {first_keys(contents.root)}")
@@ -308,10 +323,19 @@ def _checkpoint(
         encoders=choices,
         encoder_named=encoder is not None,
         tensors=tensors,
-        others=tuple(key for key in table if not key.startswith(start)),
+        others=(
+            *(key for key in table if not key.startswith(start)),
+            *(f"the table {word}" for word in passed if word not in places.values()),
+        ),
         input=pixels,
         input_from=said,
     )
+
+
+def _tables(root: Any) -> list[str]:
+    """The keys of a file whose values are tables of tensors."""
+    names = root if isinstance(root, dict) else {}
+    return [key for key in names if isinstance(key, str) and table_at(root, key)]
 
 
 def _own_backbone(contents: Contents) -> TimmCheckpoint | None:

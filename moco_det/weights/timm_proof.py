@@ -41,6 +41,7 @@ from moco_det.weights.writing import as_tensor
 TOLERANCE = 1e-5
 COUNTER = "num_batches_tracked"
 FEW = 3  # names in a message
+ONLY_TRAINS = ("mask_token", "decoder_")  # of MAE's files, whose encoder they are not
 
 
 class Place(NamedTuple):
@@ -122,7 +123,8 @@ def places_in_file(
     head = whole.pretrained_cfg.get("classifier") or ()
     classifiers = tuple(f"{word}." for word in ([head] if isinstance(head, str) else head))
     known = whole.state_dict()
-    unknown = [n for n in given if n not in known and not n.startswith(classifiers)]
+    apart = (*classifiers, *(ONLY_TRAINS if backbone.plain else ()))
+    unknown = [n for n in given if n not in known and not n.startswith(apart)]
     problem = f"{source.path} is no {source.architecture} ({source.named_by} says so): "
     other = "name the network it is by --arch NAME"
     if missing or unknown:
@@ -149,14 +151,35 @@ def places_in_file(
             kind = source.tensors[own].dtype
             raise InputError(f"{source.path}: {own} holds {kind}, but the network has floats there")
         places[name] = Place(own, int(given[name].storage_offset()))
-    used = {place.name for place in places.values()}
-    lost = [n for n in tensors if n.endswith("qkv.bias") and n not in used and tensors[n].any()]
-    if lost:  # DINOv3's, which has networks with these biases and without
-        raise InputError(
-            f"{problem}it has no {lost[0]}, which is not zero in the file: --arch "
-            f"{source.architecture}_qkvb"
-        )
+    check_biases(source, tensors, {name: wanted[name].numel() for name in places}, places)
     return places
+
+
+def check_biases(
+    source: TimmCheckpoint,
+    tensors: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+    places: Mapping[str, Place],
+) -> None:
+    """InputError where a part of a qkv.bias is lost that is not zero.
+
+    DINOv3's files have one, of which timm's networks take those of queries and values, or none.
+    """
+    for name in (name for name in tensors if name.endswith("qkv.bias")):
+        rest = tensors[name].clone()
+        for taken, (own, start) in places.items():
+            if own == name:
+                rest[start : start + sizes[taken]] = 0
+        mask = tensors.get(f"{name}_mask")
+        if mask is not None and mask.shape == rest.shape:
+            rest = rest * mask.nan_to_num()
+        if rest.any():
+            twin = f"{source.architecture}_qkvb"
+            way = f": --arch {twin}" if twin in import_timm().list_models() else ""
+            raise InputError(
+                f"{source.path}: {source.architecture} has no place for all of {name}, whose rest "
+                f"is not zero{way}"
+            )
 
 
 def renamed_by_timm(

@@ -47,6 +47,7 @@ BAD = [
     ("MODEL: {TIMM: {NAME: a}}", "TIMM.NAME a needs MODEL.BACKBONE.NAME build_timm_fpn_backbone"),
     ("MODEL: {TIMM: {DROP_PATH: 0.1}}", "MODEL.TIMM.DROP_PATH 0.1 needs MODEL.BACKBONE.NAME"),
     ("MODEL: {TIMM: {WINDOW: 14}}", "MODEL.TIMM.WINDOW 14 needs MODEL.BACKBONE.NAME build_timm"),
+    (f"{TIMM}, WINDOW: 1000}}}}", "MODEL.TIMM.WINDOW is 1000: it must be at most 256"),
     (f"{TIMM}, WINDOW: -1}}}}", "MODEL.TIMM.WINDOW is -1: it must"),
     ("MODEL: {TIMM: {NORM: GN}}", "MODEL.TIMM.NORM is 'GN'; .* 'SyncBN', 'FrozenBN'"),
     (f"{TIMM}, DROP_PATH: 1.5}}}}", "MODEL.TIMM.DROP_PATH is 1.5: it must lie between 0 and 1"),

@@ -69,6 +69,7 @@ BAD = [
         r"dinov2 gives no features at strides 4, 8, 16 and 32 \(it has 14\), .*: take a model of "
         "four stages, like convnext_tiny .* or a plain ViT of patches of 16 pixels, like vit_small",
     ),
+    ({"name": "test_vit_relpos"}, "relpos takes images of one size alone: take a model of four"),
     (
         {"name": "maxvit_tiny_tf_224"},
         r"does not take images of any size \(160 x 96: height \(24\) must be .*: take a model of",

@@ -35,6 +35,9 @@ from tests.weights.timm_files import (
     trained,
 )
 
+# of DINOv3's biases, 64 wide: queries, keys, values
+MASK = torch.tensor([1.0, float("nan"), 1.0]).repeat_interleave(64)
+
 
 @pytest.fixture(scope="module")
 def small() -> dict[str, torch.Tensor]:
@@ -122,9 +125,52 @@ def test_the_authors_names_give_the_same_backbone(
 def test_biases_that_the_network_named_lacks_are_not_lost(tmp_path: Path) -> None:
     theirs = authors_dinov3_vit(trained("vit_micro_dinov3_qkvb"))
     line = refusal(save(theirs, tmp_path / "a.pth"), arch="vit_micro_dinov3")
-    assert "has no blocks.0.attn.qkv.bias, which is not zero in the file: --arch" in line
+    assert "no place for all of blocks.0.attn.qkv.bias, whose rest is not zero: --arch" in line
     zero = {k: 0 * t if k.endswith("qkv.bias") else t for k, t in theirs.items()}
     assert convert(save(zero, tmp_path / "z.pth"), tmp_path / "z.pkl", arch="vit_micro_dinov3")
+    # biases of keys, which neither network has
+    keyed = {k: t + 1 if k.endswith("qkv.bias") else t for k, t in theirs.items()}
+    arch = "vit_micro_dinov3_qkvb"
+    assert "whose rest is not zero" in refusal(save(keyed, tmp_path / "k.pth"), arch=arch)
+    masked = {k: t * MASK if k.endswith("bias_mask") else t for k, t in keyed.items()}
+    assert convert(save(masked, tmp_path / "m.pth"), tmp_path / "m.pkl", arch=arch)
+
+
+def test_what_maes_files_have_beside_the_encoder_is_left_out_by_name(tmp_path: Path) -> None:
+    state = trained("test_vit")
+    decoder = {"mask_token": torch.ones(1, 1, 8), "decoder_embed.weight": torch.ones(8, 64)}
+    done = convert(
+        save({**state, **decoder}, tmp_path / "m.pth"), tmp_path / "m.pkl", arch="test_vit"
+    )
+    assert set(decoder) <= set(done.left)
+
+
+def test_a_table_of_another_name_is_reached_by_prefix_and_others_are_named(tmp_path: Path) -> None:
+    state = trained("test_vit")
+    student = {f"module.backbone.{key}": tensor + 1 for key, tensor in state.items()}
+    teacher = {f"backbone.{key}": tensor for key, tensor in state.items()}
+    teacher["head.mlp.0.weight"] = torch.ones(3, 3)
+    file = save({"student": student, "teacher": teacher, "epoch": 3}, tmp_path / "dino.pth")
+    line = refusal(file, arch="test_vit")
+    assert "holds its tensors in student, teacher: name one, and what its names begin with" in line
+    assert "by --prefix; student has module.backbone.cls_token" in line
+    for prefix, added in (("teacher.backbone", 0), ("student.backbone", 1)):
+        done = convert(file, tmp_path / f"{added}.pkl", arch="test_vit", prefix=prefix)
+        model = load_backbone(tmp_path / f"{added}.pkl").model
+        assert np.allclose(model["cls_token"], state["cls_token"].numpy() + added)
+    assert done.source.others == ("the table teacher",)
+    both = save({"state_dict": state, "model": state}, tmp_path / "two.pth")
+    done = convert(both, tmp_path / "two.pkl", arch="test_vit")
+    assert done.source.others == ("the table state_dict",) or done.source.others == (
+        "the table model",
+    )
+
+
+def test_one_name_with_and_without_module_is_refused(tmp_path: Path) -> None:
+    state = trained("test_vit")
+    both = {**{f"module.{k}": t for k, t in state.items()}, "pos_embed": state["pos_embed"] + 1}
+    line = refusal(save(both, tmp_path / "a.pth"), arch="test_vit")
+    assert "holds pos_embed and module.pos_embed: save the one that is meant alone" in line
 
 
 def test_position_embeddings_of_another_grid_are_not_resized_in_silence(tmp_path: Path) -> None:

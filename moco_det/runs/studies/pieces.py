@@ -240,7 +240,7 @@ class _Maker:
             trial,
             run.folder(self.output),
             _whole(keys.get("SOLVER.MAX_ITER", DEFAULT_ITERATIONS)),
-            tuple(piece.name for piece in first),
+            tuple(piece.name for piece in first[-1:]),
             config=(run.config_file(self.output), setting.text),
             run=run,
         )

@@ -59,13 +59,14 @@ def rows_of(output: Path) -> dict[str, Row]:
 def left_of(matrix: Matrix, output: Path) -> list[Piece]:
     """The pieces that are not done, but for what was only made for others which are.
 
-    So a study goes on from its rows also where its checkpoints were removed or left behind.
+    So a study goes on from rows and logs also where its checkpoints were removed or left behind.
     """
     rows = rows_of(output)
     undone = {piece.name: piece for piece in matrix.pieces if not _done(piece, rows)}
     means = {name for piece in matrix.pieces for name in piece.needs}
     means -= set(matrix.measures.values())
-    open_ = [piece for piece in undone.values() if piece.name not in means]
+    ends = [piece for piece in undone.values() if piece.name not in means]
+    open_ = [piece for piece in ends if piece.file is None or logged(piece, "loss") is None]
     left = set()
     while open_:
         piece = open_.pop()
@@ -212,7 +213,7 @@ def _shown(one: RunningJob) -> str:
 def findings(studies: Sequence[StudyPlan], matrix: Matrix, output: Path) -> list[Study]:
     """What the rows and logs so far say of every hypothesis."""
     rows = rows_of(output)
-    folders = {piece.name: piece.folder for piece in matrix.pieces}
+    pieces = {piece.name: piece for piece in matrix.pieces}
     found = []
     for study in studies:
         values: dict[Quantity, dict[int, float]] = {q: {} for q in study.quantities}
@@ -220,7 +221,7 @@ def findings(studies: Sequence[StudyPlan], matrix: Matrix, output: Path) -> list
             if name != study.name or quantity not in values:
                 continue
             if quantity.metric in LOGGED:
-                value = logged(folders[piece], quantity.metric) if piece in folders else None
+                value = logged(pieces[piece], quantity.metric) if piece in pieces else None
             else:
                 row = rows.get(piece)
                 where = APS.get(quantity.metric, ("probe", "top1"))
@@ -232,15 +233,17 @@ def findings(studies: Sequence[StudyPlan], matrix: Matrix, output: Path) -> list
     return found
 
 
-def logged(folder: Path, metric: str) -> float | None:
+def logged(piece: Piece, metric: str) -> float | None:
     """A number of a finished pre-training: the mean loss or accuracy of its log's last fifth.
 
     "jitter" is what the loss changes by from one line of the whole log to the next: the root of
     half the mean square, which for noise without a trend is its deviation.
     """
-    log = read_log(folder / "metrics.jsonl") if (folder / "checkpoint.pth").is_file() else None
+    log = read_log(piece.folder / "metrics.jsonl") or []
+    if not log or log[-1]["iteration"] < piece.iterations:
+        return None
     name = "loss" if metric == "jitter" else metric
-    series = [float(entry[name]) for entry in log or () if isinstance(entry.get(name), float | int)]
+    series = [float(entry[name]) for entry in log if isinstance(entry.get(name), float | int)]
     if len(series) < 2:
         return None
     if metric == "jitter":

@@ -87,8 +87,12 @@ class Run:
         return output / "runs" / self.setting.name / self.name
 
     def config_file(self, output: Path) -> Path:
-        """The setting's config, self-contained: OUTPUT/configs/SETTING.yaml."""
-        return output / "configs" / f"{self.setting.name}.yaml"
+        """The setting's config, self-contained: OUTPUT/configs/DIGEST/SETTING.yaml.
+
+        Two calls may mean different settings by one name.
+        """
+        digest = hashlib.sha256(self.setting.text.encode("utf-8")).hexdigest()[:6]
+        return output / "configs" / digest / f"{self.setting.name}.yaml"
 
     def options(self, output: Path) -> list[str]:
         """What `moco-det train-net` is told beside --num-gpus."""

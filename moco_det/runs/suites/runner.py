@@ -108,6 +108,7 @@ def run_matrix(
     try:
         with shared(output, "configs"):
             for run in runs:
+                make_folder(run.config_file(output).parent)
                 write_text(run.config_file(output), run.setting.text)
             left = read_state(results, runs).left(runs)
             run_in_slots(left, slots, start=start, ended=ended, watch=look)

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -198,18 +199,23 @@ def test_the_bar_never_names_a_piece_that_has_ended(
 
 
 def write_log(folder: Path, losses: list[float]) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = [{"iteration": i, "loss": loss, "accuracy": 10 * i} for i, loss in enumerate(losses)]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def test_a_number_of_a_log_is_of_its_last_fifth_and_only_of_a_finished_run(tmp_path: Path) -> None:
-    write_log(tmp_path / "a", [5, 4, 5, 4, 5, 4, 5, 4, 3, 1])
-    assert logged(tmp_path / "a", "loss") is None
-    (tmp_path / "a" / "checkpoint.pth").write_text("")
-    assert logged(tmp_path / "a", "loss") == 2 and logged(tmp_path / "a", "accuracy") == 85
-    assert logged(tmp_path / "a", "jitter") == pytest.approx(((7 + 1 + 4) / 9 / 2) ** 0.5)
-    assert logged(tmp_path / "b", "loss") is None
+    a, b = (replace(piece(tmp_path, name), iterations=9) for name in "ab")
+    write_log(a.folder, [5, 4, 5, 4, 5, 4, 5, 4, 3])
+    assert logged(a, "loss") is None and logged(b, "loss") is None
+    write_log(a.folder, [5, 4, 5, 4, 5, 4, 5, 4, 3, 1])
+    assert logged(a, "loss") == 2 and logged(a, "accuracy") == 85
+    assert logged(a, "jitter") == pytest.approx(((7 + 1 + 4) / 9 / 2) ** 0.5)
+    # what its log says is known without its file, which is made again where another piece needs it
+    read = {("study", Quantity("a", "loss", ""), 0): "a"}
+    assert left_of(Matrix((a,), read), tmp_path) == []
+    other = piece(tmp_path, "other", needs=("a",))
+    assert left_of(Matrix((a, other), read), tmp_path) == [a, other]
 
 
 def test_what_was_found_is_judged_and_said_at_the_end_without_a_row_too(

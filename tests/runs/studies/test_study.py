@@ -84,8 +84,9 @@ def test_a_piece_needs_its_encoder_and_a_detector_its_conversion(tmp_path: Path)
     for piece in matrix.pieces:
         assert all(name in by_name for name in piece.needs)
     detector = next(p for p in matrix.pieces if p.run and p.run.arm.name == "fast")
-    encoder, conversion = detector.needs
-    assert conversion == f"{encoder}.pkl" and by_name[conversion].needs == (encoder,)
+    (conversion,) = detector.needs
+    (encoder,) = by_name[conversion].needs
+    assert conversion == f"{encoder}.pkl"
     assert detector.trial == encoder == by_name[conversion].trial
 
 
