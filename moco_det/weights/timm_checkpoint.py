@@ -290,7 +290,7 @@ def _checkpoint(
             if table_at(contents.root, place)
         } or {"model": ""}
         first, _, behind = (prefix or "").strip(".").partition(".")
-        if table_at(contents.root, first):  # a table of another name, as DINO's "teacher"
+        if first and table_at(contents.root, first):  # a table of another name, as DINO's "teacher"
             places, prefix = {"model": first}, behind
         choices = tuple(places)
         chosen = chosen_encoder(path, CHECKPOINT, choices, encoder)

@@ -166,6 +166,12 @@ def test_a_table_of_another_name_is_reached_by_prefix_and_others_are_named(tmp_p
     )
 
 
+def test_a_tensor_beside_the_table_does_not_hide_it(tmp_path: Path) -> None:
+    state = trained("test_vit")
+    file = save({"state_dict": state, "loss": torch.ones(3)}, tmp_path / "a.pth")
+    assert convert(file, tmp_path / "a.pkl", arch="test_vit").tensors == 78
+
+
 def test_one_name_with_and_without_module_is_refused(tmp_path: Path) -> None:
     state = trained("test_vit")
     both = {**{f"module.{k}": t for k, t in state.items()}, "pos_embed": state["pos_embed"] + 1}
