@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from moco_det.report.charts import Line, line_chart
 from moco_det.report.document import Block, Cell, Figure, Figures, Heading, Table, table_of
 from moco_det.report.formats import METRICS, capital, listed, number
-from moco_det.report.groups import ArmRuns, Group, config_of, facts_of, short_name
+from moco_det.report.groups import ArmRuns, Group, config_of, config_title, facts_of, short_name
 from moco_det.report.sentences import say
 
 COUNTED = ("parameters", "trainable_parameters", "backbone_flops", "image")
@@ -88,7 +88,7 @@ def _table(family: Sequence[ArmCost]) -> Table:
         some = listed([arm.label for arm in arms]) if len(arms) < len(group.arms) else ""
         height, width = cost["image"]
         line = {
-            "setting": Cell(f"{letter}: {group.data['config_name']}", some),
+            "setting": Cell(f"{letter}: {config_title(group.arms[0].rows[0])}", some),
             "backbone GFLOPs": Cell(_short(gflops), f"{height} × {width}"),
             "parameters": f"{_short(cost['parameters'] / 1e6)} M",
             "trained": f"{_short(cost['trainable_parameters'] / 1e6)} M",
@@ -124,6 +124,6 @@ def _chart(family: Sequence[ArmCost], metric: str) -> Figure:
         joined=False,
         names=highest,
     )
-    settings = {one.letter: one.group.data["config_name"] for one in family}
+    settings = {one.letter: config_title(one.group.arms[0].rows[0]) for one in family}
     caption = say("cost_chart", what=what, settings=[f"{k} {v}" for k, v in settings.items()])
     return Figure(f"{capital(what)} against cost", svg, caption)

@@ -290,10 +290,16 @@ def title_of(row: Row) -> str:
     """A setting's heading: data, task, schedule, engine, precision."""
     data, engine = row.data, row.data["engine"]
     return (
-        f"{short_name(data['dataset']['test'])} · {data['task']} · {data['config_name']} · "
+        f"{short_name(data['dataset']['test'])} · {data['task']} · {config_title(row)} · "
         f"{data['iterations']:,} iterations × batch {data['batch']} · "
         f"{engine['name']} {engine['version']} · {data['precision']}"
     )
+
+
+def config_title(row: Row) -> str:
+    """The config's name, with timm's of a network that it does not name itself."""
+    name, network = row.data["config_name"], config_of(row).get("MODEL.TIMM.NAME")
+    return f"{name} over {network}" if network and network not in name else str(name)
 
 
 def short_name(dataset: str) -> str:

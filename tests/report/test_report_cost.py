@@ -129,3 +129,17 @@ def test_points_that_are_not_joined_have_no_line_between_them() -> None:
     joined = line_chart(lines, "t", "y")
     assert alone.count('class="dot') == 2 and ">A</text>" in alone
     assert 'class="line' not in alone and joined.count('class="line') == 1
+
+
+def test_settings_of_one_config_are_told_apart_by_their_networks(
+    make_row: Any, write_rows: Any, tmp_path: Path
+) -> None:
+    rows = []
+    for network, cost, ap in (("convnext_atto", R50, 36.0), ("regnety_002", SMALL, 28.0)):
+        for row in setting(make_row, "timm", cost, ap=ap):
+            row["config"] += f"MODEL.TIMM.NAME: {network}\n"
+            rows.append({**row, "run": f"{network}_{row['run']}"})
+    page, _ = page_of(write_rows(rows), tmp_path)
+    names = [line[0] for line in cost_tables(page)[0][1:]]
+    assert names == ["A: timm over convnext_atto", "B: timm over regnety_002"]
+    assert "· timm over regnety_002 · " in page.text
