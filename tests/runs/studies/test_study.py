@@ -128,6 +128,9 @@ def test_a_study_begun_on_a_gpu_is_gone_on_with_on_a_cpu(tmp_path: Path) -> None
         [p.name for p in pieces_of(study, device=device).pieces] for device in ("", "cpu")
     )
     assert there == here and any(p.run for p in pieces_of(study).pieces)
+    texts = {device: pieces_of(study, device=device).pieces[0].config for device in ("", "cpu")}
+    assert texts[""] and "COMPILE: true" in texts[""][1]
+    assert texts["cpu"] and "COMPILE" not in texts["cpu"][1]
 
 
 @pytest.mark.parametrize(
