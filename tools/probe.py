@@ -129,8 +129,7 @@ def load_file(path: Path) -> Start:
     except InputError:  # another format, or damaged: the reader of anybody's says in what way
         source = read_any(path)
         if isinstance(source, TimmCheckpoint):
-            what = f"a {source.architecture} of timm: probes are of ResNets"
-            raise InputError(f"{path} is {what}") from None
+            raise InputError(f"{path} is a {source.name} of timm: probes are of ResNets") from None
         arrays = {key: one.read() for key, one in {**source.tensors, **source.counters}.items()}
         start = array_start(
             arrays,

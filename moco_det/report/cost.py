@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from moco_det.report.charts import Line, line_chart
 from moco_det.report.document import Block, Cell, Figure, Figures, Heading, Table, table_of
-from moco_det.report.formats import METRICS, capital, listed, number
-from moco_det.report.groups import ArmRuns, Group, config_of, config_title, facts_of, short_name
+from moco_det.report.formats import METRICS, capital, listed, number, short_name
+from moco_det.report.groups import ArmRuns, Group, config_of, config_title, facts_of
 from moco_det.report.sentences import say
 
 COUNTED = ("parameters", "trainable_parameters", "backbone_flops", "image")

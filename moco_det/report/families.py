@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from moco_det.report.charts import Line, Span, line_chart
 from moco_det.report.document import Block, Cell, Figure, Figures, Heading, Table
-from moco_det.report.formats import METRICS, UNDEFINED, capital
-from moco_det.report.groups import Group, setting_key, short_name
+from moco_det.report.formats import METRICS, UNDEFINED, capital, short_name
+from moco_det.report.groups import Group, setting_key
 from moco_det.report.sentences import say
 from moco_det.report.tables import arm_cell, value_cell
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import unquote
 
 from moco_det.report.statistics import MOST_SEEDS, Comparison, Trials
 
@@ -96,3 +97,14 @@ def tick(value: float) -> str:
     if abs(value) >= 10000:
         return f"{value / 1000:,.4g}k"
     return f"{value:.4g}".replace("-", "−")
+
+
+def short_name(dataset: str) -> str:
+    """A data set's name for people: of an address, its last folder and its options."""
+    if "://" not in dataset:
+        return dataset
+    path, _, options = dataset.split("://", 1)[1].partition("?")
+    parts = [part for part in path.split("/") if part]
+    name = unquote(parts[-1]) if parts else dataset
+    splits = [unquote(option[6:]) for option in options.split("&") if option.startswith("split=")]
+    return f"{name} ({splits[0]})" if splits else name

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import unquote
 
 from moco_det.foundation.errors import InputError
-from moco_det.report.formats import ALL_METRICS, METRICS, counted
+from moco_det.report.formats import ALL_METRICS, METRICS, counted, short_name
 from moco_det.report.statistics import Comparison, Trials, compare, correct, summarise
 from moco_det.results import Row
 from moco_det.results.matched import (
@@ -300,17 +299,6 @@ def config_title(row: Row) -> str:
     """The config's name, with timm's of a network that it does not name itself."""
     name, network = row.data["config_name"], config_of(row).get("MODEL.TIMM.NAME")
     return f"{name} over {network}" if network and network not in name else str(name)
-
-
-def short_name(dataset: str) -> str:
-    """A data set's name for people: of an address, its last folder and its options."""
-    if "://" not in dataset:
-        return dataset
-    path, _, options = dataset.split("://", 1)[1].partition("?")
-    parts = [part for part in path.split("/") if part]
-    name = unquote(parts[-1]) if parts else dataset
-    splits = [unquote(option[6:]) for option in options.split("&") if option.startswith("split=")]
-    return f"{name} ({splits[0]})" if splits else name
 
 
 def config_of(row: Row) -> Mapping[str, Any]:

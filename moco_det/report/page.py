@@ -19,14 +19,13 @@ from moco_det.report import (
 )
 from moco_det.report.charts import COLOURS
 from moco_det.report.document import Block, Figures, Fold, Heading, Page, Section, Text, text
-from moco_det.report.formats import counted, listed
+from moco_det.report.formats import counted, listed, short_name
 from moco_det.report.groups import (
     ON_TRIAL,
     Group,
     apart_because,
     group_probes,
     group_runs,
-    short_name,
 )
 from moco_det.report.paper_comparison import paper_sentence, paper_tables
 from moco_det.report.report_diff import ReportDiff

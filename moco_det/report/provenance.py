@@ -21,8 +21,8 @@ from moco_det.report.document import (
     table_of,
     text,
 )
-from moco_det.report.formats import UNDEFINED, counted, duration, number, scientific
-from moco_det.report.groups import Group, short_name
+from moco_det.report.formats import UNDEFINED, counted, duration, number, scientific, short_name
+from moco_det.report.groups import Group
 from moco_det.report.sentences import config_note, say
 from moco_det.results import Row, Rows
 from moco_det.results.matched import WEIGHTS_KEY, Matched

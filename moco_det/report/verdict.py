@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moco_det.report.document import Sentence
-from moco_det.report.formats import METRICS, interval, mean_std, signed
-from moco_det.report.groups import NEAR_NOTHING, RANDOM, ArmRuns, Group, short_name
+from moco_det.report.formats import METRICS, interval, mean_std, short_name, signed
+from moco_det.report.groups import NEAR_NOTHING, RANDOM, ArmRuns, Group
 from moco_det.report.sentences import sentence
 from moco_det.report.statistics import POWER, RULE, Comparison, seeds_needed
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from moco_det.report.groups import apart_because, group_runs, parse_config, short_name
+from moco_det.report.formats import short_name
+from moco_det.report.groups import apart_because, group_runs, parse_config
 from moco_det.results import Row
 from moco_det.results.matched import flatten_config
 

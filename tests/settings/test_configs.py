@@ -27,10 +27,8 @@ from moco_det_tools.entry import run
 from moco_det_tools.make_configs import main
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-TIMM = [
-    *("coco_swin_tiny_FPN_1x", "coco_convnext_tiny_FPN_1x", "voc_convnext_tiny_FPN_24k"),
-    *("coco_vit_small_1x", "coco_vit_small_dinov3_1x"),
-]
+SWIN_AND_CONVNEXT = "coco_swin_tiny_FPN_1x coco_convnext_tiny_FPN_1x voc_convnext_tiny_FPN_24k"
+TIMM = [*SWIN_AND_CONVNEXT.split(), "coco_vit_small_1x", "coco_vit_small_dinov3_1x"]
 EVERY = sorted(CONFIGS.glob("*.yaml"))
 LEAVES = [file for file in EVERY if not file.stem.startswith(tuple(TIMM))]
 NINE = {"random", "sup", "sup_msra", "moco", "moco_ig1b", "mocov2"} | {
@@ -95,12 +93,8 @@ def test_every_stem_has_all_its_arms_and_the_folder_nothing_else() -> None:
     names |= {f"{stem}_{arm}" for stem in DETECTRON2_ALONE for arm in few}
     assert len(LEAVES) == len(names) == 95
     assert {file.stem for file in LEAVES} == names
-    of_timm = {f"{stem}_random" for stem in TIMM} | {
-        *("coco_swin_tiny_FPN_1x_sup", "coco_swin_tiny_FPN_1x_moby"),
-        *("coco_convnext_tiny_FPN_1x_sup", "coco_convnext_tiny_FPN_1x_dinov3"),
-        *("voc_convnext_tiny_FPN_24k_sup", "voc_convnext_tiny_FPN_24k_dinov3"),
-        *("coco_vit_small_1x_sup", "coco_vit_small_1x_dino", "coco_vit_small_dinov3_1x_dinov3"),
-    }
+    more = zip(TIMM, "sup,moby sup,dinov3 sup,dinov3 sup,dino dinov3".split(), strict=True)
+    of_timm = {f"{stem}_{arm}" for stem, arms in more for arm in ["random", *arms.split(",")]}
     assert {file.stem for file in EVERY} == names | of_timm
     assert set(STEMS) == {*BOTH_ENGINES, *DETECTRON2_ALONE, *TIMM} and set(ARMS) == NINE
 
