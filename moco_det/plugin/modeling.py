@@ -125,24 +125,25 @@ def pyramid(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     )
 
 
-class TimmD2Backbone(TimmBackbone, Backbone):
+class Described(Backbone):
+    """A part of ours that knows its `strides` and `channels`, as detectron2 asks for them."""
+
+    strides: dict[str, int]
+    channels: dict[str, int]
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {
+            name: ShapeSpec(channels=self.channels[name], stride=stride)
+            for name, stride in self.strides.items()
+        }
+
+
+class TimmD2Backbone(TimmBackbone, Described):
     """A network of timm as detectron2's FPN takes it."""
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {
-            name: ShapeSpec(channels=self.channels[name], stride=stride)
-            for name, stride in self.strides.items()
-        }
 
-
-class SimpleD2Pyramid(SimplePyramid, Backbone):
+class SimpleD2Pyramid(SimplePyramid, Described):
     """The simple pyramid as detectron2's detectors take it."""
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {
-            name: ShapeSpec(channels=self.channels[name], stride=stride)
-            for name, stride in self.strides.items()
-        }
 
 
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN | SimpleD2Pyramid:

@@ -58,7 +58,8 @@ def layer_scales(whole: nn.Module, decay: float) -> dict[str, float]:
         raise InputError("SOLVER.LAYER_DECAY: timm names no layers of this network; set 1")
     matcher = whole.group_matcher(coarse=False)  # type: ignore[operator]
     layers = group_parameters(whole, matcher, reverse=True)
-    return {name: decay ** (max(layers.values()) - layer) for name, layer in layers.items()}
+    highest = max(layers.values())
+    return {name: decay ** (highest - layer) for name, layer in layers.items()}
 
 
 def without_decay(network: nn.Module) -> list[str]:

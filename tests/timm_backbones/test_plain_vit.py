@@ -15,9 +15,11 @@ import timm
 
 import tests.weights.small_dinov3  # noqa: F401
 from moco_det.foundation.errors import InputError
+from moco_det.standalone.build import build_detector
 from moco_det.timm_backbones import PLAIN_STAGES
 from moco_det.timm_backbones.network import TimmBackbone
 from moco_det.timm_backbones.simple_pyramid import SimplePyramid
+from tests.standalone.tiny import tiny_config
 
 NAMES = ("test_vit", "vit_micro_dinov3", "vit_tiny_patch16_224")
 IMAGE = torch.randn(2, 3, 96, 160, generator=torch.Generator().manual_seed(0))
@@ -166,6 +168,23 @@ def test_the_pyramid_is_detectron2s() -> None:
 def test_windows_that_a_network_cannot_have_are_refused(keys: dict[str, Any], message: str) -> None:
     with torch.device("meta"), pytest.raises(InputError, match=message):
         TimmBackbone(**keys)
+
+
+def test_features_that_a_head_asks_for_and_no_pyramid_has_are_named() -> None:
+    keys = {
+        "MODEL.BACKBONE.NAME": "build_timm_fpn_backbone",
+        "MODEL.TIMM.NAME": "test_vit",
+        "MODEL.FPN.NORM": "''",
+        "MODEL.RPN.IN_FEATURES": "['res4']",
+    }
+    with (
+        torch.device("meta"),
+        pytest.raises(
+            InputError,
+            match=r"RPN.IN_FEATURES \['res4'\]: the backbone has no res4 but p2, p3, p4, p5",
+        ),
+    ):
+        build_detector(tiny_config(keys))
 
 
 def test_a_norm_in_the_simple_pyramid_is_refused() -> None:
