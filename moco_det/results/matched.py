@@ -16,7 +16,7 @@ from typing import Any
 from moco_det.foundation.errors import InputError
 from moco_det.foundation.strict_yaml import flatten, load_mapping
 
-IGNORED_KEYS = ("OUTPUT_DIR", "SEED", "WANDB")
+IGNORED_KEYS = ("MODEL.DEVICE", "OUTPUT_DIR", "SEED", "WANDB")
 WEIGHTS_KEY = "MODEL.WEIGHTS"
 FREEZE_KEY = "MODEL.BACKBONE.FREEZE_AT"
 NORM_KEY = "MODEL.RESNETS.NORM"

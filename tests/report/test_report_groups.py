@@ -46,6 +46,13 @@ def test_arm_seed_and_weights_do_not_set_rows_apart(make_row: Any) -> None:
     assert group.random is group.arms[0]
 
 
+def test_a_study_begun_on_a_gpu_and_gone_on_with_without_one_is_one_setting(make_row: Any) -> None:
+    other = make_row(seed=1)
+    other["config"] += "MODEL.DEVICE: cpu\n"
+    (group,) = group_runs(rows(make_row(seed=0), other))
+    assert len(group.rows) == 2
+
+
 def test_failed_rows_are_in_no_group(make_row: Any) -> None:
     (group,) = group_runs(rows(make_row(seed=0), make_row(seed=1, status="failed")))
     assert len(group.rows) == 1

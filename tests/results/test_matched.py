@@ -64,6 +64,14 @@ def test_arms_that_differ_only_in_weights_seed_and_folder_are_matched() -> None:
     assert matched.keys_compared == 6
 
 
+def test_arms_on_different_devices_are_matched() -> None:
+    on = {
+        "a": config("a.pkl") + "MODEL.DEVICE: cpu\n",
+        "b": config("b.pkl") + "MODEL.DEVICE: cuda\n",
+    }
+    assert compare_configs(on, {"a": RGB, "b": RGB}).ok
+
+
 def test_a_different_learning_rate_is_forbidden_and_named_with_its_values() -> None:
     matched = compare_configs(
         {"a": config("a.pkl"), "b": config("b.pkl", lr=0.04)}, {"a": RGB, "b": RGB}
