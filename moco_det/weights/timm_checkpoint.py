@@ -209,7 +209,10 @@ def _beside_file(path: Path) -> tuple[str, Mapping[str, Any]] | None:
     arguments = found.get("model_args")
     other = sorted(arguments.keys() - HARMLESS) if isinstance(arguments, dict) else []
     if other:
-        raise InputError(f"{file}: its model_args {', '.join(other)} make another {name}")
+        raise InputError(
+            f"{file}: its model_args {', '.join(other)} make another {name}, which no config can "
+            "name: convert weights of a network that timm has by its name"
+        )
     if not isinstance(cfg, dict):
         raise InputError(f"{file}: its pretrained_cfg is no table: fetch it again")
     tag = cfg.get("tag")
@@ -236,7 +239,10 @@ def _pixels(contents: Contents, name: str) -> tuple[str, dict[str, Any], str]:
     if described is not None and name in (described[0], described[0].partition(".")[0]):
         stated = _checked(described[1], scale=255.0)
         if stated is None:
-            raise InputError(f"{contents.path.with_name('config.json')} states no mean and std")
+            raise InputError(
+                f"{contents.path.with_name('config.json')} states no mean and std: add them to its "
+                "pretrained_cfg, or move it away and name the network by --arch"
+            )
         return described[0], stated, BESIDE
     timm = _timm()
     cfgs = {one: timm.get_pretrained_cfg(one) for one in timm.list_pretrained(f"{base}.*")}
