@@ -1,7 +1,8 @@
 """Hypotheses in the report: declared before the runs, then held, refuted or undecided.
 
 A trial is a start of an encoder with all that was measured of it. What one claim says of an encoder
-twice is therefore paired by seed; encoders are independent of each other.
+twice is therefore paired by seed. Encoders are independent of each other, or paired by seed as well
+where the hypothesis says so.
 """
 
 from __future__ import annotations
@@ -58,26 +59,29 @@ def judge(hypothesis: Hypothesis, values: Values) -> Judged:
     claim, least = hypothesis.claim, hypothesis.least
     terms = _samples(hypothesis, values)
     same = {(term.quantity.metric, term.quantity.setting) for term in claim.terms}
-    paired = len(terms) < len(claim.terms)
+    own = len(terms) < len(claim.terms)  # the deviation is of sums, which no other encoder has
     alike = [q for q in values if (q.metric, q.setting) in same]
-    pool = [] if paired or len(same) > 1 else [summarise(values[q].values()) for q in alike]
+    pool = [] if own or len(same) > 1 else [summarise(values[q].values()) for q in alike]
     found = contrast(terms, pool)
     counts = sorted({one.n for _, one in terms})
     trials = "-".join(map(str, counts[:: max(1, len(counts) - 1)]))
-    size = least * math.sqrt(2 / sum(factor**2 for factor, _ in terms))
-    return Judged(
-        hypothesis, _verdict(claim.relation, least, found), found, trials,
-        seeds_needed(size, found.deviation),
-    )  # fmt: skip
+    trials += " pairs" if hypothesis.paired else ""
+    if len(terms) == 1:
+        needed = seeds_needed(least, found.deviation, paired=True)
+    else:
+        size = least * math.sqrt(2 / sum(factor**2 for factor, _ in terms))
+        needed = seeds_needed(size, found.deviation)
+    return Judged(hypothesis, _verdict(claim.relation, least, found), found, trials, needed)
 
 
 def _samples(hypothesis: Hypothesis, values: Values) -> list[tuple[float, Trials]]:
-    by_encoder: dict[str, list[tuple[float, Mapping[int, float]]]] = {}
+    together: dict[str, list[tuple[float, Mapping[int, float]]]] = {}
     for factor, quantity in hypothesis.claim.terms:
         found = values.get(quantity, {})
-        by_encoder.setdefault(quantity.encoder, []).append((factor, found))
+        sample = "" if hypothesis.paired else quantity.encoder
+        together.setdefault(sample, []).append((factor, found))
     samples = []
-    for parts in by_encoder.values():
+    for parts in together.values():
         if len(parts) == 1:
             factor, found = parts[0]
             samples.append((factor, summarise(found.values())))

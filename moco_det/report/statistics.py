@@ -208,23 +208,26 @@ def correct(comparisons: Mapping[Name, Comparison]) -> dict[Name, Comparison]:
     return corrected
 
 
-def seeds_needed(difference: float, deviation: float | None) -> int | None:
+def seeds_needed(difference: float, deviation: float | None, *, paired: bool = False) -> int | None:
     """Seeds per arm for a two-sided t test to find a difference, at a deviation of one trial.
 
-    The power is POWER at the level 1 - CONFIDENCE. None where the deviation is unknown or the
-    difference is zero; MOST_SEEDS + 1 stands for any larger number.
+    If `paired`, the deviation is that of one pair's difference. The power is POWER at the level
+    1 - CONFIDENCE. None where the deviation is unknown or the difference is zero; MOST_SEEDS + 1
+    stands for any larger number.
     """
     if deviation is None or not difference:
         return None
     effect = abs(difference) / deviation
     # Power grows with the number of seeds, so that the first number with enough can be bisected.
-    enough = bisect_left(range(2, MOST_SEEDS + 1), True, key=lambda n: _power(effect, n) >= POWER)
+    enough = bisect_left(
+        range(2, MOST_SEEDS + 1), True, key=lambda n: _power(effect, n, paired) >= POWER
+    )
     return 2 + enough
 
 
-def _power(effect: float, n: int) -> float:
+def _power(effect: float, n: int, paired: bool) -> float:
     """The power of a two-sided t test with n trials per arm, the effect in deviations."""
-    freedom, shift = 2 * n - 2, effect * math.sqrt(n / 2)
+    freedom, shift = (n - 1, effect * n**0.5) if paired else (2 * n - 2, effect * (n / 2) ** 0.5)
     if shift > 30:
         return 1.0  # cannot be told from it, and the noncentral t loses its footing there
     critical = special.stdtrit(freedom, 0.5 + CONFIDENCE / 2)

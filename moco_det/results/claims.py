@@ -101,8 +101,12 @@ def _slope(count: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A claim, the smallest effect that is of interest, and what was published of it."""
+    """A claim, the smallest effect that is of interest, and what was published of it.
+
+    `paired` takes its encoders seed by seed.
+    """
 
     claim: Claim
     least: float
     published: str = ""
+    paired: bool = False

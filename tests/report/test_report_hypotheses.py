@@ -80,6 +80,36 @@ def test_what_a_claim_says_of_one_encoder_twice_is_paired_by_seed() -> None:
     assert one.verdict == HELD and one.comparison.interval == pytest.approx((low, high))
 
 
+def test_encoders_are_paired_by_seed_where_the_hypothesis_says_so() -> None:
+    level = (0.0, 20.0, 40.0, 60.0, 80.0)  # a start is good or bad for both
+    found = {
+        Quantity("a", "knn", ""): {s: v + 5 + SPREAD[s] for s, v in enumerate(level)},
+        Quantity("b", "knn", ""): {**dict(enumerate(level)), 7: 90.0},
+    }
+    claim = read_claim("a.knn > b.knn")
+    low, high = stats.ttest_1samp(np.add(SPREAD, 5), 0).confidence_interval()
+    one = judge(Hypothesis(claim, 1, paired=True), found)
+    assert one.verdict == HELD and one.comparison.interval == pytest.approx((low, high))
+    assert one.trials == "5 pairs"
+    assert judge(Hypothesis(claim, 1), found).verdict == UNDECIDED
+    few = {q: {s: v[s] for s in (0, 1)} for q, v in found.items()}
+    pair = judge(Hypothesis(claim, 1, paired=True), {**few, Quantity("c", "knn", ""): {0: 1.0}})
+    low, high = stats.ttest_1samp(np.add(SPREAD[:2], 5), 0).confidence_interval()
+    assert pair.comparison.interval == pytest.approx((low, high))  # no other encoder's deviation
+
+
+def test_a_paired_trend_is_judged_by_the_rise_of_each_seed() -> None:
+    level = (0.0, 20.0, 40.0, 60.0, 80.0)
+    found = {
+        Quantity(name, "knn", ""): {s: v + gain * (1 + SPREAD[s]) for s, v in enumerate(level)}
+        for name, gain in (("a", 0.0), ("b", 1.0), ("c", 2.0))
+    }
+    claim = read_claim("knn rises over a, b, c")
+    one = judge(Hypothesis(claim, 1, paired=True), found)
+    low, high = stats.ttest_1samp(2 * np.add(SPREAD, 1), 0).confidence_interval()
+    assert one.comparison.interval == pytest.approx((low, high))
+
+
 def test_a_gain_over_another_encoder_is_paired_within_each_and_not_between() -> None:
     found: dict[Quantity, dict[int, float]] = {}
     for name, gain in (("moco", 6.0), ("sup", 2.0)):

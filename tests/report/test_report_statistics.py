@@ -178,6 +178,15 @@ def test_seeds_needed_are_those_of_the_tables_of_power() -> None:
     assert seeds_needed(0.001, 1.0) == MOST_SEEDS + 1
 
 
+@pytest.mark.parametrize(("effect", "pairs"), [(1.0, 10), (0.5, 34), (0.8, 15), (3.0, 4)])
+def test_pairs_needed_have_the_power_of_the_paired_t_test(effect: float, pairs: int) -> None:
+    def power(n: int) -> float:
+        return float(stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, effect * n**0.5))
+
+    assert seeds_needed(effect, 1.0, paired=True) == pairs
+    assert power(pairs) >= 0.8 > power(pairs - 1)
+
+
 def test_seeds_needed_are_unknown_without_a_deviation() -> None:
     one, single, flat = summarise([9.0, 11.0]), summarise([9.0]), summarise([9.0, 9.0])
     assert [compare(a, a).deviation for a in (single, flat)] == [None, None]

@@ -113,6 +113,7 @@ class HypothesisEntry:
     claim: str = ""
     least: float = at_least(0.0, 0.0)
     published: str = ""
+    paired: bool = False  # seed by seed: for encoders that begin from the same weights
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def read_study(path: Path) -> StudyPlan:
         claim = Claim(claim.text, tuple(terms), claim.relation)
         if claim.relation == "~" and not entry.least:
             raise InputError(f"{path}: {claim.text!r} needs a 'least': how much is still equal")
-        hypotheses.append(Hypothesis(claim, entry.least, entry.published))
+        hypotheses.append(Hypothesis(claim, entry.least, entry.published, entry.paired))
     measured = []
     for text in file.measure:
         claim = read_claim(f"{text} > {text}")
