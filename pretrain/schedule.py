@@ -28,6 +28,7 @@ class SolverArgs:
     # For exponential: the rate is multiplied by GAMMA each time so many iterations have passed.
     GAMMA_EVERY: int = at_least(0, 0)
     LR_UPDATE: str = one_of(("iteration", "epoch"), "iteration")  # how often the rate changes
+    WARMUP_ITERS: int = at_least(0, 0)  # the rate rises linearly over so many
 
     def __post_init__(self) -> None:
         if (self.EPOCHS > 0) == (self.MAX_ITER > 0):
@@ -57,16 +58,15 @@ def make_schedule(solver: SolverArgs, *, total: int, steps: int) -> Callable[[in
 
     cosine: LR * (1 + cos(pi * i / total)) / 2 (MoCo v2 paper, Section 3); step: times GAMMA at each
     milestone passed (MoCo paper, Section 3.3); exponential: times GAMMA each time GAMMA_EVERY
-    iterations have passed (MoCo paper, Section 4, for IG-1B).
+    iterations have passed (MoCo paper, Section 4, for IG-1B). Each is multiplied by
+    (i + 1) / WARMUP_ITERS over the first WARMUP_ITERS iterations (Goyal et al. 2017, Section 2.2).
     """
-    base, gamma = solver.LR, solver.GAMMA
+    base, gamma, warmup = solver.LR, solver.GAMMA, solver.WARMUP_ITERS
     unit = steps if solver.EPOCHS else 1  # of the milestones
     rates: dict[str, Callable[[int], float]] = {
         "cosine": lambda i: base * 0.5 * (1.0 + math.cos(math.pi * i / total)),
         "step": lambda i: base * gamma ** sum(i >= mark * unit for mark in solver.MILESTONES),
         "exponential": lambda i: base * gamma ** (i // solver.GAMMA_EVERY),
     }
-    rate = rates[solver.SCHEDULE]
-    if solver.LR_UPDATE == "epoch":
-        return lambda iteration: rate(iteration // steps * steps)
-    return rate
+    rate, held = rates[solver.SCHEDULE], steps if solver.LR_UPDATE == "epoch" else 1
+    return lambda i: rate(i // held * held) * min(1.0, (i + 1) / max(1, warmup))

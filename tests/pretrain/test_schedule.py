@@ -40,3 +40,13 @@ def test_a_rate_by_epochs_stays_within_an_epoch_and_milestones_are_epochs() -> N
     assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003])
     rate = make_schedule(SolverArgs(LR=1.0, EPOCHS=2, LR_UPDATE="epoch"), total=14, steps=7)
     assert [rate(i) for i in (0, 6, 7)] == pytest.approx([1, 1, 0.5])
+
+
+@pytest.mark.parametrize("update", ["iteration", "epoch"])
+def test_a_warm_up_rises_linearly_to_the_schedule(update: str) -> None:
+    keys = {"LR": 0.12, "MAX_ITER": 200, "LR_UPDATE": update}
+    plain = make_schedule(SolverArgs(**keys), total=200, steps=10)
+    rate = make_schedule(SolverArgs(**keys, WARMUP_ITERS=40), total=200, steps=10)
+    assert rate(0) == pytest.approx(0.12 / 40)
+    assert rate(19) == pytest.approx(plain(19) / 2)
+    assert [rate(i) for i in range(39, 200)] == [plain(i) for i in range(39, 200)]
