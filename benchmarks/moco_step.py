@@ -12,7 +12,8 @@ On a CPU the seconds are those that the processor spent, so that other work coun
 `--compile` ours is measured once more as COMPILE has it: as a CUDA graph on a GPU, by torch.compile
 elsewhere. The views lie on the device already, but for the last of ours with `--views`: there they
 are made in each step as DATA.ON_DEVICE does it, drawn by worker processes from a made set of
-images; "views alone" does that and nothing else.
+images; "views alone" does that and nothing else, and on a CPU "views of whole batches" does it
+without the parts of pretrain/device_views.py that stay in its cache.
 """
 
 from __future__ import annotations
@@ -95,8 +96,10 @@ def reference(pixels: Tensor, *, arch: str, device: torch.device) -> Step:
     return lambda: plain.step(*views)
 
 
-def made_views(*, batch: int, size: int, device: torch.device) -> Iterator[data.RawBatch]:
-    """Batches of two views, for ever, from a set that lies on the device."""
+def made_views(
+    *, batch: int, size: int, device: torch.device, whole: bool = False
+) -> Iterator[data.RawBatch]:
+    """Batches of two views, for ever, from a set that lies on the device; `whole`: in one part."""
     recipe = augment.recipe("moco_v2", min_scale=0.2)
     side = data.square_side(0, size=size, min_scale=recipe.min_scale)
     images = max(IMAGES, batch)
@@ -111,6 +114,8 @@ def made_views(*, batch: int, size: int, device: torch.device) -> Iterator[data.
     rows = RowSet(listed, spec, squares)
     order = data.Order(images, batch, seed=0, start=0, stop=2**31)
     finish = ViewsOnDevice(squares, spec)
+    if whole:
+        finish.make = finish.make.make  # type: ignore[assignment]
     pin = device.type == "cuda"
     return iter(data.BatchLoader(rows, order, workers=WORKERS, pin=pin, finish=finish))
 
@@ -256,6 +261,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ways.append((", COMPILE + torch.compile", here, True, True))
     if args.views:
         made = made_views(batch=args.batch, size=args.size, device=device)
+        if device.type == "cpu":
+            whole = made_views(batch=args.batch, size=args.size, device=device, whole=True)
+            contenders["views of whole batches"] = lambda: next(whole).pixels
         ways.append((f"{', COMPILE' if args.compile else ''}, with views", made, *graph))
         contenders["views alone"] = lambda: next(made).pixels
     for name, batches, compiled, inductor in ways:
