@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.only is not None:
         made = made.only(args.only)
     flow.check(made, engine=choice.engine, read_config=load_config)
-    flow.show_what_is_left(made, output)
+    flow.show_what_is_left(studies, made, output)
     if args.dry_run:
         return 0
     if args.slurm:

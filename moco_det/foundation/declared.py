@@ -62,8 +62,11 @@ def read(cls: type[Config], tree: Any, where: str) -> Config:
     keys = declared_keys(cls)
     if not isinstance(tree, dict):
         raise InputError(f"{where} is {tree!r}, wanted the keys {', '.join(keys)}")
-    tree = {str(key): value for key, value in tree.items() if value is not None}
-    given = {key: _typed(keys, key, value, where) for key, value in tree.items()}
+    named = {str(key): value for key, value in tree.items()}
+    for key in (key for key, value in named.items() if value is None and key not in keys):
+        hint = did_you_mean(key, keys) or '; text with a comma stands in "quotes"'
+        raise InputError(f"unknown key {key} in {where}, without a value{hint}")
+    given = {k: _typed(keys, k, value, where) for k, value in named.items() if value is not None}
     try:
         return _build(cls, given)
     except InputError as error:

@@ -13,13 +13,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moco_det.report.document import Block, Cell, Heading, Table, text
+from moco_det.report.document import Block, Cell, Heading, Items, Table, text
 from moco_det.report.formats import number, seeds, signed
+from moco_det.report.groups import NEAR_NOTHING
 from moco_det.report.sentences import say
 from moco_det.report.statistics import Comparison, Trials, contrast, seeds_needed, summarise
-from moco_det.results.claims import EQUAL, LESS, Hypothesis, Quantity
+from moco_det.results.claims import EQUAL, LESS, Claim, Hypothesis, Quantity
 
 HELD, REFUTED, UNDECIDED = "held", "refuted", "undecided"
+UNLEARNED = f"AP50 below {NEAR_NOTHING:g}: nothing learned"
 _TONES = {HELD: "gain", REFUTED: "loss", UNDECIDED: ""}
 
 Values = Mapping[Quantity, Mapping[int, float]]  # by seed
@@ -29,7 +31,8 @@ Values = Mapping[Quantity, Mapping[int, float]]  # by seed
 class Judged:
     """What became of a hypothesis; `seeds` per encoder would find the least effect of interest.
 
-    The interval is at 95 %, of this claim alone.
+    The interval is at 95 %, of this claim alone. `learned` is False where in a setting of it the
+    mean AP50 of every encoder is below NEAR_NOTHING: then nothing is decided.
     """
 
     hypothesis: Hypothesis
@@ -37,24 +40,31 @@ class Judged:
     comparison: Comparison
     trials: str
     seeds: int | None
+    learned: bool = True
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study's question, where it comes from, its hypotheses, and every number behind them."""
+    """A study's question, where it comes from, its hypotheses, and every number behind them.
+
+    `encoders` is what the study's file says of each, `warnings` what their pre-trainings warned of.
+    """
 
     name: str
     question: str
     source: str
     judged: Sequence[Judged]
     values: Values
+    encoders: Mapping[str, str]
+    warnings: Sequence[str] = ()
 
 
-def judge(hypothesis: Hypothesis, values: Values) -> Judged:
+def judge(hypothesis: Hypothesis, values: Values, ap50: Values) -> Judged:
     """Held: the interval is above zero ("~": within the least effect of interest to both sides).
 
     Refuted: it is below the least effect of interest ("~": beyond it on one side). Else undecided,
-    as with fewer than two trials.
+    as with fewer than two trials, or where `ap50`, of the detectors behind the values, says that
+    nothing was learned.
     """
     claim, least = hypothesis.claim, hypothesis.least
     terms = _samples(hypothesis, values)
@@ -71,7 +81,18 @@ def judge(hypothesis: Hypothesis, values: Values) -> Judged:
     else:
         size = least * math.sqrt(2 / sum(factor**2 for factor, _ in terms))
         needed = seeds_needed(size, found.deviation)
-    return Judged(hypothesis, _verdict(claim.relation, least, found), found, trials, needed)
+    learned = _learned(claim, ap50)
+    verdict = _verdict(claim.relation, least, found) if learned else UNDECIDED
+    return Judged(hypothesis, verdict, found, trials, needed, learned)
+
+
+def _learned(claim: Claim, ap50: Values) -> bool:
+    best: dict[str, float] = {}  # by setting
+    for quantity in (term.quantity for term in claim.terms):
+        mean = summarise(ap50.get(quantity, {}).values()).mean
+        if mean is not None:
+            best[quantity.setting] = max(mean, best.get(quantity.setting, 0.0))
+    return all(mean >= NEAR_NOTHING for mean in best.values())
 
 
 def _samples(hypothesis: Hypothesis, values: Values) -> list[tuple[float, Trials]]:
@@ -108,10 +129,12 @@ def blocks(studies: Sequence[Study]) -> list[Block]:
     """Each study's question, its hypotheses in a table, and the means behind them."""
     made: list[Block] = []
     for study in studies:
-        made += [Heading(study.question, study.source), _table(study.judged), _means(study.values)]
+        made += [Heading(study.question, study.source), _table(study.judged), _means(study)]
+        if study.warnings:
+            made += [text(say("pretraining_warnings")), Items(study.warnings)]
     if made:
         count = sum(len(study.judged) for study in studies)
-        made.append(text(say("hypotheses_rule", count=count)))
+        made.append(text(say("hypotheses_rule", count=count, limit=NEAR_NOTHING)))
     return made
 
 
@@ -126,7 +149,7 @@ def _table(judged: Sequence[Judged]) -> Table:
         body.append(
             [
                 Cell(hypothesis.claim.text, published),
-                Cell(one.verdict, tone=_TONES[one.verdict]),
+                Cell(one.verdict, "" if one.learned else UNLEARNED, tone=_TONES[one.verdict]),
                 Cell(signed(found.difference, digits), note),
                 one.trials,
                 f"{hypothesis.least:g}",
@@ -137,11 +160,12 @@ def _table(judged: Sequence[Judged]) -> Table:
     return Table(say("hypotheses"), header, body, words=2)
 
 
-def _means(values: Values) -> Table:
+def _means(study: Study) -> Table:
+    values = study.values
     columns = list(dict.fromkeys((q.metric, q.setting) for q in values))
     body = []
     for encoder in dict.fromkeys(q.encoder for q in values):
-        row = [Cell(encoder)]
+        row = [Cell(encoder, study.encoders.get(encoder, ""))]
         for metric, setting in columns:
             trials = summarise(values.get(Quantity(encoder, metric, setting), {}).values())
             digits = 1 if trials.mean is None or abs(trials.mean) >= 10 else 2
@@ -171,12 +195,13 @@ def values_csv(studies: Sequence[Study]) -> str:
 
 
 def lines(study: Study) -> list[str]:
-    """The question and its hypotheses for a terminal."""
+    """The question, its hypotheses and warnings for a terminal."""
     said = [study.question]
     for one in study.judged:
         found, digits = one.comparison, _digits(one.hypothesis.least)
         gap = signed(found.difference, digits)
         if found.interval is not None:
             gap += f" [{', '.join(signed(end, digits) for end in found.interval)}]"
-        said.append(f"  {one.verdict:<10}{one.hypothesis.claim.text}: {gap}, n={one.trials}")
-    return said
+        why = "" if one.learned else f" ({UNLEARNED})"
+        said.append(f"  {one.verdict:<10}{one.hypothesis.claim.text}: {gap}, n={one.trials}{why}")
+    return said + [f"  warning   {one}" for one in study.warnings]

@@ -35,7 +35,7 @@ def values(**means: float) -> Values:
 
 
 def judged(text: str, least: float, found: Values) -> Judged:
-    return judge(Hypothesis(read_claim(text), least), found)
+    return judge(Hypothesis(read_claim(text), least), found, {})
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_encoders_are_paired_by_seed_where_the_hypothesis_says_so() -> None:
     }
     claim = read_claim("a.knn > b.knn")
     low, high = stats.ttest_1samp(np.add(SPREAD, 5), 0).confidence_interval()
-    one = judge(Hypothesis(claim, 1, paired=True), found)
+    one = judge(Hypothesis(claim, 1, paired=True), found, {})
     assert one.verdict == HELD and one.comparison.interval == pytest.approx((low, high))
     assert one.trials == "5 pairs"
-    assert judge(Hypothesis(claim, 1), found).verdict == UNDECIDED
+    assert judge(Hypothesis(claim, 1), found, {}).verdict == UNDECIDED
     few = {q: {s: v[s] for s in (0, 1)} for q, v in found.items()}
-    pair = judge(Hypothesis(claim, 1, paired=True), {**few, Quantity("c", "knn", ""): {0: 1.0}})
+    pair = judge(Hypothesis(claim, 1, paired=True), {**few, Quantity("c", "knn", ""): {0: 1.0}}, {})
     low, high = stats.ttest_1samp(np.add(SPREAD[:2], 5), 0).confidence_interval()
     assert pair.comparison.interval == pytest.approx((low, high))  # no other encoder's deviation
 
@@ -105,7 +105,7 @@ def test_a_paired_trend_is_judged_by_the_rise_of_each_seed() -> None:
         for name, gain in (("a", 0.0), ("b", 1.0), ("c", 2.0))
     }
     claim = read_claim("knn rises over a, b, c")
-    one = judge(Hypothesis(claim, 1, paired=True), found)
+    one = judge(Hypothesis(claim, 1, paired=True), found, {})
     low, high = stats.ttest_1samp(2 * np.add(SPREAD, 1), 0).confidence_interval()
     assert one.comparison.interval == pytest.approx((low, high))
 
@@ -157,13 +157,35 @@ def test_a_contrast_of_two_is_the_comparison_of_two() -> None:
 
 def test_the_page_and_the_screen_say_verdict_interval_and_trials() -> None:
     found = values(a=52.0, b=50.0)
-    one = judge(Hypothesis(read_claim("a.knn > b.knn"), 1, "Table <1>"), found)
-    study = Study("s", "Is it?", "A paper", [one], found)
+    one = judge(Hypothesis(read_claim("a.knn > b.knn"), 1, "Table <1>"), found, {})
+    study = Study(
+        "s", "Is it?", "A paper", [one], found, {"a": "MOCO.M 0.9"}, ["a: it may collapse"]
+    )
     assert lines(study)[1] == "  held      a.knn > b.knn: +2.0 [+1.6, +2.4], n=5"
+    assert lines(study)[2] == "  warning   a: it may collapse"
     said = repr(blocks([study]))
-    for word in ("Is it?", "A paper", "published: Table <1>", "+2.0", "52.0 ± 0.3", "n=5"):
+    words = ("Is it?", "A paper", "published: Table <1>", "+2.0", "52.0 ± 0.3", "n=5")
+    for word in (*words, "MOCO.M 0.9", "a: it may collapse"):
         assert word in said
     assert blocks([]) == []
     table = values_csv([study]).splitlines()
     assert table[:2] == ["study,encoder,metric,setting,seed,value", "s,a,knn,,0,51.6"]
     assert len(table) == 11
+
+
+def test_where_nobody_has_learned_to_detect_nothing_is_decided() -> None:
+    a, b = Quantity("a", "AP", "six"), Quantity("b", "AP", "six")
+    found = {a: dict(enumerate(SPREAD)), b: {seed: x - 9 for seed, x in enumerate(SPREAD)}}
+    low, high = dict.fromkeys(range(5), 4.9), dict.fromkeys(range(5), 5.1)
+    hypothesis = Hypothesis(read_claim("a.AP at six > b.AP at six"), 1)
+    assert judge(hypothesis, found, {a: high, b: low}).verdict == HELD
+    idle = judge(hypothesis, found, {a: low, b: low})
+    assert idle.verdict == UNDECIDED
+    assert lines(Study("s", "?", "", [idle], found, {}))[1].endswith(
+        "(AP50 below 5: nothing learned)"
+    )
+    # the same at one end of a difference of differences
+    claim = read_claim("a.AP at six - b.AP at six > a.AP at one - b.AP at one")
+    ends = {q._replace(setting="one"): found[b] for q in (a, b)}
+    ap50 = {a: high, b: high, **dict.fromkeys(ends, low)}
+    assert not judge(Hypothesis(claim, 1), {**found, **ends}, ap50).learned

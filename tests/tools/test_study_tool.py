@@ -26,7 +26,7 @@ pretraining:
     MOCO.K: 16
     AUGMENT.SIZE: 32
     TENSORBOARD: False
-encoders: {moco: {}}
+encoders: {moco: {}, idle: {set: {MOCO.K: 8}}}
 probes:
   knn: {train: $photos/train, test: $photos/test, options: {k: 1, size: 32}}
 hypotheses:
@@ -61,6 +61,8 @@ def test_a_study_is_run_judged_and_not_run_again(
     assert cli.main([*words, "--seeds", "1"]) == 0
     said = capsys.readouterr().out
     assert "3 pieces of 3 left" in said and "undecided moco.knn > random.knn" in said
+    assert "question: not run, as no claim or measure names it: idle" in said
+    assert "warning   moco: MOCO.K 16 is more than the 12 images" in said
     rows = read_rows([tmp_path / "out"]).rows
     assert [row.arm for row in rows] == ["moco", "random"]
     assert rows[0].data["run"].startswith("knn_moco_seed0_")
@@ -78,10 +80,11 @@ def test_what_would_fail_is_told_before_anything_is_made(
     file = Path(words[1])
     file.write_text(STUDY.replace("AUGMENT.SIZE", "AUGMENT.SIZ"), encoding="utf-8")
     assert cli.main(words) == 2
-    assert (
-        "the encoder moco: unknown key AUGMENT.SIZ in its config" in capsys.readouterr().err
-        and not (tmp_path / "out").exists()
-    )
+    assert "the encoder moco: unknown key AUGMENT.SIZ in its config" in capsys.readouterr().err
+    file.write_text(STUDY.replace("AUGMENT.SIZE: 32", "AUGMENT.SIZE: ten"), encoding="utf-8")
+    assert cli.main(words) == 2
+    assert "the encoder moco: AUGMENT.SIZE in its config is 'ten'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     file.write_text(STUDY.replace("$photos/test", "$photos/train"), encoding="utf-8")
     assert cli.main(words) == 2
     assert "error: test of the probe knn" in capsys.readouterr().err

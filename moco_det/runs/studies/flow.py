@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from moco_det.report.hypotheses import lines, values_csv
 from moco_det.runs.studies.data_sets import StudyData
 from moco_det.runs.studies.pieces import Matrix, Piece
 from moco_det.runs.studies.runner import findings, left_of, run_pieces
-from moco_det.runs.studies.study import StudyPlan
+from moco_det.runs.studies.study import RANDOM, StudyPlan
 from moco_det.runs.suites.matrix import check_settings
 from moco_det.runs.suites.processes import Slot
 
@@ -62,7 +63,7 @@ def _naming(what: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        said = str(error).replace("on the command line", "in its config")
+        said = re.sub("(on|in) the command line", "in its config", str(error))
         raise InputError(f"{what}: {said}") from None
 
 
@@ -132,8 +133,12 @@ def check_data(
                 seen.add(str(pair))
 
 
-def show_what_is_left(matrix: Matrix, output: Path) -> None:
-    """Counts by kind, and the steps."""
+def show_what_is_left(studies: Sequence[StudyPlan], matrix: Matrix, output: Path) -> None:
+    """Counts by kind, and the steps; encoders that nothing is said of."""
+    for study in studies:
+        used = {RANDOM, *(quantity.encoder for quantity in study.quantities)}
+        if idle := [name for name in study.encoders if name not in used]:
+            print(f"{study.name}: not run, as no claim or measure names it: {', '.join(idle)}")
     left = left_of(matrix, output)
     kinds = Counter(kind_of(piece) for piece in left)
     counts = ", ".join(f"{number} {kind}" for kind, number in kinds.items())

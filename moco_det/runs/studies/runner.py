@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -217,6 +217,7 @@ def findings(studies: Sequence[StudyPlan], matrix: Matrix, output: Path) -> list
     found = []
     for study in studies:
         values: dict[Quantity, dict[int, float]] = {q: {} for q in study.quantities}
+        ap50: dict[Quantity, dict[int, float]] = {q: {} for q in values if q.metric in APS}
         for (name, quantity, seed), piece in matrix.measures.items():
             if name != study.name or quantity not in values:
                 continue
@@ -226,11 +227,33 @@ def findings(studies: Sequence[StudyPlan], matrix: Matrix, output: Path) -> list
                 row = rows.get(piece)
                 where = APS.get(quantity.metric, ("probe", "top1"))
                 value = None if row is None else row.metric(*where)
+                reached = None if row is None else row.metric(where[0], "AP50")
+                if reached is not None and quantity in ap50:
+                    ap50[quantity][seed] = reached
             if value is not None:
                 values[quantity][seed] = value
-        judged = [judge(hypothesis, values) for hypothesis in study.hypotheses]
-        found.append(Study(study.name, study.question, study.source, judged, values))
+        judged = [judge(hypothesis, values, ap50) for hypothesis in study.hypotheses]
+        encoders = {name: encoder.said for name, encoder in study.encoders.items()}
+        own = [name for (whose, *_), name in matrix.measures.items() if whose == study.name]
+        warned = _warnings(
+            dict.fromkeys(pieces[name].trial for name in own if name in pieces), output
+        )
+        found.append(
+            Study(study.name, study.question, study.source, judged, values, encoders, warned)
+        )
     return found
+
+
+def _warnings(trials: Iterable[str], output: Path) -> list[str]:
+    """What the logs of pre-trainings warned of, once per encoder."""
+    said = []
+    for trial in trials:
+        log = output / "pretrain" / trial / "log.txt"
+        for line in log.read_text(errors="replace").splitlines() if log.is_file() else ():
+            _, warned, what = line.partition(" WARNING ")
+            if warned:
+                said.append(f"{trial.rpartition('_seed')[0]}: {what}")
+    return list(dict.fromkeys(said))
 
 
 def logged(piece: Piece, metric: str) -> float | None:

@@ -124,6 +124,7 @@ class StudyEncoder:
     keys: Mapping[str, Any]
     weights: str = ""  # a file or an address
     random: bool = False
+    said: str = ""  # what the file says of it alone
 
     @property
     def architecture(self) -> str:
@@ -183,7 +184,7 @@ def read_study(path: Path) -> StudyPlan:
     hypotheses = []
     for tree in file.hypotheses:
         entry = declared.read(HypothesisEntry, tree, f"{path}: a hypothesis")
-        claim = read_claim(entry.claim)
+        claim = _claim(entry.claim, path)
         terms = [Term(t.factor, known(plan, t.quantity, path)) for t in claim.terms]
         claim = Claim(claim.text, tuple(terms), claim.relation)
         if claim.relation == "~" and not entry.least:
@@ -191,7 +192,7 @@ def read_study(path: Path) -> StudyPlan:
         hypotheses.append(Hypothesis(claim, entry.least, entry.published, entry.paired))
     measured = []
     for text in file.measure:
-        claim = read_claim(f"{text} > {text}")
+        claim = _claim(f"{text} > {text}", path)
         if len(claim.terms) > 2:
             raise InputError(f"{path}: measure {text!r}: write one quantity in a line")
         measured.append(known(plan, claim.terms[0].quantity, path))
@@ -222,6 +223,13 @@ def known(plan: StudyPlan, quantity: Quantity, path: Path) -> Quantity:
     return quantity
 
 
+def _claim(text: str, path: Path) -> Claim:
+    try:
+        return read_claim(text)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
 def _encoder(name: str, tree: Any, common: EncoderEntry, path: Path) -> StudyEncoder:
     where = f"{path}: the encoder {name}"
     entry = declared.read(EncoderEntry, tree, where)
@@ -229,17 +237,20 @@ def _encoder(name: str, tree: Any, common: EncoderEntry, path: Path) -> StudyEnc
         if entry.config or entry.set or entry.random:
             raise InputError(f"{where} has weights: leave out config, set and random")
         given = entry.weights if is_address(entry.weights) else str(path.parent / entry.weights)
-        return StudyEncoder(name, {}, weights=given)
+        return StudyEncoder(name, {}, weights=given, said=entry.weights)
+    said = ", ".join([entry.config, *(f"{k} {v}" for k, v in flatten(entry.set).items())])
+    said = said.removeprefix(", ")
     keys = _pretraining(common, {"config": entry.config, "set": entry.set}, path)
     if entry.random:
-        return StudyEncoder(name, {"ENCODER.ARCH": keys.get("ENCODER.ARCH")}, random=True)
+        own = {"ENCODER.ARCH": keys.get("ENCODER.ARCH")}
+        return StudyEncoder(name, own, random=True, said=said)
     if not entry.config and not common.config:
         raise InputError(f"{where} has no 'config', a pre-training config's name or yaml file")
     arch = str(keys.get("ENCODER.ARCH", "resnet50"))
     if arch not in ARCHITECTURES:
         hint = did_you_mean(arch, ARCHITECTURES)
         raise InputError(f"{where}: unknown ENCODER.ARCH {arch}{hint}")
-    return StudyEncoder(name, keys)
+    return StudyEncoder(name, keys, said=said)
 
 
 def _pretraining(common: EncoderEntry, own: Mapping[str, Any], path: Path) -> dict[str, Any]:

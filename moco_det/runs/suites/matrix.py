@@ -106,8 +106,13 @@ class Run:
             *("--config-file", str(self.config_file(output)), "--engine", self.engine),
             *("--init-name", self.arm.name, "--results", str(output / "results.jsonl")),
             "--resume",
-            *(text for key, value in keys.items() for text in (key, repr(value))),
+            *(text for key, value in keys.items() for text in (key, _literal(value))),
         ]
+
+
+def _literal(value: Any) -> str:
+    """A value as Python reads it, with the quotes that a shell needs no more quotes for."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def read_weights(given: Sequence[str]) -> dict[str, str]:

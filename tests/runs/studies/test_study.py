@@ -151,6 +151,11 @@ def test_a_study_begun_on_a_gpu_is_gone_on_with_on_a_cpu(tmp_path: Path) -> None
         ({"hypotheses": [{"claim": "fast.knn ~ slow.knn"}]}, "needs a 'least'"),
         ({"hypotheses": [{"claim": "random.loss > slow.loss"}]}, "it has no log"),
         ({"hypotheses": [{"claim": "fast.knn > slow.knn", "lest": 1}]}, "unknown key lest"),
+        (  # as yaml reads {claim: knn rises over fast, slow}
+            {"hypotheses": [{"claim": "knn rises over fast", "slow": None}]},
+            "unknown key slow .* without a value; text with a comma stands in",
+        ),
+        ({"hypotheses": [{"claim": "fast.knn"}]}, r"x\.yaml: the claim 'fast.knn' is none"),
         (
             {"encoders": {"fast": {"weights": "a.pth", "set": {"MOCO.M": 1}}}},
             "has weights: leave out",

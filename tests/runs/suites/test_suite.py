@@ -125,10 +125,10 @@ def test_config_weights_seed_and_engine_make_another_run_and_a_new_place_does_no
 
 def test_the_weights_own_input_is_given_to_the_run(tmp_path: Path) -> None:
     words = one_run().options(tmp_path)
-    assert words[words.index("INPUT.FORMAT") + 1] == "'RGB'"
+    assert words[words.index("INPUT.FORMAT") + 1] == '"RGB"'
     assert words[words.index("SEED") + 1] == "0" and "--resume" in words
     random = one_run(arm=SuiteArm("random", None, None, {})).options(tmp_path)
-    assert random[random.index("MODEL.WEIGHTS") + 1] == "''" and "INPUT.FORMAT" not in random
+    assert random[random.index("MODEL.WEIGHTS") + 1] == '""' and "INPUT.FORMAT" not in random
 
 
 def test_seeds_come_first_so_that_a_stopped_matrix_is_balanced() -> None:
