@@ -20,9 +20,9 @@ PLACES = 6
 # What a row holds: where the crop begins (y, x) and how far it extends, in pixels of the stored
 # image; the three factors; hue (share of a circle), order, gray, number of the blur's kernel.
 COLUMNS = 11
+FACTORS, HUE, ORDER, GRAY, BLUR = 4, 7, 8, 9, 10  # the first column of each
 # Values that a thread of a CPU works on at once: so many float32 stay in its cache.
 CACHED = 200_000
-FACTORS, HUE, ORDER, GRAY, BLUR = 4, 7, 8, 9, 10  # the first column of each
 
 
 def row(chosen: ViewParameters, *, height: int, width: int, side: int) -> tuple[float, ...]:
