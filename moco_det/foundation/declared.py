@@ -63,10 +63,11 @@ def read(cls: type[Config], tree: Any, where: str) -> Config:
     if not isinstance(tree, dict):
         raise InputError(f"{where} is {tree!r}, wanted the keys {', '.join(keys)}")
     named = {str(key): value for key, value in tree.items()}
-    for key in (key for key, value in named.items() if value is None and key not in keys):
-        hint = did_you_mean(key, keys) or '; text with a comma stands in "quotes"'
-        raise InputError(f"unknown key {key} in {where}, without a value{hint}")
-    given = {k: _typed(keys, k, value, where) for k, value in named.items() if value is not None}
+    given = {
+        key: _typed(keys, key, value, where)
+        for key, value in named.items()
+        if value is not None or key not in keys
+    }
     try:
         return _build(cls, given)
     except InputError as error:
@@ -116,7 +117,8 @@ def check_value(name: str, value: Any, limits: Mapping[str, Any]) -> None:
 def _typed(keys: Mapping[str, Field[Any]], key: str, value: Any, where: str, text: str = "") -> Any:
     """`value` as the type of the key's default; a string key keeps the `text` that was typed."""
     if key not in keys:
-        raise InputError(f"unknown key {key} in {where}{did_you_mean(key, keys)}")
+        bare = ', without a value; text with a comma stands in "quotes"' if value is None else ""
+        raise InputError(f"unknown key {key} in {where}{did_you_mean(key, keys) or bare}")
     default = default_of(keys[key])
     if isinstance(default, str) and text:
         value = text

@@ -40,7 +40,7 @@ class Judged:
     comparison: Comparison
     trials: str
     seeds: int | None
-    learned: bool = True
+    learned: bool
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,7 @@ def findings(studies: Sequence[StudyPlan], matrix: Matrix, output: Path) -> list
                 where = APS.get(quantity.metric, ("probe", "top1"))
                 value = None if row is None else row.metric(*where)
                 reached = None if row is None else row.metric(where[0], "AP50")
-                if reached is not None and quantity in ap50:
+                if reached is not None:  # of a detector
                     ap50[quantity][seed] = reached
             if value is not None:
                 values[quantity][seed] = value

@@ -238,12 +238,12 @@ def _encoder(name: str, tree: Any, common: EncoderEntry, path: Path) -> StudyEnc
             raise InputError(f"{where} has weights: leave out config, set and random")
         given = entry.weights if is_address(entry.weights) else str(path.parent / entry.weights)
         return StudyEncoder(name, {}, weights=given, said=entry.weights)
-    said = ", ".join([entry.config, *(f"{k} {v}" for k, v in flatten(entry.set).items())])
-    said = said.removeprefix(", ")
+    own = [entry.config, *(f"{key} {value}" for key, value in flatten(entry.set).items())]
+    said = ", ".join(filter(None, own))
     keys = _pretraining(common, {"config": entry.config, "set": entry.set}, path)
     if entry.random:
-        own = {"ENCODER.ARCH": keys.get("ENCODER.ARCH")}
-        return StudyEncoder(name, own, random=True, said=said)
+        keys = {"ENCODER.ARCH": keys.get("ENCODER.ARCH")}
+        return StudyEncoder(name, keys, random=True, said=said)
     if not entry.config and not common.config:
         raise InputError(f"{where} has no 'config', a pre-training config's name or yaml file")
     arch = str(keys.get("ENCODER.ARCH", "resnet50"))
