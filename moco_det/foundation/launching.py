@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -96,6 +98,9 @@ def _process_group(
     import torch
     import torch.distributed as dist
 
+    # DistributedDataParallel imports it, and its functions' defaults then keep the group alive.
+    import torch.distributed.nn.functional
+
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     backend = "nccl" if device == "cuda" else "gloo"
@@ -109,8 +114,9 @@ def _process_group(
         ) from None
     try:
         yield
-    except Stopped:  # as all have agreed
-        dist.destroy_process_group()
+    except Stopped as stop:  # as all have agreed
+        traceback.clear_frames(stop.__traceback__)
+        _destroy_process_group()
         raise
     except RuntimeError as error:
         # gloo has no exception of its own
@@ -119,6 +125,17 @@ def _process_group(
         said = str(error).splitlines()[0]
         raise ProcessDied(f"lost another process, whose output says why ({said})") from None
     # In a run that fails its end closes the connections: NCCL would wait here for the others.
+    _destroy_process_group()
+
+
+def _destroy_process_group() -> None:
+    """Destroy the group, and with it gloo's threads, which live on where something refers to it.
+
+    One that releases a tensor while the interpreter ends aborts it (pytorch/pytorch#190489).
+    """
+    import torch.distributed as dist
+
+    gc.collect()  # parallel models refer to it, and may lie in cycles
     dist.destroy_process_group()
 
 

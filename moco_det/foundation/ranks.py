@@ -111,10 +111,12 @@ def describe_exit(code: int) -> str:
 def _wait(ranks: list[Rank]) -> None:
     """Until all have ended, or have had their time since the first of them ended badly."""
     passed_on, until = False, float("inf")
-    while running := [rank for rank in ranks if rank.process.is_alive()]:
-        wait([rank.process.sentinel for rank in running], timeout=0.2)
-        for rank in ranks:
+    while True:
+        running = [rank for rank in ranks if rank.process.is_alive()]
+        for rank in ranks:  # also at those that have just ended
             rank.look()
+        if not running:
+            return
         if stopping.asked() and not passed_on:
             passed_on = True
             for rank in running:
@@ -128,6 +130,7 @@ def _wait(ranks: list[Rank]) -> None:
             until = min(until, time.monotonic() + given)
         if time.monotonic() > until:
             return
+        wait([rank.process.sentinel for rank in running], timeout=0.2)
 
 
 def _enter(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2
 
+from moco_det.foundation import collectives  # noqa: E402
+from moco_det.foundation.launching import ProcessLayout, launch  # noqa: E402
 from moco_det.plugin.precise_bn import SyncedPreciseBN  # noqa: E402
 
 
@@ -22,26 +21,20 @@ def batches_of(rank: int, count: int = 3) -> list[Tensor]:
     return [5 * rank + torch.randn(4, 2, 3, 3, generator=random) for _ in range(count)]
 
 
-def estimate(rank: int, processes: int, url: str, folder: Path) -> None:
-    if processes > 1:
-        dist.init_process_group("gloo", init_method=url, rank=rank, world_size=processes)
+def estimate(folder: Path, rank: int | None = None) -> None:
+    rank = collectives.rank() if rank is None else rank
     layer = nn.BatchNorm2d(2).train()
     SyncedPreciseBN(0, layer, batches_of(rank), 3).update_stats()
     torch.save((layer.running_mean, layer.running_var), folder / f"{rank}.pt")
-    if processes > 1:
-        dist.destroy_process_group()
 
 
 def test_two_processes_agree_on_the_moments_of_all_their_batches(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        url = f"tcp://127.0.0.1:{s.getsockname()[1]}"
-    mp.spawn(estimate, (2, url, tmp_path), nprocs=2)
+    launch(estimate, (tmp_path,), ProcessLayout(2), "cpu")
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     alone = []
     for rank in range(2):
         (tmp_path / "alone").mkdir(exist_ok=True)
-        estimate(rank, 1, "", tmp_path / "alone")
+        estimate(tmp_path / "alone", rank)
         alone.append(torch.load(tmp_path / "alone" / f"{rank}.pt"))
     mean = (alone[0][0] + alone[1][0]) / 2
     square = sum(m**2 + v for m, v in alone) / 2

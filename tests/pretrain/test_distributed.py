@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from moco_det.foundation import collectives
 from moco_det.foundation.errors import InputError
+from moco_det.foundation.launching import ProcessLayout, launch
 from pretrain.build import build_method
 from pretrain.config import load_config
 from pretrain.encoders import ARCHITECTURES
@@ -124,24 +124,18 @@ def exchanged() -> dict[str, Any]:
     }
 
 
-def worker(rank: int, folder: str) -> None:
+def worker(folder: Path) -> None:
     torch.set_num_threads(1)
     ARCHITECTURES[SMALL] = SmallTrunk
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD
-    )
-    try:
-        found = {name: run(pairs) for name, pairs in VARIANTS.items()}
-        torch.save({"collectives": exchanged(), "runs": found}, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    found = {name: run(pairs) for name, pairs in VARIANTS.items()}
+    torch.save({"collectives": exchanged(), "runs": found}, folder / f"{collectives.rank()}.pt")
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found."""
     folder: Path = tmp_path_factory.mktemp("gloo")
-    torch.multiprocessing.spawn(worker, args=(str(folder),), nprocs=WORLD)
+    launch(worker, (folder,), ProcessLayout(WORLD), "cpu")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

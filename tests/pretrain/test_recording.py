@@ -65,6 +65,9 @@ def test_tensorboard_has_the_numbers_and_a_continued_run_replaces_what_it_repeat
         _, write = writers(tmp_path, first, TENSORBOARD=True)
         for iteration, loss in [(1, 5.0), (2, 4.0), (3, 3.0)]:
             write({"iteration": iteration, "loss": loss, "warning": "words stay out"})
+    # Files are read in the order of their names, which begin with the second they are made in.
+    (first_file,) = tmp_path.glob("events.*")
+    first_file.rename(tmp_path / "events.out.tfevents.0000000001")
     with ExitStack() as second:
         _, write = writers(tmp_path, second, TENSORBOARD=True, upto=1)
         write({"iteration": 2, "loss": 1.0})

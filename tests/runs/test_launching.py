@@ -8,15 +8,17 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from moco_det.foundation import collectives, stopping
 from moco_det.foundation.errors import InputError, ProcessDied
-from moco_det.foundation.launching import ProcessLayout, launch
-from moco_det.foundation.ranks import run_ranks
+from moco_det.foundation.launching import ProcessLayout, _process_group, launch
+from moco_det.foundation.ranks import Rank, run_ranks
 
 
 def start_another(folder: Path, others: int) -> None:
@@ -73,6 +75,56 @@ def test_a_process_that_dies_is_one_line_with_its_last_words_and_ends_the_others
     assert multiprocessing.active_children() == []
     # a lost connection is nothing to trace back
     assert capfd.readouterr().err.count("Traceback") == (how == "raises")
+
+
+def end_by_a_signal(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_death_of_the_last_process_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_too_early(rank: Rank) -> None:
+        look(rank)
+        rank.process.join()
+
+    look = Rank.look
+    monkeypatch.setattr(Rank, "look", look_too_early)
+    with pytest.raises(ProcessDied, match="killed by signal 9"):
+        run_ranks(end_by_a_signal, (), processes=1, first=0, total=1)
+
+
+def report_threads(folder: Path, stopped: bool) -> None:
+    """Train a parallel model in a group of one and write down the threads that outlive it."""
+
+    def train() -> None:
+        model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+        model.__dict__["trainer"] = [model]  # a cycle
+        model(torch.ones(1, 2)).sum().backward()
+        if stopped:
+            raise stopping.Stopped(signal.SIGTERM)
+
+    def threads() -> list[str]:
+        return sorted(f.read_text().strip() for f in Path("/proc/self/task").glob("*/comm"))
+
+    before = threads()
+    with (
+        suppress(stopping.Stopped),
+        _process_group("cpu", 0, 0, 1, init_method=f"file://{folder}/meet"),
+    ):
+        assert threads() != before
+        train()
+    (folder / "threads").write_text(f"{before}\n{threads()}")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_threads_of_a_group_end_with_it(stopped: bool, tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(
+        target=report_threads, args=(tmp_path, stopped)
+    )
+    process.start()
+    process.join()
+    before, after = (tmp_path / "threads").read_text().splitlines()
+    assert after == before
 
 
 def wait_for_a_stop(rank: int, folder: Path) -> None:
