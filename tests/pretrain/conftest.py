@@ -36,6 +36,7 @@ def tiny(class_folders: Path, tmp_path: Path) -> list[str]:
         "OUTPUT_DIR": tmp_path / "run",
         "SOLVER.BATCH": 8,
         "SOLVER.MAX_ITER": 4,
+        "ENCODER.ARCH": "resnet18_w0.25x",
         "ENCODER.BN_SPLITS": 2,
         "AUGMENT.SIZE": 32,
         "MOCO.K": 24,

@@ -101,7 +101,7 @@ def test_one_process_goes_on_with_the_shards_and_the_groups_of_two(
 def test_a_batch_in_parts_is_the_whole_batch(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "resnet18", SmallTrunk)
+    monkeypatch.setitem(ARCHITECTURES, "resnet18_w0.25x", SmallTrunk)
     found = []
     for parts in (1, 2):
         output = ["OUTPUT_DIR", str(tmp_path / str(parts)), "SOLVER.ACCUMULATE", str(parts)]

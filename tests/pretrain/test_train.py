@@ -21,7 +21,7 @@ def config(tiny: list[str], *pairs: object) -> Any:
 
 
 def test_a_run_leaves_the_checkpoint_of_the_contract(tiny: list[str]) -> None:
-    cfg = config(tiny)
+    cfg = config(tiny, "ENCODER.ARCH", "resnet18")
     path = train.train(cfg)
     assert path == Path(cfg.OUTPUT_DIR) / "checkpoint.pth"
     content = torch.load(path, weights_only=True)
