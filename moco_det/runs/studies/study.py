@@ -26,7 +26,7 @@ without pre-training, of the architecture of the others.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -186,6 +186,8 @@ def read_study(path: Path) -> StudyPlan:
         entry = declared.read(HypothesisEntry, tree, f"{path}: a hypothesis")
         claim = _claim(entry.claim, path)
         terms = [Term(t.factor, known(plan, t.quantity, path)) for t in claim.terms]
+        if len({term.quantity for term in terms}) < len(terms):
+            raise InputError(f"{path}: {claim.text!r} names a quantity twice: name each once")
         claim = Claim(claim.text, tuple(terms), claim.relation)
         if claim.relation == "~" and not entry.least:
             raise InputError(f"{path}: {claim.text!r} needs a 'least': how much is still equal")
@@ -241,6 +243,8 @@ def _encoder(name: str, tree: Any, common: EncoderEntry, path: Path) -> StudyEnc
     own = [entry.config, *(f"{key} {value}" for key, value in flatten(entry.set).items())]
     said = ", ".join(filter(None, own))
     keys = _pretraining(common, {"config": entry.config, "set": entry.set}, path)
+    if name == RANDOM and not entry.random:
+        raise InputError(f"{where} is the one without pre-training: choose another name")
     if entry.random:
         keys = {"ENCODER.ARCH": keys.get("ENCODER.ARCH")}
         return StudyEncoder(name, keys, random=True, said=said)
@@ -258,10 +262,8 @@ def _pretraining(common: EncoderEntry, own: Mapping[str, Any], path: Path) -> di
     keys: dict[str, Any] = {"METHOD": "moco"}
     if config:
         keys |= flatten(load_yaml(find_config(config, path.parent, patterns=PRETRAINING)))
-    keys |= {**flatten(common.set), **flatten(own.get("set") or {})}
-    for key in ("SEED", "OUTPUT_DIR"):
-        keys.pop(key, None)
-    return keys
+    changes = {**flatten(common.set), **flatten(own.get("set") or {})}
+    return _without(("SEED", "OUTPUT_DIR"), keys, changes, path)
 
 
 def _probe(entry: ProbeEntry, name: str, path: Path) -> ProbeEntry:
@@ -274,8 +276,18 @@ def _probe(entry: ProbeEntry, name: str, path: Path) -> ProbeEntry:
 
 def _setting(entry: DetectionEntry, path: Path) -> dict[str, Any]:
     keys = {} if not entry.config else flatten(load_yaml(find_config(entry.config, path.parent)))
-    keys |= flatten(entry.set)
+    keys = _without(RUN_KEYS, keys, flatten(entry.set), path)
     for key in ("DATASETS.TRAIN", "DATASETS.TEST"):
         if not keys.get(key):
             raise InputError(f"{path}: a setting has no {key}")
-    return {key: value for key, value in keys.items() if key not in RUN_KEYS}
+    return keys
+
+
+def _without(
+    own: Collection[str], keys: Mapping[str, Any], changes: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
+    """The changed keys of a config without a study's own; InputError where a study sets them."""
+    for key in changes:
+        if key in own:
+            raise InputError(f"{path}: {key} is set by the study for each start: take it out")
+    return {key: value for key, value in {**keys, **changes}.items() if key not in own}
