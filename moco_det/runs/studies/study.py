@@ -235,6 +235,8 @@ def _claim(text: str, path: Path) -> Claim:
 def _encoder(name: str, tree: Any, common: EncoderEntry, path: Path) -> StudyEncoder:
     where = f"{path}: the encoder {name}"
     entry = declared.read(EncoderEntry, tree, where)
+    if name == RANDOM and not entry.random:
+        raise InputError(f"{where} is the one without pre-training: choose another name")
     if entry.weights:
         if entry.config or entry.set or entry.random:
             raise InputError(f"{where} has weights: leave out config, set and random")
@@ -243,8 +245,6 @@ def _encoder(name: str, tree: Any, common: EncoderEntry, path: Path) -> StudyEnc
     own = [entry.config, *(f"{key} {value}" for key, value in flatten(entry.set).items())]
     said = ", ".join(filter(None, own))
     keys = _pretraining(common, {"config": entry.config, "set": entry.set}, path)
-    if name == RANDOM and not entry.random:
-        raise InputError(f"{where} is the one without pre-training: choose another name")
     if entry.random:
         keys = {"ENCODER.ARCH": keys.get("ENCODER.ARCH")}
         return StudyEncoder(name, keys, random=True, said=said)

@@ -162,6 +162,7 @@ def test_a_study_begun_on_a_gpu_is_gone_on_with_on_a_cpu(tmp_path: Path) -> None
         ),
         ({"hypotheses": [{"claim": "fast.knn > fast.knn"}]}, "names a quantity twice"),
         ({"encoders": {"random": {"set": {"MOCO.M": 1}}}}, "without pre-training: choose another"),
+        ({"encoders": {"random": {"weights": "a.pth"}}}, "without pre-training: choose another"),
         ({"encoders": {"fast": {"set": {"SEED": 1}}}}, "SEED is set by the study"),
         ({"pretraining": {"set": {"OUTPUT_DIR": "a"}}}, "OUTPUT_DIR is set by the study"),
         ({"settings": {"short": {"set": {"MODEL": {"WEIGHTS": "a"}}}}}, "WEIGHTS is set by"),
