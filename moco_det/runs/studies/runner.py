@@ -35,7 +35,7 @@ from moco_det.runs.suites.processes import (
 )
 from moco_det.runs.suites.runner import MatrixOutcome, failed_row
 
-LAST_PART = 0.2  # of a pre-training's log, of which its numbers are the mean
+A_FIFTH = 0.2  # of a pre-training's log: its last has the numbers, its first is the start
 
 
 @dataclass
@@ -259,8 +259,9 @@ def _warnings(trials: Iterable[str], output: Path) -> list[str]:
 def logged(piece: Piece, metric: str) -> float | None:
     """A number of a finished pre-training: the mean loss or accuracy of its log's last fifth.
 
-    "jitter" is what the loss changes by from one line of the whole log to the next: the root of
-    half the mean square, which for noise without a trend is its deviation.
+    "jitter" is what the loss changes by from one line of the log to the next, but for the first
+    fifth, in which it leaves chance: the root of half the mean square, which for noise without a
+    trend is its deviation.
     """
     log = read_log(piece.folder / "metrics.jsonl") or []
     if not log or log[-1]["iteration"] < piece.iterations:
@@ -269,6 +270,8 @@ def logged(piece: Piece, metric: str) -> float | None:
     series = [float(entry[name]) for entry in log if isinstance(entry.get(name), float | int)]
     if len(series) < 2:
         return None
+    part = round(A_FIFTH * len(series))
     if metric == "jitter":
+        series = series[part:]
         return (fmean((b - a) ** 2 for a, b in zip(series, series[1:], strict=False)) / 2) ** 0.5
-    return fmean(series[-max(1, round(LAST_PART * len(series))) :])
+    return fmean(series[-max(1, part) :])
