@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -272,6 +273,5 @@ def logged(piece: Piece, metric: str) -> float | None:
         return None
     part = round(A_FIFTH * len(series))
     if metric == "jitter":
-        series = series[part:]
-        return (fmean((b - a) ** 2 for a, b in zip(series, series[1:], strict=False)) / 2) ** 0.5
+        return (fmean((b - a) ** 2 for a, b in pairwise(series[part:])) / 2) ** 0.5
     return fmean(series[-max(1, part) :])
