@@ -30,7 +30,7 @@ demo: $(VENV)/.installed  ## convert, fine-tune, score, report; PRETRAIN=1 pre-t
 	$(BIN)/python tools/quickstart.py $(if $(PRETRAIN),--pretrain) $(ARGS)
 
 test: $(VENV)/.installed-dev  ## ruff, mypy and pytest
-	@{ $(lint); } & OMP_NUM_THREADS=1 $(LIMIT) $(BIN)/python -m pytest -n $(JOBS) $(ARGS); tests=$$?; \
+	@{ $(lint); } & OMP_NUM_THREADS=1 $(LIMIT) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS); tests=$$?; \
 	wait $$! && exit $$tests
 
 torture: $(VENV)/.installed-dev  ## 200 kills and 5,000 hostile inputs; goes on where it was stopped
@@ -60,15 +60,16 @@ $(VENV)/.created:
 	  "error: $(PYTHON) -m venv failed; on Debian and Ubuntu install python3-venv first" >&2; exit 1; }
 	@touch $@
 
+# Modules are compiled when they are first imported, not all of them here.
 $(VENV)/.installed: $(MANIFESTS) | $(VENV)/.created
 	@echo "Installing into $(VENV): several GB on Linux, where torch brings its CUDA libraries."
-	$(BIN)/python -m pip install -e .
+	$(BIN)/python -m pip install --no-compile -e .
 	@$(check)
 	@touch $@
 
 $(VENV)/.installed-dev: $(MANIFESTS) | $(VENV)/.created
 	@echo "Installing into $(VENV): several GB on Linux, where torch brings its CUDA libraries."
-	$(BIN)/python -m pip install -e '.[dev]'
+	$(BIN)/python -m pip install --no-compile -e '.[dev]'
 	@$(check)
 	@touch $@ $(VENV)/.installed
 

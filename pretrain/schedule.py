@@ -70,3 +70,24 @@ def make_schedule(solver: SolverArgs, *, total: int, steps: int) -> Callable[[in
     }
     rate, held = rates[solver.SCHEDULE], steps if solver.LR_UPDATE == "epoch" else 1
     return lambda i: rate(i // held * held) * min(1.0, (i + 1) / max(1, warmup))
+
+
+def schedule_warnings(solver: SolverArgs, *, total: int, steps: int) -> list[str]:
+    """What the rate never comes to in `total` iterations: a line for each."""
+    unit = steps if solver.EPOCHS else 1
+    lowered = {
+        f"MILESTONES {solver.MILESTONES}": unit * max([0, *solver.MILESTONES]),
+        f"GAMMA_EVERY {solver.GAMMA_EVERY}": solver.GAMMA_EVERY,
+    }
+    said = [
+        f"{total} iterations end before the rate is lowered by SOLVER.{key}: set it as well"
+        for key, last in lowered.items()
+        if last >= total
+    ]
+    warmup = solver.WARMUP_ITERS
+    if warmup >= total:
+        said.append(
+            f"{total} iterations end before the rate has risen to SOLVER.LR: lower "
+            f"SOLVER.WARMUP_ITERS {warmup}"
+        )
+    return said

@@ -36,6 +36,7 @@ from pretrain import checkpoints
 from pretrain.build import build_loop
 from pretrain.config import PretrainConfig
 from pretrain.loop import Loop, Writer
+from pretrain.schedule import schedule_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -220,5 +221,6 @@ def _announce(cfg: PretrainConfig, loop: Loop) -> None:
         logger.info("COMPILE: %s", how)
     for line in method.notes():
         logger.info("%s", line)
-    for line in method.warnings(batch=cfg.SOLVER.BATCH, images=images):
+    late = schedule_warnings(cfg.SOLVER, total=loop.total, steps=loop.epoch_steps)
+    for line in [*late, *method.warnings(batch=cfg.SOLVER.BATCH, images=images)]:
         logger.warning("%s", line)

@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         default_supervised=read.supervised,
         may_be_absent=args.dry_run,
     )
-    matrix.check_settings(read.settings, arms, engine=choice.engine)
+    for line in matrix.check_settings(read.settings, arms, engine=choice.engine):
+        print(f"warning: {line}", file=sys.stderr)
     seeds = matrix.read_seeds(args.seeds, read.seeds)
     runs = matrix.build_matrix(read.settings, arms, seeds, engine=choice.engine, only=args.only)
     slots = runner.read_slots(args.gpus, args.gpus_per_run, args.at_once)

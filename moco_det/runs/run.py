@@ -46,6 +46,7 @@ from moco_det.runs.row import (
 )
 from moco_det.settings.config import dump
 from moco_det.settings.engine import FINAL, Engine, PreparedRun, RunOptions
+from moco_det.settings.values import schedule_warnings
 from moco_det.settings.zoo import find_config
 from moco_det.weights.download import local_path
 
@@ -136,7 +137,7 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
                 f"SOLVER.MAX_ITER is {prepared.iterations}: give {prepared.trained} or more, or "
                 "choose another OUTPUT_DIR"
             )
-        warnings += check_unchanged(output, cfg)
+        warnings += schedule_warnings(prepared.cfg.SOLVER) + check_unchanged(output, cfg)
     if leader and options.results is not None:
         check_results(results)
     with claimed(output) if leader else nullcontext(), prepared.log_into(output):

@@ -94,6 +94,23 @@ def check_bounds(flat: Mapping[str, Any]) -> None:
         raise InputError("OUTPUT_DIR is empty: name the folder that the run is written into")
 
 
+def schedule_warnings(solver: Mapping[str, Any]) -> list[str]:
+    """What the learning rate never comes to, by the keys of SOLVER: a line for each."""
+    end, said = solver["MAX_ITER"], []
+    if solver["WARMUP_ITERS"] >= end:
+        said.append(
+            f"SOLVER.MAX_ITER {end} ends the run before the rate has risen to SOLVER.BASE_LR: set "
+            f"SOLVER.WARMUP_ITERS {solver['WARMUP_ITERS']} as well"
+        )
+    late = [step for step in solver["STEPS"] if step >= end]
+    if late and "Cosine" not in solver["LR_SCHEDULER_NAME"]:
+        said.append(
+            f"SOLVER.MAX_ITER {end} ends the run before the rate is lowered at "
+            f"{', '.join(map(str, late))}: set SOLVER.STEPS as well"
+        )
+    return said
+
+
 def _check_small_network(flat: Mapping[str, Any]) -> None:
     # its blocks have no groups and no width of their own: both would be passed over
     only = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64}

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
-from pretrain.schedule import SolverArgs, make_schedule
+from pretrain.schedule import SolverArgs, make_schedule, schedule_warnings
 
 
 def test_cosine_has_its_closed_form() -> None:
@@ -50,3 +51,21 @@ def test_a_warm_up_rises_linearly_to_the_schedule(update: str) -> None:
     assert rate(0) == pytest.approx(0.12 / 40)
     assert rate(19) == pytest.approx(plain(19) / 2)
     assert [rate(i) for i in range(39, 200)] == [plain(i) for i in range(39, 200)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "total", "said"),
+    [
+        ({"EPOCHS": 20, "SCHEDULE": "step", "MILESTONES": [12, 20]}, 140, "MILESTONES [12, 20]"),
+        ({"MAX_ITER": 9, "SCHEDULE": "exponential", "GAMMA_EVERY": 9}, 9, "GAMMA_EVERY 9"),
+        ({"MAX_ITER": 40, "WARMUP_ITERS": 40}, 40, "WARMUP_ITERS 40"),
+        ({"EPOCHS": 20, "SCHEDULE": "step", "MILESTONES": [12, 19]}, 140, ""),
+        ({"MAX_ITER": 10, "SCHEDULE": "exponential", "GAMMA_EVERY": 9}, 10, ""),
+        ({"MAX_ITER": 41, "WARMUP_ITERS": 40}, 41, ""),
+    ],
+)
+def test_what_the_rate_never_comes_to_is_a_warning(
+    keys: dict[str, Any], total: int, said: str
+) -> None:
+    found = schedule_warnings(SolverArgs(**keys), total=total, steps=7)
+    assert len(found) == bool(said) and said in "".join(found)

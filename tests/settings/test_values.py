@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from moco_det.foundation.errors import InputError
-from moco_det.settings.config import load_config
+from moco_det.settings.config import get_cfg, load_config
+from moco_det.settings.values import schedule_warnings
 
 BASE = Path(__file__).resolve().parents[2] / "configs" / "base" / "RCNN_FPN.yaml"
 DATA = ["DATASETS.TRAIN", "('train',)", "DATASETS.TEST", "('test',)", "MODEL.DEVICE", "cpu"]
@@ -133,3 +134,19 @@ def test_values_that_mean_something_stay(engine: str, tmp_path: Path) -> None:
         "MODEL: {PIXEL_STD: [1, 1, 1]}\nSOLVER: {WEIGHT_DECAY_NORM: , STEPS: [], WARMUP_ITERS: 0}",
     )
     assert list(cfg.MODEL.PIXEL_STD) == [1, 1, 1] and cfg.SOLVER.WEIGHT_DECAY_NORM is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"MAX_ITER": 9000, "STEPS": (6000, 60000, 80000)}, ["lowered at 60000, 80000"]),
+        ({"MAX_ITER": 500, "STEPS": ()}, ["set SOLVER.WARMUP_ITERS 1000"]),
+        ({"MAX_ITER": 500}, ["WARMUP_ITERS 1000", "lowered at 30000"]),
+        ({"MAX_ITER": 9000, "LR_SCHEDULER_NAME": "WarmupCosineLR"}, []),
+        ({"MAX_ITER": 30001}, []),
+    ],
+)
+def test_what_the_rate_never_comes_to_is_a_warning(keys: dict[str, Any], said: list[str]) -> None:
+    found = schedule_warnings({**get_cfg().SOLVER, **keys})
+    assert len(found) == len(said)
+    assert all(words in line for words, line in zip(said, found, strict=True))

@@ -37,15 +37,18 @@ ReadConfig = Callable[[None, Sequence[str]], Config]
 
 
 def check(matrix: Matrix, *, engine: str, read_config: ReadConfig[Any]) -> None:
-    """InputError for what a piece would refuse, before the first one runs."""
+    """InputError for what a piece would refuse, before the first one runs; it prints warnings."""
     if not matrix.pieces:
         raise InputError("no piece is left: --only names a TRIAL as --slurm writes it to runs.txt")
     for encoder, words in _pretrainings(matrix.pieces):
         with _naming(f"the encoder {encoder}"):
             read_config(None, words)
     runs = [piece.run for piece in matrix.pieces if piece.run]
+    warnings: dict[str, None] = {}
     for run in {(run.setting.name, run.arm.name): run for run in runs}.values():
-        check_settings([run.setting], [run.arm], engine=engine)
+        warnings |= dict.fromkeys(check_settings([run.setting], [run.arm], engine=engine))
+    for line in warnings:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _pretrainings(pieces: Sequence[Piece]) -> Iterator[tuple[str, list[str]]]:

@@ -31,6 +31,7 @@ from moco_det.runs.row import version_of
 from moco_det.runs.suites.suite import MOST_SEEDS, NAME, SuiteSetting
 from moco_det.runs.weights_file import ready_weights
 from moco_det.settings.config import check, get_cfg, merge, set_values
+from moco_det.settings.values import schedule_warnings
 from moco_det.weights.architectures import detector_keys
 from moco_det.weights.backbone import load_backbone
 from moco_det.weights.download import is_address
@@ -173,11 +174,12 @@ def read_arms(
 
 def check_settings(
     settings: Sequence[SuiteSetting], arms: Sequence[SuiteArm], *, engine: str
-) -> None:
+) -> list[str]:
     """InputError, before the first run, for a setting without data or that an engine refuses.
 
-    And for weights of another backbone than a setting's.
+    And for weights of another backbone than a setting's. Returns warnings.
     """
+    warnings = []
     for setting in settings:
         if not all(setting.keys.get(f"DATASETS.{part}") for part in ("TRAIN", "TEST")):
             raise InputError(f"the setting {setting.name} names no data: give --data TRAIN TEST")
@@ -188,6 +190,9 @@ def check_settings(
             merge(cfg, nest(setting.keys), source=f"the suite's setting {setting.name}")
             arm = next((arm for arm in arms if not leaves_out(setting, arm)), arms[0])
             check(set_values(cfg, [WEIGHTS_KEY, str(arm.weights or "")]))
+        solver = {key: setting.keys.get(f"SOLVER.{key}", v) for key, v in get_cfg().SOLVER.items()}
+        warnings += [f"the setting {setting.name}: {one}" for one in schedule_warnings(solver)]
+    return warnings
 
 
 def leaves_out(setting: SuiteSetting, arm: SuiteArm) -> bool:

@@ -180,12 +180,21 @@ def test_a_setting_with_a_frozen_backbone_has_no_random_arm() -> None:
         SuiteArm("random", None, None, {}),
         SuiteArm("moco", Path("moco.pkl"), "a" * 64, {}),
     )
-    check_settings(settings, [random, moco], engine="standalone")
+    assert not check_settings(settings, [random, moco], engine="standalone")
     runs = build_matrix(settings, [random, moco], [0], engine="standalone")
     found = [(run.setting.name, run.arm.name) for run in runs]
     assert found == [("full", "random"), ("full", "moco"), ("frozen", "moco")]
     with pytest.raises(InputError, match="FREEZE_AT 5 would freeze randomly initialised stages"):
         check_settings(settings, [random], engine="standalone")
+
+
+@pytest.mark.parametrize("engine", ["standalone", "detectron2"])
+def test_a_setting_that_never_lowers_its_rate_is_a_warning(engine: str) -> None:
+    keys = {"DATASETS.TRAIN": ["a"], "DATASETS.TEST": ["b"], "SOLVER.MAX_ITER": 9000}
+    settings = [SuiteSetting("short", {**ARCHITECTURES["resnet50"].keys, **keys})]
+    moco = SuiteArm("moco", Path("moco.pkl"), "a" * 64, {})
+    (line,) = check_settings(settings, [moco], engine=engine)
+    assert line.startswith("the setting short: SOLVER.MAX_ITER 9000") and "at 30000" in line
 
 
 def test_seeds_are_read_or_refused() -> None:
