@@ -80,7 +80,7 @@ def schedule_warnings(solver: SolverArgs, *, total: int, steps: int) -> list[str
         f"GAMMA_EVERY {solver.GAMMA_EVERY}": solver.GAMMA_EVERY,
     }
     said = [
-        f"{total} iterations end before the rate is lowered by SOLVER.{key}: set it as well"
+        f"{total} iterations end before the rate is lowered by SOLVER.{key}: set it lower"
         for key, last in lowered.items()
         if last >= total
     ]
@@ -88,6 +88,6 @@ def schedule_warnings(solver: SolverArgs, *, total: int, steps: int) -> list[str
     if warmup >= total:
         said.append(
             f"{total} iterations end before the rate has risen to SOLVER.LR: lower "
-            f"SOLVER.WARMUP_ITERS {warmup}"
+            f"SOLVER.WARMUP_ITERS, which is {warmup}"
         )
     return said

@@ -83,7 +83,7 @@ def judge(hypothesis: Hypothesis, values: Values, ap50: Values) -> Judged:
         needed = seeds_needed(size, found.deviation)
     learned = _learned(claim, ap50)
     verdict = _verdict(claim.relation, least, found) if learned else UNDECIDED
-    return Judged(hypothesis, verdict, found, trials, needed, learned)
+    return Judged(hypothesis, verdict, found, trials, needed if learned else None, learned)
 
 
 def _learned(claim: Claim, ap50: Values) -> bool:

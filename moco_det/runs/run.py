@@ -137,7 +137,9 @@ def run(cfg: CfgNode, options: RunOptions, engine: Engine) -> dict[str, Any]:
                 f"SOLVER.MAX_ITER is {prepared.iterations}: give {prepared.trained} or more, or "
                 "choose another OUTPUT_DIR"
             )
-        warnings += schedule_warnings(prepared.cfg.SOLVER) + check_unchanged(output, cfg)
+        warnings += check_unchanged(output, cfg)
+    if not options.eval_only:
+        warnings += schedule_warnings(prepared.cfg.SOLVER)
     if leader and options.results is not None:
         check_results(results)
     with claimed(output) if leader else nullcontext(), prepared.log_into(output):

@@ -99,14 +99,14 @@ def schedule_warnings(solver: Mapping[str, Any]) -> list[str]:
     end, said = solver["MAX_ITER"], []
     if solver["WARMUP_ITERS"] >= end:
         said.append(
-            f"SOLVER.MAX_ITER {end} ends the run before the rate has risen to SOLVER.BASE_LR: set "
-            f"SOLVER.WARMUP_ITERS {solver['WARMUP_ITERS']} as well"
+            f"SOLVER.MAX_ITER {end} ends the run before the rate has risen to SOLVER.BASE_LR: "
+            f"lower SOLVER.WARMUP_ITERS, which is {solver['WARMUP_ITERS']}"
         )
     late = [step for step in solver["STEPS"] if step >= end]
     if late and "Cosine" not in solver["LR_SCHEDULER_NAME"]:
         said.append(
             f"SOLVER.MAX_ITER {end} ends the run before the rate is lowered at "
-            f"{', '.join(map(str, late))}: set SOLVER.STEPS as well"
+            f"{', '.join(map(str, late))}: lower SOLVER.STEPS"
         )
     return said
 

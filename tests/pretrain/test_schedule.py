@@ -58,7 +58,7 @@ def test_a_warm_up_rises_linearly_to_the_schedule(update: str) -> None:
     [
         ({"EPOCHS": 20, "SCHEDULE": "step", "MILESTONES": [12, 20]}, 140, "MILESTONES [12, 20]"),
         ({"MAX_ITER": 9, "SCHEDULE": "exponential", "GAMMA_EVERY": 9}, 9, "GAMMA_EVERY 9"),
-        ({"MAX_ITER": 40, "WARMUP_ITERS": 40}, 40, "WARMUP_ITERS 40"),
+        ({"MAX_ITER": 40, "WARMUP_ITERS": 40}, 40, "WARMUP_ITERS, which is 40"),
         ({"EPOCHS": 20, "SCHEDULE": "step", "MILESTONES": [12, 19]}, 140, ""),
         ({"MAX_ITER": 10, "SCHEDULE": "exponential", "GAMMA_EVERY": 9}, 10, ""),
         ({"MAX_ITER": 41, "WARMUP_ITERS": 40}, 41, ""),

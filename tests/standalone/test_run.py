@@ -143,6 +143,14 @@ def test_the_row_says_what_was_run(finished: Path) -> None:
     assert row["output_dir"] == "." and row["command"] == "the command"
     assert row["dataset"]["train_images"] == 8 and row["dataset"]["test_images"] == 4
     assert "MAX_ITER: 4" in row["config"] and set(row["metrics"]) == {"bbox", "segm"}
+    assert row["warnings"] == []
+
+
+def test_the_row_says_what_the_rate_never_came_to(painted: ScenesPaths, tmp_path: Path) -> None:
+    run(on_scenes(painted, tmp_path / "short", {"SOLVER.MAX_ITER": "2"}), RunOptions("R18_FPN"))
+    (row,) = read_rows([tmp_path / "short" / "results.jsonl"]).rows
+    risen, lowered = row.data["warnings"]
+    assert "lower SOLVER.WARMUP_ITERS, which is 2" in risen and "lowered at 3" in lowered
 
 
 def test_predictions_are_coco_rows_in_the_pixels_of_the_images(finished: Path) -> None:

@@ -22,7 +22,7 @@ pretraining:
   set:
     ENCODER: {ARCH: resnet18_w0.25x, DIM: 16}
     DATA.PATH: $photos
-    SOLVER: {MAX_ITER: 2, BATCH: 8}
+    SOLVER: {MAX_ITER: 2, BATCH: 8, WARMUP_ITERS: 2}
     MOCO.K: 16
     AUGMENT.SIZE: 32
     TENSORBOARD: False
@@ -63,6 +63,7 @@ def test_a_study_is_run_judged_and_not_run_again(
     assert "3 pieces of 3 left" in said and "undecided moco.knn > random.knn" in said
     assert "question: not run, as no claim or measure names it: idle" in said
     assert "warning   moco: MOCO.K 16 is more than the 12 images" in said
+    assert "warning   moco: 2 iterations end before the rate has risen to SOLVER.LR" in said
     rows = read_rows([tmp_path / "out"]).rows
     assert [row.arm for row in rows] == ["moco", "random"]
     assert rows[0].data["run"].startswith("knn_moco_seed0_")
@@ -110,6 +111,8 @@ def test_a_job_array_has_a_task_per_start_of_an_encoder_which_the_study_takes(
     capsys.readouterr()
     assert cli.main(["study", *task[4:], "--dry-run"]) == 0
     assert "2 pieces of 2 left" in capsys.readouterr().out
+    assert cli.main([*words, "--only", "moco_seed0"]) == 2
+    assert f"--only moco_seed0: no such trial; there are {tasks[0]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("12m", 720), ("1.5h", 5400)])

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,15 +38,14 @@ ReadConfig = Callable[[None, Sequence[str]], Config]
 
 def check(matrix: Matrix, *, engine: str, read_config: ReadConfig[Any]) -> None:
     """InputError for what a piece would refuse, before the first one runs; it prints warnings."""
-    if not matrix.pieces:
-        raise InputError("no piece is left: --only names a TRIAL as --slurm writes it to runs.txt")
     for encoder, words in _pretrainings(matrix.pieces):
         with _naming(f"the encoder {encoder}"):
             read_config(None, words)
     runs = [piece.run for piece in matrix.pieces if piece.run]
     warnings: dict[str, None] = {}
     for run in {(run.setting.name, run.arm.name): run for run in runs}.values():
-        warnings |= dict.fromkeys(check_settings([run.setting], [run.arm], engine=engine))
+        setting = replace(run.setting, name=run.setting.name.rpartition("-")[0])
+        warnings |= dict.fromkeys(check_settings([setting], [run.arm], engine=engine))
     for line in warnings:
         print(f"warning: {line}", file=sys.stderr)
 
