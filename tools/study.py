@@ -83,9 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.slurm:
         left, gpus = flow.trials_left(made, output), int(bool(args.gpus))
         submit(args, given, left, output, tool="study", engine=choice.engine, gpus=gpus)
-        print(
-            f"when they have ended, see its report with: {command('study', *args.studies, '-o', output)}"
-        )
+        again = command("study", *args.studies, "-o", output)
+        print(f"when they have ended, see its report with: {again}")
         return 0
     data.make()
     flow.check_data(
