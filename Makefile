@@ -45,7 +45,7 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy alone
 	$(lint)
 
 coverage: $(VENV)/.installed-dev  ## the tests with a table of lines that none of them reached
-	OMP_NUM_THREADS=1 $(LIMIT) $(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(LIMIT) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov --cov-report=term $(ARGS)
 
 install: $(VENV)/.installed  ## .venv with what the commands need
 install-dev: $(VENV)/.installed-dev  ## .venv with what the tests need as well

@@ -74,18 +74,19 @@ def make_schedule(solver: SolverArgs, *, total: int, steps: int) -> Callable[[in
 
 def schedule_warnings(solver: SolverArgs, *, total: int, steps: int) -> list[str]:
     """What the rate never comes to in `total` iterations: a line for each."""
-    unit = steps if solver.EPOCHS else 1
+    unit, held = (steps if one else 1 for one in (solver.EPOCHS, solver.LR_UPDATE == "epoch"))
+    end = (total - 1) // held * held  # the last iteration at which the rate changes
     lowered = {
         f"MILESTONES {solver.MILESTONES}": unit * max([0, *solver.MILESTONES]),
         f"GAMMA_EVERY {solver.GAMMA_EVERY}": solver.GAMMA_EVERY,
     }
     said = [
-        f"{total} iterations end before the rate is lowered by SOLVER.{key}: set it lower"
+        f"{total} iterations end before the rate is lowered by the last of SOLVER.{key}: lower it"
         for key, last in lowered.items()
-        if last >= total
+        if last > end
     ]
     warmup = solver.WARMUP_ITERS
-    if warmup >= total:
+    if warmup > total:
         said.append(
             f"{total} iterations end before the rate has risen to SOLVER.LR: lower "
             f"SOLVER.WARMUP_ITERS, which is {warmup}"

@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.slurm:
         left, gpus = flow.trials_left(made, output), int(bool(args.gpus))
         submit(args, given, left, output, tool="study", engine=choice.engine, gpus=gpus)
-        again = command("study", *args.studies, "-o", output)
+        words = [one for one in given if one != "--slurm" and not one.startswith("--sbatch")]
+        again = command("study", *words)
         print(f"when they have ended, see its report with: {again}")
         return 0
     data.make()

@@ -103,7 +103,7 @@ def schedule_warnings(solver: Mapping[str, Any]) -> list[str]:
             f"lower SOLVER.WARMUP_ITERS, which is {solver['WARMUP_ITERS']}"
         )
     late = [step for step in solver["STEPS"] if step >= end]
-    if late and "Cosine" not in solver["LR_SCHEDULER_NAME"]:
+    if late and solver["LR_SCHEDULER_NAME"] == "WarmupMultiStepLR":
         said.append(
             f"SOLVER.MAX_ITER {end} ends the run before the rate is lowered at "
             f"{', '.join(map(str, late))}: lower SOLVER.STEPS"

@@ -58,10 +58,20 @@ def test_a_warm_up_rises_linearly_to_the_schedule(update: str) -> None:
     [
         ({"EPOCHS": 20, "SCHEDULE": "step", "MILESTONES": [12, 20]}, 140, "MILESTONES [12, 20]"),
         ({"MAX_ITER": 9, "SCHEDULE": "exponential", "GAMMA_EVERY": 9}, 9, "GAMMA_EVERY 9"),
-        ({"MAX_ITER": 40, "WARMUP_ITERS": 40}, 40, "WARMUP_ITERS, which is 40"),
+        ({"MAX_ITER": 40, "WARMUP_ITERS": 41}, 40, "WARMUP_ITERS, which is 41"),
+        (
+            {"MAX_ITER": 9, "SCHEDULE": "step", "MILESTONES": [8], "LR_UPDATE": "epoch"},
+            9,
+            "MILESTONES [8]",  # the rate of the second epoch is that of iteration 7
+        ),
         ({"EPOCHS": 20, "SCHEDULE": "step", "MILESTONES": [12, 19]}, 140, ""),
         ({"MAX_ITER": 10, "SCHEDULE": "exponential", "GAMMA_EVERY": 9}, 10, ""),
-        ({"MAX_ITER": 41, "WARMUP_ITERS": 40}, 41, ""),
+        ({"MAX_ITER": 40, "WARMUP_ITERS": 40}, 40, ""),
+        (
+            {"MAX_ITER": 9, "SCHEDULE": "step", "MILESTONES": [7], "LR_UPDATE": "epoch"},
+            9,
+            "",
+        ),
     ],
 )
 def test_what_the_rate_never_comes_to_is_a_warning(

@@ -143,6 +143,7 @@ def test_values_that_mean_something_stay(engine: str, tmp_path: Path) -> None:
         ({"MAX_ITER": 500, "STEPS": ()}, ["lower SOLVER.WARMUP_ITERS, which is 1000"]),
         ({"MAX_ITER": 500}, ["which is 1000", "lowered at 30000"]),
         ({"MAX_ITER": 9000, "LR_SCHEDULER_NAME": "WarmupCosineLR"}, []),
+        ({"MAX_ITER": 9000, "LR_SCHEDULER_NAME": "WarmupStepWithFixedGammaLR"}, []),
         ({"MAX_ITER": 30001}, []),
     ],
 )

@@ -22,7 +22,7 @@ pretraining:
   set:
     ENCODER: {ARCH: resnet18_w0.25x, DIM: 16}
     DATA.PATH: $photos
-    SOLVER: {MAX_ITER: 2, BATCH: 8, WARMUP_ITERS: 2}
+    SOLVER: {MAX_ITER: 2, BATCH: 8, WARMUP_ITERS: 3}
     MOCO.K: 16
     AUGMENT.SIZE: 32
     TENSORBOARD: False
@@ -108,11 +108,13 @@ def test_a_job_array_has_a_task_per_start_of_an_encoder_which_the_study_takes(
     (line,) = [line for line in script.splitlines() if "moco_det_tools.study" in line]
     task = shlex.split(line.replace('"$run" &', tasks[0]))
     assert task[0] == "CUDA_VISIBLE_DEVICES="  # another device would make other pieces
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    assert f"see its report with: moco-det {shlex.join(words)}\n" in said
     assert cli.main(["study", *task[4:], "--dry-run"]) == 0
     assert "2 pieces of 2 left" in capsys.readouterr().out
-    assert cli.main([*words, "--only", "moco_seed0"]) == 2
-    assert f"--only moco_seed0: no such trial; there are {tasks[0]}" in capsys.readouterr().err
+    assert cli.main([*words, "--only", tasks[0][:-1]]) == 2
+    said = capsys.readouterr().err
+    assert f"--only {tasks[0][:-1]}: no such trial: did you mean {tasks[0]}?" in said
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("12m", 720), ("1.5h", 5400)])

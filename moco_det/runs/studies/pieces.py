@@ -17,7 +17,7 @@ from typing import Any
 from moco_det import __version__
 from moco_det.foundation.atomic import make_folder, write_text
 from moco_det.foundation.errors import InputError
-from moco_det.foundation.strict_yaml import nest
+from moco_det.foundation.strict_yaml import did_you_mean, nest
 from moco_det.results.claims import Quantity
 from moco_det.runs.row import version_of
 from moco_det.runs.studies.data_sets import StudyData
@@ -75,7 +75,7 @@ class Matrix:
         """The pieces of one trial; InputError where there is none of this name."""
         known = dict.fromkeys(one.trial for one in self.pieces)
         if trial not in known:
-            raise InputError(f"--only {trial}: no such trial; there are {', '.join(known)}")
+            raise InputError(f"--only {trial}: no such trial{did_you_mean(trial, known, 3)}")
         return replace(self, pieces=[one for one in self.pieces if one.trial == trial])
 
 

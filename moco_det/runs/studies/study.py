@@ -5,7 +5,7 @@
     data:
       world: {painted: {seed: 11}}             # made here; or {}: --data world=DIR
     pretraining:                               # of every encoder that does not say otherwise
-      config: quick/demo_moco_r18
+      config: demo_moco_r18
       set: {DATA.PATH: $world/scenes/unlabelled, SOLVER.MAX_ITER: 600}
     encoders:
       fast: {set: {MOCO.M: 0.97}}
@@ -14,7 +14,7 @@
       knn: {protocol: knn, train: $world/crops/train, test: $world/crops/test, options: {k: 10}}
     settings:
       painted:
-        config: quick/demo_R18_FPN
+        config: demo_R18_FPN
         set: {DATASETS.TRAIN: [...], DATASETS.TEST: [...], MODEL.ROI_HEADS.NUM_CLASSES: 4}
     hypotheses:
       - {claim: fast.AP > slow.AP, least: 1.0}

@@ -190,8 +190,8 @@ def check_settings(
             merge(cfg, nest(setting.keys), source=f"the suite's setting {setting.name}")
             arm = next((arm for arm in arms if not leaves_out(setting, arm)), arms[0])
             check(set_values(cfg, [WEIGHTS_KEY, str(arm.weights or "")]))
-        solver = {key: setting.keys.get(f"SOLVER.{key}", v) for key, v in get_cfg().SOLVER.items()}
-        warnings += [f"the setting {setting.name}: {one}" for one in schedule_warnings(solver)]
+            late = schedule_warnings(cfg.SOLVER)
+            warnings += [f"the setting {setting.name}: {one}" for one in late]
     return warnings
 
 

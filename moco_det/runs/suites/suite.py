@@ -5,7 +5,7 @@
     settings:
       - name: voc_R50_C4_24k        # of the runs' folders and the rows' config_name
         config: ../base/RCNN_C4.yaml
-        set: {SOLVER.MAX_ITER: 24000}
+        set: {SOLVER: {MAX_ITER: 24000, STEPS: [18000, 22000]}}
 
 Paths are relative to the file; `config` may also be a name of moco_det.zoo.names().
 """
