@@ -60,16 +60,15 @@ $(VENV)/.created:
 	  "error: $(PYTHON) -m venv failed; on Debian and Ubuntu install python3-venv first" >&2; exit 1; }
 	@touch $@
 
-# Modules are compiled when they are first imported, not all of them here.
 $(VENV)/.installed: $(MANIFESTS) | $(VENV)/.created
 	@echo "Installing into $(VENV): several GB on Linux, where torch brings its CUDA libraries."
-	$(BIN)/python -m pip install --no-compile -e .
+	$(BIN)/python -m pip install -e .
 	@$(check)
 	@touch $@
 
 $(VENV)/.installed-dev: $(MANIFESTS) | $(VENV)/.created
 	@echo "Installing into $(VENV): several GB on Linux, where torch brings its CUDA libraries."
-	$(BIN)/python -m pip install --no-compile -e '.[dev]'
+	$(BIN)/python -m pip install -e '.[dev]'
 	@$(check)
 	@touch $@ $(VENV)/.installed
 
