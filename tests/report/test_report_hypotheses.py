@@ -180,7 +180,7 @@ def test_where_nobody_has_learned_to_detect_nothing_is_decided() -> None:
     hypothesis = Hypothesis(read_claim("a.AP at six > b.AP at six"), 1)
     assert judge(hypothesis, found, {a: high, b: low}).verdict == HELD
     idle = judge(hypothesis, found, {a: low, b: low})
-    assert idle.verdict == UNDECIDED
+    assert idle.verdict == UNDECIDED and idle.seeds is None
     assert lines(Study("s", "?", "", [idle], found, {}))[1].endswith(
         "(AP50 below 5: nothing learned)"
     )

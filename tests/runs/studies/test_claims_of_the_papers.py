@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ STUDIES = [name for name in names(["studies/**/*.yaml"]) if not name.endswith("/
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_that_ships_is_one_and_all_its_pieces_can_be_made(
-    name: str, tmp_path: Path
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = find_study(name.removeprefix("studies/"))
     header = file.read_text("utf-8").splitlines()[:4]
@@ -38,5 +39,18 @@ def test_a_study_that_ships_is_one_and_all_its_pieces_can_be_made(
     matrix = build_pieces([plan], Path("out"), data, seeds=[0], engine="standalone", device="cpu")
     flow.check_probes([plan], PROTOCOLS, read_probe)
     flow.check(matrix, engine="standalone", read_config=load_config)
+    assert not capsys.readouterr().err
     used = {quantity.encoder for quantity in plan.quantities} | {"random"}
     assert used == set(plan.encoders)  # an encoder that no claim is about is a slip of the pen
+
+
+def test_a_setting_that_never_lowers_its_rate_is_one_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = read_study(find_study("moco_claims/detection"))
+    keys = {**plan.settings["painted"], "SOLVER.MAX_ITER": 100}
+    plan, data = replace(plan, settings={"painted": keys}), read_data([plan], [], Path("out"))
+    matrix = build_pieces([plan], Path("out"), data, seeds=[0], engine="standalone", device="cpu")
+    flow.check(matrix, engine="standalone", read_config=load_config)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the setting painted: SOLVER.MAX_ITER 100 ends the run before")
